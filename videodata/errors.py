@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A problem outside the code: a bad file, flag or environment. Scripts print its one line and exit with status 2."""
+    """A problem outside the code: a bad file, flag or environment. Scripts print its one line and exit with 2."""
 
 
 class VideoError(UserError):
