@@ -1,0 +1,104 @@
+"""Rules that hold for the whole repository: who may import whom, sizes, safe loading, and a README that is true."""
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_GROUND = {"videodata", "training", "losses"}
+MODELS = {"video_vae", "vqgan", "lvt", "vvae"}
+ALLOWED_IMPORTS = {
+    **{name: SHARED_GROUND for name in SHARED_GROUND},
+    **{name: SHARED_GROUND | {"evaluation"} for name in MODELS},
+    "evaluation": SHARED_GROUND,
+    "flow_pred": SHARED_GROUND | {"evaluation", "vqgan", "vvae"},
+}
+PACKAGES = [name for name in ALLOWED_IMPORTS if (ROOT / name).is_dir()]
+SOURCES = sorted(
+    path for path in ROOT.rglob("*.py") if not {".venv", "runs", "data", ".git"} & set(path.relative_to(ROOT).parts)
+)
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level names that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_folder_imports_only_from_the_floors_below(package):
+    """Shared packages never import a model, models never import scripts, and no model imports its neighbour."""
+    ours = set(ALLOWED_IMPORTS) | {"scripts", "main", "prepare_ucf101", "benchmarks", "tests"}
+    for path in (ROOT / package).rglob("*.py"):
+        allowed = ALLOWED_IMPORTS[package] | {package}
+        if package == "vvae" and path.name != "train.py":
+            allowed = {"vvae"}
+        stray = (imported_packages(path) & ours) - allowed
+        assert not stray, f"{path.relative_to(ROOT)} imports {sorted(stray)}"
+
+
+def test_files_and_functions_stay_readable():
+    """No source file is longer than 500 lines and no function longer than 100."""
+    for path in SOURCES:
+        text = path.read_text()
+        assert text.count("\n") <= 500, f"{path.relative_to(ROOT)} is too long"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = node.end_lineno - node.lineno + 1
+                assert length <= 100, f"{path.relative_to(ROOT)}: {node.name} has {length} lines"
+
+
+def test_checkpoints_are_only_ever_read_as_data():
+    """Every torch.load in the repository passes weights_only=True."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert keywords.get("weights_only") == "True", f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def documented_commands() -> list[tuple[str, str, list[str]]]:
+    """(page, script, flags) of every `python ...` line in the code blocks of the README and of docs/."""
+    commands = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                match = re.match(
+                    r"\s*(?:\S+=\S+ )*(?:torchrun\b.*?|\S*python3?) ((?:-m )?[\w./]+)(.*)", line.split("#")[0]
+                )
+                if match and not match[1].startswith("-m pip"):
+                    flags = re.findall(r"(?<!\S)--[\w-]+", match[2])
+                    commands.append((page.name, match[1].strip(), flags))
+    return commands
+
+
+@cache
+def help_text(script: str, subcommand: str = "") -> str:
+    command = [sys.executable, *script.split(), *([subcommand] if subcommand else []), "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{script} --help failed: {result.stderr[-300:]}"
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_every_documented_command_exists_with_its_flags():
+    """A script or flag that the README or docs/ name is there."""
+    for page, script, flags in documented_commands():
+        if not script.startswith("-m"):
+            assert (ROOT / script).is_file(), f"{page} names {script}, which does not exist"
+        text = help_text(script)
+        subcommands = re.search(r"\{([\w,]+)\}", text)
+        if subcommands and any(flag not in text for flag in flags):
+            text += "".join(help_text(script, name) for name in subcommands[1].split(","))
+        for flag in flags:
+            assert re.search(rf"{flag}\b", text), f"{page} uses {script} {flag}, which does not exist"
