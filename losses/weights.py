@@ -1,0 +1,174 @@
+"""Weight files of pretrained feature networks: which exist, where they are looked for, and how they get there.
+
+Look-up order: a path that the caller names (file or folder), `$VIDEOGEN_WEIGHTS`, `~/.cache/videogen/weights`, the
+torch hub cache. A file that the caller names is used as it is; a file found by its name must have its SHA-256.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import logging
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from videodata.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT_VARIABLE = "VIDEOGEN_WEIGHTS"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One published file of pretrained weights."""
+
+    filename: str
+    url: str
+    megabytes: int  # for messages; the hash is what is checked
+    sha256: str  # a prefix of the hexadecimal digest is enough
+    purpose: str
+
+
+WEIGHT_FILES = {
+    "vgg16": WeightFile(
+        filename="vgg16-397923af.pth",
+        url="https://download.pytorch.org/models/vgg16-397923af.pth",
+        megabytes=528,
+        sha256="397923af",
+        purpose="the VGG-16 perceptual losses and LPIPS-vgg",
+    ),
+    "alexnet": WeightFile(
+        filename="alexnet-owt-7be5be79.pth",
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        megabytes=233,
+        sha256="7be5be79",
+        purpose="LPIPS-alex",
+    ),
+}
+
+LPIPS_HEADS_SHA256 = {  # linear heads v0.1, shipped inside the lpips package
+    "vgg": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    "alex": "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+}
+
+
+def weights_folder() -> Path:
+    """The folder where weight files belong: `$VIDEOGEN_WEIGHTS`, else `~/.cache/videogen/weights`."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "videogen" / "weights"
+
+
+def find_weights(name: str, path: Path | str | None = None, download: bool = True) -> Path:
+    """Path of the weight file `name` (a key of WEIGHT_FILES), downloaded on first use.
+
+    `path`: a file to use as it is, or a folder to look in first. Raises UserError in one line when the file is
+    nowhere and cannot be downloaded, or when a file of that name has another content.
+    """
+    entry = WEIGHT_FILES[name]
+    if path is not None and Path(path).is_file():
+        return Path(path)
+    if path is not None and not Path(path).is_dir():
+        raise UserError(f"{path}: no such file or folder of weights; {entry.filename} is needed for {entry.purpose}")
+    for folder in _search_folders(path):
+        if (folder / entry.filename).is_file():
+            return _checked(folder / entry.filename, entry)
+    if not download:
+        raise UserError(_missing(entry, "it may not be downloaded here"))
+    return _download(entry, weights_folder())
+
+
+def find_lpips_heads(net: str) -> Path:
+    """Path of the linear heads of LPIPS v0.1 inside the installed lpips package; the package is not imported."""
+    package = importlib.util.find_spec("lpips")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("LPIPS needs the lpips package, which holds its linear heads: pip install lpips")
+    path = Path(package.submodule_search_locations[0]) / "weights" / "v0.1" / f"{net}.pth"
+    if not path.is_file() or file_sha256(path) != LPIPS_HEADS_SHA256[net]:
+        raise UserError(f"{path}: these are not the linear heads of LPIPS v0.1; install lpips again (0.1.4)")
+    return path
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a weight file; raises UserError in one line for anything else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: not a file of plain tensors; it is not opened, because it could run code") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a readable weight file ({_first_line(error)})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: not a state dict (name -> tensor)")
+    return state
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _search_folders(path: Path | str | None) -> list[Path]:
+    named = [Path(path)] if path is not None else []
+    cache = Path.home() / ".cache" / "videogen" / "weights"
+    return [*named, weights_folder(), cache, Path(torch.hub.get_dir()) / "checkpoints"]
+
+
+def _checked(path: Path, entry: WeightFile) -> Path:
+    digest = file_sha256(path)
+    if not digest.startswith(entry.sha256):
+        raise UserError(
+            f"{path}: damaged or not the published file (SHA-256 starts with {digest[:8]}, expected "
+            f"{entry.sha256[:8]}); delete it, or name a file of your own explicitly"
+        )
+    return path
+
+
+def _download(entry: WeightFile, folder: Path) -> Path:
+    from videodata.download import download as download_file  # most runs find the file and never need this
+
+    target = folder / entry.filename
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _one_process(folder / f".{entry.filename}.lock"):
+            if not target.is_file():  # another process may have fetched it while this one waited
+                logger.warning("downloading %s (%d MB) to %s", entry.url, entry.megabytes, folder)
+                full = entry.sha256 if len(entry.sha256) == 64 else None
+                download_file(entry.url, target, sha256=full)
+    except (UserError, OSError) as error:
+        raise UserError(_missing(entry, f"the download failed: {_first_line(error)}")) from error
+    try:
+        return _checked(target, entry)
+    except UserError:
+        target.unlink()  # we wrote it, and the next look-up must not stumble over it
+        raise UserError(_missing(entry, "what the server sent has another SHA-256")) from None
+
+
+def _missing(entry: WeightFile, reason: str) -> str:
+    return (
+        f"{entry.filename} is missing ({entry.megabytes} MB, for {entry.purpose}) and {reason}; "
+        f"get {entry.url} and put it into {weights_folder()}, or set that weight to 0 to work without it"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].strip()[:200]
+
+
+@contextmanager
+def _one_process(lock: Path) -> Iterator[None]:
+    """Let one process at a time into the block; the system frees the lock when its holder dies."""
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
