@@ -7,7 +7,6 @@ torch hub cache. A file that the caller names is used as it is; a file found by 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.util
 import logging
 import os
@@ -20,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from videodata.download import download as download_file
+from videodata.download import sha256_of
 from videodata.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def find_lpips_heads(net: str) -> Path:
     if package is None or not package.submodule_search_locations:
         raise UserError("LPIPS needs the lpips package, which holds its linear heads: pip install lpips")
     path = Path(package.submodule_search_locations[0]) / "weights" / "v0.1" / f"{net}.pth"
-    if not path.is_file() or file_sha256(path) != LPIPS_HEADS_SHA256[net]:
+    if not path.is_file() or sha256_of(path) != LPIPS_HEADS_SHA256[net]:
         raise UserError(f"{path}: these are not the linear heads of LPIPS v0.1; install lpips again (0.1.4)")
     return path
 
@@ -110,15 +111,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _search_folders(path: Path | str | None) -> list[Path]:
     named = [Path(path)] if path is not None else []
     cache = Path.home() / ".cache" / "videogen" / "weights"
@@ -126,7 +118,7 @@ def _search_folders(path: Path | str | None) -> list[Path]:
 
 
 def _checked(path: Path, entry: WeightFile) -> Path:
-    digest = file_sha256(path)
+    digest = sha256_of(path)
     if not digest.startswith(entry.sha256):
         raise UserError(
             f"{path}: damaged or not the published file (SHA-256 starts with {digest[:8]}, expected "
@@ -136,23 +128,16 @@ def _checked(path: Path, entry: WeightFile) -> Path:
 
 
 def _download(entry: WeightFile, folder: Path) -> Path:
-    from videodata.download import download as download_file  # most runs find the file and never need this
-
     target = folder / entry.filename
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _one_process(folder / f".{entry.filename}.lock"):
             if not target.is_file():  # another process may have fetched it while this one waited
                 logger.warning("downloading %s (%d MB) to %s", entry.url, entry.megabytes, folder)
-                full = entry.sha256 if len(entry.sha256) == 64 else None
-                download_file(entry.url, target, sha256=full)
+            return download_file(entry.url, target, sha256=entry.sha256, tries=2)
     except (UserError, OSError) as error:
-        raise UserError(_missing(entry, f"the download failed: {_first_line(error)}")) from error
-    try:
-        return _checked(target, entry)
-    except UserError:
-        target.unlink()  # we wrote it, and the next look-up must not stumble over it
-        raise UserError(_missing(entry, "what the server sent has another SHA-256")) from None
+        reason = _first_line(error).removeprefix(f"{entry.url}: ")
+        raise UserError(_missing(entry, f"the download failed ({reason})")) from error
 
 
 def _missing(entry: WeightFile, reason: str) -> str:
