@@ -1,0 +1,276 @@
+"""A growing .npy file of uint8 sequences (N, T, H, W, 3) that survives kill -9 at any moment.
+
+While it grows, the data is in `<name>.npy.partial` and `<name>.npy.journal.jsonl` has one line per finished video.
+A line is written only after the bytes that it speaks of are on the disk, so a later start drops whatever follows the
+last line and goes on. The finished file and its side-car have the same bytes as after an undisturbed run.
+"""
+
+import errno
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from videodata.errors import UserError
+from videodata.lock import exclusive
+from videodata.npy_journal import JOURNAL_FORMAT, Entry, journal_path, read_journal
+
+COMMIT_SECONDS = 0.25  # work that a kill can cost; one disk flush serves all videos finished since the last
+LARGEST_COUNT = 10**12  # room that the header keeps for N
+
+
+def npy_header(count: int, sequence_shape: tuple[int, ...]) -> bytes:
+    """Header (.npy format 1.0) of a uint8 array (count, *sequence_shape); its length does not depend on count."""
+
+    def fields(n: int) -> bytes:
+        return repr({"descr": "|u1", "fortran_order": False, "shape": (n, *sequence_shape)}).encode("ascii")
+
+    prefix = len(b"\x93NUMPY") + 4
+    total = -(-(prefix + len(fields(LARGEST_COUNT)) + 1) // 64) * 64  # numpy wants the data aligned to 64 bytes
+    text = fields(count).ljust(total - prefix - 1) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def partial_path(path: Path) -> Path:
+    """Where the data of `path` grows."""
+    return path.with_name(path.name + ".partial")
+
+
+def sidecar_path(path: Path) -> Path:
+    """The JSON file that describes `path`."""
+    return path.with_suffix(".json")
+
+
+def is_finished(path: Path, arguments: dict) -> bool:
+    """Whether `path` was already made from these arguments. Raises UserError when it was made from others."""
+    if not path.exists() or partial_path(path).exists():
+        return False
+    try:
+        made_with = json.loads(sidecar_path(path).read_text(encoding="utf-8"))["prepare"]
+    except (OSError, ValueError, KeyError, TypeError):
+        made_with = None
+    if made_with != arguments:
+        reason = (
+            _difference(made_with, arguments) if isinstance(made_with, dict) else "its side-car says nothing about it"
+        )
+        raise UserError(f"{path}: exists and was not made by this command ({reason}); --restart overwrites it")
+    return True
+
+
+class NpyWriter:
+    """Appends the sequences of one video after another to `path`; made again after a kill, it continues.
+
+    Use as a context manager. `entries` holds the videos that are already in the file: go on with the next one.
+    Raises UserError when another process writes the same file, when the disk is full, or when `arguments` differ from
+    those that the existing partial file was begun with (`restart` begins again).
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, sequence_shape: tuple[int, ...], arguments: dict, restart: bool = False
+    ):
+        self.path = Path(path)
+        self.arguments = arguments
+        self.entries: list[Entry] = []
+        self._shape = tuple(sequence_shape)
+        self._header_bytes = len(npy_header(0, self._shape))
+        self._sequence_bytes = int(np.prod(self._shape, dtype=np.int64))
+        self._restart = restart
+        self._pending: list[str] = []
+        self._last_commit = time.monotonic()
+        self._resources = ExitStack()
+
+    def __enter__(self) -> "NpyWriter":
+        with self._resources:
+            self._resources.enter_context(exclusive(self.path, "writing"))
+            with self._disk_errors():
+                self._open()
+            self._resources = self._resources.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._resources:
+            if self._pending:
+                self._commit()
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences of all finished videos."""
+        return self._end // self._sequence_bytes
+
+    @property
+    def bytes_written(self) -> int:
+        """Size of the data of all finished videos."""
+        return self._end
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames (n, H, W, 3) uint8 to the current video, n free: sequences need not be whole."""
+        data = memoryview(np.ascontiguousarray(frames, dtype=np.uint8)).cast("B")
+        while data:
+            piece = data[: self._sequence_bytes - self._video_bytes % self._sequence_bytes]
+            with self._disk_errors():
+                _write_all(self._data, piece, self._header_bytes + self._end + self._video_bytes)
+            self._video_bytes += len(piece)
+            self._running_crc = zlib.crc32(piece, self._running_crc)
+            if self._video_bytes % self._sequence_bytes == 0:
+                self._whole_crc = self._running_crc
+            data = data[len(piece) :]
+
+    def end_video(self, *, status: str, reason: str | None = None, **description: object) -> Entry:
+        """Finish the current video: keep its whole sequences when status is "ok" or "damaged", none otherwise.
+
+        `description` has id, label, group, fps and frames. The remainder of less than a sequence is dropped.
+        """
+        kept = self._video_bytes // self._sequence_bytes if status in ("ok", "damaged") else 0
+        crc = self._whole_crc if kept else 0
+        entry = Entry(sequences=kept, offset=self._end, crc32=crc, status=status, reason=reason, **description)
+        self.entries.append(entry)
+        self._pending.append(json.dumps(asdict(entry)) + "\n")
+        self._end += kept * self._sequence_bytes
+        self._begin_video()
+        if time.monotonic() - self._last_commit > COMMIT_SECONDS:
+            self._commit()
+        return entry
+
+    def finish(self, description: dict) -> None:
+        """Give the file its header, its side-car and its final name. `description` goes first into the side-car."""
+        with self._disk_errors():
+            self._commit()
+            os.ftruncate(self._data, self._header_bytes + self._end)
+            _write_all(self._data, npy_header(self.sequences, self._shape), 0)
+            os.fsync(self._data)
+            _write_json(sidecar_path(self.path), self._sidecar(description))
+            os.replace(partial_path(self.path), self.path)
+            journal_path(self.path).unlink()
+            _sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the partial file and the journal."""
+        self._pending.clear()
+        partial_path(self.path).unlink(missing_ok=True)
+        journal_path(self.path).unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        data, journal = partial_path(self.path), journal_path(self.path)
+        if self._restart or not data.exists():
+            journal.unlink(missing_ok=True)
+            data.unlink(missing_ok=True)
+        self._data = self._descriptor(data)
+        self._journal = self._descriptor(journal)
+        self._end = 0
+        self._begin_video()
+        if os.fstat(self._journal).st_size == 0:
+            self._begin()
+        else:
+            self._resume()
+
+    def _descriptor(self, path: Path) -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._resources.callback(os.close, descriptor)
+        return descriptor
+
+    def _begin(self) -> None:
+        os.ftruncate(self._data, 0)
+        _write_all(self._data, npy_header(0, self._shape), 0)
+        head = {"format": JOURNAL_FORMAT, "version": 1, "shape": list(self._shape), "arguments": self.arguments}
+        self._journal_end = 0
+        self._pending = [json.dumps(head) + "\n"]
+        self._commit()
+
+    def _resume(self) -> None:
+        head, entries, ends = read_journal(journal_path(self.path))
+        if head is None:  # killed while the first line was written
+            self._begin()
+            return
+        if head.get("shape") != list(self._shape) or head.get("arguments") != self.arguments:
+            changed = _difference(head.get("arguments"), self.arguments)
+            raise UserError(
+                f"{partial_path(self.path)}: begun with other arguments ({changed}); "
+                "use the same ones to continue, or --restart to begin again"
+            )
+        while entries and not self._is_intact(entries[-1]):
+            entries.pop()
+        self.entries = entries
+        self._end = entries[-1].offset + entries[-1].sequences * self._sequence_bytes if entries else 0
+        self._journal_end = ends[len(entries)]
+        os.ftruncate(self._journal, self._journal_end)
+        os.ftruncate(self._data, self._header_bytes + self._end)
+
+    def _is_intact(self, entry: Entry) -> bool:
+        crc, offset = 0, self._header_bytes + entry.offset
+        for _ in range(entry.sequences):
+            crc = zlib.crc32(os.pread(self._data, self._sequence_bytes, offset), crc)
+            offset += self._sequence_bytes
+        return crc == entry.crc32 and os.fstat(self._data).st_size >= offset
+
+    def _begin_video(self) -> None:
+        self._video_bytes = self._running_crc = self._whole_crc = 0
+
+    def _commit(self) -> None:
+        with self._disk_errors():
+            os.fsync(self._data)  # before the lines: a line on disk is a promise about the data
+            lines = "".join(self._pending).encode("utf-8")
+            _write_all(self._journal, lines, self._journal_end)
+            os.fsync(self._journal)
+        self._journal_end += len(lines)
+        self._pending.clear()
+        self._last_commit = time.monotonic()
+
+    def _sidecar(self, description: dict) -> dict:
+        videos, first = [], 0
+        for entry in (entry for entry in self.entries if entry.sequences):
+            shown = {key: getattr(entry, key) for key in ("id", "label", "group", "fps", "frames")}
+            videos.append({**shown, "first_sequence": first, "sequences": entry.sequences})
+            if entry.status == "damaged":
+                videos[-1]["damaged"] = entry.reason
+            first += entry.sequences
+        skipped = [{"id": entry.id, "reason": entry.reason} for entry in self.entries if not entry.sequences]
+        return {**description, "prepare": self.arguments, "videos": videos, "skipped": skipped}
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+            reason, remedy = ("no room left", "free some space") if full else ("cannot be written", "mend that")
+            raise UserError(
+                f"{partial_path(self.path)}: {reason} ({error.strerror}); "
+                f"{remedy} and run the same command again: it continues where it stopped"
+            ) from error
+
+
+def _difference(old: dict | None, new: dict) -> str:
+    old = old or {}
+    changed = [key for key in (*new, *old) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in dict.fromkeys(changed)) or "other shape"
+
+
+def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    data = memoryview(data)
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
