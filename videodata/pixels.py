@@ -1,0 +1,42 @@
+"""The one place where 8-bit pixels become floats in [-1, 1] and come back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """uint8 tensor of any shape -> float32 in [-1, 1] of the same shape, on the same device."""
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"pixels must be uint8, found {pixels.dtype}")
+    return pixels.to(torch.float32) / 127.5 - 1
+
+
+def denormalize(values: Tensor) -> Tensor:
+    """Float tensor in [-1, 1] of any shape -> uint8 of the same shape: rounded to the nearest level, then clamped."""
+    if not values.is_floating_point():
+        raise TypeError(f"values must be floating point in [-1, 1], found {values.dtype}")
+    return ((values.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def channels_first(frames: np.ndarray | Tensor) -> Tensor:
+    """Frames (..., T, H, W, 3) -> contiguous clip (..., 3, T, H, W); the values stay as they are."""
+    if frames.ndim < 4 or frames.shape[-1] != 3:
+        raise ValueError(f"frames must be (T, H, W, 3), found {tuple(frames.shape)}")
+    if not isinstance(frames, Tensor):
+        frames = torch.from_numpy(np.ascontiguousarray(frames))
+    return frames.movedim(-1, -4).contiguous()
+
+
+def to_float(frames: np.ndarray | Tensor) -> Tensor:
+    """Frames uint8 (..., T, H, W, 3) -> clip float32 (..., 3, T, H, W) in [-1, 1]."""
+    return normalize(channels_first(frames))
+
+
+def to_uint8(clip: Tensor) -> np.ndarray:
+    """Clip float (..., 3, T, H, W) in [-1, 1] -> frames uint8 (..., T, H, W, 3); values outside are clamped."""
+    if clip.ndim < 4 or clip.shape[-4] != 3:
+        raise ValueError(f"clip must be (3, T, H, W), found {tuple(clip.shape)}")
+    return denormalize(clip).movedim(-4, -1).contiguous().cpu().numpy()

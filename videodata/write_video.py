@@ -1,0 +1,98 @@
+"""Write clips as H.264 mp4 that plays everywhere, or as GIF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from torch import Tensor
+
+from videodata.atomic import atomic_path
+from videodata.errors import UserError
+from videodata.pixels import to_uint8
+from videodata.yuv import tag, to_yuv
+
+Frames = np.ndarray | Tensor | Iterable[np.ndarray]
+
+
+def write_video(
+    path: str | Path, frames: Frames, fps: int | float | str | Fraction, *, quality: int = 15, lossless: bool = False
+) -> Path:
+    """Write an mp4 (H.264) or, by the suffix, a GIF; frame count, frame size and frame rate are kept exactly.
+
+    frames: uint8 (T, H, W, 3) RGB, or float (3, T, H, W) in [-1, 1], or any iterable of uint8 (H, W, 3), of which one
+    at a time is in memory. fps: an exact rate such as Fraction(30000, 1001). quality: the encoder's rate factor, lower
+    is better and bigger. lossless stores RGB without loss (few players show it). Even sizes are stored as yuv420p,
+    which every player reads; odd ones need yuv444p to keep their size. Raises UserError.
+    """
+    path, rate = Path(path), exact_rate(fps)
+    pictures = _pictures(frames)
+    first = next(pictures, None)
+    if first is None:
+        raise UserError(f"{path}: there is no frame to write")
+    pictures = chain([first], pictures)
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".mp4":
+            _write_mp4(temporary, pictures, first.shape[:2], rate, quality, lossless)
+        elif path.suffix.lower() == ".gif":
+            from videodata.gif import write_gif
+
+            write_gif(temporary, pictures, rate)
+        else:
+            raise UserError(f"{path}: the name must end in .mp4 or .gif")
+    return path
+
+
+def exact_rate(fps: int | float | str | Fraction) -> Fraction:
+    """Frame rate as a fraction: "30000/1001" and Fraction stay exact, floats become the nearest simple fraction."""
+    try:
+        rate = Fraction(fps).limit_denominator(100_000)
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+        raise UserError(f"fps must be a number or a fraction such as 30000/1001, found {fps!r}") from error
+    if rate <= 0:
+        raise UserError(f"fps must be positive, found {fps}")
+    return rate
+
+
+def _pictures(frames: Frames) -> Iterator[np.ndarray]:
+    """Each frame as uint8 (H, W, 3), checked."""
+    if isinstance(frames, Tensor):
+        frames = to_uint8(frames) if frames.is_floating_point() else frames.cpu().numpy()
+    elif isinstance(frames, np.ndarray) and np.issubdtype(frames.dtype, np.floating):
+        frames = to_uint8(Tensor(frames))
+    if isinstance(frames, np.ndarray) and (frames.ndim != 4 or frames.shape[-1] != 3):
+        raise UserError(f"frames must be uint8 (T, H, W, 3) or float (3, T, H, W), found shape {frames.shape}")
+    shape = None
+    for frame in frames:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != (shape or frame.shape):
+            raise UserError(f"each frame must be uint8 {shape or '(H, W, 3)'}, found {frame.dtype} {frame.shape}")
+        shape = frame.shape
+        yield frame
+
+
+def _write_mp4(
+    path: Path, pictures: Iterable[np.ndarray], size: tuple[int, int], fps: Fraction, quality: int, lossless: bool
+) -> None:
+    height, width = size
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=fps)
+        stream.height, stream.width = height, width
+        stream.codec_context.time_base = 1 / fps
+        if lossless:
+            stream.pix_fmt, stream.options = "rgb24", {"qp": "0"}
+        else:
+            stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
+            stream.options = {"crf": str(quality), "preset": "medium"}
+            tag(stream.codec_context, height)
+        for index, picture in enumerate(pictures):
+            if lossless:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            else:
+                frame = to_yuv(picture, stream.pix_fmt)
+            frame.pts, frame.time_base = index, 1 / fps
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
