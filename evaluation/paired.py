@@ -1,0 +1,68 @@
+"""Scores of predictions against their originals, collected batch by batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evaluation.lpips_distance import lpips_metric, lpips_per_frame
+from evaluation.psnr import CAP, psnr_per_frame
+from evaluation.report import Score
+from evaluation.ssim import ssim_per_frame
+from videodata.download import sha256_of
+
+
+class PairedScores:
+    """PSNR, SSIM and, when `lpips` names a network (alex or vgg), LPIPS of any number of batches.
+
+    `excluded_frames`: frames at the start of each clip that were given to the model, and are not scored.
+    """
+
+    def __init__(
+        self,
+        lpips: str | None = None,
+        weights: Path | str | None = None,
+        quantize: bool = True,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        ssim_definition: str = "standard",
+        excluded_frames: int = 0,
+    ) -> None:
+        self.lpips = lpips
+        self.weights = weights
+        self.quantize = quantize
+        self.value_range = value_range
+        self.ssim_definition = ssim_definition
+        self.excluded_frames = excluded_frames
+        self._per_frame: dict[str, list[Tensor]] = {}
+
+    def update(self, original: Tensor, prediction: Tensor) -> None:
+        """Score a batch of clips, both as `evaluation.psnr` takes them."""
+        arguments = (original, prediction, self.value_range, self.quantize)
+        values = {self._id("psnr-frame"): psnr_per_frame(*arguments)}
+        window = "gaussian11" if self.ssim_definition == "standard" else self.ssim_definition
+        values[self._id(f"ssim-{window}")] = ssim_per_frame(*arguments, self.ssim_definition)
+        if self.lpips:
+            values[self._id(f"lpips-{self.lpips}")] = lpips_per_frame(*arguments, self.lpips, self.weights)
+        for definition, value in values.items():
+            self._per_frame.setdefault(definition, []).append(value[:, self.excluded_frames :].cpu())
+
+    def scores(self) -> list[Score]:
+        """One Score per metric over all batches; clips may differ in length."""
+        return [self._score(definition, batches) for definition, batches in self._per_frame.items()]
+
+    def _score(self, definition: str, batches: list[Tensor]) -> Score:
+        clips = [row for batch in batches for row in batch]
+        score = Score(definition, per_clip=[row.mean().item() for row in clips])
+        if len({len(row) for row in clips}) == 1:
+            score.per_frame = torch.stack(clips).mean(dim=0).tolist()
+        if definition.startswith("psnr"):
+            score.notes["frames_at_the_cap"] = sum(int((row >= CAP).sum()) for row in clips)
+        if definition.startswith("lpips"):
+            file = lpips_metric(self.lpips, None if self.weights is None else str(self.weights)).weights_file()
+            score.notes["feature_network"] = {"file": file.name, "sha256": sha256_of(file)}
+        return score
+
+    def _id(self, metric: str) -> str:
+        return f"{metric}-{'8bit' if self.quantize else 'raw'}"

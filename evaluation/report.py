@@ -1,0 +1,153 @@
+"""The result of an evaluation: numbers with their definitions and circumstances, as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from evaluation.definitions import DEFINITIONS
+
+FORMAT = "evaluation-report"
+VERSION = 1
+
+
+@dataclass
+class Score:
+    """One metric over a set of clips. `definition` is a key of DEFINITIONS, `label` tells variants apart."""
+
+    definition: str
+    per_clip: list[float]
+    label: str = ""
+    per_frame: list[float] | None = None  # mean over clips at each frame index
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.definition not in DEFINITIONS:
+            raise ValueError(f"no definition named {self.definition!r}; add it to evaluation/definitions.py")
+
+    @property
+    def name(self) -> str:
+        """The metric's name as it is printed."""
+        return f"{DEFINITIONS[self.definition].name} {self.label}".strip()
+
+    @property
+    def mean(self) -> float:
+        """Mean over clips; nan when there is none."""
+        return fmean(self.per_clip) if self.per_clip else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over clips."""
+        mean = self.mean
+        return math.sqrt(fmean((value - mean) ** 2 for value in self.per_clip)) if self.per_clip else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything about the score, as plain types."""
+        definition = DEFINITIONS[self.definition]
+        return {
+            "name": self.name,
+            "definition": self.definition,
+            "meaning": definition.text,
+            "unit": definition.unit,
+            "better": definition.better,
+            "mean": self.mean,
+            "deviation_over_clips": self.deviation,
+            "clips": len(self.per_clip),
+            "per_clip": self.per_clip,
+            "per_frame": self.per_frame,
+            **self.notes,
+        }
+
+
+@dataclass
+class Report:
+    """What was scored, on what, with what. Every field ends in the JSON file."""
+
+    model: str
+    checkpoint: str | None
+    data: str
+    frames: int  # per clip
+    stride: int
+    height: int
+    width: int
+    resize: str = "crop"
+    excluded_frames: int = 0  # conditioning frames at the start of each clip, not scored
+    scores: list[Score] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)  # checkpoint hash, data fingerprint, split, seed ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the JSON file."""
+        circumstances = {key: value for key, value in vars(self).items() if key not in ("scores", "details")}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **circumstances,
+            "details": self.details,
+            "versions": versions(),
+            "scores": [score.to_dict() for score in self.scores],
+        }
+
+    def write(self, path: Path | str) -> Path:
+        """Write the JSON file, whole or not at all. Numbers that are not finite are written as null."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        temporary.write_text(json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        return path
+
+    def table(self) -> str:
+        """The scores as text, each with its definition below."""
+        rows = [("metric", "mean", "std", "clips", "definition")]
+        for score in self.scores:
+            unit = DEFINITIONS[score.definition].unit
+            mean = f"{score.mean:.4g} {unit}".strip()
+            rows.append((score.name, mean, f"{score.deviation:.2g}", str(len(score.per_clip)), score.definition))
+        used = dict.fromkeys(score.definition for score in self.scores)
+        notes = [f"  {name}: {DEFINITIONS[name].text}" for name in used]
+        return "\n".join([format_table(rows), "", *notes])
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the first being the head, as aligned columns: names to the left, the rest to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the code and of what computes the numbers."""
+    return {"code": code_version(), "python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def code_version() -> str:
+    """The commit of this checkout ("-dirty" when changed), "unknown" outside one."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return run.stdout.strip()
+
+
+def _finite(value: Any) -> Any:
+    """The same plain structure with None for nan and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
