@@ -12,7 +12,7 @@ from videodata.geometry import Placement, Size, place
 
 # Flags of the scaler by value, because not every PyAV release names them all.
 AREA, BICUBIC, BILINEAR = 0x20, 0x4, 0x2
-# Without these three (full chroma interpolation on both sides, accurate rounding) pictures come out 1.2 levels too dark.
+# Full chroma interpolation on both sides and accurate rounding: without them pictures come out 1.2 levels too dark.
 ACCURATE = 0x2000 | 0x4000 | 0x40000
 BT709, BT601 = 1, 5  # colour matrices as the scaler numbers them
 UNTAGGED = (0, 2)  # AVCOL_SPC_RGB and AVCOL_SPC_UNSPECIFIED: for YUV pictures neither says which matrix was used

@@ -1,4 +1,4 @@
-"""Read video files. The index of a frame is its position in a decode of the whole file, for every codec and container."""
+"""Read video files. The index of a frame is its position in a decode of the whole file, whatever the codec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from videodata.geometry import Size, as_size
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
-    [".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts", ".ogv", ".3gp", ".vob", ".y4m"]
+    {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".ogv", ".3gp"}
 )
 
 
