@@ -1,0 +1,124 @@
+"""Several processes as one run, on plain torch.distributed. Without torchrun there is one process and no group."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.device import resolve_device
+from videodata.errors import UserError
+
+logger = logging.getLogger(__name__)
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextmanager
+def processes(device: str, timeout: float = 600.0) -> Iterator[torch.device]:
+    """Join the run's processes for the length of the block; gives this process's device."""
+    started = setup(device, timeout)
+    resolved = resolve_device(device, local_rank())
+    if resolved.type == "cuda":
+        torch.cuda.set_device(resolved)
+    yield resolved
+    if started:  # after an error the others cannot be waited for, so the group is left to the exiting process
+        teardown()
+
+
+def setup(device: str = "auto", timeout: float = 600.0) -> bool:
+    """Create the process group that the launcher's variables describe; True if there is a new one.
+
+    `timeout` seconds without a sign of another process are an error. Raises UserError for variables that are only
+    half set and for an address that cannot be reached or is in use.
+    """
+    if not launched() or dist.is_initialized():
+        return False
+    cuda = resolve_device(device, int(os.environ["LOCAL_RANK"])).type == "cuda"
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+    except (dist.DistError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise UserError(f"processes cannot meet at {address} ({reason}); choose another port or address") from error
+    if not is_main():
+        logging.getLogger().setLevel(logging.WARNING)
+    return True
+
+
+def launched() -> bool:
+    """Whether a launcher started this process. Raises UserError when only some of its variables are set."""
+    missing = [name for name in LAUNCHER_VARIABLES if not os.environ.get(name)]
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(missing):
+        return False
+    if missing:
+        raise UserError(f"{', '.join(missing)} not set, but other launcher variables are: use torchrun, or unset them")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not os.environ[name].isdecimal():
+            raise UserError(f"{name}={os.environ[name]} is not a number: use torchrun, or unset it")
+    return True
+
+
+def teardown() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, 0 .. world_size() - 1."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes of the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the log."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        any_process(False)  # an all-reduce on the CPU, because nccl's own barrier guesses a device
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Sum over the processes, a new tensor."""
+    total = tensor.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def all_mean(tensor: Tensor) -> Tensor:
+    """Mean over the processes, a new tensor."""
+    return all_sum(tensor) / world_size()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all processes get the same answer and so take the same branch."""
+    if world_size() == 1:
+        return flag
+    vote = torch.tensor(int(flag))
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    return bool(vote.item())
+
+
+def print0(*values: object) -> None:
+    """Print on the main process only."""
+    if is_main():
+        print(*values, flush=True)  # noqa: T201

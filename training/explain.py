@@ -1,0 +1,67 @@
+"""One line for what can go wrong outside the code: memory, disk, loader workers, non-finite training."""
+
+from __future__ import annotations
+
+import errno
+
+import torch
+
+from videodata.errors import UserError
+
+REMEDIES = {
+    errno.ENOSPC: "free disk space or choose another folder",
+    errno.EDQUOT: "free disk space or choose another folder",
+    errno.EFBIG: "the file size limit is too low (ulimit -f)",
+    errno.EACCES: "check the permissions or choose another path",
+    errno.EPERM: "check the permissions or choose another path",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOENT: "check the path",
+    errno.EMFILE: "too many open files: use fewer --workers or raise ulimit -n",
+}
+LESS_MEMORY = (
+    "use a smaller --batch_size or clip size, a larger --accumulation, gradient checkpointing or --precision bf16"
+)
+
+
+class NonFiniteAbort(UserError):
+    """Too many non-finite steps in a row; scripts exit with status 3."""
+
+
+def exit_status(error: BaseException) -> int:
+    """3 when training was given up because of non-finite numbers, else 2."""
+    return 3 if isinstance(error, NonFiniteAbort) else 2
+
+
+def explain(error: BaseException) -> str | None:
+    """One line that says what is wrong and what to do, or None for an error that is a bug and needs its traceback."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return f"out of memory: {LESS_MEMORY}"
+    if isinstance(error, OSError) and error.errno is not None:
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = REMEDIES.get(error.errno)
+        return f"{place}{error.strerror}" + (f"; {remedy}" if remedy else "")
+    if isinstance(error, RuntimeError):
+        return explain_loader(error)
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, the CUDA allocator or torch's CPU allocator ran out of memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def explain_loader(error: RuntimeError) -> str | None:
+    """One line for a loader worker that died or hangs, None for any other error.
+
+    The text is torch's own; it gives these two no type of their own.
+    """
+    text = str(error)
+    if text.startswith("DataLoader timed out"):
+        return f"{text.split('.')[0]}: a worker hangs; raise --loader_timeout or look at the storage of the data"
+    if text.startswith("DataLoader worker"):
+        return f"{text.splitlines()[0].rstrip('. ')}: probably out of memory; use fewer --workers or smaller clips"
+    return None
