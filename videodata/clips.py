@@ -1,0 +1,230 @@
+"""Clips for training and evaluation: fixed-length windows from any source, as a torch data set."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from videodata.errors import UserError, VideoError
+from videodata.geometry import RESIZE_RULES, Size, as_size
+from videodata.pixels import channels_first, normalize
+from videodata.resize import INTERPOLATIONS
+from videodata.sources import ClipSource
+from videodata.splits import open_split
+
+logger = logging.getLogger(__name__)
+
+WINDOWS = ("random", "consecutive", "first")
+DTYPES = ("float32", "uint8")
+
+
+class Window(NamedTuple):
+    """Where a clip is cut: which video of the source, its first frame, and whether it is mirrored."""
+
+    video: int
+    start: int
+    flip: bool
+
+
+def open_clips(
+    path: str | os.PathLike,
+    frames: int = 16,
+    size: int | Size | None = 64,
+    stride: int = 1,
+    split: str | None = None,
+    seed: int = 0,
+    *,
+    windows: str = "random",
+    resize: str = "crop",
+    flip: bool = False,
+    dtype: str = "float32",
+    on_error: str = "raise",
+    color: str | None = None,
+    interpolation: str | None = None,
+    short_side: int | None = None,
+    total_videos: int | None = None,
+) -> ClipDataset:
+    """Clips from a video, a folder of videos or frame images, a csv list, .npy, .hdf5 shards or "shapes:<n>".
+
+    frames, stride: each clip holds `frames` frames, `stride` apart. size: side or (height, width); None keeps the
+    stored size. split: "train", "val" or "test" (see `splits.open_split`). windows: "random" gives one item per video
+    with a start drawn anew at each position; "consecutive" gives one item per window, without overlap; "first" gives
+    the first window of each video. flip mirrors half of the clips. dtype "uint8" leaves the conversion to the device.
+    on_error "skip" leaves out videos that cannot be read (a counted warning), "raise" stops at them. color, resize,
+    interpolation, short_side: see `NpySource`, `geometry.place`, `resize_frames`. total_videos: use that many videos,
+    evenly spread over the source. Raises UserError with one line.
+    """
+    _check_choice("windows", windows, WINDOWS)
+    _check_choice("resize", resize, RESIZE_RULES)
+    _check_choice("dtype", dtype, DTYPES)
+    _check_choice("on_error", on_error, ("raise", "skip"))
+    _check_choice("interpolation", interpolation, (None, *INTERPOLATIONS))
+    if frames < 1 or stride < 1:
+        raise UserError(f"frames and stride must be at least 1, found {frames} and {stride}")
+    if seed < 0:
+        raise UserError(f"seed must not be negative, found {seed}")
+    source, videos = open_split(path, split, color)
+    _report_broken(source, on_error)
+    return ClipDataset(
+        source,
+        spread(videos, total_videos),
+        frames,
+        as_size(size),
+        stride,
+        seed,
+        windows=windows,
+        flip=flip,
+        dtype=dtype,
+        on_error=on_error,
+        reading={"resize": resize, "interpolation": interpolation, "short_side": short_side},
+    )
+
+
+def spread(videos: list[int], total: int | None) -> list[int]:
+    """`total` videos evenly spread over the list, first and last included; all of them for None."""
+    if total is None or total <= 0:
+        return videos
+    last = len(videos) - 1
+    return [videos[round(index / max(total - 1, 1) * last)] for index in range(total)]
+
+
+class ClipDataset(Dataset):
+    """Items are clips (3, T, H, W): float32 in [-1, 1], or uint8. Made by `open_clips`.
+
+    dataset[i] depends on (seed, i) alone. dataset[(i, position)] draws start and flip from (seed, position), so that a
+    loader that counts positions through the whole run sees new windows in each epoch, whatever its workers do.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        videos: list[int],
+        frames: int,
+        size: Size | None,
+        stride: int,
+        seed: int,
+        *,
+        windows: str,
+        flip: bool,
+        dtype: str,
+        on_error: str,
+        reading: dict,
+    ) -> None:
+        self.source, self.frames, self.size, self.stride, self.seed = source, frames, size, stride, seed
+        self.windows, self.flip, self.dtype, self.on_error = windows, flip, dtype, on_error
+        self.skipped = 0  # items replaced by their neighbour because they could not be read
+        self._reading = reading
+        self._videos = self._long_enough(videos)
+        lengths = np.array([source.length(video) for video in self._videos])
+        counts = (lengths - self.span) // (frames * stride) + 1 if windows == "consecutive" else np.ones_like(lengths)
+        self._last_item = np.cumsum(counts)  # items up to and including each video
+
+    @property
+    def span(self) -> int:
+        """Frames from the first to the last of a clip, both included."""
+        return (self.frames - 1) * self.stride + 1
+
+    def __len__(self) -> int:
+        return int(self._last_item[-1])
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Tensor:
+        item, position = self._split_index(index)
+        for attempt in range(len(self)):
+            window = self._window((item + attempt) % len(self), position)
+            try:
+                return self.read(window.video, window.start, window.flip)
+            except VideoError as error:
+                if self.on_error == "raise":
+                    raise
+                self.skipped += 1
+                logger.warning("skipped: %s", error)
+        raise VideoError(self.source.path, "not one of its videos can be read")
+
+    def read(self, video: int, start: int, flip: bool = False) -> Tensor:
+        """The clip of video `video` of the source that begins at frame `start`: (3, T, H, W)."""
+        pixels = self.source.read_clip(video, start, self.frames, self.stride, self.size, **self._reading)
+        if flip:
+            pixels = pixels[:, :, ::-1]
+        clip = channels_first(pixels)
+        return normalize(clip) if self.dtype == "float32" else clip
+
+    def describe(self, index: int | tuple[int, int]) -> dict:
+        """Where item `index` comes from: id, label, group, start, flip, fps (a Fraction, or None if unknown)."""
+        window = self._window(*self._split_index(index))
+        source, video = self.source, window.video
+        fps = source.fps(video)
+        return {
+            "id": source.id(video),
+            "label": source.label(video),
+            "group": source.group(video),
+            "start": window.start,
+            "flip": window.flip,
+            "fps": None if fps is None else fps / self.stride,
+        }
+
+    def labels(self) -> list[str]:
+        """The distinct labels, sorted."""
+        return sorted({label for label in map(self.source.label, self._videos) if label is not None})
+
+    def fingerprint(self) -> str:
+        """Hash of the ids, lengths and file sizes of the videos: changes when the data does."""
+        digest = hashlib.sha256()
+        for video in self._videos:
+            facts = (self.source.id(video), self.source.length(video), self.source.stamp(video))
+            digest.update(repr(facts).encode())
+        return f"{len(self._videos)}-{digest.hexdigest()[:16]}"
+
+    def _split_index(self, index: int | tuple[int, int]) -> tuple[int, int | None]:
+        item, position = index if isinstance(index, tuple) else (index, None)
+        item = int(item) + (len(self) if item < 0 else 0)
+        if not 0 <= item < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        return item, position
+
+    def _window(self, item: int, position: int | None) -> Window:
+        place = int(np.searchsorted(self._last_item, item, side="right"))
+        video = self._videos[place]
+        key = (self.seed, 0, item) if position is None else (self.seed, 1, int(position))
+        draws = np.random.default_rng(key)
+        start = 0
+        if self.windows == "random":
+            start = int(draws.integers(self.source.length(video) - self.span + 1))
+        elif self.windows == "consecutive" and place > 0:
+            start = (item - int(self._last_item[place - 1])) * self.frames * self.stride
+        elif self.windows == "consecutive":
+            start = item * self.frames * self.stride
+        return Window(video, start, self.flip and bool(draws.integers(2)))
+
+    def _long_enough(self, videos: list[int]) -> list[int]:
+        kept = [video for video in videos if self.source.length(video) >= self.span]
+        need = f"{self.span} frames are needed for {self.frames} frames {self.stride} apart"
+        if not kept:
+            longest = max((self.source.length(video) for video in videos), default=0)
+            raise VideoError(self.source.path, f"no video is long enough: {need}, the longest has {longest}")
+        if len(kept) < len(videos):
+            logger.warning(
+                "%s: %d videos are too short and left out (%s)", self.source.path, len(videos) - len(kept), need
+            )
+        return kept
+
+
+def _report_broken(source: ClipSource, on_error: str) -> None:
+    if not source.broken:
+        return
+    first, others = source.broken[0], len(source.broken) - 1
+    if on_error == "raise" or len(source) == 0:
+        more = f"; {others} more cannot be read either" if others else ""
+        advice = '; on_error="skip" leaves such files out' if len(source) else ""
+        raise VideoError(first.path, first.reason + more + advice)
+    logger.warning("%s: %d videos cannot be read and are left out, first: %s", source.path, others + 1, first)
+
+
+def _check_choice(name: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}")

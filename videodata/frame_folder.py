@@ -1,0 +1,95 @@
+"""Trees of frame images: every folder that holds pictures is one video, its frames in the order of their numbers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from videodata.errors import VideoError
+from videodata.geometry import Size
+from videodata.natural_order import is_hidden, natural_key
+from videodata.sources import ClipSource, frame_range
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+
+
+class FrameFolder(ClipSource):
+    """One video per folder of images. Its label is the name of the folder above it, if that is not the root."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.path = str(root)
+        root = Path(root)
+        counts, others = Counter(), Counter()
+        for folder, _, names in os.walk(root, followlinks=True):
+            for name in names:
+                if _is_image(name):
+                    counts[folder] += 1
+                elif not is_hidden(name):
+                    others[os.path.splitext(name)[1] or name] += 1
+        if others:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+            logger.warning("%s: %d files that are not images are left out (%s)", root, others.total(), kinds)
+        if not counts:
+            raise VideoError(root, "holds no images")
+        self._folders = sorted(map(Path, counts), key=lambda folder: natural_key(folder.relative_to(root)))
+        self._lengths = [counts[str(folder)] for folder in self._folders]
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def id(self, index: int) -> str:
+        name = self._folders[index].relative_to(self.path).as_posix()
+        return Path(self.path).name if name == "." else name
+
+    def label(self, index: int) -> str | None:
+        parts = self._folders[index].relative_to(self.path).parts
+        return parts[-2] if len(parts) > 1 else None
+
+    def length(self, index: int) -> int:
+        return self._lengths[index]
+
+    def size(self, index: int) -> Size:
+        folder = self._folders[index]
+        return read_image(folder / _frame_names(str(folder))[0]).shape[:2]
+
+    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
+        folder = self._folders[index]
+        names = _frame_names(str(folder))
+        frames = [read_image(folder / names[k]) for k in frame_range(folder, len(names), start, count, step)]
+        if len({frame.shape for frame in frames}) > 1:
+            raise VideoError(folder, f"its frames have different sizes: {sorted({f.shape[:2] for f in frames})}")
+        return np.stack(frames)
+
+
+def holds_images(root: Path) -> bool:
+    """Whether any file under the folder has the suffix of an image."""
+    return any(_is_image(name) for _, _, names in os.walk(root) for name in names)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 (H, W, 3) RGB, transparent parts over black. Raises VideoError."""
+    try:
+        with Image.open(path) as image:
+            if image.has_transparency_data:
+                rgba = image.convert("RGBA")
+                return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB"))
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise VideoError(path, f"is not a readable image ({error})") from error
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _frame_names(folder: str) -> list[str]:
+    return sorted(filter(_is_image, os.listdir(folder)), key=natural_key)
