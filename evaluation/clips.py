@@ -21,7 +21,7 @@ def unit_pair(
     clamped to the range and, with `quantize`, rounded to 8 bit: that is what a file would hold. Raises ValueError for
     another layout, for sizes that differ, and when neither clip fits the range (a wrong range changes every score).
     """
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    a, b = torch.as_tensor(a).detach(), torch.as_tensor(b).detach()
     if a.is_floating_point() and b.is_floating_point() and not (_fits(a, value_range) or _fits(b, value_range)):
         raise ValueError(f"values from {a.min():.4g} to {a.max():.4g} do not fit the declared range {value_range}")
     a, b = unit_frames(a, value_range, quantize), unit_frames(b, value_range, quantize)

@@ -6,7 +6,6 @@ The page is one folder (index.html and media/), works from the disk without a ne
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from string import Template
 from typing import Any
 
 from evaluation.curves import Curve, curve_figure
+from videodata.atomic import atomic_path
 from videodata.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("gallery_template.html")
@@ -73,7 +73,6 @@ class Gallery:
         Raises UserError when a clip is missing or is of a kind that a browser does not show.
         """
         folder = Path(folder)
-        (folder / "media").mkdir(parents=True, exist_ok=True)
         sections = [_section(section, number, folder) for number, section in enumerate(self.sections)]
         links = [f'<a href="#{_anchor(s.model, n)}">{escape(s.model)}</a>' for n, s in enumerate(self.sections)]
         page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -82,9 +81,8 @@ class Gallery:
             navigation="".join(links) if len(links) > 1 else "",
             sections="\n".join(sections),
         )
-        temporary = folder / f".index.html.{os.getpid()}.partial"
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, folder / "index.html")
+        with atomic_path(folder / "index.html") as temporary:
+            temporary.write_text(page, encoding="utf-8")
         return folder / "index.html"
 
 
@@ -143,7 +141,8 @@ def _copy(path: Path, media: Path, stem: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path}: no such clip for the page; generate it first")
     target = media / f"{stem}{suffix}"
-    shutil.copyfile(path, target)
+    with atomic_path(target) as temporary:
+        shutil.copyfile(path, temporary)
     return target
 
 

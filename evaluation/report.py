@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from evaluation.definitions import DEFINITIONS
+from videodata.atomic import atomic_path
 
 FORMAT = "evaluation-report"
 VERSION = 1
@@ -99,12 +99,10 @@ class Report:
 
     def write(self, path: Path | str) -> Path:
         """Write the JSON file, whole or not at all. Numbers that are not finite are written as null."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        temporary.write_text(json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-        return path
+        text = json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False) + "\n"
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return Path(path)
 
     def table(self) -> str:
         """The scores as text, each with its definition below."""

@@ -59,10 +59,10 @@ class PerceptualLoss(nn.Module):
         return find_weights(self.backbone, self.weights)
 
     def _network(self, device: torch.device) -> nn.Module:
-        if not self._built:
-            with torch.device("cpu"):
+        with torch.inference_mode(False):  # a network first used in a validation must still serve the training
+            if not self._built:
                 self._built.append(self._build(self.weights_file()).requires_grad_(False).eval())
-        return self._built[0].to(device)
+            return self._built[0].to(device)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if x.shape != y.shape or x.dim() != 4 or x.shape[1] != 3:

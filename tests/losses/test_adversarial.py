@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
@@ -111,3 +112,28 @@ def test_discriminator_step_equals_the_fixture(case):
     assert torch.allclose(loss.detach().view(1), case.stored["post.opt1.disc_loss"], rtol=1e-5)
     assert torch.allclose(norm.view(1), case.stored["post.opt1.disc_grad_norm"], rtol=1e-3)
     assert case.last_layer.grad is None
+
+
+def half_batch_weight(rank, rendezvous, expected):
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    weight = weight_of_batch(slice(2 * rank, 2 * rank + 2))
+    dist.destroy_process_group()
+    assert weight == pytest.approx(expected, rel=1e-5)
+
+
+def weight_of_batch(rows):
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(2, 4, 3, generator=generator)
+    layer = torch.ones(3, requires_grad=True)
+    outputs = inputs[rows] * layer
+    return adaptive_weight(((outputs - targets[rows]) ** 2).mean(), generator_loss(outputs), layer).item()
+
+
+@pytest.mark.slow
+def test_adaptive_weight_is_one_value_for_all_processes(tmp_path):
+    """Two processes with half of the batch each use the weight that one process with the whole batch would."""
+    whole = weight_of_batch(slice(0, 4))
+    assert weight_of_batch(slice(0, 2)) != pytest.approx(whole, rel=0.05)
+    torch.multiprocessing.start_processes(
+        half_batch_weight, (f"file://{tmp_path}/rendezvous", whole), nprocs=2, start_method="fork"
+    )

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import lpips
 import pytest
@@ -14,6 +15,7 @@ from tests.losses.conftest import load_seeded
 from training.randomness import SampleNoise
 from videodata.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = {"vgg": "vgg16", "alex": "alexnet"}
 
 
@@ -117,6 +119,17 @@ def test_the_network_is_frozen_and_not_stored(backbone_files, frame_pair):
     assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_first_use_in_inference_mode_does_not_spoil_training(backbone_files, frame_pair):
+    """A loss that is built during a validation still gives gradients afterwards."""
+    metric = LPIPS("alex", weights=backbone_files["alexnet"])
+    x, y = frame_pair
+    with torch.inference_mode():
+        metric(x, y)
+    leaf = y.clone().requires_grad_()
+    metric(x, leaf).sum().backward()
+    assert leaf.grad.abs().max() > 0
+
+
 def test_weight_zero_touches_nothing(monkeypatch):
     """Weight 0 needs no file, builds no network, draws no random number and gives zeros."""
     monkeypatch.setattr("losses.perceptual.find_weights", lambda *_: pytest.fail("looked for weights"))
@@ -135,7 +148,7 @@ def test_importing_the_losses_imports_neither_torchvision_nor_lpips():
         "import sys, losses; losses.perceptual_loss; losses.LPIPS('vgg');"
         "print(sorted({'torchvision', 'lpips', 'scipy'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from losses.backbones import FeatureNetwork
 from losses.weights import WEIGHT_FILES, find_lpips_heads, find_weights, read_state_dict
 from videodata.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 CONTENT = b"made-up weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
@@ -129,14 +131,14 @@ def test_processes_that_start_together_download_once(entry, server, tmp_path):
         f"WEIGHT_FILES['x'] = replace(WEIGHT_FILES['vgg16'], filename='made-up.pth', url='{url}/made-up.pth',"
         f" sha256='{DIGEST}'); print(find_weights('x'))"
     )
-    runs = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
+    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
     errors = [run.communicate()[1].decode() for run in runs]
     assert [run.returncode for run in runs] == [0, 0], errors
     assert len(requests) == 1
 
 
-def test_damaged_and_foreign_files_are_one_line(tmp_path, backbone_files):
-    """A cut file, a pickle that would run code, another network's weights: each has its line."""
+def test_damaged_and_foreign_files_are_one_line_and_old_ones_load(tmp_path, backbone_files):
+    """A cut file, a pickle that would run code, another network's weights: each has its line. The old format loads."""
     cut = tmp_path / "cut.pth"
     cut.write_bytes(backbone_files["alexnet"].read_bytes()[:5000])
     code = tmp_path / "code.pth"
@@ -147,6 +149,9 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path, backbone_files):
         read_state_dict(cut)
     with pytest.raises(UserError, match="code.pth: not a file of plain tensors"):
         read_state_dict(code)
+    old = tmp_path / "old.pth"  # torchvision's files are of the format before torch 1.6
+    torch.save({"features.0.weight": torch.ones(2)}, old, _use_new_zipfile_serialization=False)
+    assert read_state_dict(old)["features.0.weight"].tolist() == [1, 1]
     network = FeatureNetwork("vgg16", ["relu1_2"])
     with pytest.raises(UserError, match=r"other.pth: features.0.weight has shape \(1,\)"):
         network.load_torchvision(other)
