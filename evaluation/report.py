@@ -104,16 +104,21 @@ class Report:
             temporary.write_text(text, encoding="utf-8")
         return Path(path)
 
-    def table(self) -> str:
-        """The scores as text, each with its definition below."""
-        rows = [("metric", "mean", "std", "clips", "definition")]
+    def rows(self, meaning: bool = False) -> list[tuple[str, ...]]:
+        """The scores as rows of text below a head; the last column is the definition's id, or its words."""
+        rows = [("metric", "mean", "std over clips", "clips", "definition")]
         for score in self.scores:
-            unit = DEFINITIONS[score.definition].unit
-            mean = f"{score.mean:.4g} {unit}".strip()
-            rows.append((score.name, mean, f"{score.deviation:.2g}", str(len(score.per_clip)), score.definition))
+            definition = DEFINITIONS[score.definition]
+            mean = f"{score.mean:.4g} {definition.unit}".strip()
+            words = definition.text if meaning else score.definition
+            rows.append((score.name, mean, f"{score.deviation:.2g}", str(len(score.per_clip)), words))
+        return rows
+
+    def table(self) -> str:
+        """The scores as text for a terminal, each definition in words below."""
         used = dict.fromkeys(score.definition for score in self.scores)
         notes = [f"  {name}: {DEFINITIONS[name].text}" for name in used]
-        return "\n".join([format_table(rows), "", *notes])
+        return "\n".join([format_table(self.rows()), "", *notes])
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
