@@ -5,8 +5,10 @@ process and two processes see the same samples with the same noise.
 """
 
 import hashlib
+import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,3 +46,10 @@ class SampleNoise:
     def integers(self, high: int, *shape: int) -> Tensor:
         """Uniform integers in [0, high), int64 (B, *shape)."""
         return torch.stack([torch.randint(high, shape, generator=g, device=self.device) for g in self._generators])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - a recipe's library may draw from it
+    torch.manual_seed(seed)

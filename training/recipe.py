@@ -35,8 +35,10 @@ class Step:
 class Recipe(ABC):
     """A model's training recipe. The loop owns everything else (devices, precision, checkpoints, logs).
 
-    `networks` are trained and stored; call them as `self.networks["name"](...)`, because the loop may wrap them for
-    several processes. A frozen network (a perceptual loss, an autoencoder under a predictor) is an ordinary
+    `networks` are trained and stored. In `losses`, call them as `self.networks["name"](...)` and nothing else, because
+    the loop may have wrapped them for several processes; `self.bare["name"]` is the module itself, for looking at a
+    weight. In `evaluate` and `pictures`, `self.networks` holds the bare modules, with averaged weights where there
+    are any, in eval mode. A frozen network (a perceptual loss, an autoencoder under a predictor) is an ordinary
     attribute listed in `frozen`: it is moved to the device, kept in eval mode and left out of checkpoints.
     """
 
@@ -44,9 +46,13 @@ class Recipe(ABC):
     best_metric: ClassVar[tuple[str, str] | None] = None  # ("psnr", "max"): the checkpoint kept as best
     ema_networks: ClassVar[tuple[str, ...]] = ()  # networks that get averaged weights when EMA is on
     find_unused_parameters: ClassVar[bool] = False  # for networks that skip parameters in some steps
+    shard_types: ClassVar[tuple[type, ...]] = ()  # module types that --fsdp shards as one unit each, such as a block
+    forward_methods: ClassVar[tuple[str, ...]] = ()  # methods beside forward that compute with weights (--fsdp)
+    free_keys: ClassVar[frozenset[str]] = frozenset()  # own configuration keys that a resumed run may change
 
     def __init__(self, networks: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> None:
         self.networks = networks
+        self.bare = dict(networks)
         self.optimizers = optimizers  # in the order in which they step
         self.frozen: list[nn.Module] = []
 

@@ -101,6 +101,8 @@ class ClipDataset(Dataset):
     loader that counts positions through the whole run sees new windows in each epoch, whatever its workers do.
     """
 
+    takes_positions = True  # the training loop's loader may ask for (index, position)
+
     def __init__(
         self,
         source: ClipSource,

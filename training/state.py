@@ -1,0 +1,168 @@
+"""Everything that a run carries from step to step, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training import distributed, parallel
+from training.ema import AveragedWeights
+from training.recipe import Recipe
+from training.settings import TrainSettings
+from training.strict_load import strict_load
+from videodata.errors import UserError
+
+
+@dataclass
+class TrainState:
+    """The networks (bare, wrapped and averaged), the optimisers and the counters of a run."""
+
+    recipe: Recipe
+    networks: dict[str, nn.Module]  # bare
+    wrapped: dict[str, nn.Module]  # as the recipe's losses call them
+    averaged: AveragedWeights
+    optimizers: dict[str, torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    groups: dict[str, list[dict[str, Any]]]  # the optimisers' hyper-parameters as the recipe set them
+    sharded: bool
+    step: int = 0  # optimiser steps taken, skipped ones included
+    samples_seen: int = 0
+    bad_steps: int = 0  # non-finite steps in a row
+    skipped_steps: int = 0  # in the whole run
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    metrics_step: int = -1  # when that was
+
+    @property
+    def base_rates(self) -> dict[str, list[float]]:
+        """Learning rate of each optimiser's groups before the schedule."""
+        return {name: [group["lr"] for group in groups] for name, groups in self.groups.items()}
+
+    def collect(self) -> dict[str, Any]:
+        """The state as plain types and CPU tensors. All processes must call it when the networks are sharded."""
+        return {
+            "recipe": self.recipe.name,
+            "step": self.step,
+            "samples_seen": self.samples_seen,
+            "bad_steps": self.bad_steps,
+            "skipped_steps": self.skipped_steps,
+            "optimizers": {name: parallel.whole(opt.state_dict()) for name, opt in self.optimizers.items()},
+            "ema_updates": self.averaged.updates,
+            "scaler": self.scaler.state_dict(),
+            "metrics": dict(self.metrics),
+            "metrics_step": self.metrics_step,
+            **self.weights(),
+        }
+
+    def weights(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """The trained and the averaged weights, complete and on the CPU."""
+        return {
+            "networks": {name: parallel.whole(net.state_dict()) for name, net in self.networks.items()},
+            "ema": {name: parallel.whole(net.state_dict()) for name, net in self.averaged.networks.items()},
+        }
+
+    def load(self, checkpoint: dict[str, Any], source: object) -> None:
+        """Take over a checkpoint. Raises UserError for one that does not fit."""
+        for kind, networks in (("networks", self.networks), ("ema", self.averaged.networks)):
+            stored = checkpoint[kind]
+            if kind == "ema" and not stored:
+                stored = {name: checkpoint["networks"][name] for name in networks}  # averaging starts from here
+            for name, network in networks.items():
+                if name not in stored:
+                    raise UserError(f"{source}: holds no network {name!r}, only {', '.join(stored)}")
+                strict_load(network, stored[name], f"{source} ({kind}.{name})")
+        for name, optimizer in self.optimizers.items():
+            self.load_optimizer(name, optimizer, checkpoint["optimizers"].get(name), source)
+        self.averaged.updates = checkpoint["ema_updates"]
+        if checkpoint["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        for counter in ("step", "samples_seen", "bad_steps", "skipped_steps", "metrics", "metrics_step"):
+            setattr(self, counter, checkpoint[counter])
+
+    def load_optimizer(self, name: str, optimizer: torch.optim.Optimizer, stored: Any, source: object) -> None:
+        """Take over an optimiser's moments; its hyper-parameters stay those of the recipe."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if stored is None or [len(group["params"]) for group in stored["param_groups"]] != sizes:
+            raise UserError(f"{source}: its state of optimiser {name!r} belongs to other parameters; start a new run")
+        state = {
+            number: {key: shaped_like(value, parameters[number]) for key, value in entries.items()}
+            for number, entries in stored["state"].items()
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
+        for group, fresh in zip(optimizer.param_groups, self.groups[name], strict=True):
+            group.update(fresh)
+
+    def digest(self) -> str:
+        """SHA-256 over names, types, shapes and bytes of the trained and the averaged weights."""
+        return weights_digest(self.weights())
+
+
+def shaped_like(value: Any, parameter: Tensor) -> Any:
+    """An optimiser's value in the layout (whole or sharded) of its parameter."""
+    return parallel.like(value, parameter) if isinstance(value, Tensor) else value
+
+
+def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -> TrainState:
+    """Move the recipe to the device and prepare its networks for all processes."""
+    for module in recipe.frozen:
+        module.to(device).eval().requires_grad_(False)
+    for network in recipe.networks.values():
+        network.to(device).train()
+    freeze_unowned(recipe)
+    averaged = AveragedWeights(recipe, settings.ema)
+    if settings.fsdp:
+        parallel.check_sharding(settings)
+        parallel.shard_with_optimizers(recipe.networks, recipe, device, recipe.optimizers)
+        parallel.shard_with_optimizers(averaged.networks, recipe, device, {})
+    bare = dict(recipe.networks)
+    wrapped = bare if settings.fsdp else {name: parallel.replicate(net, recipe, device) for name, net in bare.items()}
+    if settings.compile:
+        for network in wrapped.values():
+            network.compile()
+    return TrainState(
+        recipe=recipe,
+        networks=bare,
+        wrapped=wrapped,
+        averaged=averaged,
+        optimizers=recipe.optimizers,
+        scaler=torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16"),
+        groups={name: hyper_parameters(optimizer) for name, optimizer in recipe.optimizers.items()},
+        sharded=settings.fsdp and distributed.world_size() > 1,
+    )
+
+
+def freeze_unowned(recipe: Recipe) -> None:
+    """Only parameters that an optimiser owns get gradients; processes would wait for those of the others."""
+    owned = {id(p) for optimizer in recipe.optimizers.values() for g in optimizer.param_groups for p in g["params"]}
+    for network in recipe.networks.values():
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in owned)
+
+
+def hyper_parameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Each parameter group without its parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def weights_digest(state: dict[str, Any]) -> str:
+    """SHA-256 over the sorted names, types, shapes and bytes of nested tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flatten(state)):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def flatten(state: dict[str, Any], prefix: str = "") -> list[tuple[str, Tensor]]:
+    """(dotted name, tensor) of nested dictionaries."""
+    entries = []
+    for key, value in state.items():
+        if isinstance(value, dict):
+            entries += flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor):
+            entries.append((f"{prefix}{key}", value))
+    return entries

@@ -1,0 +1,208 @@
+"""One optimiser step: micro-batches, one phase per optimiser, and a guard that all processes obey."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from training import buffers, distributed, parallel
+from training.explain import NonFiniteAbort
+from training.loader import Batch
+from training.randomness import SampleNoise, derive_seed, seed_everything
+from training.recipe import Losses, Step
+from training.schedule import learning_rate_scale, set_learning_rates
+from training.settings import TrainSettings
+from training.state import TrainState
+
+logger = logging.getLogger(__name__)
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MINIMUM_SCALE = 1.0  # fp16: below this loss scale the gradients themselves overflow
+MISSING = object()
+
+
+@dataclass
+class Update:
+    """What one optimiser step did. Scalars are this process's, still on the device."""
+
+    applied: bool = True
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    keys: list[tuple[int, int]] = field(default_factory=list)  # (index, position) of this process's samples
+
+
+class Updater:
+    """Turns batches into optimiser steps on a TrainState."""
+
+    def __init__(self, state: TrainState, settings: TrainSettings, device: torch.device) -> None:
+        self.state = state
+        self.settings = settings
+        self.device = device
+        self.owned = {name: set(parameters_of(optimizer)) for name, optimizer in state.optimizers.items()}
+        self.trainable = set().union(*self.owned.values())
+        self.batch_shape: tuple[int, ...] | str = "unknown"  # of the last micro-batch, for the report of an error
+        self.buffers = buffers.persistent_buffers(state.networks.values())
+
+    def step(self, batches: Iterator[Batch]) -> Update:
+        """Take the next micro-batches, compute all gradients and apply them if all of them are finite.
+
+        Raises NonFiniteAbort after `max_bad_steps` non-finite steps in a row.
+        """
+        update = Update()
+        before = buffers.snapshot(self.buffers)
+        for optimizer in self.state.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        active = self.accumulate(batches, update)
+        norms = self.gradient_norms(active)
+        update.scalars |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+        update.applied = self.accept(update, norms)
+        if update.applied:
+            self.apply(active, norms)
+        else:
+            buffers.restore(self.buffers, before)
+            self.state.skipped_steps += 1
+        if self.state.scaler.is_enabled() and active:
+            self.state.scaler.update()
+        if distributed.world_size() > 1 and self.buffers:
+            buffers.copy_from_main(self.buffers)
+        if update.applied:
+            self.state.averaged.update(self.state.networks)
+        return update
+
+    def accumulate(self, batches: Iterator[Batch], update: Update) -> list[str]:
+        """Gradients of all micro-batches; gives the names of the optimisers that got a loss."""
+        active: dict[str, None] = {}
+        count = self.settings.accumulation
+        for micro in range(count):
+            batch = next(batches)
+            update.keys += batch.keys
+            self.batch_shape = batch.shape
+            # After the fetch: starting the loader may draw from the global generators.
+            seed_everything(derive_seed(self.settings.seed, "step", self.state.step, distributed.rank(), micro))
+            for name, losses in self.phases(batch, last=micro == count - 1):
+                if losses is None:
+                    continue
+                active[name] = None
+                for term, value in [(f"loss/{name}", losses.total), *train_terms(losses)]:
+                    share = torch.as_tensor(value, device=self.device).detach().float().mean() / count
+                    update.scalars[term] = update.scalars[term] + share if term in update.scalars else share
+                self.state.scaler.scale(losses.total / count).backward()
+        for parameter in self.trainable:
+            parameter.requires_grad_(True)
+        return list(active)
+
+    def phases(self, batch: Batch, last: bool) -> Iterator[tuple[str, Losses | None]]:
+        """(optimiser, losses) in turn; each backward pass belongs between two items."""
+        losses = self.state.recipe.losses(batch.data, self.describe(batch))
+        for name in self.state.optimizers:
+            with self.phase(name, exchange=last):
+                with self.autocast():
+                    item = next(losses, MISSING)
+                if item is MISSING:
+                    raise RuntimeError(f"{type(self.state.recipe).__name__}.losses yields nothing for {name!r}")
+                yield name, item
+        if next(losses, MISSING) is not MISSING:
+            raise RuntimeError(f"{type(self.state.recipe).__name__}.losses yields more often than it has optimisers")
+
+    @contextmanager
+    def phase(self, name: str, exchange: bool) -> Iterator[None]:
+        """Only this optimiser's parameters require gradients, and only their networks exchange them."""
+        if len(self.owned) > 1:
+            for parameter in self.trainable:
+                parameter.requires_grad_(parameter in self.owned[name])
+        with ExitStack() as stack:
+            for network in self.state.wrapped.values():
+                trained = any(parameter in self.owned[name] for parameter in network.parameters())
+                stack.enter_context(parallel.gradient_exchange(network, exchange and trained))
+            yield
+
+    def autocast(self) -> torch.autocast:
+        dtype = PRECISIONS.get(self.settings.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def describe(self, batch: Batch) -> Step:
+        noise = SampleNoise(self.settings.seed, batch.positions, self.device)
+        return Step(self.state.step, self.settings.steps, noise, self.device)
+
+    def gradient_norms(self, active: list[str]) -> dict[str, Tensor]:
+        """Norm of each active optimiser's gradients, before clipping and without the fp16 loss scale."""
+        norms = {}
+        for name in active:
+            if self.state.scaler.is_enabled():
+                self.state.scaler.unscale_(self.state.optimizers[name])
+            norm = get_total_norm(gradients_of(self.state.optimizers[name]))
+            norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norms
+
+    def accept(self, update: Update, norms: dict[str, Tensor]) -> bool:
+        """Whether to apply the step; the same answer in all processes."""
+        bad = non_finite(update.scalars)
+        if distributed.any_process(bool(bad)):
+            self.refuse(bad, update)
+            return False
+        self.state.bad_steps = 0
+        limit = self.settings.skip_grad_norm
+        large = [name for name, norm in norms.items() if limit and norm > limit]
+        if distributed.any_process(bool(large)):
+            logger.warning("step %d skipped: gradient norm of %s above %g", self.state.step, ", ".join(large), limit)
+            return False
+        return True
+
+    def refuse(self, bad: list[str], update: Update) -> None:
+        """Report a non-finite step, count it, and give up when there are too many in a row."""
+        names = ", ".join(bad) or "a value of another process"
+        losses_finite = not distributed.any_process(any(not name.startswith("grad_norm/") for name in bad))
+        if self.state.scaler.is_enabled() and losses_finite and self.state.scaler.get_scale() > MINIMUM_SCALE:
+            logger.info("step %d skipped: fp16 overflow in %s, loss scale is lowered", self.state.step, names)
+            return
+        samples = ", ".join(f"{index} at {position}" for index, position in update.keys)
+        self.state.bad_steps += 1
+        logger.warning(
+            "step %d skipped: %s not finite (%d in a row); samples (index at position): %s",
+            self.state.step, names, self.state.bad_steps, samples,
+        )  # fmt: skip
+        if self.state.bad_steps >= self.settings.max_bad_steps:
+            raise NonFiniteAbort(
+                f"{names} not finite in {self.state.bad_steps} steps in a row, the last one step {self.state.step}; "
+                "lower the learning rate or look at the samples named in train.log"
+            )
+
+    def apply(self, active: list[str], norms: dict[str, Tensor]) -> None:
+        """Clip, set the learning rate, and let each active optimiser step."""
+        s = self.settings
+        scale = learning_rate_scale(self.state.step, s.steps, s.warmup_steps, s.schedule)
+        for name in active:
+            optimizer = self.state.optimizers[name]
+            if s.clip > 0:
+                clip_grads_with_norm_(parameters_of(optimizer), s.clip, norms[name])
+            set_learning_rates(optimizer, self.state.base_rates[name], scale)
+            self.state.scaler.step(optimizer)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters of an optimiser."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The gradients that an optimiser would use."""
+    return [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]
+
+
+def train_terms(losses: Losses) -> list[tuple[str, Tensor]]:
+    """The scalars to log beside the loss, under the names of the log."""
+    return [(f"train/{term}", value) for term, value in losses.terms.items()]
+
+
+def non_finite(scalars: dict[str, Tensor]) -> list[str]:
+    """Names of the scalars that are not finite, if a loss or a gradient norm is among them (one device sync)."""
+    if not scalars:
+        return []
+    finite = torch.stack([torch.isfinite(value) for value in scalars.values()]).tolist()
+    bad = [name for name, good in zip(scalars, finite, strict=True) if not good]
+    return bad if any(name.startswith(("loss/", "grad_norm/")) for name in bad) else []
