@@ -24,6 +24,7 @@ class Video:
         self.stream = stream
         # One thread: the packet in which an error occurs stays known, and loader workers do not fight for cores.
         self.stream.codec_context.thread_count = 1
+        self._alpha_decoder = _alpha_decoder(stream)
         self.damaged_packets = 0
         self.first_error = ""
 
@@ -31,7 +32,7 @@ class Video:
         """Decode from where the file stands to its end. Damaged packets are skipped and counted."""
         for packet in self._packets():
             try:
-                frames = packet.decode()
+                frames = self._decode(packet)
             except FFmpegError as error:
                 self._note(error)
                 continue
@@ -45,6 +46,11 @@ class Video:
                 f"damaged: {self.damaged_packets} packet(s) cannot be decoded ({self.first_error}); "
                 "replace the file, or keep the rest with keep_damaged",
             )
+
+    def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        if self._alpha_decoder is None:
+            return packet.decode()
+        return self._alpha_decoder.decode(packet if packet.size else None)
 
     def _packets(self) -> Iterator[av.Packet]:
         packets = self.container.demux(self.stream)
@@ -61,6 +67,14 @@ class Video:
     def _note(self, error: FFmpegError) -> None:
         self.damaged_packets += 1
         self.first_error = self.first_error or error.strerror or type(error).__name__
+
+
+def _alpha_decoder(stream: av.VideoStream) -> av.CodecContext | None:
+    """WebM keeps opacity in a second picture that only libvpx decodes; None for all other streams."""
+    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if decoder is None or stream.metadata.get("alpha_mode") != "1" or decoder not in av.codecs_available:
+        return None
+    return av.CodecContext.create(decoder, "r")
 
 
 @contextmanager

@@ -1,0 +1,140 @@
+"""Writing: what comes back has the colours, the frame count, the size and the rate that were written."""
+
+from fractions import Fraction
+from itertools import product
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from videodata import UserError, probe, read_video, to_uint8, write_video
+from videodata.shapes import Shapes
+
+PRIMARIES = list(product((0, 255), repeat=3))
+HALVES = list(product((0, 128, 255), repeat=3))
+GREYS = [(level, level, level) for level in range(0, 256, 5)]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 15)])
+def test_a_constant_colour_comes_back(tmp_path, size):
+    """Black, white, primaries, their halves and greys: mean error below 0.1 grey level, no channel off by more than 2."""
+    colours = dict.fromkeys(PRIMARIES + HALVES + GREYS)
+    for colour in colours:
+        frames = np.broadcast_to(np.array(colour, np.uint8), (2, *size, 3))
+        write_video(tmp_path / "c.mp4", frames, 25)
+        error = read_video(tmp_path / "c.mp4")[0].astype(float) - frames
+        assert abs(error.mean()) < 0.1, colour
+        assert abs(error).max() <= 2, colour
+    tall = np.broadcast_to(np.array((0, 128, 255), np.uint8), (2, 720, 16, 3))  # BT.709 from 720 lines up
+    write_video(tmp_path / "c.mp4", tall, 25)
+    assert abs(read_video(tmp_path / "c.mp4")[0].astype(float) - tall).max() <= 1
+
+
+def test_natural_and_random_pictures_keep_their_brightness(tmp_path):
+    """Mean error below 0.1 grey level and more than 38 dB on moving shapes; no bias on noise."""
+    frames = Shapes(1, size=64).read(0, 0, 8)
+    write_video(tmp_path / "c.mp4", frames, 25)
+    error = read_video(tmp_path / "c.mp4")[0].astype(float) - frames
+    assert abs(error.mean()) < 0.1
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 38
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "c.mp4", noise, 25)
+    assert abs((read_video(tmp_path / "c.mp4")[0].astype(float) - noise).mean()) < 0.1
+
+
+@pytest.mark.parametrize("frames", [1, 2, 17])
+@pytest.mark.parametrize("fps", [1, 8, 25, "30000/1001", Fraction(24000, 1001), Fraction(60000, 1001), 12.5, 120])
+def test_rate_and_frame_count_are_exact(tmp_path, frames, fps):
+    """A rational frame rate survives the file exactly, also in a file of one frame."""
+    write_video(tmp_path / "c.mp4", np.zeros((frames, 16, 16, 3), np.uint8), fps)
+    read, rate = read_video(tmp_path / "c.mp4")
+    assert rate == Fraction(fps)
+    assert len(read) == frames
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (33, 48), (48, 33), (31, 21)])
+def test_any_size_is_kept(tmp_path, size):
+    """Even sizes are yuv420p, which all browsers play; odd ones keep every row and column in yuv444p."""
+    write_video(tmp_path / "c.mp4", np.full((3, *size, 3), 90, np.uint8), 10)
+    info = probe(tmp_path / "c.mp4")
+    assert (info.height, info.width) == size
+    assert info.codec == "h264"
+    assert info.pixel_format == ("yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p")
+
+
+def test_the_colour_matrix_is_tagged_and_the_file_streams(tmp_path):
+    """No reader has to guess the matrix; the index stands before the pictures."""
+    path = write_video(tmp_path / "c.mp4", np.zeros((2, 16, 16, 3), np.uint8), 10)
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_range) == (6, 1)
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+def test_float_clips_are_rounded_and_iterables_stream(tmp_path):
+    """A float (3, T, H, W) clip in [-1, 1], its uint8 frames and a generator of them give the same file."""
+    clip = torch.rand(3, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    frames = to_uint8(clip)
+    first = write_video(tmp_path / "float.mp4", clip, 10).read_bytes()
+    assert write_video(tmp_path / "uint8.mp4", frames, 10).read_bytes() == first
+    assert write_video(tmp_path / "stream.mp4", (frame for frame in frames), 10).read_bytes() == first
+
+
+def test_lossless_is_lossless(tmp_path):
+    """Every pixel of noise comes back."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 16, 18, 3), dtype=np.uint8)
+    write_video(tmp_path / "c.mp4", noise, 10, lossless=True)
+    assert np.array_equal(read_video(tmp_path / "c.mp4")[0], noise)
+
+
+@pytest.mark.parametrize(("fps", "read_back"), [(10, Fraction(10)), (25, Fraction(25)), (8, None)])
+def test_gif_keeps_frames_colours_and_length(tmp_path, fps, read_back):
+    """Equal frames are not merged, few colours are exact, many have no bias, and the playing time is right."""
+    frames = np.repeat(Shapes(1, size=(33, 40)).read(0, 0, 5), 2, axis=0)
+    path = write_video(tmp_path / "c.gif", frames, fps)
+    read, rate = read_video(path)
+    assert read.shape == frames.shape
+    assert abs((read.astype(float) - frames).mean()) < 0.1
+    assert rate == read_back or read_back is None
+    with av.open(str(path)) as container:
+        seconds = sum(packet.duration for packet in container.demux() if packet.size) / 100
+    assert seconds == pytest.approx(10 / fps, abs=0.011)
+    flags = np.array(HALVES, np.uint8).reshape(1, 3, 9, 3)
+    assert np.array_equal(read_video(write_video(tmp_path / "flag.gif", flags, 10))[0], flags)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    """An error in the middle keeps the old file and leaves no other."""
+    path = write_video(tmp_path / "c.mp4", np.zeros((2, 16, 16, 3), np.uint8), 10)
+    before = path.read_bytes()
+
+    def frames():
+        yield np.zeros((16, 16, 3), np.uint8)
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_video(path, frames(), 10)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "fps", "reason"),
+    [
+        ("c.avi", np.zeros((1, 8, 8, 3), np.uint8), 10, "must end in .mp4 or .gif"),
+        ("c.mp4", np.zeros((0, 8, 8, 3), np.uint8), 10, "no frame"),
+        ("c.mp4", np.zeros((1, 3, 8, 8), np.uint8), 10, r"found shape \(1, 3, 8, 8\)"),
+        ("c.mp4", np.zeros((1, 8, 8, 3), np.int64), 10, "int64"),
+        ("c.mp4", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)], 10, r"found uint8 \(8, 9, 3\)"),
+        ("c.mp4", np.zeros((1, 8, 8, 3), np.uint8), 0, "fps must be positive"),
+        ("c.mp4", np.zeros((1, 8, 8, 3), np.uint8), "fast", "fps must be a number"),
+        ("c.gif", np.zeros((1, 8, 8, 3), np.uint8), 60, "at most 50"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, name, frames, fps, reason):
+    """One line that says what is wrong, and no file."""
+    with pytest.raises(UserError, match=reason):
+        write_video(tmp_path / name, frames, fps)
+    assert not list(tmp_path.iterdir())
