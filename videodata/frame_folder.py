@@ -58,11 +58,11 @@ class FrameFolder(ClipSource):
 
     def size(self, index: int) -> Size:
         folder = self._folders[index]
-        return read_image(folder / _frame_names(str(folder))[0]).shape[:2]
+        return read_image(folder / _frame_names(folder)[0]).shape[:2]
 
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
         folder = self._folders[index]
-        names = _frame_names(str(folder))
+        names = _frame_names(folder)
         frames = [read_image(folder / names[k]) for k in frame_range(folder, len(names), start, count, step)]
         if len({frame.shape for frame in frames}) > 1:
             raise VideoError(folder, f"its frames have different sizes: {sorted({f.shape[:2] for f in frames})}")
@@ -90,6 +90,11 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
+def _frame_names(folder: Path) -> list[str]:
+    return _listed(str(folder), folder.stat().st_mtime_ns)
+
+
 @functools.lru_cache(maxsize=4096)
-def _frame_names(folder: str) -> list[str]:
+def _listed(folder: str, mtime_ns: int) -> list[str]:
+    """Names of the frames in order; the time is part of the key, because it changes when a file comes or goes."""
     return sorted(filter(_is_image, os.listdir(folder)), key=natural_key)

@@ -31,7 +31,7 @@ def index_videos(root: Path, files: Sequence[Path]) -> list[dict]:
     missing: list[tuple[str, Path, dict]] = []
     for file in files:
         name, status = os.path.relpath(file, root), _status(file)
-        if {key: known.get(name, {}).get(key) for key in status} == status:
+        if name in known and status.items() <= known[name].items():
             entries[name] = known[name]
         else:
             missing.append((name, file, status))
