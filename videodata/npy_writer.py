@@ -1,8 +1,9 @@
 """A growing .npy file of uint8 sequences (N, T, H, W, 3) that survives kill -9 at any moment.
 
 While it grows, the data is in `<name>.npy.partial` and `<name>.npy.journal.jsonl` has one line per finished video.
-A line is written only after the bytes that it speaks of are on the disk, so a later start drops whatever follows the
-last line and goes on. The finished file and its side-car have the same bytes as after an undisturbed run.
+A line is written only after the bytes that it speaks of are on the disk (a thread sees to that), so a later start
+drops whatever follows the last line and goes on. The finished file and its side-car have the same bytes as after an
+undisturbed run.
 """
 
 import errno
@@ -11,6 +12,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +23,7 @@ from videodata.errors import UserError
 from videodata.lock import exclusive
 from videodata.npy_journal import JOURNAL_FORMAT, Entry, journal_path, read_journal
 
-COMMIT_SECONDS = 0.25  # work that a kill can cost; one disk flush serves all videos finished since the last
+COMMIT_SECONDS = 0.25  # between flushes; a kill costs this, and what the disk is behind
 LARGEST_COUNT = 10**12  # room that the header keeps for N
 
 
@@ -83,11 +85,13 @@ class NpyWriter:
         self._restart = restart
         self._pending: list[str] = []
         self._last_commit = time.monotonic()
+        self._commit: Future | None = None
         self._resources = ExitStack()
 
     def __enter__(self) -> "NpyWriter":
         with self._resources:
             self._resources.enter_context(exclusive(self.path, "writing"))
+            self._thread = self._resources.enter_context(ThreadPoolExecutor(1))
             with self._disk_errors():
                 self._open()
             self._resources = self._resources.pop_all()
@@ -95,8 +99,7 @@ class NpyWriter:
 
     def __exit__(self, *exception: object) -> None:
         with self._resources:
-            if self._pending:
-                self._commit()
+            self._commit_now()
 
     @property
     def sequences(self) -> int:
@@ -107,6 +110,10 @@ class NpyWriter:
     def bytes_written(self) -> int:
         """Size of the data of all finished videos."""
         return self._end
+
+    def skipped(self) -> list[dict]:
+        """Id, reason and status ("short" or "bad") of the videos that gave nothing."""
+        return [{key: getattr(e, key) for key in ("id", "reason", "status")} for e in self.entries if not e.sequences]
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames (n, H, W, 3) uint8 to the current video, n free: sequences need not be whole."""
@@ -134,13 +141,13 @@ class NpyWriter:
         self._end += kept * self._sequence_bytes
         self._begin_video()
         if time.monotonic() - self._last_commit > COMMIT_SECONDS:
-            self._commit()
+            self._begin_commit()
         return entry
 
     def finish(self, description: dict) -> None:
         """Give the file its header, its side-car and its final name. `description` goes first into the side-car."""
+        self._commit_now()
         with self._disk_errors():
-            self._commit()
             os.ftruncate(self._data, self._header_bytes + self._end)
             _write_all(self._data, npy_header(self.sequences, self._shape), 0)
             os.fsync(self._data)
@@ -180,7 +187,7 @@ class NpyWriter:
         head = {"format": JOURNAL_FORMAT, "version": 1, "shape": list(self._shape), "arguments": self.arguments}
         self._journal_end = 0
         self._pending = [json.dumps(head) + "\n"]
-        self._commit()
+        self._commit_now()
 
     def _resume(self) -> None:
         head, entries, ends = read_journal(journal_path(self.path))
@@ -211,15 +218,35 @@ class NpyWriter:
     def _begin_video(self) -> None:
         self._video_bytes = self._running_crc = self._whole_crc = 0
 
-    def _commit(self) -> None:
-        with self._disk_errors():
-            os.fsync(self._data)  # before the lines: a line on disk is a promise about the data
-            lines = "".join(self._pending).encode("utf-8")
-            _write_all(self._journal, lines, self._journal_end)
-            os.fsync(self._journal)
-        self._journal_end += len(lines)
+    def _begin_commit(self) -> None:
+        """Let the thread bring the finished videos to the disk, unless it is still at it."""
+        if self._commit is not None:
+            if not self._commit.done():
+                return
+            with self._disk_errors():
+                self._commit.result()
+        lines = "".join(self._pending).encode("utf-8")
         self._pending.clear()
+        self._commit = self._thread.submit(self._write_journal, lines, self._journal_end)
+        self._journal_end += len(lines)
         self._last_commit = time.monotonic()
+
+    def _write_journal(self, lines: bytes, offset: int) -> None:
+        os.fsync(self._data)  # before the lines: a line on disk is a promise about the data
+        _write_all(self._journal, lines, offset)
+        os.fsync(self._journal)
+        if hasattr(os, "posix_fadvise"):  # hundreds of GB must not push everything else out of the page cache
+            os.posix_fadvise(self._data, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _commit_now(self) -> None:
+        """Return when all finished videos are on the disk."""
+        with self._disk_errors():
+            if self._commit is not None:
+                self._commit.result()
+                self._commit = None
+            if self._pending:
+                self._begin_commit()
+                self._commit.result()
 
     def _sidecar(self, description: dict) -> dict:
         videos, first = [], 0
@@ -229,8 +256,7 @@ class NpyWriter:
             if entry.status == "damaged":
                 videos[-1]["damaged"] = entry.reason
             first += entry.sequences
-        skipped = [{"id": entry.id, "reason": entry.reason} for entry in self.entries if not entry.sequences]
-        return {**description, "prepare": self.arguments, "videos": videos, "skipped": skipped}
+        return {**description, "prepare": self.arguments, "videos": videos, "skipped": self.skipped()}
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

@@ -1,0 +1,101 @@
+"""Program: decode videos for `decode_pool` and put the frames into shared memory. It needs neither torch nor a shell.
+
+Usage: python -m videodata.decode_worker CONNECTION_FD MEMORY_FD SETTINGS_JSON
+"""
+
+import json
+import mmap
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from videodata.errors import UserError, VideoError
+from videodata.video import iter_frames, probe
+
+FREE_SLOT = b"free"
+
+
+class FrameRing:
+    """Slots of shared memory (slots, n, H, W, 3) uint8, filled in turn; the parent process says when one is free."""
+
+    def __init__(self, connection: Connection, slots: np.ndarray) -> None:
+        self._connection, self._slots = connection, slots
+        self._free, self._turn, self._filled = len(slots), 0, 0
+        self._tasks: list[dict] = []
+
+    def next_task(self) -> dict:
+        """Wait for the next video. Raises EOFError when there is none, or when the parent process is gone."""
+        while not self._tasks:
+            self._receive()
+        return self._tasks.pop()
+
+    def put(self, frame: np.ndarray) -> None:
+        """Copy one frame (H, W, 3); waits while all slots are full."""
+        while self._free == 0:
+            self._receive()
+        self._slots[self._turn, self._filled] = frame
+        self._filled += 1
+        if self._filled == self._slots.shape[1]:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over the slot that is being filled."""
+        if self._filled:
+            self._send({"frames": self._filled})
+            self._free -= 1
+            self._turn = (self._turn + 1) % len(self._slots)
+            self._filled = 0
+
+    def end(self, **outcome: object) -> None:
+        """Say how the video ended."""
+        self.flush()
+        self._send({"end": outcome})
+
+    def _send(self, message: dict) -> None:
+        self._connection.send_bytes(json.dumps(message).encode())
+
+    def _receive(self) -> None:
+        message = self._connection.recv_bytes()
+        if message == FREE_SLOT:
+            self._free += 1
+        else:
+            self._tasks.append(json.loads(message))
+
+
+def decode(path: str, ring: FrameRing, size: tuple[int, int], resize: str, stride: int) -> None:
+    """Every stride-th frame of one video into the ring, then the outcome: a damaged video says so at its end."""
+    frames, fps, error = 0, None, None
+    try:
+        rate = probe(path).fps / stride
+        fps = f"{rate.numerator}/{rate.denominator}"
+        # Damage is reported after the last frame, so whoever wants the rest of a damaged video has it by then.
+        for frame in iter_frames(path, size, resize):
+            if frames % stride == 0:
+                ring.put(frame)
+            frames += 1
+    except VideoError as problem:
+        error = problem.reason
+    except UserError as problem:
+        error = str(problem)
+    ring.end(frames=frames, fps=fps, error=error)
+
+
+def main(connection_fd: str, memory_fd: str, settings_json: str) -> None:
+    """Decode one video after another until the parent process closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    settings = json.loads(settings_json)
+    height, width = settings["size"]
+    shape = (settings["slots"], settings["slot_frames"], height, width, 3)
+    memory = mmap.mmap(int(memory_fd), int(np.prod(shape)))
+    ring = FrameRing(Connection(int(connection_fd)), np.frombuffer(memory, np.uint8).reshape(shape))
+    while True:
+        decode(ring.next_task()["path"], ring, (height, width), settings["resize"], settings["stride"])
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # no more work
+        sys.exit(0)

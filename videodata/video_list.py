@@ -1,0 +1,82 @@
+"""Which videos of a folder are prepared, in which order, and what their names say."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from videodata import ucf101
+from videodata.errors import UserError
+from videodata.natural_order import is_hidden, natural_key
+from videodata.video import VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True)
+class InputVideo:
+    """One video file. `group` is what must not be divided between training and validation."""
+
+    path: Path
+    id: str
+    label: str | None
+    group: str
+
+
+def list_videos(
+    folder: str | os.PathLike, classes: Sequence[str] = (), split_file: str | None = None, max_videos: int = 0
+) -> list[InputVideo]:
+    """All video files below `folder` in natural order, or those of some classes or of a UCF101 split list.
+
+    Raises UserError when there is no folder or nothing is left.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of videos")
+    videos = _describe(root, _video_files(root))
+    if not videos:
+        raise UserError(f"{root}: holds no video file (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
+    if classes:
+        wanted = {name.lower() for name in classes}
+        videos = [video for video in videos if (video.label or "").lower() in wanted]
+    if split_file:
+        stems = ucf101.read_split_file(split_file)
+        videos = [video for video in videos if video.path.stem.lower() in stems]
+    if not videos:
+        raise UserError(f"{root}: none of its videos is in {split_file or 'the classes ' + ', '.join(classes)}")
+    return videos[:max_videos] if max_videos else videos
+
+
+def fingerprint(videos: Sequence[InputVideo]) -> str:
+    """Short hash of the names and sizes of the videos: other files give another result."""
+    digest = hashlib.sha256()
+    for video in videos:
+        digest.update(f"{video.id}\0{video.path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _video_files(root: Path) -> list[Path]:
+    found = [
+        Path(folder, name)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not is_hidden(name)
+    ]
+    return sorted(found, key=lambda file: natural_key(file.relative_to(root)))
+
+
+def _describe(root: Path, files: Sequence[Path]) -> list[InputVideo]:
+    names = [_name(root, file) for file in files]
+    counts = Counter(names)
+    videos = []
+    for file, name in zip(files, names, strict=True):
+        clip = ucf101.parse_name(file)
+        unique = name if counts[name] == 1 else file.relative_to(root).as_posix()
+        folder_name = file.parent.name if file.parent != root else None
+        videos.append(InputVideo(file, unique, clip.label if clip else folder_name, clip.group if clip else unique))
+    return videos
+
+
+def _name(root: Path, file: Path) -> str:
+    clip = ucf101.parse_name(file)
+    return f"{clip.label}/{file.stem}" if clip else file.relative_to(root).with_suffix("").as_posix()
