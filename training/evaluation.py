@@ -51,7 +51,7 @@ class Evaluator:
                     if value.shape != (len(batch.keys),):
                         raise ValueError(f"metric {name!r} has shape {tuple(value.shape)}, not ({len(batch.keys)},)")
                     sums[name] = sums.get(name, 0) + weight * value.double().sum().cpu()
-        return mean_over_processes(sums, count)
+        return {**mean_over_processes(sums, count), **self.state.recipe.summarize()}
 
     def share(self) -> tuple[list[list[Key]], int]:
         """This process's batches of (index, position), and how many of them count.

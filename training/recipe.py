@@ -70,6 +70,13 @@ class Recipe(ABC):
         """Per-sample validation metrics, name -> (B,). Averaged over the validation set and over processes."""
         return {}
 
+    def summarize(self) -> dict[str, float]:
+        """Validation metrics that are no mean over samples, such as the number of codes in use.
+
+        Called in all processes after the last `evaluate` of each evaluation; the values must agree between them.
+        """
+        return {}
+
     def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
         """Pictures for the log, name -> frames (N, 3, H, W) or clips (N, 3, T, H, W) in [-1, 1]."""
         return {}
