@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,11 +11,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from videodata.errors import VideoError
+from videodata.folder_scan import has_suffix, scan_files
 from videodata.geometry import Size
-from videodata.natural_order import is_hidden, natural_key
+from videodata.natural_order import natural_key
 from videodata.sources import ClipSource, frame_range
-
-logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
@@ -27,16 +25,7 @@ class FrameFolder(ClipSource):
     def __init__(self, root: str | Path) -> None:
         self.path = str(root)
         root = Path(root)
-        counts, others = Counter(), Counter()
-        for folder, _, names in os.walk(root, followlinks=True):
-            for name in names:
-                if _is_image(name):
-                    counts[folder] += 1
-                elif not is_hidden(name):
-                    others[os.path.splitext(name)[1] or name] += 1
-        if others:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-            logger.warning("%s: %d files that are not images are left out (%s)", root, others.total(), kinds)
+        counts = Counter(folder for folder, _ in scan_files(root, IMAGE_SUFFIXES, "images"))
         if not counts:
             raise VideoError(root, "holds no images")
         self._folders = sorted(map(Path, counts), key=lambda folder: natural_key(folder.relative_to(root)))
@@ -69,11 +58,6 @@ class FrameFolder(ClipSource):
         return np.stack(frames)
 
 
-def holds_images(root: Path) -> bool:
-    """Whether any file under the folder has the suffix of an image."""
-    return any(_is_image(name) for _, _, names in os.walk(root) for name in names)
-
-
 def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, transparent parts over black. Raises VideoError."""
     try:
@@ -86,10 +70,6 @@ def read_image(path: Path) -> np.ndarray:
         raise VideoError(path, f"is not a readable image ({error})") from error
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
-
-
 def _frame_names(folder: Path) -> list[str]:
     return _listed(str(folder), folder.stat().st_mtime_ns)
 
@@ -97,4 +77,4 @@ def _frame_names(folder: Path) -> list[str]:
 @functools.lru_cache(maxsize=4096)
 def _listed(folder: str, mtime_ns: int) -> list[str]:
     """Names of the frames in order; the time is part of the key, because it changes when a file comes or goes."""
-    return sorted(filter(_is_image, os.listdir(folder)), key=natural_key)
+    return sorted((name for name in os.listdir(folder) if has_suffix(name, IMAGE_SUFFIXES)), key=natural_key)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError, VideoError
+from videodata.folder_scan import holds_files
 from videodata.geometry import Size
 from videodata.resize import resize_frames
 
@@ -96,11 +97,12 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     A video file; a folder of videos, of frame images or of .hdf5 shards; a csv with columns path,text; a .npy array;
     "shapes:<n>" for n generated videos. color="bgr" says that an array holds BGR pixels. Raises UserError.
     """
-    from videodata.frame_folder import FrameFolder, holds_images
+    from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
     from videodata.hdf5_source import HDF5_SUFFIXES, Hdf5Source
     from videodata.npy_source import NpySource
     from videodata.shapes import Shapes
-    from videodata.video_folder import VideoFolder, holds_videos
+    from videodata.video import VIDEO_SUFFIXES
+    from videodata.video_folder import VideoFolder
 
     if str(path).startswith("shapes:"):
         return Shapes.parse(str(path))
@@ -118,8 +120,8 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
         return VideoFolder.from_csv(path) if suffix == ".csv" else VideoFolder.from_file(path)
     if any(entry.suffix.lower() in HDF5_SUFFIXES for entry in path.iterdir()):
         return Hdf5Source(path)
-    if holds_videos(path):
+    if holds_files(path, VIDEO_SUFFIXES):
         return VideoFolder.from_folder(path)
-    if holds_images(path):
+    if holds_files(path, IMAGE_SUFFIXES):
         return FrameFolder(path)
     raise VideoError(path, "holds no videos, frame images or .hdf5 shards")

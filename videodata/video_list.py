@@ -9,7 +9,7 @@ from pathlib import Path
 
 from videodata import ucf101
 from videodata.errors import UserError
-from videodata.natural_order import is_hidden, natural_key
+from videodata.folder_scan import find_files
 from videodata.video import VIDEO_SUFFIXES
 
 
@@ -33,7 +33,7 @@ def list_videos(
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of videos")
-    videos = _describe(root, _video_files(root))
+    videos = describe_videos(root, find_files(root, VIDEO_SUFFIXES))
     if not videos:
         raise UserError(f"{root}: holds no video file (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
     if classes:
@@ -55,17 +55,8 @@ def fingerprint(videos: Sequence[InputVideo]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _video_files(root: Path) -> list[Path]:
-    found = [
-        Path(folder, name)
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not is_hidden(name)
-    ]
-    return sorted(found, key=lambda file: natural_key(file.relative_to(root)))
-
-
-def _describe(root: Path, files: Sequence[Path]) -> list[InputVideo]:
+def describe_videos(root: Path, files: Sequence[Path]) -> list[InputVideo]:
+    """What the place and the name of each file say about it."""
     names = [_name(root, file) for file in files]
     counts = Counter(names)
     videos = []

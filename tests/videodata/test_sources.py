@@ -70,10 +70,19 @@ def test_a_folder_of_videos(tmp_path, caplog):
     ]
 
 
+def test_links_are_followed_once(tmp_path):
+    """A linked folder is read; a link back to the top does not multiply the videos."""
+    write_frames(tmp_path / "elsewhere/v", noise(2))
+    (tmp_path / "data/a").mkdir(parents=True)
+    (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere/v")
+    (tmp_path / "data/a/up").symlink_to(tmp_path / "data")
+    assert names(open_source(tmp_path / "data")) == ["linked"]
+
+
 def test_flat_ucf101_names_give_class_and_group(clips):
     """A flat folder as in the zip archive: the class comes from the file name."""
     source = open_source(clips / "tfds_fake/ucf101/videos")
-    assert {source.label(k) for k in range(len(source))} == {"UCF101"}
+    assert [source.label(k) for k in range(5)] == ["Archery"] * 2 + ["Nunchucks"] * 3
     flat = open_source(clips / "tfds_fake/ucf101/videos/UCF101")
     assert [flat.label(k) for k in range(5)] == ["Archery"] * 2 + ["Nunchucks"] * 3
     assert flat.group(3) == flat.group(4) == "v_Nunchucks_g09"
@@ -137,7 +146,7 @@ def test_a_csv_list(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text('path,text\nfilms/b.mp4,"a dog, running"\nfilms/a.mp4,\nfilms/none.mp4,x\n', encoding="utf-8-sig")
     source = open_source(table)
-    assert names(source) == ["films/b", "films/a"]
+    assert names(source) == ["films/b.mp4", "films/a.mp4"]
     assert [source.label(0), source.label(1)] == ["a dog, running", None]
     assert [str(error) for error in source.broken] == [f"{tmp_path}/films/none.mp4: no such file"]
     with pytest.raises(VideoError, match=r'none.mp4: no such file; on_error="skip" leaves'):
