@@ -1,0 +1,215 @@
+"""The quantiser: five kinds of codebook behind one interface, built on vector-quantize-pytorch.
+
+ema         codebook of running means of the latents (VQ-VAE, arXiv 1711.00937, appendix A.1)
+ema_cosine  the same for latents projected to 8 channels of unit length (ViT-VQGAN, arXiv 2110.04627)
+fsq         a fixed grid, no codebook to collapse (arXiv 2309.15505)
+simvq       a fixed random codebook behind a learned linear map (arXiv 2411.02038)
+lfq         signs of log2(K) channels, with an entropy loss (MAGVIT-v2, arXiv 2310.05737)
+
+Axes: B batch, D latent channels, h w positions, N = B*h*w latents, K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
+
+from vqgan.config import fsq_levels_for
+from vqgan.kmeans import kmeans
+
+COSINE_DIM = 8
+
+
+class Quantized(NamedTuple):
+    """Latents replaced by codes."""
+
+    latents: Tensor  # (B, D, h, w) float32; gradients pass straight through
+    indices: Tensor  # (B, h, w) int64
+    loss: Tensor  # scalar to add to the training loss; 0 in eval mode
+
+
+class Quantizer(nn.Module):
+    """Latents (B, D, h, w) -> Quantized. Computes in float32 whatever the autocast.
+
+    In training mode a call also moves the codebook (`ema`, `ema_cosine`), unless `update` is False.
+    """
+
+    needs_start = False  # whether the codebook must begin near the latents, or it may never be used
+
+    def __init__(self, layer: nn.Module, size: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.size = size
+
+    def forward(self, latents: Tensor, update: bool = True) -> Quantized:
+        with torch.autocast(latents.device.type, enabled=False):
+            codes, indices, *losses = self.quantize(latents.float(), update)
+            if not self.training:  # the straight-through form differs from the codes in the last bits
+                codes = self.lookup(indices)
+        loss = losses[0] if losses and self.training else zero(latents)
+        return Quantized(codes, indices.long(), loss)
+
+    def quantize(self, latents: Tensor, update: bool) -> tuple[Tensor, ...]:
+        """The layer's own result: codes, indices and, for some layers, a loss."""
+        return self.layer(latents)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices (B, h, w) -> the latents that the decoder gets, float32 (B, D, h, w)."""
+        return self.layer.indices_to_codes(indices)
+
+    @property
+    def codebook(self) -> Tensor:
+        """All codes as the decoder gets them, float32 (K, D)."""
+        every = torch.arange(self.size, device=next(self.buffers()).device)
+        return self.lookup(every[None, None])[0, :, 0].T.contiguous()
+
+
+class AverageQuantizer(Quantizer):
+    """`ema` and `ema_cosine`: running means of the latents, with revival of codes that nothing falls on.
+
+    A code is dead when it gets fewer than `dead_code_fraction` of the hits that each would get if all were used
+    alike; it is replaced by a latent of the batch (Jukebox, arXiv 2005.00341). All processes count and draw over the
+    whole batch, so that they hold one codebook.
+    """
+
+    needs_start = True
+
+    def __init__(
+        self, dim: int, size: int, commitment_cost: float, decay: float, dead_code_fraction: float, cosine: bool
+    ) -> None:
+        layer = VectorQuantize(
+            dim=dim,
+            codebook_size=size,
+            codebook_dim=min(dim, COSINE_DIM) if cosine else None,
+            use_cosine_sim=cosine,
+            decay=decay,
+            eps=1e-5,
+            commitment_weight=commitment_cost,
+            accept_image_fmap=True,
+            rotation_trick=False,
+            kmeans_init=False,
+            threshold_ema_dead_code=dead_code_fraction,  # turns revival on; `share_of_hits` sets the real threshold
+        )
+        super().__init__(layer, size)
+        self.dead_code_fraction = dead_code_fraction
+        self.cosine = cosine
+        self.seed = 0  # of the next draw of latents for dead codes; a recipe sets it, so that a run can be repeated
+        self.set_codebook(F.normalize(torch.randn(size, self.codebook_dim), dim=1), torch.ones(size))
+        layer._codebook.replace_sample_fn = self.draw
+
+    @property
+    def codebook_dim(self) -> int:
+        """Channels of the stored codes."""
+        return self.layer._codebook.embed.shape[-1]
+
+    def set_decay(self, decay: float) -> None:
+        """Set the decay of the running means."""
+        self.layer._codebook.decay = decay
+
+    def quantize(self, latents: Tensor, update: bool) -> tuple[Tensor, ...]:
+        book = self.layer._codebook
+        if self.training and update:
+            book.threshold_ema_dead_code = book.reset_cluster_size = self.share_of_hits(latents)
+        book.all_reduce_fn = dist.all_reduce if world_size() > 1 else no_reduction
+        return self.layer(latents, freeze_codebook=not update)
+
+    def share_of_hits(self, latents: Tensor) -> float:
+        """`dead_code_fraction` of the hits per code and batch, for codes that are used alike."""
+        tokens = latents.numel() // latents.shape[1] * world_size()
+        return self.dead_code_fraction * tokens / self.size
+
+    def draw(self, samples: Tensor, count: int) -> Tensor:
+        """`count` of the latents of all processes: (1, N, D) -> (1, count, D). Repeats some when there are fewer."""
+        pool = gather(samples[0].contiguous())
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self.seed))
+        self.seed += 1
+        return pool[order.repeat(-(-count // len(pool)))[:count].to(pool.device)][None]
+
+    def bypass(self, latents: Tensor) -> Quantized:
+        """What the decoder would get if each latent had a code of its own; moves nothing."""
+        vectors = self.project(latents.float())
+        indices = torch.zeros_like(latents[:, 0], dtype=torch.long)
+        unquantized = self.layer.project_out(vectors).movedim(-1, 1)
+        return Quantized(unquantized, indices, zero(latents))
+
+    def project(self, latents: Tensor) -> Tensor:
+        """Latents (B, D, h, w) as they are compared with the codes: (B, h, w, codebook_dim)."""
+        return self.layer._codebook.transform_input(self.layer.project_in(latents.movedim(1, -1)))
+
+    @torch.no_grad()
+    def start(self, vectors: Tensor, tokens: int) -> None:
+        """Move the codebook to the k-means of vectors (N, codebook_dim); `tokens`: latents per training batch."""
+        centres, counts = kmeans(vectors.float(), self.size, seed=self.seed, spherical=self.cosine)
+        self.set_codebook(centres, counts * (tokens / len(vectors)))
+
+    @torch.no_grad()
+    def set_codebook(self, codes: Tensor, hits: Tensor) -> None:
+        """Set the codes (K, codebook_dim) and the running mean (K,) of the hits per batch that they stand for."""
+        book = self.layer._codebook
+        book.embed[0].copy_(codes)
+        book.embed_avg[0].copy_(codes * hits[:, None])
+        book.cluster_size[0].copy_(hits)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return self.layer.project_out(self.layer.codebook[indices]).movedim(-1, 1)
+
+
+def build_quantizer(
+    kind: str,
+    dim: int,
+    size: int,
+    commitment_cost: float = 0.25,
+    decay: float = 0.99,
+    dead_code_fraction: float = 0.1,
+    fsq_levels: Sequence[int] | None = None,
+) -> Quantizer:
+    """The quantiser of that kind for latents with `dim` channels and `size` codes."""
+    if kind in ("ema", "ema_cosine"):
+        return AverageQuantizer(dim, size, commitment_cost, decay, dead_code_fraction, kind == "ema_cosine")
+    layers: dict[str, Callable[[], nn.Module]] = {
+        "fsq": lambda: FSQ(levels=list(fsq_levels or fsq_levels_for(size)), dim=dim),
+        "simvq": lambda: SimVQ(
+            dim=dim,
+            codebook_size=size,
+            channel_first=True,
+            rotation_trick=True,
+            input_to_quantize_commit_loss_weight=commitment_cost,
+        ),
+        "lfq": lambda: LFQ(dim=dim, codebook_size=size, commitment_loss_weight=commitment_cost),
+    }
+    return Quantizer(layers[kind](), size)
+
+
+def commitment(latents: Tensor, codes: Tensor) -> Tensor:
+    """Mean squared distance of latents and their codes, a float32 scalar."""
+    return F.mse_loss(codes.float(), latents.float())
+
+
+def zero(like: Tensor) -> Tensor:
+    """A float32 scalar 0 on the device of `like`."""
+    return like.new_zeros((), dtype=torch.float32)
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(vectors: Tensor) -> Tensor:
+    """The vectors (N, D) of all processes, in the order of the processes; each has equally many."""
+    if world_size() == 1:
+        return vectors
+    parts = [torch.empty_like(vectors) for _ in range(world_size())]
+    dist.all_gather(parts, vectors)
+    return torch.cat(parts)
+
+
+def no_reduction(values: Tensor) -> Tensor:
+    """One process: nothing to add up."""
+    return values
