@@ -118,7 +118,7 @@ def _write_members(members: Iterable[Member], folder: Path, archive: Path, open_
     missing = [member for member in files if not is_intact(folder / member.name, member)]
     check_room(missing, folder, archive)
     total = sum(member.size for member in missing)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"extract {archive.name}", leave=False) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=f"extract {archive.name}", leave=False, disable=None) as bar:
         for member in missing:
             with open_member(member.name) as source:
                 _write_file(source, folder / member.name)

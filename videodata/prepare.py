@@ -21,7 +21,6 @@ from videodata.video_list import InputVideo, fingerprint
 logger = logging.getLogger(__name__)
 
 PROBED = 64  # videos whose headers are read to tell the size in advance
-SIDECAR = {"format": "videodata-npy", "version": 1, "color": "RGB"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class SequenceSettings:
     def shape(self) -> tuple[int, int, int, int]:
         """(T, H, W, 3)"""
         return self.num_frames, self.height, self.width, 3
+
+    def described(self) -> dict:
+        """What a side-car says first."""
+        shown = {name: getattr(self, name) for name in ("num_frames", "height", "width", "resize", "stride")}
+        return {"format": "videodata-npy", "version": 1, "color": "RGB", **shown}
 
     @property
     def sequence_bytes(self) -> int:
@@ -109,16 +113,13 @@ def prepare_npy(
         if not writer.sequences:
             writer.discard()
             raise UserError(_nothing(summary, settings))
-        writer.finish({**SIDECAR, **{key: vars(settings)[key] for key in SHOWN}})
+        writer.finish(settings.described())
     if summary.bad > max_bad_fraction * len(videos):
         raise UserError(
             f"{path}: complete, but {summary.bad} of {len(videos)} videos could not be read, more than "
             f"--max_bad_fraction {max_bad_fraction:g} allows; the reasons are in {sidecar_path(path)}"
         )
     return summary
-
-
-SHOWN = ("num_frames", "height", "width", "resize", "stride")
 
 
 def available_cores() -> int:
@@ -179,7 +180,7 @@ def _write_videos(videos: Sequence[InputVideo], writer: NpyWriter, settings: Seq
     frames, begin = 0, time.perf_counter()
     paths = [video.path for video in rest]
     pool = DecodePool(paths, (settings.height, settings.width), settings.resize, settings.stride, workers)
-    with pool, tqdm(total=len(videos), initial=done, unit="video", leave=False) as bar:
+    with pool, tqdm(total=len(videos), initial=done, unit="video", leave=False, disable=None) as bar:
         names = iter(rest)
         for item in pool:
             if isinstance(item, End):

@@ -151,7 +151,9 @@ class Transfer:
         self._digested += len(chunk)
 
     def _bar(self, begin: int, total: int | None) -> tqdm:
-        return tqdm(total=total, initial=begin, unit="B", unit_scale=True, desc=self.target.name, leave=False)
+        return tqdm(
+            total=total, initial=begin, unit="B", unit_scale=True, desc=self.target.name, leave=False, disable=None
+        )
 
     def _part_is_whole(self, error: urllib.error.HTTPError) -> bool:
         """Whether status 416 (nothing after the part) means that the part is the file; a wrong part is dropped."""

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -70,7 +71,7 @@ def parse_name(path: str | PurePath) -> ClipName | None:
     return ClipName(label, f"v_{label}_g{match['group']}")
 
 
-def check_classes(names: list[str]) -> list[str]:
+def check_classes(names: Sequence[str]) -> list[str]:
     """The classes in their official spelling. Raises UserError with the nearest name for one that does not exist."""
     for name in names:
         if name.lower() not in _BY_LOWER_CASE:
