@@ -1,0 +1,80 @@
+"""Train the video VAE: python main.py --npy_file ucf101_50_frames.npy"""
+
+from __future__ import annotations
+
+import argparse
+
+from training import add_training_arguments
+from training.cli import make_parser, run
+from video_vae.config import PRESETS
+from video_vae.run import train_video_vae
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag of the command."""
+    parser = make_parser("Train the hierarchical transformer-LSTM video VAE.")
+    parser.add_argument(
+        "--npy_file", required=True, help="clips: the .npy of prepare_ucf101.py, or any source of videodata.open_clips"
+    )
+    parser.add_argument("--model_path", default="transformer_model.pth", help="<stem>_epoch_<N>.pth is written")
+    parser.add_argument("--learning_rate", type=float, default=1e-5, help="of AdamW, after the warm-up")
+    parser.add_argument("--num_epochs", type=int, default=50, help="with --load_model: this many more")
+    parser.add_argument("--load_model", action="store_true", help="continue from the exact file --model_path")
+    add_run_arguments(parser)
+    add_model_arguments(parser)
+    add_loss_arguments(parser)
+    add_data_arguments(parser)
+    add_training_arguments(parser, batch_size=1, warmup_steps=500)
+    parser.add_argument("--amp", dest="precision", action="store_const", const="bf16", help="same as --precision bf16")
+    return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run folder")
+    group.add_argument("--run_name", help="folder below runs/ (default: <model_path stem>-<hash of the configuration>)")
+    group.add_argument("--run_dir", help="the run folder itself, in place of runs/<run_name>")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--preset", choices=PRESETS, help="sizes of the network (default: base)")
+    group.add_argument("--config", metavar="FILE", help="YAML file like configs/video_vae/base.yaml, not --preset")
+    group.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change keys of the preset, e.g. gen_iterations=2"
+    )
+    group.add_argument("--no_checkpointing", action="store_true", help="keep all activations: faster, more memory")
+
+
+def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("losses")
+    group.add_argument("--recon_weight", type=float, default=10.0, help="of the MSE in [0, 1] units")
+    group.add_argument("--kl_weight", type=float, default=1e-3, help="of the KL in nats per pixel value")
+    group.add_argument(
+        "--kl_warmup_steps", type=int, default=0, help="ramp of kl_weight; 0: a tenth of the run, at least 100 steps"
+    )
+    group.add_argument("--free_bits", type=float, default=0.0, help="bits per level and clip without cost")
+    group.add_argument("--perceptual_weight", type=float, default=1.0, help="0 trains without VGG weights")
+    group.add_argument("--perceptual", default="vgg", help="vgg, vgg-conv5_3 (the original's), lpips or lpips-alex")
+    group.add_argument("--perceptual_frames", type=int, default=8, help="random frames compared per clip; 0: all")
+    group.add_argument("--vgg_weights", metavar="PATH", help="weight file, or folder with it (default: found by name)")
+    group.add_argument("--weight_decay", type=float, default=1e-4, help="of AdamW")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("clips")
+    group.add_argument("--frames", type=int, help="per clip (default: all of a .npy's, 16 of other sources)")
+    group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="(default: a .npy's own, or the preset's)")
+    group.add_argument("--stride", type=int, default=1, help="frames from one frame of a clip to the next")
+    group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the clips")
+    group.add_argument(
+        "--val_fraction", type=float, default=0.1, help="share of the video groups kept for validation; 0: none"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train as the arguments say, or continue where the same command stopped."""
+    print(train_video_vae(build_parser().parse_args(argv)))
+
+
+if __name__ == "__main__":
+    run(main)

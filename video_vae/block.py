@@ -1,0 +1,59 @@
+"""The transformer block of the video VAE: attention over the tokens of one map, steered by context maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videodata.errors import UserError
+
+
+class ContextBlock(nn.Module):
+    """Pre-norm transformer block on a map (B, h, w, dim) with context maps (B, h, w, *) of the same grid.
+
+    A context enters twice: added to its own token, and as a gate 1 + W c on queries, keys and values. The additive
+    path is what lets local detail through; the gate alone would average it over all tokens. Queries and keys are
+    normalised per head (Henry et al. 2020, arXiv 2010.04245).
+    """
+
+    def __init__(self, dim: int, heads: int, context_dim: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % heads:
+            raise UserError(f"{heads} attention heads do not divide the width {dim}")
+        self.heads = heads
+        self.context = nn.Linear(context_dim, 4 * dim) if context_dim else None
+        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.query_norm = nn.LayerNorm(dim // heads)
+        self.key_norm = nn.LayerNorm(dim // heads)
+        self.attention_out = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim), nn.Dropout(dropout)
+        )
+        self.dropout = nn.Dropout(dropout)
+        if self.context is not None:
+            nn.init.zeros_(self.context.weight[dim:])  # gates start at 1
+            nn.init.zeros_(self.context.bias)
+
+    def forward(self, x: Tensor, contexts: Sequence[Tensor] = ()) -> Tensor:
+        """Map x (B, h, w, dim) -> (B, h, w, dim)."""
+        gate = None
+        if self.context is not None:
+            shift, gate = self.context(torch.cat(contexts, dim=-1)).split([x.shape[-1], 3 * x.shape[-1]], dim=-1)
+            x = x + shift
+        x = x + self.local(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + self.dropout(self.attend(x, gate))
+        return x + self.mlp(x)
+
+    def attend(self, x: Tensor, gate: Tensor | None) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x))
+        if gate is not None:
+            qkv = qkv * (1 + gate)
+        qkv = qkv.flatten(1, 2).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, heads, dim / heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, dim / heads)
+        attended = F.scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value)
+        return self.attention_out(attended.transpose(1, 2).reshape(x.shape))

@@ -1,0 +1,166 @@
+"""The hierarchical transformer-LSTM video VAE.
+
+Axes: B clips, T frames, H W pixels; h w tokens of a level, dim their width. Inside, maps are (B, h, w, dim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from video_vae.config import VideoVAEConfig
+from video_vae.head import FrameHead
+from video_vae.latents import Latents
+from video_vae.positions import TimeModulation, grid_embedding
+from video_vae.posterior import GeneratorNoise, LatentHierarchy, Noise
+from video_vae.pyramid import Maps, RecurrentPyramid
+from video_vae.stem import FrameStem
+
+
+class TransformerNetwork(nn.Module):
+    """A recurrent VAE of clips, float32 (B, 3, T, H, W) in [-1, 1], for any T, H and W.
+
+    The encoder pyramid reads the frames in order; its final states give one latent map per level for the whole clip.
+    The decoder pyramid starts from the latents and is unrolled once per frame; the generator pyramid refines a canvas
+    for each frame, and the head turns the canvas into pixels.
+
+    `checkpointing`: keep only the recurrent states of each frame and compute the rest again in the backward pass.
+    """
+
+    def __init__(self, config: VideoVAEConfig, checkpointing: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = checkpointing
+        dims = [level.dim for level in config.levels]
+        self.stem = FrameStem(config.stem_stride, config.stem_dim)
+        self.encoder_time = TimeModulation(config.stem_dim)
+        self.encoder = RecurrentPyramid(config, config.stem_dim, config.stem_heads, skip=True)
+        self.latents = LatentHierarchy(config)
+        self.from_latents = nn.ModuleList(
+            nn.Sequential(nn.Linear(level.latent_dim, level.dim), nn.LayerNorm(level.dim)) for level in config.levels
+        )
+        self.canvas = nn.Parameter(torch.zeros(config.canvas_dim))
+        self.canvas_time = TimeModulation(config.canvas_dim)
+        self.latent_times = nn.ModuleList(TimeModulation(dim) for dim in dims)
+        self.decoder = RecurrentPyramid(config, config.canvas_dim, config.canvas_heads, extras=2)
+        self.generator = RecurrentPyramid(config, config.canvas_dim, config.canvas_heads, extras=1)
+        self.head = FrameHead(config.canvas_dim + dims[0], config.stem_stride, config.head_dim)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], checkpointing: bool = True) -> TransformerNetwork:
+        """Build from the keys of configs/video_vae/*.yaml. Raises UserError for sizes that do not fit together."""
+        return cls(VideoVAEConfig.from_dict(config), checkpointing)
+
+    def forward(self, clip: Tensor, noise: Noise | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clip -> reconstruction of the same shape, and the KL in nats of each level as `kl_1`, ..., each (B,).
+
+        Latents are drawn from the posterior with `noise`; without it they are the posterior's means.
+        """
+        latents, divergences = self.infer(clip, noise)
+        terms = {f"kl_{level}": kl for level, kl in enumerate(divergences, start=1)}
+        return self.decode(latents), terms
+
+    def encode(self, clip: Tensor, noise: Noise | None = None) -> Latents:
+        """The latents of a clip: the posterior's means, or a draw from it with `noise`."""
+        return self.infer(clip, noise)[0]
+
+    def infer(self, clip: Tensor, noise: Noise | None = None) -> tuple[Latents, list[Tensor]]:
+        """Latents of a clip and, for each level, their KL from the prior in nats (B,)."""
+        frames, size = clip.shape[2], tuple(clip.shape[3:])
+        clip = self.pad(clip)
+        states = self.encoder.start([clip.new_zeros(len(clip), *grid, level.dim) for grid, level in self.levels(size)])
+        for t in range(frames):
+            states = self.recompute(self.read_frame, clip[:, :, t], t, frames, states)
+        levels, divergences = self.latents.infer(self.encoder.values(states), noise)
+        return Latents(levels, frames, size), divergences
+
+    def read_frame(self, frame: Tensor, t: int, frames: int, states: Maps) -> Maps:
+        """One step of the encoder: frame (B, 3, H, W) and states -> new states."""
+        x = self.stem(frame)
+        x = self.encoder_time(x, t, frames) + grid_embedding(*x.shape[1:], device=x.device)
+        return self.encoder.step(x, states)[1]
+
+    def decode(self, latents: Latents) -> Tensor:
+        """Latents -> clip (B, 3, T, H, W) in [-1, 1]."""
+        embedded = [
+            layer(z.permute(0, 2, 3, 1)) for layer, z in zip(self.from_latents, latents.levels, strict=True)
+        ]  # each (B, h, w, dim)
+        states, generated = self.decoder.start(embedded), embedded
+        clip: dict[int, Tensor] = {}
+        for t in self.decoding_times(latents.frames):
+            states, generated, frame = self.decode_frame(t, latents.frames, embedded, states, generated)
+            clip[t] = frame
+        height, width = latents.size
+        return torch.stack([clip[t][..., :height, :width] for t in range(latents.frames)], dim=2)
+
+    def decode_frame(
+        self, t: int, frames: int, embedded: Maps, states: Maps, generated: Maps
+    ) -> tuple[Maps, Maps, Tensor]:
+        """One step of the decoder, the generator's refinement, and the frame (B, 3, H, W) that comes of it."""
+        canvas, states = self.recompute(self.step_decoder, t, frames, embedded, states, generated)
+        context = self.decoder.values(states)
+        generator_states = self.generator.start(context)
+        for _ in range(self.config.gen_iterations):
+            canvas, generator_states = self.recompute(self.generator.step, canvas, generator_states, [context])
+        generated = self.generator.values(generator_states)
+        frame = self.recompute(self.draw, canvas, generated[0])
+        return states, generated, frame
+
+    def step_decoder(self, t: int, frames: int, embedded: Maps, states: Maps, generated: Maps) -> tuple[Tensor, Maps]:
+        """Canvas with position and time through one step of the decoder pyramid."""
+        batch, height, width, _ = embedded[0].shape
+        where = grid_embedding(height, width, len(self.canvas), self.canvas.device)
+        canvas = self.canvas_time(self.canvas + where, t, frames).expand(batch, -1, -1, -1)
+        recalled = [time(e, t, frames) for time, e in zip(self.latent_times, embedded, strict=True)]
+        return self.decoder.step(canvas, states, [recalled, generated])
+
+    def draw(self, canvas: Tensor, finest: Tensor) -> Tensor:
+        """Refined canvas and the generator's finest state -> frame (B, 3, H, W), float32."""
+        return self.head(torch.cat([canvas, finest], dim=-1)).float()
+
+    def decoding_times(self, frames: int) -> list[int]:
+        """Frame numbers in the order in which they are decoded; those outside the clip are warm-up and dropped."""
+        extra = self.config.warmup_frames
+        if self.config.decode_order == "reverse":
+            return list(range(frames - 1 + extra, -1, -1))
+        return list(range(-extra, frames))
+
+    def generate(
+        self,
+        n: int,
+        frames: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """n clips (n, 3, frames, H, W) in [-1, 1] drawn from the prior; sample i does not depend on n.
+
+        `size`: (H, W), by default the configuration's image_size.
+        """
+        size = size or self.config.image_size
+        noise = GeneratorNoise(n, generator, self.canvas.device)
+        grids = [grid for grid, _ in self.levels(size)]
+        return self.decode(Latents(self.latents.sample(noise, grids, self.canvas, temperature), frames, size))
+
+    def levels(self, size: tuple[int, int]) -> list[tuple[tuple[int, int], Any]]:
+        """((h, w), level configuration) of each level for frames of this size."""
+        height, width = (-(-side // self.config.multiple) * self.config.multiple for side in size)
+        strides = [self.config.stem_stride * 2**index for index in range(len(self.config.levels))]
+        return [((height // s, width // s), level) for s, level in zip(strides, self.config.levels, strict=True)]
+
+    def pad(self, clip: Tensor) -> Tensor:
+        """Repeat the last row and column until every level halves evenly."""
+        bottom, right = (-side % self.config.multiple for side in clip.shape[3:])
+        return F.pad(clip, (0, right, 0, bottom, 0, 0), mode="replicate") if bottom or right else clip
+
+    def recompute(self, function: Callable, *arguments: Any) -> Any:
+        """Call a function, keeping only its arguments for the backward pass when checkpointing is on."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return function(*arguments)
+        random = self.training and max(self.config.dropout, self.config.cell_noise) > 0
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
