@@ -1,0 +1,1 @@
+"""The VideoVAE+ autoencoder: networks, checkpoints, tiling, streaming."""

@@ -1,0 +1,1 @@
+"""Entry points of the package under the names that its users import."""
