@@ -1,0 +1,159 @@
+"""The network of both predictors: a transformer over latent tokens with skips from its first to its last blocks.
+
+Axes: B batch, C channels of one latent frame, H W its sides, K frames of a state, N = H * W tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flow_pred.positions import PositionEncoding, time_embedding
+from videodata.errors import UserError
+
+ROLES = ("river", "f", "d", "g")
+HEADS = 8
+DISTANCE_DIM = 256  # hidden width of the code of a frame distance
+
+
+class ToTokens(nn.Module):
+    """Map (B, C, H, W) -> tokens (B, N, C), row by row."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.flatten(2).transpose(1, 2)
+
+
+class ToMap(nn.Module):
+    """Tokens (B, N, C) -> map (B, C, H, W)."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.size = (height, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.transpose(1, 2).unflatten(2, self.size)
+
+
+class VectorFieldRegressor(nn.Module):
+    """Velocity field of RIVER (role "river"), or flow "f", denoiser "d", log-diffusion "g" of the neural SDE.
+
+    state_size: C. state_res: (H, W). role f, d and g read `num_input_frames` latent frames; f and g answer with the
+    newest frame's values (B, C, H, W), d with those of all frames (B, K * C, H, W). out_norm: "ln" or "bn" head.
+    reference: whether the RIVER field reads the frame before the one it predicts. State-dict keys are those of the
+    original; f, d and g carry the unused `time_projection` along. Sources: RIVER, arXiv 2211.14575; U-ViT, 2209.12152.
+    """
+
+    def __init__(
+        self,
+        state_size: int,
+        state_res: Sequence[int],
+        inner_dim: int,
+        depth: int,
+        mid_depth: int,
+        out_norm: str = "ln",
+        reference: bool = True,
+        num_input_frames: int | None = None,
+        role: str = "river",
+        dropout: float = 0.05,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        check_arguments(role, out_norm, inner_dim, num_input_frames)
+        self.role, self.reference, self.checkpointing = role, reference, checkpointing
+        self.state_size, self.state_res, self.inner_dim = state_size, tuple(state_res), inner_dim
+        frames_in = num_input_frames if role != "river" else 3 if reference else 2
+        frames_out = num_input_frames if role == "d" else 1
+        self.position_encoding = PositionEncoding(inner_dim)
+        self.project_in = nn.Sequential(ToTokens(), nn.Linear(frames_in * state_size, inner_dim))
+        self.time_projection = nn.Sequential(
+            nn.Linear(1, DISTANCE_DIM), nn.ReLU(), nn.Linear(DISTANCE_DIM, inner_dim)
+        )  # of the frame distance; the name is the original's
+        self.in_blocks = nn.ModuleList(layer(inner_dim, dropout) for _ in range(depth))
+        self.mid_blocks = nn.ModuleList(layer(inner_dim, dropout) for _ in range(mid_depth))
+        self.out_blocks = nn.ModuleList(
+            nn.ModuleList([nn.Linear(2 * inner_dim, inner_dim), layer(inner_dim, dropout)]) for _ in range(depth)
+        )
+        self.project_out = head(inner_dim, frames_out * state_size, self.state_res, out_norm)
+
+    def forward(
+        self,
+        input_latents: Tensor,
+        reference_latents: Tensor | None = None,
+        conditioning_latents: Tensor | None = None,
+        index_distances: Tensor | None = None,
+        timestamps: Tensor | None = None,
+    ) -> Tensor:
+        """River: latents (B, C, H, W) each, distances (B,) >= 1 and path times (B,) in [0, 1] -> velocity (B, C, H, W).
+
+        Roles f, d and g: the state (B, K * C, H, W) alone, oldest frame first.
+        """
+        if self.role != "river":
+            return self.project_out(self.transform(self.tokens(input_latents)))
+        reference = [reference_latents] if self.reference else []
+        tokens = self.tokens(torch.cat([input_latents, *reference, conditioning_latents], dim=1))
+        distance = index_distances.to(tokens.dtype).log()[:, None]  # (B, 1)
+        tokens = tokens + self.time_projection(distance)[:, None]
+        time = time_embedding(timestamps, self.inner_dim).to(tokens.dtype)[:, None]  # (B, 1, D)
+        return self.project_out(self.transform(torch.cat([time, tokens], dim=1))[:, 1:])
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """Projected tokens (B, N, D) with their position codes."""
+        if latents.shape[-2:] != self.state_res:
+            raise UserError(
+                f"latents are {tuple(latents.shape[-2:])} and the network is made for state_res {self.state_res}"
+            )
+        return self.project_in(latents) + self.position_encoding(*self.state_res)
+
+    def transform(self, tokens: Tensor) -> Tensor:
+        """The transformer: (B, N, D) -> (B, N, D)."""
+        skips = []
+        for block in self.in_blocks:
+            tokens = self.recompute(block, tokens)
+            skips.append(tokens)
+        for block in self.mid_blocks:
+            tokens = self.recompute(block, tokens)
+        for merge, block in self.out_blocks:
+            tokens = self.recompute(block, merge(torch.cat([skips.pop(), tokens], dim=-1)))
+        return tokens
+
+    def recompute(self, block: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """Call the block, with `checkpointing` without keeping its inner values for the backward pass."""
+        if self.checkpointing and self.training:
+            return checkpoint(block, tokens, use_reentrant=False)
+        return block(tokens)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the role uses."""
+        unused = set() if self.role == "river" else set(self.time_projection.parameters())
+        return [parameter for parameter in self.parameters() if parameter not in unused]
+
+
+def layer(dim: int, dropout: float) -> nn.TransformerEncoderLayer:
+    """Pre-norm transformer layer with exact GELU."""
+    return nn.TransformerEncoderLayer(
+        dim, HEADS, 4 * dim, dropout, activation=nn.GELU(), batch_first=True, norm_first=True
+    )
+
+
+def head(dim: int, channels: int, size: tuple[int, int], norm: str) -> nn.Sequential:
+    """Tokens (B, N, D) -> map (B, channels, H, W)."""
+    last = nn.Conv2d(dim, channels, 3, padding=1)
+    if norm == "ln":
+        return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), ToMap(*size), last)
+    return nn.Sequential(nn.Linear(dim, dim), ToMap(*size), nn.GELU(), nn.BatchNorm2d(dim), last)
+
+
+def check_arguments(role: str, out_norm: str, inner_dim: int, num_input_frames: Any) -> None:
+    """Raises UserError for values that make no network."""
+    if role not in ROLES:
+        raise UserError(f"role must be one of {', '.join(ROLES)}, found {role!r}")
+    if out_norm not in ("ln", "bn"):
+        raise UserError(f"out_norm must be ln or bn, found {out_norm!r}")
+    if inner_dim % HEADS:
+        raise UserError(f"inner_dim must be a multiple of {HEADS}, found {inner_dim}")
+    if role != "river" and (num_input_frames or 0) < 1:
+        raise UserError(f"role {role!r} needs num_input_frames >= 1, found {num_input_frames}")

@@ -1,0 +1,115 @@
+"""RIVER: each next latent frame is carried from noise by a flow that looks at the last frame and at a random earlier
+one (Davtyan et al., ICCV 2023, arXiv 2211.14575).
+
+Axes: B batch, n context frames, C H W one latent frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flow_pred import solvers
+from flow_pred.regressor import VectorFieldRegressor
+from flow_pred.sampling import at_rest, decode_clip, encode_clip, sample_noise
+from flow_pred.targets import below, river_path
+from videodata.errors import UserError
+
+DEFAULTS = {"uniform": (10, "midpoint"), "reference": (100, "rk4")}  # grid -> steps, solver
+
+
+class RiverPredictor(nn.Module):
+    """Continues latent clips frame by frame with a VectorFieldRegressor of role "river"."""
+
+    def __init__(
+        self, regressor: VectorFieldRegressor, autoencoder: nn.Module | None = None, sigma: float = 1e-7
+    ) -> None:
+        super().__init__()
+        self.regressor, self.autoencoder, self.sigma = regressor, autoencoder, sigma
+
+    def predict(self, clip: Tensor, frames: int, **options: object) -> Tensor:
+        """Context clip (B, 3, n, H, W) in [-1, 1] -> clip (B, 3, n + frames, H, W); options as for `sample`."""
+        with at_rest(self):
+            return decode_clip(self.autoencoder, self.sample(encode_clip(self.autoencoder, clip), frames, **options))
+
+    def sample(
+        self,
+        context_latents: Tensor,
+        frames: int,
+        steps: int | None = None,
+        grid: str = "uniform",
+        warm_start: float = 0.0,
+        past_horizon: int = -1,
+        noise: Tensor | None = None,
+        condition_indices: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        method: str | None = None,
+        positions: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Latents (B, n, C, H, W), n >= 1 -> (B, n + frames, C, H, W).
+
+        grid "uniform": `steps` intervals of `method` (10, midpoint). grid "reference": the original's
+        floor((1 - warm_start) * steps) grid points with the 3/8 rule (100). warm_start in [0, 1): where on the path
+        to start, from a mixture of noise and the last frame. past_horizon: how many of the last frames may be looked
+        back at, the last one included; -1: all. noise (frames, B, C, H, W) and condition_indices (frames, evaluation,
+        B) replace the draws. positions: which stream of noise each sample gets (default 0 .. B - 1), so that a
+        sample does not change with its batch.
+        """
+        times, method = path_times(steps, grid, warm_start, method)
+        streams = sample_noise(len(context_latents), generator, positions, context_latents.device)
+        single = context_latents.shape[1] == 1
+        latents = context_latents.repeat(1, 2, 1, 1, 1) if single else context_latents
+        evaluations = (len(times) - 1) * solvers.EVALUATIONS[method]
+        with at_rest(self.regressor):
+            for index in range(frames):
+                epsilon = streams.normal(*latents.shape[2:]) if noise is None else noise[index]
+                if condition_indices is None:
+                    conditions = draw_conditions(streams.uniform(evaluations), latents.shape[1], past_horizon)
+                else:
+                    conditions = condition_indices[index]
+                new = self.next_latent(latents, epsilon.to(latents), conditions.to(latents.device), times, method)
+                latents = torch.cat([latents, new[:, None]], dim=1)
+        return latents[:, 1:] if single else latents
+
+    def next_latent(
+        self, latents: Tensor, epsilon: Tensor, conditions: Tensor, times: list[float], method: str
+    ) -> Tensor:
+        """The frame after `latents` (B, L, C, H, W): (B, C, H, W). conditions: (evaluation, B) in call order."""
+        last, length = latents[:, -1], latents.shape[1]
+        batch = torch.arange(len(latents), device=latents.device)
+        calls = iter(conditions)
+
+        def velocity(x: Tensor, s: float) -> Tensor:
+            condition = next(calls)  # (B,)
+            distance = length - 1 - condition
+            return self.regressor(x, last, latents[batch, condition], distance, x.new_full((len(x),), s))
+
+        start, _ = river_path(last, epsilon, epsilon.new_full((len(epsilon),), times[0]), self.sigma)
+        return solvers.integrate(velocity, start, times, method)
+
+
+def path_times(steps: int | None, grid: str, warm_start: float, method: str | None) -> tuple[list[float], str]:
+    """The grid from warm_start to 1 and the solver's name. Raises UserError for settings that give no grid."""
+    if grid not in DEFAULTS:
+        raise UserError(f"grid must be uniform or reference, found {grid!r}")
+    if not 0 <= warm_start < 1:
+        raise UserError(f"warm_start must be at least 0 and below 1, found {warm_start}")
+    default_steps, default_method = DEFAULTS[grid]
+    steps, method = steps or default_steps, method or default_method
+    solvers.method_named(method)
+    points = steps + 1 if grid == "uniform" else math.floor((1 - warm_start) * steps)
+    if points < 2:
+        raise UserError(f"steps={steps} with warm_start={warm_start} leaves no interval; take more steps")
+    return torch.linspace(warm_start, 1, points, dtype=torch.float64).tolist(), method
+
+
+def draw_conditions(uniform: Tensor, length: int, past_horizon: int) -> Tensor:
+    """Frames to look back at, (evaluation, B) in max(0, length - horizon) .. length - 2, from uniform (B, evaluation).
+
+    There is always at least the frame before the last one.
+    """
+    low = 0 if past_horizon < 0 else min(max(0, length - past_horizon), length - 2)
+    return low + below(uniform.T, torch.tensor(length - 1 - low, device=uniform.device))

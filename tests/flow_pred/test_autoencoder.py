@@ -1,0 +1,102 @@
+"""Autoencoders: parity with the original, one interface for all types, and files that do not fit."""
+
+import pytest
+import torch
+
+from flow_pred import build_autoencoder
+from flow_pred.vqvae import SimpleVQVAE
+from tests.flow_pred.fixture_files import Fixture, key_list, shapes_of
+from tests.flow_pred.weight_rule import fill_by_rule
+from videodata.errors import UserError
+
+TINY = {
+    "type": "ours",
+    "encoder": {"in_channels": 3, "out_channels": 4, "width": 4},
+    "decoder": {"in_channels": 4, "out_channels": 3, "width": 4},
+    "vector_quantizer": {"num_embeddings": 16, "embedding_dimension": 4},
+}
+
+
+def test_the_simple_vqvae_equals_the_original(fixtures):
+    """Keys, latents, ids, codes, reconstructions from latents, ids and one-hot ids, and the quantiser's loss."""
+    fixture = Fixture(fixtures, "ours_vqvae")
+    model = SimpleVQVAE(**fixture.metadata["config"])
+    assert shapes_of(model) == key_list(fixtures, "ours_vqvae")
+    fill_by_rule(model, fixture.metadata["weight_rule_seed"])
+    state = model.eval().state_dict()
+    for key, values in fixture.under("check.").items():
+        assert torch.equal(state[key].flatten()[: len(values)], values)
+    with torch.no_grad():
+        latents = model.encode(fixture["in.images"])
+        torch.testing.assert_close(latents, fixture["out.latents"], atol=2e-4, rtol=0)
+        codes, ids = model.quantize(latents)
+        assert torch.equal(ids, fixture["out.ids"])
+        torch.testing.assert_close(codes, fixture["out.quantised"], atol=2e-4, rtol=0)
+        torch.testing.assert_close(model.decode(latents), fixture["out.decode_from_latents"], atol=2e-4, rtol=0)
+        one_hot = torch.nn.functional.one_hot(ids, 8192).float()
+        for form in (ids, one_hot):
+            torch.testing.assert_close(model.decode(form), fixture["out.decode_from_ids"], atol=2e-4, rtol=0)
+        reconstruction, _, loss = model(fixture["in.images"])
+        torch.testing.assert_close(reconstruction, fixture["out.reconstructed"], atol=2e-4, rtol=0)
+        torch.testing.assert_close(loss.mean(), fixture["out.vq_loss"][0], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["f8_small", "f8", "f16"])
+def test_the_published_vqgans_are_built_and_equal_the_original(fixtures, name):
+    """Latents and decoded images of the official sizes through build_autoencoder."""
+    pytest.importorskip("vqgan").LDMVQModel  # noqa: B018
+    fixture = Fixture(fixtures, f"taming_{name}")
+    model = build_autoencoder({"type": "ldm-vq", "config": name})
+    assert shapes_of(model) == key_list(fixtures, f"taming_{name}")
+    if name != "f8_small":
+        return  # the same code at other sizes; a forward pass of each takes seconds
+    fill_by_rule(model, fixture.metadata["weight_rule_seed"])
+    with torch.no_grad():
+        latents = model.encode(fixture["in.images"])
+        torch.testing.assert_close(latents, fixture["out.latents"], atol=2e-4, rtol=0)
+        torch.testing.assert_close(model.decode(latents), fixture["out.decoded"], atol=2e-4, rtol=0)
+
+
+def saved(tmp_path, form: str):
+    """A file of the tiny VQVAE in one of the forms that exist."""
+    model = build_autoencoder(TINY)
+    state = model.state_dict()
+    forms = {
+        "plain": {"model": state},
+        "distributed": {"model": {f"module.{key}": value for key, value in state.items()}},
+        "inside a video model": {
+            "model": {f"module.ae.backbone.{key}": value for key, value in state.items()}
+            | {"module.vector_field_regressor.project_in.1.bias": torch.zeros(3)},
+            "global_step": 3,
+        },
+    }
+    torch.save(forms[form], tmp_path / "weights.pth")
+    return model, tmp_path / "weights.pth"
+
+
+@pytest.mark.parametrize("form", ["plain", "distributed", "inside a video model"])
+def test_original_autoencoder_files_load_in_all_their_forms(tmp_path, form):
+    """With and without `module.`, alone and inside a video model."""
+    model, path = saved(tmp_path, form)
+    loaded = build_autoencoder({**TINY, "ckpt_path": str(path)})
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert torch.equal(loaded.encode(images), model.encode(images))
+    assert loaded.encode(images).shape == (1, 4, 2, 2)
+    assert loaded.decode(loaded.encode(images)).shape == images.shape
+
+
+def test_files_that_do_not_fit_are_reported_and_nothing_is_loaded(tmp_path):
+    """Missing keys, an absent file, unknown types and sizes: one line each."""
+    _, path = saved(tmp_path, "plain")
+    state = torch.load(path, weights_only=True)
+    state["model"].pop("encoder.conv_in.bias")
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"missing: encoder\.conv_in\.bias"):
+        build_autoencoder({**TINY, "ckpt_path": str(path)})
+    with pytest.raises(UserError, match=r"train_flow_autoencoder\.py"):
+        build_autoencoder({**TINY, "ckpt_path": str(tmp_path / "absent.pth")})
+    with pytest.raises(UserError, match="did you mean 'ours'"):
+        build_autoencoder({"type": "our"})
+    with pytest.raises(UserError, match="f8_small"):
+        pytest.importorskip("vqgan").LDMVQModel  # noqa: B018
+        build_autoencoder({"type": "ldm-vq", "config": "f8_smal"})
