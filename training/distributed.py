@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,7 +39,7 @@ def setup(device: str = "auto", timeout: float = 600.0) -> bool:
     `timeout` seconds without a sign of another process are an error. Raises UserError for variables that are only
     half set and for an address that cannot be reached or is in use.
     """
-    if not launched() or dist.is_initialized():
+    if dist.is_initialized() or not launched():
         return False
     cuda = resolve_device(device, int(os.environ["LOCAL_RANK"])).type == "cuda"
     try:
@@ -122,3 +124,24 @@ def print0(*values: object) -> None:
     """Print on the main process only."""
     if is_main():
         print(*values, flush=True)  # noqa: T201
+
+
+def launch(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
+    """Call `function(*arguments)` in `world` forked processes that form a gloo group; gives what each returned.
+
+    For tests: the processes meet through a file in `folder`, so that nothing collides over a port. Results are
+    tensors and plain types. Import torch._dynamo before, or each process spends seconds on it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.multiprocessing.start_processes(
+        _join_and_call, (world, folder, function, arguments), nprocs=world, daemon=True, start_method="fork"
+    )
+    return [torch.load(folder / f"result-{number}.pt", weights_only=True) for number in range(world)]
+
+
+def _join_and_call(number: int, world: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world, number)
+    torch.save(function(*arguments), folder / f"result-{number}.pt")
+    dist.destroy_process_group()

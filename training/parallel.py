@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,13 @@ from training.recipe import Recipe
 from training.settings import TrainSettings
 from videodata.errors import UserError
 
+# The name that torch gave the option in later versions, where it has it.
+BUFFER_SYNC = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
+
 
 def replicate(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     """The network wrapped for all processes; the same object for one process or without trainable parameters."""
@@ -25,8 +33,8 @@ def replicate(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Mo
     return DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # two forward passes per step would find their buffers changed in place
         find_unused_parameters=recipe.find_unused_parameters,
+        **{BUFFER_SYNC: False},  # two forward passes per step would find their buffers changed in place
     )
 
 

@@ -24,6 +24,7 @@ def to_yuv(rgb: np.ndarray, pixel_format: str) -> av.VideoFrame:
         dst_colorspace=matrix,
         dst_color_range=LIMITED_RANGE,
         interpolation=AREA | ACCURATE,
+        threads=1,  # its threads would be missing in a forked process, which then waits for them forever
     )
     if pixel_format == "yuv420p":
         _refine_flat_blocks(rgb, frame, matrix, block=2)
