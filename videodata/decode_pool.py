@@ -5,7 +5,6 @@ is full, so the memory depends on neither the number nor the length of the video
 """
 
 import json
-import mmap
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videodata.decode_worker import FREE_SLOT
+from videodata.decode_worker import FREE_SLOT, map_slots
 from videodata.errors import UserError
 
 RING_BYTES = 64 << 20  # per worker: a few seconds of 320x240, so that workers seldom wait for their turn
@@ -123,7 +122,7 @@ class _Worker:
         memory = _memory_file(int(np.prod(shape)))
         self.connection, theirs = Pipe()
         try:
-            self._slots = np.frombuffer(mmap.mmap(memory, int(np.prod(shape))), np.uint8).reshape(shape)
+            self._slots = map_slots(memory, shape)
             self._process = subprocess.Popen(
                 [
                     sys.executable,

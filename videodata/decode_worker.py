@@ -64,6 +64,12 @@ class FrameRing:
             self._tasks.append(json.loads(message))
 
 
+def map_slots(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory of a file descriptor as uint8 array; all of it is taken at once, so that the use of memory is constant."""
+    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+    return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape)), flags=flags), np.uint8).reshape(shape)
+
+
 def decode(path: str, ring: FrameRing, size: tuple[int, int], resize: str, stride: int) -> None:
     """Every stride-th frame of one video into the ring, then the outcome: a damaged video says so at its end."""
     frames, fps, error = 0, None, None
@@ -88,8 +94,7 @@ def main(connection_fd: str, memory_fd: str, settings_json: str) -> None:
     settings = json.loads(settings_json)
     height, width = settings["size"]
     shape = (settings["slots"], settings["slot_frames"], height, width, 3)
-    memory = mmap.mmap(int(memory_fd), int(np.prod(shape)))
-    ring = FrameRing(Connection(int(connection_fd)), np.frombuffer(memory, np.uint8).reshape(shape))
+    ring = FrameRing(Connection(int(connection_fd)), map_slots(int(memory_fd), shape))
     while True:
         decode(ring.next_task()["path"], ring, (height, width), settings["resize"], settings["stride"])
 
