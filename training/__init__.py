@@ -1,5 +1,6 @@
 """The training engine: one loop for every model. It knows no model; a model gives it a Recipe."""
 
+from training import cli
 from training.loop import TrainResult, train
 from training.randomness import SampleNoise, derive_seed
 from training.recipe import Losses, Recipe, Step
@@ -13,6 +14,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "add_training_arguments",
+    "cli",
     "derive_seed",
     "settings_from",
     "train",
