@@ -6,13 +6,11 @@ other `ddconfig`. Axes: N frames, H W pixels, D latent channels, h w latent posi
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from training.config import from_dict, unknown_key
@@ -21,6 +19,7 @@ from videodata.errors import UserError
 from vqgan.ldm_networks import DDConfig, Decoder, Encoder
 from vqgan.ldm_quantizer import LDMQuantizer
 from vqgan.model import Reconstruction, check_frames
+from vqgan.weights import published_weights
 
 
 def _published(resolution: int, ch_mult: tuple[int, ...], attention: int, channels: int) -> dict[str, Any]:
@@ -124,28 +123,8 @@ class LDMVQModel(nn.Module):
         }
 
     def load_published(self, path: str | Path) -> None:
-        """Load a published file: its `state_dict` (or the file itself), without the `loss.*` keys of the training.
+        """Load a published file: its `state_dict`, without the `loss.*` keys of the training.
 
         Raises UserError naming missing, unexpected and misshapen keys; then nothing is loaded.
         """
-        state = read_published(Path(path))
-        strict_load(self, {key: value for key, value in state.items() if not key.startswith("loss.")}, path)
-
-
-def read_published(path: Path) -> dict[str, Tensor]:
-    """The state dict in a published checkpoint. Raises UserError for anything but tensors and plain types."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; name the file with the weights of the VQGAN")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds objects beside tensors, which could run code; keep only its state_dict: "
-            "torch.save({'state_dict': ...}) in the program that wrote it"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: not a readable checkpoint; download it again") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no state_dict (name -> tensor)")
-    return state
+        strict_load(self, published_weights(Path(path)), path)

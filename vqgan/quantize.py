@@ -24,6 +24,7 @@ from vqgan.config import fsq_levels_for
 from vqgan.kmeans import kmeans
 
 COSINE_DIM = 8
+USAGE_DECAY = 0.97  # per batch; a code that nothing falls on is dead after about 75
 
 
 class Quantized(NamedTuple):
@@ -73,9 +74,9 @@ class Quantizer(nn.Module):
 class AverageQuantizer(Quantizer):
     """`ema` and `ema_cosine`: running means of the latents, with revival of codes that nothing falls on.
 
-    A code is dead when it gets fewer than `dead_code_fraction` of the hits that each would get if all were used
-    alike; it is replaced by a latent of the batch (Jukebox, arXiv 2005.00341). All processes count and draw over the
-    whole batch, so that they hold one codebook.
+    `usage` is a running mean of each code's hits, 1 if all codes were used alike. A code whose usage falls below
+    `dead_code_fraction` is replaced by a latent of the batch (Jukebox, arXiv 2005.00341) and gets a new chance. All
+    processes count and draw over the whole batch, so that they hold one codebook.
     """
 
     needs_start = True
@@ -94,12 +95,14 @@ class AverageQuantizer(Quantizer):
             accept_image_fmap=True,
             rotation_trick=False,
             kmeans_init=False,
-            threshold_ema_dead_code=dead_code_fraction,  # turns revival on; `share_of_hits` sets the real threshold
+            threshold_ema_dead_code=0,  # `revive` does it: the library's counts fall too slowly at decay 0.99
         )
         super().__init__(layer, size)
         self.dead_code_fraction = dead_code_fraction
         self.cosine = cosine
+        self.decay = decay  # the one that `set_decay` may lower for a while
         self.seed = 0  # of the next draw of latents for dead codes; a recipe sets it, so that a run can be repeated
+        self.register_buffer("usage", torch.ones(size))
         self.set_codebook(F.normalize(torch.randn(size, self.codebook_dim), dim=1), torch.ones(size))
         layer._codebook.replace_sample_fn = self.draw
 
@@ -113,16 +116,25 @@ class AverageQuantizer(Quantizer):
         self.layer._codebook.decay = decay
 
     def quantize(self, latents: Tensor, update: bool) -> tuple[Tensor, ...]:
-        book = self.layer._codebook
-        if self.training and update:
-            book.threshold_ema_dead_code = book.reset_cluster_size = self.share_of_hits(latents)
-        book.all_reduce_fn = dist.all_reduce if world_size() > 1 else no_reduction
-        return self.layer(latents, freeze_codebook=not update)
+        self.layer._codebook.all_reduce_fn = all_sum_
+        codes, indices, loss = self.layer(latents, freeze_codebook=not update)
+        if self.training and update and self.dead_code_fraction > 0:
+            self.revive(latents, indices)
+        return codes, indices, loss
 
-    def share_of_hits(self, latents: Tensor) -> float:
-        """`dead_code_fraction` of the hits per code and batch, for codes that are used alike."""
-        tokens = latents.numel() // latents.shape[1] * world_size()
-        return self.dead_code_fraction * tokens / self.size
+    @torch.no_grad()
+    def revive(self, latents: Tensor, indices: Tensor) -> None:
+        """Count the hits of a batch and replace the codes that have had too few for a while."""
+        hits = all_sum_(torch.bincount(indices.reshape(-1), minlength=self.size).float())
+        per_code = hits.sum() / self.size  # if all codes were used alike
+        self.usage.lerp_(hits / per_code, 1 - USAGE_DECAY)
+        dead = self.usage < self.dead_code_fraction
+        if not dead.any():
+            return
+        book = self.layer._codebook
+        book.reset_cluster_size = self.dead_code_fraction * per_code.item()  # few hits, so that new ones move it
+        book.replace(self.project(latents).flatten(0, -2)[None], batch_mask=dead[None])
+        self.usage[dead] = 1.0
 
     def draw(self, samples: Tensor, count: int) -> Tensor:
         """`count` of the latents of all processes: (1, N, D) -> (1, count, D). Repeats some when there are fewer."""
@@ -155,6 +167,7 @@ class AverageQuantizer(Quantizer):
         book.embed[0].copy_(codes)
         book.embed_avg[0].copy_(codes * hits[:, None])
         book.cluster_size[0].copy_(hits)
+        self.usage.fill_(1.0)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.layer.project_out(self.layer.codebook[indices]).movedim(-1, 1)
@@ -210,6 +223,8 @@ def gather(vectors: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def no_reduction(values: Tensor) -> Tensor:
-    """One process: nothing to add up."""
+def all_sum_(values: Tensor) -> Tensor:
+    """Add up over the processes, in place; gives its argument."""
+    if world_size() > 1:
+        dist.all_reduce(values)
     return values

@@ -1,0 +1,222 @@
+"""The two recipes: stage 1 learns to reconstruct, stage 2 adds a discriminator.
+
+Batches are frames (N, 3, H, W) in [-1, 1]. The generator runs once per step, and its codebook moves once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.codebook_usage import CodebookUsage
+from evaluation.psnr import psnr
+from evaluation.ssim import ssim
+from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from losses.discriminator import discriminator_accuracy
+from losses.perceptual import LPIPS
+from training import Losses, Recipe, Step, derive_seed
+from vqgan.diff_augment import diff_augment
+from vqgan.ldm import LDMVQModel
+from vqgan.model import VQGAN, Reconstruction
+from vqgan.objective import GAN_LOSSES, Objective, gradient_penalty, reconstruction_error
+from vqgan.quantize import world_size
+from vqgan.reservoir import LatentReservoir
+
+SMALLEST_SSIM = 11  # pixels; the window of SSIM
+
+
+class ReconstructionRecipe(Recipe):
+    """Stage 1: reconstruction + perceptual_weight * LPIPS + the quantiser's loss, by Adam.
+
+    A learned codebook is bypassed for the first `vq_warmup` steps; then it starts at the k-means of the latents of
+    the last steps, because one that starts far from the latents can stay unused for ever.
+    """
+
+    name = "vqgan_stage1"
+    ema_networks = ("model",)
+
+    def __init__(
+        self,
+        model: VQGAN | LDMVQModel,
+        objective: Objective,
+        perceptual_weights: Path | str | None = None,
+        micro_batches: int = 1,
+    ) -> None:
+        self.model, self.objective, self.micro_batches = model, objective, micro_batches
+        self.final_decay = getattr(model.quantizer, "decay", 0.0)
+        super().__init__(self.build_networks(), self.build_optimizers())
+        self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
+        self.best_metric = ("lpips", "min") if objective.perceptual_weight > 0 else ("mse", "min")
+        self.usage = CodebookUsage(model.num_embeddings)
+
+    def build_networks(self) -> dict[str, nn.Module]:
+        """The networks of the stage, by name."""
+        networks: dict[str, nn.Module] = {"model": self.model}
+        if self.warmup_steps:
+            quantizer = self.model.quantizer
+            networks["reservoir"] = LatentReservoir(quantizer.size, quantizer.codebook_dim)
+        return networks
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers of the stage, in the order in which they step."""
+        return {"generator": torch.optim.Adam(self.model.parameters(), lr=self.objective.lr, betas=(0.9, 0.999))}
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps without quantiser."""
+        return self.objective.vq_warmup if self.model.quantizer.needs_start else 0
+
+    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
+        """The generator's loss."""
+        out = self.reconstruct(batch, step)
+        total, terms = self.reconstruction_losses(batch, out)
+        yield Losses(total + out.loss, {**terms, "quantizer": out.loss})
+
+    def reconstruct(self, batch: Tensor, step: Step) -> Reconstruction:
+        """The one forward pass of the generator in a step."""
+        bypass = step.index < self.warmup_steps
+        self.prepare_codebook(batch, step)
+        out: Reconstruction = self.networks["model"](batch, bypass=bypass)
+        if bypass:
+            self.networks["reservoir"](self.model.quantizer.project(out.latents.detach()))
+        return out
+
+    def prepare_codebook(self, batch: Tensor, step: Step) -> None:
+        """Set what the codebook does in this step, and start it after the warm-up."""
+        quantizer = self.model.quantizer
+        quantizer.seed = derive_seed("codebook", step.index)
+        quantizer.set_decay(self.decay_at(step) ** (1 / self.micro_batches))  # each micro-batch moves the codebook
+        reservoir = self.networks.get("reservoir")
+        if reservoir is None or step.index < self.warmup_steps or reservoir.used:
+            return
+        pixels = batch.shape[0] * batch.shape[-2] * batch.shape[-1] * world_size()
+        quantizer.start(reservoir.newest(), tokens=pixels // self.model.downsample_factor**2)
+        reservoir.used.fill_(True)
+
+    def decay_at(self, step: Step) -> float:
+        """Decay per step of the codebook's running means."""
+        return self.objective.codebook_decay(step.index, self.final_decay)
+
+    def reconstruction_losses(self, batch: Tensor, out: Reconstruction) -> tuple[Tensor, dict[str, Tensor]]:
+        """Their weighted sum, and the terms without weights."""
+        error = reconstruction_error(batch, out.frames, self.objective.recon).mean()
+        terms = {"reconstruction": error}
+        if self.objective.perceptual_weight > 0:
+            terms["perceptual"] = self.perceptual(batch, out.frames).mean()
+            error = error + self.objective.perceptual_weight * terms["perceptual"]
+        return error, terms
+
+    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+        """mse (pixels in [0, 1]), PSNR and SSIM of the rounded frames, LPIPS when it is trained on."""
+        out: Reconstruction = self.networks["model"](batch)
+        self.usage.update(out.indices)
+        frames, reconstruction = batch[:, :, None].float(), out.frames[:, :, None].float().clamp(-1, 1)
+        metrics = {
+            "mse": reconstruction_error(batch, reconstruction[:, :, 0], "mse"),
+            "psnr": psnr(frames, reconstruction),
+        }
+        if min(batch.shape[-2:]) >= SMALLEST_SSIM:
+            metrics["ssim"] = ssim(frames, reconstruction)
+        if self.objective.perceptual_weight > 0:
+            metrics["lpips"] = self.perceptual(batch, reconstruction[:, :, 0])
+        return metrics
+
+    def summarize(self) -> dict[str, float]:
+        """Codes in use, and their perplexity, over the whole validation set."""
+        total = self.usage.over_processes()
+        self.usage = CodebookUsage(self.model.num_embeddings)
+        return {"codes_used": float(total.used), "perplexity": total.perplexity}
+
+    def pictures(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+        """Originals above their reconstructions."""
+        out: Reconstruction = self.networks["model"](batch[:8])
+        return {"reconstructions": torch.cat([batch[:8], out.frames.float().clamp(-1, 1)], dim=2)}
+
+
+class AdversarialRecipe(ReconstructionRecipe):
+    """Stage 2: stage 1's loss and a discriminator's opinion.
+
+    The discriminator learns from the first step on; the generator hears it from `disc_start`, at a weight that grows
+    over `disc_ramp` steps, so that it never follows an untrained one. With `adaptive_weight`, the two terms' gradients
+    at the last layer are brought to the ratio `adv_weight` (Esser et al. 2021, equation 7).
+    """
+
+    name = "vqgan_stage2"
+
+    def __init__(
+        self,
+        model: VQGAN | LDMVQModel,
+        discriminator: nn.Module,
+        objective: Objective,
+        perceptual_weights: Path | str | None = None,
+        micro_batches: int = 1,
+    ) -> None:
+        self.discriminator = discriminator
+        self.kind = GAN_LOSSES[objective.gan_loss]
+        super().__init__(model, objective, perceptual_weights, micro_batches)
+
+    warmup_steps = 0
+
+    def build_networks(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "discriminator": self.discriminator}
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        rates = {"generator": self.objective.lr_g, "discriminator": self.objective.lr_d}
+        networks = {"generator": self.model, "discriminator": self.discriminator}
+        return {
+            name: torch.optim.Adam(network.parameters(), lr=rates[name], betas=(0.5, 0.999))
+            for name, network in networks.items()
+        }
+
+    def decay_at(self, step: Step) -> float:
+        return self.final_decay
+
+    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
+        """The generator's loss, then the discriminator's on the same reconstruction."""
+        out = self.reconstruct(batch, step)
+        total, terms = self.reconstruction_losses(batch, out)
+        share = self.objective.adversarial_share(step.index)
+        if share > 0 and self.objective.adv_weight > 0:
+            adversarial = generator_loss(self.networks["discriminator"](self.shown(out.frames, step)), self.kind)
+            weight = share * self.objective.adv_weight * self.balance(total, adversarial)
+            terms |= {"adversarial": adversarial, "adversarial_weight": weight}
+            total = total + weight * adversarial
+        yield Losses(total + out.loss, {**terms, "quantizer": out.loss})
+        yield self.discriminator_losses(batch, out.frames.detach(), step)
+
+    def balance(self, reconstruction_loss: Tensor, adversarial: Tensor) -> Tensor:
+        """The adaptive weight, or 1."""
+        if not self.objective.adaptive_weight:
+            return torch.ones_like(adversarial)
+        last_layer = self.bare["model"].last_layer
+        return adaptive_weight(reconstruction_loss, adversarial, last_layer, maximum=self.objective.adaptive_max)
+
+    def discriminator_losses(self, real: Tensor, fake: Tensor, step: Step) -> Losses:
+        """The discriminator's loss on real frames and (detached) reconstructions."""
+        real = self.shown(real, step)
+        if self.objective.r1 > 0:
+            real = real.detach().requires_grad_()
+        both = torch.cat([real, self.shown(fake, step).to(real)])
+        logits_real, logits_fake = self.networks["discriminator"](both).chunk(2)
+        loss = discriminator_loss(logits_real, logits_fake, self.kind)
+        on_real, on_fake = discriminator_accuracy(logits_real, logits_fake)
+        terms = {"discriminator": loss, "accuracy_real": on_real, "accuracy_fake": on_fake}
+        if self.objective.r1 > 0:
+            terms["r1"] = gradient_penalty(logits_real, real)
+            loss = loss + self.objective.r1 * terms["r1"]
+        return Losses(loss, terms)
+
+    def shown(self, frames: Tensor, step: Step) -> Tensor:
+        """Frames as the discriminator sees them."""
+        return diff_augment(frames, step.noise) if self.objective.diff_augment else frames
+
+    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+        """The metrics of stage 1, and the share of patches that the discriminator tells right (0.5 is chance)."""
+        metrics = super().evaluate(batch, step)
+        reconstruction = self.networks["model"](batch).frames
+        real, fake = self.networks["discriminator"](batch), self.networks["discriminator"](reconstruction)
+        right = ((real > 0).float() + (fake < 0).float()) / 2
+        return {**metrics, "discriminator_accuracy": right.mean(dim=(1, 2, 3))}
