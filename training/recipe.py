@@ -81,5 +81,9 @@ class Recipe(ABC):
         """Pictures for the log, name -> frames (N, 3, H, W) or clips (N, 3, T, H, W) in [-1, 1]."""
         return {}
 
+    def learning_rate_scale(self, step: int) -> float | None:
+        """A schedule of the recipe's own: factor on the base rates at optimiser step `step`; None: the settings'."""
+        return None
+
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:  # noqa: B027
         """Called on the main process after epoch 1, 2, ...; `checkpoint()` makes the complete training state."""

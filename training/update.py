@@ -175,7 +175,9 @@ class Updater:
     def apply(self, active: list[str], norms: dict[str, Tensor]) -> None:
         """Clip, set the learning rate, and let each active optimiser step."""
         s = self.settings
-        scale = learning_rate_scale(self.state.step, s.steps, s.warmup_steps, s.schedule)
+        scale = self.state.recipe.learning_rate_scale(self.state.step)
+        if scale is None:
+            scale = learning_rate_scale(self.state.step, s.steps, s.warmup_steps, s.schedule)
         for name in active:
             optimizer = self.state.optimizers[name]
             if s.clip > 0:
