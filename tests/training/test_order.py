@@ -1,0 +1,87 @@
+"""The order of samples and the randomness of a run are functions of seed and position."""
+
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from tests.training.runs import run, settings
+from tests.training.tiny_gan import TinyClips
+from training import SampleNoise
+from training.loader import batches
+from training.sampler import PositionSampler
+from training.samples import read_sample
+from training.schedule import learning_rate_scale
+from videodata.clips import open_clips
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 3)])
+def test_a_step_covers_the_same_samples_for_any_number_of_processes(world, accumulation):
+    """The union over processes and micro-batches is the next stretch of positions."""
+    samplers = [PositionSampler(20, 12, 7, 0, 5, 0, accumulation, rank, world) for rank in range(world)]
+    whole = PositionSampler(20, 12, 7, 0, 5, 0)
+    for step in range(5):
+        keys = [key for micro in range(accumulation) for sampler in samplers for key in sampler.keys(step, micro)]
+        assert keys == whole.keys(step, 0)
+
+
+def test_each_epoch_is_another_permutation():
+    """Every n positions hold each sample once, in an order that depends on seed and epoch."""
+    keys = [key for batch in PositionSampler(10, 5, 3, 0, 4, 0) for key in batch]
+    first, second = [[index for index, _ in keys[start : start + 10]] for start in (0, 10)]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert [position for _, position in keys] == list(range(20))
+
+
+def test_a_resumed_sampler_continues_the_order():
+    """Starting at step 3 gives what the uninterrupted order gives from there."""
+    whole = list(PositionSampler(10, 4, 3, 0, 6, 0))
+    assert list(PositionSampler(10, 4, 3, 3, 6, 12)) == whole[3:]
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_bits(tmp_path):
+    """No, one or two loader workers, changed at resume, end with the same weights."""
+    straight = run(tmp_path / "0").digest
+    run(tmp_path / "2", workers=2, steps=5)
+    assert run(tmp_path / "2", workers=1).digest == straight
+
+
+def test_positions_reach_datasets_that_know_them():
+    """Datasets with takes_positions get (index, position), also inside Subset and ConcatDataset; others the index."""
+    clips = TinyClips()
+    assert torch.equal(read_sample(clips, 3, 17), clips[(3, 17)])
+    assert not torch.equal(clips[(3, 17)], clips[(3, 18)])
+    assert torch.equal(read_sample(Subset(clips, [5, 3]), 1, 17), clips[(3, 17)])
+    assert torch.equal(read_sample(ConcatDataset([TinyClips(2, seed=9), clips]), 5, 17), clips[(3, 17)])
+    assert read_sample(TensorDataset(torch.arange(4)), 2, 17)[0] == 2
+    assert read_sample(open_clips("shapes:4", frames=2, size=16), 0, 5).shape == (3, 2, 16, 16)
+    assert open_clips("shapes:4", frames=2, size=16).takes_positions
+
+
+def test_plain_datasets_of_tuples_and_dicts_arrive_as_they_are(tmp_path):
+    """A dataset of tuples gives tuples of batched tensors on the device."""
+    data = TensorDataset(torch.arange(8.0), torch.arange(8))
+    with batches(data, [[(1, 0), (2, 1)]], settings(tmp_path), torch.device("cpu")) as feed:
+        batch = next(feed)
+    assert [value.tolist() for value in batch.data] == [[1.0, 2.0], [1, 2]]
+    assert batch.positions == [0, 1]
+
+
+def test_noise_of_a_sample_does_not_depend_on_its_batch():
+    """Row b depends on (seed, position of b); a second call continues the streams."""
+    noise = SampleNoise(1, [4, 9])
+    first, second = noise.normal(3), noise.normal(3)
+    alone = SampleNoise(1, [9])
+    assert torch.equal(alone.normal(3)[0], first[1])
+    assert torch.equal(alone.normal(3)[0], second[1])
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("kind", "end"), [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0)])
+def test_schedules_warm_up_and_end(kind, end):
+    """Linear warm-up to 1, then the shape named; never negative."""
+    scales = [learning_rate_scale(step, 100, 10, kind) for step in range(101)]
+    assert scales[0] == pytest.approx(0.1) and scales[9] == 1.0 and scales[10] == 1.0
+    assert scales[55] == pytest.approx(1.0 if kind == "constant" else 0.5)
+    assert scales[100] == pytest.approx(end) and min(scales) >= 0
