@@ -15,8 +15,8 @@ class ContextBlock(nn.Module):
     """Pre-norm transformer block on a map (B, h, w, dim) with context maps (B, h, w, *) of the same grid.
 
     A context enters twice: added to its own token, and as a gate 1 + W c on queries, keys and values. The additive
-    path is what lets local detail through; the gate alone would average it over all tokens. Queries and keys are
-    normalised per head (Henry et al. 2020, arXiv 2010.04245).
+    path is what lets local detail through; the gate alone would average it over all tokens. A depthwise convolution
+    tells each token of its neighbours. Queries and keys are normalised per head (Henry et al. 2020, arXiv 2010.04245).
     """
 
     def __init__(self, dim: int, heads: int, context_dim: int = 0, dropout: float = 0.0) -> None:
@@ -28,8 +28,8 @@ class ContextBlock(nn.Module):
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.query_norm = nn.LayerNorm(dim // heads)
-        self.key_norm = nn.LayerNorm(dim // heads)
+        self.query_norm = nn.LayerNorm(dim // heads, bias=False)
+        self.key_norm = nn.LayerNorm(dim // heads, bias=False)  # a bias would drop out in the softmax
         self.attention_out = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim), nn.Dropout(dropout)

@@ -142,10 +142,13 @@ class TransformerNetwork(nn.Module):
 
         `size`: (H, W), by default the configuration's image_size.
         """
-        size = size or self.config.image_size
         noise = GeneratorNoise(n, generator, self.canvas.device)
+        return self.decode(self.draw_latents(noise, frames, size or self.config.image_size, temperature))
+
+    def draw_latents(self, noise: Noise, frames: int, size: tuple[int, int], temperature: float = 1.0) -> Latents:
+        """Latents of clips of this length and size, drawn from the prior with `noise`."""
         grids = [grid for grid, _ in self.levels(size)]
-        return self.decode(Latents(self.latents.sample(noise, grids, self.canvas, temperature), frames, size))
+        return Latents(self.latents.sample(noise, grids, self.canvas, temperature), frames, tuple(size))
 
     def levels(self, size: tuple[int, int]) -> list[tuple[tuple[int, int], Any]]:
         """((h, w), level configuration) of each level for frames of this size."""

@@ -17,7 +17,10 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class FrameStem(nn.Module):
-    """Frame (B, 3, H, W) in [-1, 1] -> map (B, H / stride, W / stride, dim)."""
+    """Frame (B, 3, H, W) in [-1, 1] -> map (B, H / stride, W / stride, dim).
+
+    A linear embedding of each patch beside the convolutions keeps absolute colour, which their norms take away.
+    """
 
     def __init__(self, stride: int, dim: int) -> None:
         super().__init__()
@@ -28,8 +31,10 @@ class FrameStem(nn.Module):
             layers += [group_norm(narrow), nn.GELU(), nn.Conv2d(narrow, wide, 3, stride=2, padding=1)]
         layers += [group_norm(widths[-1]), nn.GELU(), nn.Conv2d(widths[-1], dim, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
+        self.patches = nn.Conv2d(3, dim, stride, stride=stride)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, frame: Tensor) -> Tensor:
-        x = self.layers(frame.contiguous(memory_format=torch.channels_last))
+        frame = frame.contiguous(memory_format=torch.channels_last)
+        x = self.layers(frame) + self.patches(frame)
         return self.norm(x.permute(0, 2, 3, 1))

@@ -1,0 +1,28 @@
+"""The promises of every model, kept by the video VAE."""
+
+from torch.utils.data import Dataset
+
+from tests.contract import ModelContract
+from tests.video_vae.tiny import clips, tiny_network
+from training import Recipe
+from video_vae.train import LossConfig, VideoVAERecipe
+
+
+class TestVideoVAE(ModelContract):
+    """With the standard prior."""
+
+    checkpointing_override = {"checkpointing": True}  # noqa: RUF012
+    prior = "standard"
+
+    def build_recipe(self, **overrides: bool) -> Recipe:
+        network = tiny_network(prior=self.prior, **overrides)
+        return VideoVAERecipe(network, LossConfig(perceptual_weight=0.0), learning_rate=1e-4)
+
+    def dataset(self) -> Dataset:
+        return clips()
+
+
+class TestHierarchicalPrior(TestVideoVAE):
+    """With a learned prior."""
+
+    prior = "hierarchical"
