@@ -93,3 +93,10 @@ def from_checkpoint(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, T
     if "model" not in networks or not str(checkpoint["recipe"]).startswith("vqgan"):
         raise UserError(f"{path}: is a checkpoint of {checkpoint['recipe']!r}, not of a VQGAN")
     return networks["model"], checkpoint["config"]["model"]
+
+
+def stored_data(path: Path) -> dict[str, Any]:
+    """What a model's file says about its training data (patch_size, ...); {} for bare weights. Raises UserError."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        return load_checkpoint(path)["config"].get("data", {})
+    return (read_tensors(path).get("config") or {}).get("data", {})

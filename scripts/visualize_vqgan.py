@@ -1,0 +1,37 @@
+"""Draw what a VQGAN has learnt: python scripts/visualize_vqgan.py --checkpoint checkpoints/best_model_gan.pt"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
+
+from training.cli import make_parser, run
+from vqgan.trained import add_data_arguments, add_model_arguments, open_model, open_videos, settle_grid
+from vqgan.visualize import visualize
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write all pictures."""
+    parser = make_parser("Reconstructions, latents, codebook, interpolation, a sequence and whole frames, as pictures.")
+    add_data_arguments(parser)
+    add_model_arguments(parser, "checkpoints/best_model_gan.pt")
+    parser.add_argument("--num_samples", type=int, default=8, help="patches to reconstruct")
+    parser.add_argument("--video_idx", type=int, default=0, help="video of the sequence")
+    parser.add_argument("--start_frame", type=int, default=0, help="first frame of the sequence")
+    parser.add_argument("--num_frames", type=int, default=8, help="frames of the sequence")
+    parser.add_argument("--output_dir", type=Path, default=Path("results/visualization"), help="where to write")
+    args = parser.parse_args(argv)
+    model = open_model(args)
+    settle_grid(args)
+    clips = open_videos(args, args.num_frames)
+    files = visualize(
+        model, clips, args.num_patches_h, args.num_patches_w, args.num_samples, args.video_idx, args.start_frame,
+        args.output_dir,
+    )  # fmt: skip
+    print(f"{len(files)} pictures in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)
