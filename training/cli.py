@@ -28,7 +28,7 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("VIDEOGEN_DEBUG") == "1"
-    set_up_logging(debug)
+    set_up_logging()
     try:
         sys.exit(main([argument for argument in arguments if argument != "--debug"]) or 0)
     except KeyboardInterrupt:
@@ -46,7 +46,6 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         sys.exit(exit_status(error))
 
 
-def set_up_logging(debug: bool = False) -> None:
+def set_up_logging() -> None:
     """Plain lines on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("training").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -61,14 +61,20 @@ def check_config(old: dict[str, Any], new: dict[str, Any], allowed: bool, free: 
     }
     if not changes:
         return
-    lines = [f"{key}: {before!r} -> {after!r}" for key, (before, after) in changes.items()]
-    table = ", ".join(lines[:SHOWN]) + (f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
-    if any(key == "model" or key.startswith("model.") for key in changes):
-        raise UserError(f"{folder}: the model is not the one of this run ({table}); use another run folder")
+    of_model = [key for key in changes if key == "model" or key.startswith("model.")]
+    if of_model:
+        raise UserError(f"{folder}: its run has another model ({table(changes, of_model)}); use another run folder")
     if not allowed:
-        raise UserError(f"{folder}: the configuration changed ({table}); add --allow-config-change to continue")
-    for line in lines:
-        logger.warning("WARN configuration changed: %s", line)
+        lines = table(changes, list(changes))
+        raise UserError(f"{folder}: the configuration changed ({lines}); add --allow-config-change to continue")
+    for key in changes:
+        logger.warning("WARN configuration changed: %s", table(changes, [key]))
+
+
+def table(changes: dict[str, tuple[Any, Any]], keys: list[str]) -> str:
+    """ "key: old -> new" of the first keys, in one line."""
+    lines = [f"{key}: {changes[key][0]!r} -> {changes[key][1]!r}" for key in keys]
+    return ", ".join(lines[:SHOWN]) + (f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
 
 
 def config_changes(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

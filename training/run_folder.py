@@ -68,9 +68,14 @@ def log_file(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
+    engine = logging.getLogger(__package__)
+    level = engine.level
+    if not engine.isEnabledFor(logging.INFO):
+        engine.setLevel(logging.INFO)
     try:
         yield
     finally:
+        engine.setLevel(level)
         logging.getLogger().removeHandler(handler)
         handler.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Saver:
         self.keep = max(1, keep)
         self.metric = metric
         self.kept = [checkpoint for checkpoint in checkpoints_in(folder) if checkpoint.step <= first_step]
-        self.failures = 0
+        self.failures: Counter[str] = Counter()  # in a row, by what was to be written
         self.missing: dict[str, OSError] = {}  # what could not be written, at its last attempt
 
     def save(self, state: dict[str, Any]) -> None:
@@ -40,15 +41,15 @@ class Saver:
         try:
             write()
         except OSError as error:
-            self.failures += 1
+            self.failures[what] += 1
             self.missing[what] = error
             logger.warning("WARN %s not saved: %s; training goes on", what, error)
-            if self.failures >= ATTEMPTS:
+            if self.failures[what] >= ATTEMPTS:
                 raise UserError(
-                    f"{self.folder}: {self.failures} saves in a row failed ({error}); free space"
+                    f"{self.folder}: no {what} saved in {ATTEMPTS} attempts ({error}); free space"
                 ) from error
         else:
-            self.failures = 0
+            self.failures[what] = 0
             self.missing.pop(what, None)
 
     def finish(self) -> None:
