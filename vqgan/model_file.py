@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, newest_checkpoint
 from training.config import unknown_key
-from training.files import write_file
+from training.files import sha256_of, write_file
 from training.strict_load import strict_load
 from videodata.errors import UserError
 from vqgan.config import VQGANConfig
@@ -100,3 +100,13 @@ def stored_data(path: Path) -> dict[str, Any]:
     if path.is_dir() or path.suffix == ".safetensors":
         return load_checkpoint(path)["config"].get("data", {})
     return (read_tensors(path).get("config") or {}).get("data", {})
+
+
+def model_identity(path: Path) -> str:
+    """SHA-256 of a model's file, or of the newest checkpoint of a run folder. Raises UserError."""
+    if path.is_dir():
+        newest = newest_checkpoint(path / "checkpoints")
+        if newest is None:
+            raise UserError(f"{path}: holds no valid checkpoint; train first, or name a file")
+        return newest.manifest["sha256"]
+    return sha256_of(path)

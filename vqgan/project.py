@@ -1,0 +1,174 @@
+"""A data set as code indices: one memory-mapped array per split, which can be made in several goes.
+
+<folder>/<split>.npy    int16, (N, T, 1, h, w) when all videos have T frames, else (frames of all videos, 1, h, w);
+                        the patches of a frame lie in one map, as they do in the frame
+<folder>/<split>.json   {"format": "lvt-codes", "version": 1, "size": codes, "videos": [{"id", "label", "first_frame",
+                        "frames"}, ...], "made_from": {...}, "grid": [rows, columns]}
+<folder>/codebook.npy   float32 (K, D): the latents that the indices stand for
+
+While an array is made it is <split>.npy.partial, and <split>.npy.progress says how many videos it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.files import write_file, write_json
+from videodata.errors import UserError
+from videodata.geometry import Size
+from videodata.lock import exclusive
+from videodata.pixels import to_float
+from videodata.sources import ClipSource
+from vqgan.model_file import Model
+from vqgan.patches import merge, split
+
+logger = logging.getLogger(__name__)
+FORMAT = "lvt-codes"
+LARGEST = np.iinfo(np.int16).max + 1  # codes that 16 bits can number
+
+
+@dataclass
+class Projection:
+    """What is to be projected: all frames of some videos, by one model, on one grid."""
+
+    model: Model
+    source: ClipSource
+    videos: list[int]
+    size: Size | None  # (height, width) of the frames; None: as stored
+    rows: int
+    columns: int
+    made_from: dict[str, Any]  # names model and data; a partial array made from other ones is refused
+    frames_at_a_time: int = 4
+
+    @property
+    def lengths(self) -> list[int]:
+        return [self.source.length(video) for video in self.videos]
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """(h, w) of the codes of a whole frame."""
+        height, width = self.size or self.source.size(self.videos[0])
+        factor = self.model.downsample_factor
+        return height // factor, width // factor
+
+    def encode(self, frames: Tensor) -> np.ndarray:
+        """Frames (T, 3, H, W) in [-1, 1] -> indices int16 (T, 1, h, w)."""
+        device = next(self.model.parameters()).device
+        patches = split(frames, self.rows, self.columns)
+        indices = self.model.quantize(self.model.latents(patches.to(device)))[1]
+        return merge(indices, self.rows, self.columns)[:, None].cpu().numpy().astype(np.int16)
+
+    def codes_of(self, video: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first frame, indices) of consecutive pieces of a video."""
+        length = self.source.length(video)
+        for start in range(0, length, self.frames_at_a_time):
+            count = min(self.frames_at_a_time, length - start)
+            frames = to_float(self.source.read_clip(video, start, count, 1, self.size)).movedim(1, 0)
+            yield start, self.encode(frames)
+
+
+@torch.no_grad()
+def project(projection: Projection, folder: Path, name: str) -> Path:
+    """Write <folder>/<name>.npy and .json, going on where an interrupted call stopped; gives the array's path.
+
+    Raises UserError for codes that 16 bits cannot number, and for files there that were made from something else.
+    """
+    path = folder / f"{name}.npy"
+    if projection.model.num_embeddings > LARGEST:
+        raise UserError(f"{path}: a codebook of {projection.model.num_embeddings} codes does not fit 16 bits")
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(path, "writing"):
+        if is_finished(path, projection.made_from):
+            logger.info("%s: exists already", path)
+            return path
+        write_codebook(projection.model, folder / "codebook.npy")
+        fill(projection, path)
+        write_json(path.with_suffix(".json"), describe(projection))
+        os.replace(partial(path), path)
+        progress(path).unlink(missing_ok=True)
+    return path
+
+
+def fill(projection: Projection, path: Path) -> None:
+    """Encode the videos that the partial array does not hold yet."""
+    array, done = open_partial(projection, path)
+    flat = array.reshape(-1, *array.shape[-3:])
+    starts = np.cumsum([0, *projection.lengths])
+    for number in range(done, len(projection.videos)):
+        for start, codes in projection.codes_of(projection.videos[number]):
+            first = starts[number] + start
+            flat[first : first + len(codes)] = codes
+        array.flush()
+        note = json.dumps({"videos": number + 1, "made_from": projection.made_from})
+        write_file(progress(path), lambda file, text=note: file.write(text.encode()))
+    if done:
+        logger.info("%s: %d of %d videos were there already", path, done, len(projection.videos))
+
+
+def open_partial(projection: Projection, path: Path) -> tuple[np.memmap, int]:
+    """The array that grows, and how many videos it holds."""
+    lengths, frame = projection.lengths, (1, *projection.map_size)
+    shape = (len(lengths), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
+    if partial(path).exists() and progress(path).exists():
+        noted = json.loads(progress(path).read_text())
+        if noted["made_from"] != projection.made_from:
+            raise UserError(f"{partial(path)}: was begun from {noted['made_from']}; remove it, or name another folder")
+        array = np.lib.format.open_memmap(partial(path), "r+")
+        if array.shape != shape:
+            raise UserError(f"{partial(path)}: has shape {array.shape}, not {shape}; remove it to begin again")
+        return array, noted["videos"]
+    return np.lib.format.open_memmap(partial(path), "w+", dtype=np.int16, shape=shape), 0
+
+
+def describe(projection: Projection) -> dict[str, Any]:
+    """The content of the .json."""
+    source, entries, first = projection.source, [], 0
+    for video, frames in zip(projection.videos, projection.lengths, strict=True):
+        entries.append({"id": source.id(video), "label": source.label(video), "first_frame": first, "frames": frames})
+        first += frames
+    facts = {"format": FORMAT, "version": 1, "size": projection.model.num_embeddings, "videos": entries}
+    return {**facts, "made_from": projection.made_from, "grid": [projection.rows, projection.columns]}
+
+
+def is_finished(path: Path, made_from: dict[str, Any]) -> bool:
+    """Whether the array is there, made from the same. Raises UserError when it was made from something else."""
+    if not path.exists():
+        return False
+    try:
+        noted = json.loads(path.with_suffix(".json").read_text()).get("made_from")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: has no readable .json beside it; remove it to make it again") from error
+    if noted != made_from:
+        raise UserError(f"{path}: was made from {noted}; remove it, or name another folder")
+    return True
+
+
+def write_codebook(model: Model, path: Path) -> None:
+    """The latents that the indices stand for, float32 (K, D)."""
+    write_file(path, lambda file: np.save(file, model.quantizer.codebook.float().cpu().numpy(), allow_pickle=False))
+
+
+@torch.no_grad()
+def decode_codes(model: Model, codes: np.ndarray, rows: int, columns: int) -> Tensor:
+    """Indices (T, 1, h, w) of whole frames, as projected -> frames (T, 3, H, W), clamped to [-1, 1]."""
+    device = next(model.parameters()).device
+    indices = split(torch.from_numpy(np.asarray(codes[:, 0], dtype=np.int64)), rows, columns)
+    return merge(model.decode_indices(indices.to(device)).float().clamp(-1, 1).cpu(), rows, columns)
+
+
+def partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def progress(path: Path) -> Path:
+    return path.with_name(path.name + ".progress")
