@@ -91,7 +91,6 @@ def _write_mp4(
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=fps)
         stream.height, stream.width = height, width
-        stream.codec_context.time_base = 1 / fps
         if lossless:
             stream.pix_fmt, stream.options = "rgb24", {"qp": "0"}
         else:
