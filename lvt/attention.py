@@ -11,6 +11,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lvt.flex import flex_block_attention
 from lvt.initialization import initialize_heads
@@ -96,6 +97,13 @@ class BlockLocalAttention(nn.Module):
             banks = (self.dt_bank, self.dh_bank, self.dw_bank)
             return flex_block_attention(query, key, value, banks, self.block, self.causal)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias().to(query.dtype)[None])
+
+
+def run_layers(layers: nn.ModuleList, x: Tensor, checkpointing: bool, keep: list[Tensor] | None = None) -> Tensor:
+    """(B, t, h, w, D) through all layers; checkpointing stores only what enters each of them."""
+    for layer in layers:
+        x = checkpoint(layer, x, use_reentrant=False) if checkpointing else layer(x, keep)
+    return x
 
 
 def blocks_along(size: Triple, block: Triple) -> Triple:

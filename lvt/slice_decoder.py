@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvt.attention import BlockLocalAttention
+from lvt.attention import BlockLocalAttention, run_layers
 from lvt.model_config import TransformerConfig
 from lvt.position_signal import position_signal
 
@@ -47,8 +47,9 @@ class SliceDecoder(nn.Module):
     A position's features depend on the codes of earlier positions alone.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, gradient_checkpointing: bool = False) -> None:
         super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
         self.ch_embedder = nn.ModuleList(nn.Embedding(config.nv, config.de) for _ in range(config.nc))
         self.conv = CausalConv3d(config.de, config.d)
         self.linear_projector = nn.Conv3d(config.d, config.d, 1, bias=False)
@@ -63,9 +64,7 @@ class SliceDecoder(nn.Module):
     def forward(self, codes: Tensor, encoded: Tensor, keep: list[Tensor] | None = None) -> Tensor:
         """Codes int64 (B, C, t, h, w), encoded (B, t, h, w, D); `keep` collects each layer's keys and values."""
         x = self.conv(self.embed(codes)) + self.conditions(encoded)
-        for layer in self.block_local_attention:
-            x = layer(x, keep)
-        return x
+        return run_layers(self.block_local_attention, x, self.gradient_checkpointing and self.training, keep)
 
     def embed(self, codes: Tensor) -> Tensor:
         """Sum of the embeddings of all codebooks: (B, C, ...) -> (B, ..., E)."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvt.attention import BlockLocalAttention
+from lvt.attention import BlockLocalAttention, run_layers
 from lvt.model_config import TransformerConfig, Triple
 from lvt.subscale import context_ids
 from videodata.errors import UserError
@@ -66,9 +66,9 @@ def visible_taps(size: Triple, stride: Triple, kernel: Triple) -> Tensor:
 class SliceEncoder(nn.Module):
     """Context and slice number (and class) -> features (B, t, h, w, D)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, gradient_checkpointing: bool = False) -> None:
         super().__init__()
-        self.class_num = config.class_num
+        self.class_num, self.gradient_checkpointing = config.class_num, gradient_checkpointing
         self.conv = TableConv3d(config)
         self.slice_embedding = nn.Embedding(config.n_slices, config.de)
         if config.class_num:
@@ -88,9 +88,7 @@ class SliceEncoder(nn.Module):
     ) -> Tensor:
         """Context (B, C, T', H', W'), slice_index and class_index int64 (B,) -> (B, t, h, w, D)."""
         x = self.project(self.conv(context, table), slice_index, class_index)
-        for layer in self.block_local_attention:
-            x = layer(x)
-        return x
+        return run_layers(self.block_local_attention, x, self.gradient_checkpointing and self.training)
 
     def project(self, x: Tensor, slice_index: Tensor, class_index: Tensor | None) -> Tensor:
         """Add slice and class to the convolution's output (B, t, h, w, E) and widen it to D."""

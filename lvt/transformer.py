@@ -30,14 +30,15 @@ class VideoTransformer(nn.Module):
     """`model_config` is the VT node of a configuration, or a configuration that holds one.
 
     `load_state_dict` takes the published keys; the index tables in those files are left out, because they follow from
-    the configuration. Raises UserError for a configuration that does not fit together.
+    the configuration. gradient_checkpointing recomputes the layers in the backward pass in place of storing them.
+    Raises UserError for a configuration that does not fit together.
     """
 
-    def __init__(self, model_config: Mapping[str, Any]) -> None:
+    def __init__(self, model_config: Mapping[str, Any], gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.config = transformer_config(model_config)
-        self.encoder = SliceEncoder(self.config)
-        self.decoder = SliceDecoder(self.config)
+        self.encoder = SliceEncoder(self.config, gradient_checkpointing)
+        self.decoder = SliceDecoder(self.config, gradient_checkpointing)
         self.ch_predictor = ChannelHead(self.config)
         initialize_convolutions(self)
         self.register_load_state_dict_pre_hook(forget_recomputable)

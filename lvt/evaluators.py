@@ -1,0 +1,166 @@
+"""What `--eval-only` measures and writes: the evaluators that TEST.EVALUATORS names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from evaluation.psnr import psnr
+from lvt.codes import CODES_NAME
+from lvt.codes_file import write_codes
+from lvt.continuation import decode_clips, encode_clips
+from lvt.datasets import Videos
+from lvt.generate import generate_codes
+from lvt.likelihood import bits_per_code, bits_per_subpixel, clip_nats
+from lvt.transformer import VideoTransformer
+from lvt.vqvae import VQVAE
+from training.loader import move
+from training.samples import collate
+from videodata.atomic import atomic_path
+from videodata.pixels import channels_first, normalize, to_uint8
+from videodata.write_video import write_video
+
+logger = logging.getLogger(__name__)
+FRAMES_AT_ONCE = 64  # through the VQ-VAE
+FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
+
+
+def batches(dataset: Dataset, size: int, device: torch.device) -> Iterator[Any]:
+    """All items in order, as batches on the device."""
+    for start in range(0, len(dataset), size):
+        items = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
+        yield move(collate(items), device)
+
+
+@torch.no_grad()
+def reconstruction_error(model: VQVAE, clips: Dataset, device: torch.device) -> dict[str, float]:
+    """Mean squared error of the reconstructions in [0, 1], and codebook usage over all of them."""
+    total, count, codes = 0.0, 0, []
+    for batch in batches(clips, 4, device):
+        frames = batch.transpose(1, 2).flatten(0, 1)
+        found = model.encode(frames)
+        error = (model.denormalize(model.decode(found)) - frames / 255).square()
+        total, count = total + float(error.double().sum()), count + error.numel()
+        codes.append(found.cpu())
+    usage = model.quantizer.usage(torch.cat(codes))
+    return {"MSE": total / count, **{name: float(value) for name, value in usage.items()}}
+
+
+@torch.no_grad()
+def extract_codes(model: VQVAE, videos: Videos, folder: Path, device: torch.device) -> Path:
+    """Encode every frame of every video to <folder>/codes.npy; gives that path."""
+    source = videos.source
+    listed = [(source.id(video), source.label(video), source.length(video)) for video in videos.numbers]
+
+    def encoded() -> Iterator[np.ndarray]:
+        for number, (video, (_, _, length)) in enumerate(zip(videos.numbers, listed, strict=True), start=1):
+            starts = range(0, length, FRAMES_AT_ONCE)
+            yield np.concatenate([encode(video, start, min(FRAMES_AT_ONCE, length - start)) for start in starts])
+            if number % 1000 == 0:
+                logger.info("encoded %d of %d videos", number, len(listed))
+
+    def encode(video: int, start: int, count: int) -> np.ndarray:
+        pixels = source.read_clip(video, start, count, 1, (videos.size, videos.size))  # (T, H, W, 3)
+        codes = encode_clips(model, channels_first(pixels)[None].to(device))  # (1, C, T, h, w)
+        return codes[0].transpose(0, 1).cpu().numpy()
+
+    path = folder / CODES_NAME
+    write_codes(path, listed, encoded(), model.config.codebook.size)
+    return path
+
+
+@torch.no_grad()
+def likelihood(model: VideoTransformer, windows: Dataset, device: torch.device) -> dict[str, float]:
+    """Bits per code over all codes after the first N_PRIME frames (`bits_per_dim`, the original's name for it)."""
+    total, count, codebooks = 0.0, 0, model.config.nc
+    for batch in batches(windows, 4, device):
+        classes = batch["class_index"] if model.config.class_num else None
+        nats, codes = clip_nats(model, batch["codes"].long(), model.config.n_prime, classes)
+        total, count = total + float(nats.sum()), count + codes * len(nats)
+    bits = bits_per_code(torch.tensor(total, dtype=torch.float64), count)
+    return {"bits_per_dim": float(bits), "bits_per_subpixel": float(bits_per_subpixel(bits, codebooks))}
+
+
+def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
+    """Options of `generate_codes` from a VT_SAMPLER node."""
+    top_p = sampler["TOP_P"]
+    return {
+        "temperature": sampler["TEMPERATURE"],
+        "top_k": sampler["TOP_K"] or None,
+        "top_p": top_p if top_p < 1 else None,
+    }
+
+
+@torch.no_grad()
+def write_samples(
+    transformer: VideoTransformer, vqvae: VQVAE, windows: Dataset, config: dict[str, Any], folder: Path,
+    device: torch.device,
+) -> int:  # fmt: skip
+    """Continue every clip NUM_SAMPLES times; writes video_<sample>_<clip>/{0..}.png, codes.npy and video.mp4."""
+    sampler, seed = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0)
+    count = sampler["NUM_SAMPLES"]
+    for number in range(len(windows)):
+        item = move(collate([windows[number]] * count), device)
+        codes = item["codes"].long()
+        classes = item["class_index"] if transformer.config.class_num else None
+        made = generate_codes(
+            transformer, codes, sampler["N_PRIME"], class_idx=classes,
+            seeds=[seed + number * count + sample for sample in range(count)], **sampling_options(sampler),
+        )  # fmt: skip
+        clips = decode_clips(vqvae, made)
+        for sample in range(count):
+            target = folder / f"video_{sample}_{number}"
+            write_clip(target, clips[sample])
+            with atomic_path(target / "codes.npy") as temporary, open(temporary, "wb") as file:
+                np.save(file, made[sample].transpose(0, 1).cpu().numpy())
+    return len(windows) * count
+
+
+def write_clip(folder: Path, clip: Tensor, rate: Fraction = FRAMES_PER_SECOND) -> None:
+    """Write a clip (3, T, H, W) in [-1, 1] as 0.png, 1.png, ... and video.mp4."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = to_uint8(clip.cpu())
+    for number, frame in enumerate(frames):
+        with atomic_path(folder / f"{number}.png") as temporary:
+            Image.fromarray(np.asarray(frame)).save(temporary, format="PNG")
+    write_video(folder / "video.mp4", frames, rate)
+
+
+@torch.no_grad()
+def continuation_scores(
+    transformer: VideoTransformer, vqvae: VQVAE, clips: Dataset, config: dict[str, Any], device: torch.device
+) -> dict[str, float]:
+    """PSNR of the frames after the given ones, mean over clips: of a sample, of the best of NUM_SAMPLES samples, and
+    of two things that need no transformer: the last given frame repeated, and the reconstruction of the true frames.
+    """
+    sampler, seed = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0)
+    given, count = sampler["N_PRIME"], sampler["NUM_SAMPLES"]
+    rows = []
+    for number, batch in enumerate(batches(clips, 1, device)):
+        truth = normalize(batch)  # (1, 3, T, H, W)
+        codes = encode_clips(vqvae, batch).repeat(count, 1, 1, 1, 1)
+        made = generate_codes(
+            transformer, codes, given, seeds=[seed + number * count + sample for sample in range(count)],
+            **sampling_options(sampler),
+        )  # fmt: skip
+        samples, reconstructed = decode_clips(vqvae, made), decode_clips(vqvae, codes[:1])
+        after = slice(given, None)
+        scores = psnr(truth.expand_as(samples)[:, :, after], samples[:, :, after])
+        last = truth[:, :, given - 1 : given].expand(-1, -1, truth.shape[2] - given, -1, -1)
+        rows.append(
+            [
+                float(scores.mean()), float(scores.max()), float(psnr(truth[:, :, after], last)),
+                float(psnr(truth[:, :, after], reconstructed[:, :, after])),
+            ]
+        )  # fmt: skip
+    names = ("psnr_sample", f"psnr_best_of_{count}", "psnr_last_frame_repeated", "psnr_reconstruction")
+    return dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))

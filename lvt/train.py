@@ -1,0 +1,175 @@
+"""How the two networks are trained: the VQ-VAE on frames, the transformer on slices of clips of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from losses.perceptual import LPIPS
+from lvt.continuation import decode_clips, sample_frames
+from lvt.likelihood import bits_per_code, bits_per_subpixel, clip_nats
+from lvt.schedule import ScheduledOptimizers
+from lvt.subscale import slice_frames, slice_of_position
+from lvt.transformer import VideoTransformer, cross_entropy
+from lvt.vqvae import VQVAE
+from training import distributed
+from training.recipe import Losses, Recipe, Step
+from videodata.errors import UserError
+
+CLIPS_SHOWN = 4
+FREE_KEYS = frozenset(
+    {
+        *("MAX_ITER", "DEVICE", "NUM_WORKERS", "OUTPUT_DIR", "CHECKPOINT_PERIOD", "EVAL_PERIOD", "VIS_PERIOD"),
+        *("LOG_PERIOD", "MAX_MINUTES", "EVALUATORS", "N_SAMPLES", "TEST", "GRADIENT_CHECKPOINTING", "COMPILE", "CFG"),
+        *("WEIGHTS", "ENCODER_WEIGHTS", "GENERATOR_WEIGHTS", "CODEBOOK_WEIGHTS", "NUM_SAMPLES", "TEMPERATURE"),
+        *("TOP_K", "TOP_P", "EXPECTED_RESULTS"),
+    }
+)  # last parts of the configuration keys that a continued run may change
+
+
+def build_optimizer(model: nn.Module, solver: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimiser of a SOLVER node. Raises UserError for an unknown name."""
+    decay = solver["WEIGHT_DECAY"]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            kind = "NORM_G" if isinstance(module, nn.LayerNorm) else "BIAS_G" if name == "bias" else "BASE_G"
+            groups.setdefault(decay[kind], []).append(parameter)
+    parameters = [{"params": members, "weight_decay": amount} for amount, members in groups.items()]
+    betas = (solver["ADAM"]["BETA1_G"], solver["ADAM"]["BETA2_G"])
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if solver["OPTIMIZER_NAME"] in kinds:
+        return kinds[solver["OPTIMIZER_NAME"]](parameters, lr=solver["LR_G"], betas=betas, eps=1e-8)
+    if solver["OPTIMIZER_NAME"] == "rmsprop":
+        options = {"alpha": solver["RMSPROP"]["ALPHA_G"], "momentum": solver["RMSPROP"]["MOMENTUM_G"]}
+        return torch.optim.RMSprop(parameters, lr=solver["LR_G"], eps=1e-8, **options)
+    raise UserError(f"SOLVER.OPTIMIZER_NAME {solver['OPTIMIZER_NAME']!r}: use adam, adamw or rmsprop")
+
+
+class VQVAERecipe(Recipe):
+    """Trains a VQVAE on clips (B, 3, T, H, W) uint8, frame by frame. `config` is the whole configuration."""
+
+    name = "lvt-vqvae"
+    best_metric = ("mse", "min")
+    ema_networks = ("vqvae",)
+    free_keys = FREE_KEYS
+
+    def __init__(self, model: VQVAE, config: dict[str, Any]) -> None:
+        optimizer = build_optimizer(model, config["SOLVER"])
+        super().__init__({"vqvae": model}, {"vqvae": optimizer})
+        self.schedule = ScheduledOptimizers(config["SOLVER"], optimizer)
+        weight, file = config["LOSS"]["PERCEPTUAL"]["LAMBDA"], config["LOSS"]["PERCEPTUAL"]["WEIGHTS"]
+        self.perceptual_weight = weight
+        self.perceptual = LPIPS(weights=file or None) if weight > 0 else None
+
+    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
+        self.schedule.step = step.index
+        model = self.bare["vqvae"]
+        frames = model.normalize(frames_of(batch))
+        out = self.networks["vqvae"](frames)
+        terms = model.losses(frames, out)
+        if self.perceptual is not None:
+            distance = self.perceptual(out.reconstruction, frames)
+            terms["perceptual"] = self.perceptual_weight * distance.mean()
+        logged = {name: value.detach() for name, value in terms.items()}
+        yield Losses(sum(terms.values()), {**logged, **model.quantizer.usage(out.codes)})
+
+    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+        original, shown, codes = self.reconstruct(batch)
+        error = (shown - original).square().flatten(1).mean(1)  # (B * T,)
+        per_clip = error.view(len(batch), -1).mean(1)
+        usage = self.networks["vqvae"].quantizer.usage(codes)
+        return {"mse": per_clip, **{name: value.expand(len(batch)) for name, value in usage.items()}}
+
+    def pictures(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+        original, shown, _ = self.reconstruct(batch[:8, :, :1])
+        return {"original": 2 * original - 1, "reconstruction": 2 * shown - 1}
+
+    def reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames and their reconstructions (B * T, 3, H, W) in [0, 1], and the codes."""
+        model, frames = self.networks["vqvae"], frames_of(batch)
+        codes = model.encode(frames)
+        return frames / 255, model.denormalize(model.decode(codes)), codes
+
+
+class TransformerRecipe(Recipe):
+    """Trains a VideoTransformer on {"codes": (B, C, T, h, w), "class_index": (B,)}.
+
+    SOLVER.SLICES_PER_CLIP different slices of each clip are trained in a step, -1: all that have anything to predict.
+    `vqvae` decodes the samples of the log; None: no pictures.
+    """
+
+    name = "lvt-transformer"
+    best_metric = ("bits_per_code", "min")
+    ema_networks = ("transformer",)
+    free_keys = FREE_KEYS
+
+    def __init__(self, model: VideoTransformer, config: dict[str, Any], vqvae: VQVAE | None = None) -> None:
+        optimizer = build_optimizer(model, config["SOLVER"])
+        super().__init__({"transformer": model}, {"transformer": optimizer})
+        self.schedule = ScheduledOptimizers(config["SOLVER"], optimizer)
+        self.slices_per_clip = config["SOLVER"]["SLICES_PER_CLIP"]
+        self.sampler = config["TEST"]["VT_SAMPLER"]
+        self.vqvae = vqvae
+        self.frozen = [] if vqvae is None else [vqvae]
+
+    def losses(self, batch: dict[str, Tensor], step: Step) -> Iterator[Losses | None]:
+        self.schedule.step = step.index
+        model, (codes, classes) = self.bare["transformer"], self.unpack(batch)
+        clip, stride = tuple(codes.shape[2:]), model.config.stride
+        index = self.choose_slices(clip, len(codes), step)  # (B, slices)
+        repeats = index.shape[1]
+        codes, index = codes.repeat_interleave(repeats, 0), index.flatten()
+        classes = None if classes is None else classes.repeat_interleave(repeats)
+        context, slice_codes = model.slice_inputs(codes, index)
+        ignore = slice_frames(index, clip, stride)[:, None] < model.config.n_prime
+        logits = self.networks["transformer"](context, slice_codes, index, classes)
+        loss = cross_entropy(logits, slice_codes, ignore) * share_of_all((~ignore).sum())
+        yield Losses(loss, {"bits_per_code": bits_per_code(loss.detach(), 1)})
+
+    def choose_slices(self, clip: tuple[int, int, int], batch: int, step: Step) -> Tensor:
+        """Numbers of different slices with something to predict, drawn per sample: int64 (B, slices)."""
+        config = self.bare["transformer"].config
+        useful = slice_of_position(clip, config.stride)[config.n_prime :].unique().to(step.device)
+        if not len(useful):
+            raise UserError(f"clips of {clip[0]} frames have nothing after the first N_PRIME {config.n_prime}")
+        count = len(useful) if self.slices_per_clip < 0 else min(self.slices_per_clip, len(useful))
+        order = step.noise.uniform(len(useful)).argsort(1)
+        return useful[order[:, :count]]
+
+    def evaluate(self, batch: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        model, (codes, classes) = self.networks["transformer"], self.unpack(batch)
+        bits = bits_per_code(*clip_nats(model, codes, model.config.n_prime, classes))
+        return {"bits_per_code": bits, "bits_per_subpixel": bits_per_subpixel(bits, codes.shape[1])}
+
+    def pictures(self, batch: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        if self.vqvae is None:
+            return {}
+        codes, classes = self.unpack(batch)
+        codes, classes = codes[:CLIPS_SHOWN], None if classes is None else classes[:CLIPS_SHOWN]
+        samples = sample_frames(
+            self.networks["transformer"], self.vqvae, codes, self.sampler["N_PRIME"], codes.shape[2],
+            seeds=range(len(codes)), class_index=classes,
+        )  # fmt: skip
+        return {"codes decoded": decode_clips(self.vqvae, codes), "continuation": samples}
+
+    def unpack(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Codes int64 (B, C, T, h, w), and the classes (B,) where the model is conditioned on them."""
+        codes, classes = batch["codes"].long(), batch["class_index"]
+        conditional = self.bare["transformer"].config.class_num > 0
+        if conditional and int(classes.min()) < 0:
+            raise UserError("VT.CLASS_NUM is set, but some videos of the data set have no class")
+        return codes, classes if conditional else None
+
+
+def share_of_all(count: Tensor) -> Tensor:
+    """How a process's mean over `count` positions must be weighted for the mean over all processes to be exact."""
+    return count * distributed.world_size() / distributed.all_sum(count)
+
+
+def frames_of(clips: Tensor) -> Tensor:
+    """uint8 clips (B, 3, T, H, W) -> frames (B * T, 3, H, W)."""
+    return clips.transpose(1, 2).flatten(0, 1)

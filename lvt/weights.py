@@ -1,0 +1,96 @@
+"""Weights from and to files: the original's (.pth, {"model": ..., "iteration": ...}) and this project's own."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvt.original_buffers import drop_recomputable, recomputable
+from lvt.transformer import VideoTransformer
+from lvt.vqvae import NETWORKS, VQVAE
+from training.checkpoint import load_checkpoint, migrate
+from training.files import write_file
+from training.strict_load import strict_load
+from videodata.errors import UserError
+
+WEIGHT_NODES = {"netE": "ENCODER", "netG": "GENERATOR", "netC": "CODEBOOK"}
+
+
+def read_weights(path: str | Path, network: str) -> dict[str, dict[str, Tensor]] | dict[str, Tensor]:
+    """State dict of a published .pth, or that of `network` ("vqvae", "transformer") of a checkpoint of this project.
+
+    A folder may be a run folder, or one with a `last_checkpoint` file as the original writes it.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "last_checkpoint").is_file():
+        path = path / (path / "last_checkpoint").read_text().strip()
+    if path.is_dir() or path.suffix == ".safetensors":
+        return own_network(load_checkpoint(path), network, path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights; train first, or name another file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a file of tensors and plain types, or cut off; nothing was loaded") from error
+    if isinstance(content, Mapping) and "networks" in content:
+        return own_network(migrate(dict(content), path), network, path)
+    weights = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path}: holds no state dict; published files hold {{'model': ..., 'iteration': ...}}")
+    return {key.removeprefix("module."): value for key, value in weights.items()}
+
+
+def own_network(state: dict[str, Any], network: str, path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a network of a training state where there are any, else the trained ones."""
+    networks = {**state["networks"], **state["ema"]}
+    if network not in networks:
+        raise UserError(f"{path}: holds no {network}, only {', '.join(networks)}")
+    return networks[network]
+
+
+def load_vqvae(model: VQVAE, paths: Mapping[str, str | Path]) -> VQVAE:
+    """Load {"netE": file, "netG": file, "netC": file}; all three may be the same checkpoint of this project.
+
+    Raises UserError for files that are missing or do not fit.
+    """
+    groups = {}
+    for name, attribute in NETWORKS.items():
+        if not paths.get(name):
+            raise UserError(f"the VQVAE needs weights for {name}: set MODEL.{WEIGHT_NODES[name]}.WEIGHTS")
+        weights = read_weights(paths[name], "vqvae")
+        own = {key.removeprefix(f"{attribute}."): v for key, v in weights.items() if key.startswith(f"{attribute}.")}
+        if own and name == "netC" and model.config.codebook.num == 1:
+            own = {key.removeprefix("ve.0."): value for key, value in own.items()}
+        groups[name] = own or weights
+    try:
+        return model.load_original(groups)
+    except UserError as error:
+        raise UserError(f"{', '.join(sorted({str(path) for path in paths.values()}))}: {error}") from error
+
+
+def load_transformer(model: VideoTransformer, path: str | Path) -> VideoTransformer:
+    """Load a published file (its index tables are left out) or a checkpoint of this project, strictly."""
+    strict_load(model, drop_recomputable(dict(read_weights(path, "transformer"))), path)
+    return model
+
+
+def original_groups(model: VQVAE | VideoTransformer) -> dict[str, dict[str, Tensor]]:
+    """The weights as the original's files hold them, by folder, index tables included."""
+    if isinstance(model, VQVAE):
+        return model.original_state()
+    return {"netG": {**model.state_dict(), **recomputable(model.config)}}
+
+
+def write_original(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], iteration: int, name: str) -> None:
+    """Write <folder>/<group>/<name>.pth for each group, and `last_checkpoint` beside it."""
+    for group, weights in groups.items():
+        target = Path(folder) / group
+        target.mkdir(parents=True, exist_ok=True)
+        content = {"model": {key: value.detach().cpu() for key, value in weights.items()}, "iteration": iteration}
+        write_file(target / f"{name}.pth", lambda file, content=content: torch.save(content, file))
+        write_file(target / "last_checkpoint", lambda file: file.write(f"{name}.pth".encode()))

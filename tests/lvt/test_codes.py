@@ -1,0 +1,89 @@
+"""Codes on disk: what is written is read back, from both layouts, as the windows that training asks for."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lvt.codes import CodeWindows, open_codes
+from lvt.codes_file import write_codes
+from videodata.errors import UserError
+
+
+def some_codes(lengths, seed=0):
+    draws = np.random.default_rng(seed)
+    return [draws.integers(0, 512, (length, 4, 3, 5)) for length in lengths]
+
+
+def listed(lengths):
+    return [(f"Class{i % 2}/video_{i}", f"Class{i % 2}", length) for i, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize(("lengths", "shape"), [([6, 6, 6], (3, 6, 4, 3, 5)), ([6, 9], (15, 4, 3, 5))])
+def test_one_array_holds_all_videos(tmp_path, lengths, shape):
+    """int16, with an axis for videos of equal length, memory-mapped, in the order in which they were written."""
+    codes, path = some_codes(lengths), tmp_path / "codes.npy"
+    write_codes(path, listed(lengths), iter(codes), 512)
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    assert stored.dtype == np.int16 and stored.shape == shape
+    source = open_codes(tmp_path)
+    for number, values in enumerate(codes):
+        assert np.array_equal(source.read(number, 0, len(values)), values)
+        assert np.array_equal(source.read(number, 2, 3), values[2:5])
+    assert [video.label for video in source.videos][:2] == ["Class0", "Class1"]
+
+
+def test_the_folders_of_the_original_are_read(tmp_path):
+    """One int64 file per frame, in natural order, class from the folder above; the pickled scan is not touched."""
+    codes = some_codes([12, 3])
+    for number, values in enumerate(codes):
+        folder = tmp_path / f"Class{number}" / f"video_{number}"
+        folder.mkdir(parents=True)
+        for frame, value in enumerate(values):
+            np.save(folder / f"{frame}.npy", value)
+    np.save(tmp_path / "latent_video_paths.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    source = open_codes(tmp_path)
+    assert [(video.id, video.label, video.frames) for video in source.videos] == [
+        ("Class0/video_0", "Class0", 12), ("Class1/video_1", "Class1", 3),
+    ]  # fmt: skip
+    assert np.array_equal(source.read(0, 0, 12), codes[0])
+
+
+def test_windows_follow_seed_and_position(tmp_path):
+    """A training window depends on (seed, position), a test window is the first; short videos are left out."""
+    lengths = [30, 3, 30]
+    codes = some_codes(lengths)
+    write_codes(tmp_path / "codes.npy", listed(lengths), iter(codes), 512)
+    source = open_codes(tmp_path)
+    first = CodeWindows(source, 8, random=False)
+    assert len(first) == 2
+    item = first[1]
+    assert item["codes"].dtype == torch.int16 and item["class_index"] == 0
+    assert np.array_equal(item["codes"].numpy(), codes[2][:8].swapaxes(0, 1))
+    random = CodeWindows(source, 8, random=True, seed=3)
+    windows = [random[(0, position)]["codes"] for position in range(20)]
+    assert torch.equal(windows[5], random[(0, 5)]["codes"])
+    starts = {tuple(window.flatten().tolist()) for window in windows}
+    assert len(starts) > 8
+    with pytest.raises(UserError, match="no video has 31 frames"):
+        CodeWindows(source, 31, random=False)
+
+
+def test_damage_is_one_clear_line(tmp_path):
+    """Missing, foreign and cut-off files name the file and what to do; nothing half-written has the final name."""
+    with pytest.raises(UserError, match="CodesExtractor"):
+        open_codes(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds no codes"):
+        open_codes(tmp_path)
+    path = tmp_path / "codes.npy"
+    with pytest.raises(UserError, match="has 3 frames in place of 4"):
+        write_codes(path, [("a", None, 4)], iter(some_codes([3])), 512)
+    assert list(tmp_path.iterdir()) == []
+    write_codes(path, [("a", None, 3)], iter(some_codes([3])), 512)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        CodeWindows(open_codes(path), 3, random=False)[0]
+    path.with_suffix(".json").write_text(json.dumps({"format": "videodata-npy"}))
+    with pytest.raises(UserError, match="not a file of codes"):
+        open_codes(path)

@@ -1,0 +1,122 @@
+"""Configuration files, KEY VALUE overrides and learning-rate schedules are those of the original."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lvt import config as configuration
+from lvt.run import build_transformer, build_vqvae, is_transformer
+from lvt.schedule import learning_rate_factor
+from training.config import dotted_keys
+from videodata.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "lvt"
+SHIPPED = {
+    "vqvae": ("Base-VQVAE", "PR-DVQVAE2", "K-DVQVAE"),
+    "vt": ("DSFVT", "DSSVT", "DSTSVT", "KDSFVT"),
+}
+NAMES = [(folder, name) for folder, names in SHIPPED.items() for name in names]
+PARAMETERS = {  # of the published models
+    "PR-DVQVAE2": 3_684_867, "K-DVQVAE": 4_997_123, "DSFVT": 49_872_384, "DSSVT": 50_391_808, "DSTSVT": 59_830_528,
+    "KDSFVT": 49_872_384,
+}  # fmt: skip
+OUR_PATHS = ("CFG", "WEIGHTS")  # where the weights lie is up to the project
+OWN_DEFAULTS = {"MODEL.DEVICE": "auto", "MODEL.META_ARCHITECTURE": "", "MODEL.INIT_TYPE": "xavier_uniform"}
+
+
+def value(config, dotted):
+    for key in dotted.split("."):
+        config = config[key]
+    return config
+
+
+@pytest.fixture(scope="module")
+def published(fixtures):
+    """Every key with its default, and per file the values that differ."""
+    return json.loads((fixtures / "lvt" / "configs_merged.json").read_text())
+
+
+def test_every_documented_key_exists_with_its_default(published):
+    """The original's keys are all known; defaults differ only where its own would stop at once."""
+    for key, default in published["defaults"].items():
+        assert value(configuration.DEFAULTS, key) == OWN_DEFAULTS.get(key, default), key
+
+
+@pytest.mark.parametrize(("folder", "name"), NAMES)
+def test_files_in_original_hold_the_published_values(published, folder, name):
+    """configs/lvt/original/<name>.yaml gives every merged value of the published file."""
+    config = configuration.load(CONFIGS / "original" / f"{name}.yaml")
+    expected = {**published["defaults"], **OWN_DEFAULTS, **published[f"{folder}/{name}"]}
+    for key, wanted in expected.items():
+        if not key.endswith(OUR_PATHS):
+            assert value(config, key) == wanted, key
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks_have_the_published_sizes(name):
+    """The default files and those of the original recipe build networks with the published number of parameters."""
+    for path in (CONFIGS / f"{name}.yaml", CONFIGS / "original" / f"{name}.yaml"):
+        config = configuration.load(path)
+        with torch.device("meta"):
+            model = build_transformer(config) if is_transformer(config) else build_vqvae(config)
+        codebooks = [] if is_transformer(config) else [book.embedding.weight for book in model.quantizer.ve]
+        assert sum(p.numel() for p in [*model.parameters(), *codebooks]) == PARAMETERS[name]
+
+
+def test_overrides_have_the_last_word():
+    """KEY VALUE pairs replace values of files, tuples and numbers as they are written on a command line."""
+    pairs = ["MODEL.AUTOREGRESSIVE.VT.KERNEL", "(5, 1, 1)", "DATASETS.TEST", "('a', 'b')", "SOLVER.LR_G", "1e-5"]
+    config = configuration.load(CONFIGS / "DSFVT.yaml", [*pairs, "OUTPUT_DIR", "runs/x", "SOLVER.CLIP_NORM", "2"])
+    assert value(config, "MODEL.AUTOREGRESSIVE.VT.KERNEL") == [5, 1, 1]
+    assert config["DATASETS"]["TEST"] == ["a", "b"]
+    assert (config["SOLVER"]["LR_G"], config["SOLVER"]["CLIP_NORM"]) == (1e-5, 2.0)
+    assert config["OUTPUT_DIR"] == "runs/x"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["MODEL.CODEBOK.NUM", "2"], "did you mean 'MODEL.CODEBOOK"),
+        (["DATASETS.TEST", "bair_test_seq"], r"tuple.*\('bair_test_seq',\)"),
+        (["SOLVER.MAX_ITER", "many"], "must be int"),
+        (["SOLVER", "3"], "group of keys"),
+        (["SEED"], "no value"),
+    ],
+)
+def test_wrong_overrides_are_one_clear_line(pairs, message):
+    """Unknown keys name the nearest one; values of another type say which is wanted."""
+    with pytest.raises(UserError, match=message):
+        configuration.load(CONFIGS / "PR-DVQVAE2.yaml", pairs)
+
+
+def test_a_base_file_is_refused_as_a_model():
+    """Base-VQVAE.yaml takes one channel and gives three: it says that it is only a base."""
+    with pytest.raises(UserError, match="only a base"):
+        build_vqvae(configuration.load(CONFIGS / "Base-VQVAE.yaml"))
+
+
+@pytest.mark.parametrize("name", ["multistep_linear", "multistep_constant", "cosine_linear"])
+def test_learning_rates_equal_the_original(load_fixture, name):
+    """The rate at every step of the warm-up schedules."""
+    fixture = load_fixture("units")
+    options, expected = fixture.config["lr"][name], fixture[f"lr/{name}"]
+    solver = {
+        "LR_SCHEDULER_NAME": "WarmupCosineLR" if "max_iters" in options else "WarmupMultiStepLR",
+        "STEPS": options.get("milestones", []), "GAMMA": options.get("gamma", 0.1),
+        "MAX_ITER": options.get("max_iters"),
+        "WARMUP_ITERS": options["warmup_iters"], "WARMUP_FACTOR": options["warmup_factor"],
+        "WARMUP_METHOD": name.rsplit("_", 1)[1],
+    }  # fmt: skip
+    rates = [learning_rate_factor(solver, step) * options["base_lr"] for step in range(len(expected))]
+    assert_close(torch.tensor(rates).double(), expected)
+
+
+def test_all_files_load():
+    """Every file in configs/lvt has only known keys of the right type."""
+    files = sorted(CONFIGS.rglob("*.yaml"))
+    assert len(files) >= 16
+    for file in files:
+        assert dotted_keys(configuration.load(file))
