@@ -22,6 +22,8 @@ LESS_MEMORY = (
     "use a smaller --batch_size or clip size, a larger --accumulation, gradient checkpointing or --precision bf16"
 )
 
+WORKER_DIED = "a DataLoader worker died, probably for lack of memory; use fewer --workers or smaller clips"
+
 
 class NonFiniteAbort(UserError):
     """Too many non-finite steps in a row; scripts exit with status 3."""
@@ -54,7 +56,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def explain_loader(error: RuntimeError) -> str | None:
+def explain_loader(error: BaseException) -> str | None:
     """One line for a loader worker that died or hangs, None for any other error.
 
     The text is torch's own; it gives these two no type of their own.
@@ -63,5 +65,5 @@ def explain_loader(error: RuntimeError) -> str | None:
     if text.startswith("DataLoader timed out"):
         return f"{text.split('.')[0]}: a worker hangs; raise --loader_timeout or look at the storage of the data"
     if text.startswith("DataLoader worker"):
-        return f"{text.splitlines()[0].rstrip('. ')}: probably out of memory; use fewer --workers or smaller clips"
+        return f"{text.splitlines()[0].rstrip('. ')}: {WORKER_DIED}"
     return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from training.explain import explain_loader
+from training.explain import WORKER_DIED, explain_loader
 from training.sampler import Key, PositionSampler
 from training.samples import KeyedDataset, SampleFailure, collate
 from training.settings import TrainSettings
@@ -61,12 +63,15 @@ def batches(
     workers = set(multiprocessing.active_children()) - before
     try:
         yield (Batch(move(check(data), device), own) for data, own in zip(iterator, keys, strict=True))
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:
         line = explain_loader(error)
+        if line is None and not isinstance(error, RuntimeError) and any_dead(workers):
+            line = WORKER_DIED  # it broke off while it handed over a batch
         if line is None:
             raise
-        kill(workers)
         raise UserError(line) from error
+    finally:
+        kill(workers)  # torch's own shutdown waits in vain for some workers when an error is on its way
 
 
 def check(data: Any) -> Any:
@@ -101,9 +106,29 @@ def shield_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
+def any_dead(workers: Iterable[multiprocessing.Process]) -> bool:
+    """Whether a worker has ended; one whose connection just broke gets a moment to be gone."""
+    with without_alarm():
+        multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+        return not all(worker.is_alive() for worker in workers)
+
+
 def kill(workers: Iterable[multiprocessing.Process]) -> None:
-    """End workers that no longer react, without torch's handler taking their end for another error."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in workers:
-        worker.kill()
-        worker.join()
+    """End workers; they hold nothing of value."""
+    with without_alarm():
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+@contextmanager
+def without_alarm() -> Iterator[None]:
+    """Keep torch's signal handler from raising when a worker ends, which is known or wanted here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
