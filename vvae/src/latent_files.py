@@ -1,0 +1,168 @@
+"""Latents on disk: frame by frame (T/4, z, H/8, W/8) in .npy or .hdf5, with what is needed to make a video of them.
+
+A .npy has its facts in a .json of the same name beside it, a .hdf5 in the attributes of its data set `latents`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from .errors import VVAEError
+from .files import replaced
+
+SUFFIXES = (".npy", ".hdf5", ".h5")
+HEADER_BYTES = 128  # of a .npy: fixed, so that the number of frames can be filled in at the end
+
+
+@dataclass
+class LatentInfo:
+    """Where latents come from, and the size of the video that they stand for."""
+
+    source: str
+    fps: Fraction
+    frames: int
+    height: int
+    width: int
+    channels: int
+    window: int
+    overlap: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the frame rate as a string such as "30000/1001"."""
+        return {**asdict(self), "fps": str(self.fps), "format": "vvae-latents", "version": 1}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], path: object) -> LatentInfo:
+        """The inverse of `to_dict`. Raises VVAEError where facts are missing."""
+        try:
+            info = cls(**{entry.name: values[entry.name] for entry in fields(cls)})
+            info.fps = Fraction(info.fps)
+            return info
+        except (KeyError, ValueError, TypeError) as error:
+            raise VVAEError(f"{path}: not the description of a latent file (no valid {error})") from error
+
+
+class LatentWriter(Protocol):
+    """Takes latents (z, t, h, w) in the order of time."""
+
+    def append(self, latent: Tensor) -> None: ...
+
+
+@contextmanager
+def latent_writer(path: str | Path, info: LatentInfo) -> Iterator[LatentWriter]:
+    """A writer for latents of unknown number; the file appears when the block ends without an error."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise VVAEError(f"{path}: the name must end in {', '.join(SUFFIXES)}")
+    with replaced(path) as temporary:
+        if path.suffix == ".npy":
+            with open(temporary, "wb") as file:
+                writer = _NpyWriter(file)
+                yield writer
+                writer.finish()
+            with replaced(path.with_suffix(".json")) as facts:
+                facts.write_text(json.dumps(info.to_dict(), indent=2) + "\n")
+        else:
+            with _h5py().File(temporary, "w") as file:
+                writer = _HDF5Writer(file)
+                yield writer
+                writer.finish(info)
+
+
+@contextmanager
+def open_latents(path: str | Path) -> Iterator[tuple[LatentInfo, Iterator[np.ndarray]]]:
+    """Facts and latent frames (z, h, w) of a file, which is read as the frames are asked for. Raises VVAEError."""
+    path = Path(path)
+    if not path.is_file():
+        raise VVAEError(f"{path}: no such file")
+    if path.suffix == ".npy":
+        yield _read_facts(path), iter(_read_npy(path))
+        return
+    try:
+        file = _h5py().File(path, "r")
+    except OSError as error:
+        raise VVAEError(f"{path}: not a readable .hdf5 file") from error
+    with file:
+        if "latents" not in file:
+            raise VVAEError(f"{path}: holds no data set `latents`")
+        latents = file["latents"]
+        yield LatentInfo.from_dict(json.loads(latents.attrs["info"]), path), (frame for frame in latents)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        latents = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise VVAEError(f"{path}: not a readable .npy file ({error})") from error
+    if latents.ndim != 4:
+        raise VVAEError(f"{path}: latents must be (T/4, z, H/8, W/8), found shape {latents.shape}")
+    return latents
+
+
+def _read_facts(path: Path) -> LatentInfo:
+    facts = path.with_suffix(".json")
+    try:
+        return LatentInfo.from_dict(json.loads(facts.read_text()), facts)
+    except FileNotFoundError as error:
+        raise VVAEError(f"{facts}: no such file; encode_vvae.py writes it beside the latents") from error
+    except json.JSONDecodeError as error:
+        raise VVAEError(f"{facts}: not valid JSON ({error})") from error
+
+
+class _NpyWriter:
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.shape: tuple[int, ...] = ()
+        self.count = 0
+        file.write(b" " * HEADER_BYTES)
+
+    def append(self, latent: Tensor) -> None:
+        frames = np.ascontiguousarray(latent.movedim(1, 0).float().cpu().numpy())  # (t, z, h, w)
+        self.shape = frames.shape[1:]
+        self.count += len(frames)
+        self.file.write(frames.astype("<f4").tobytes())
+
+    def finish(self) -> None:
+        """Write the header (NumPy format 1.0) now that the number of frames is known."""
+        description = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {(self.count, *self.shape)}, }}"
+        text = description.ljust(HEADER_BYTES - 11) + "\n"  # 10 bytes of magic and length stand before it
+        self.file.seek(0)
+        self.file.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii"))
+
+
+class _HDF5Writer:
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.latents: Any = None
+
+    def append(self, latent: Tensor) -> None:
+        frames = latent.movedim(1, 0).float().cpu().numpy()  # (t, z, h, w)
+        if self.latents is None:
+            shape = frames.shape[1:]
+            self.latents = self.file.create_dataset(
+                "latents", (0, *shape), dtype="<f4", maxshape=(None, *shape), chunks=(1, *shape)
+            )
+        self.latents.resize(len(self.latents) + len(frames), axis=0)
+        self.latents[len(self.latents) - len(frames) :] = frames
+
+    def finish(self, info: LatentInfo) -> None:
+        """Store the facts, of which the number of frames is known only now."""
+        if self.latents is not None:
+            self.latents.attrs["info"] = json.dumps(info.to_dict())
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise VVAEError("an .hdf5 file needs the h5py package: pip install h5py, or write .npy") from error
+    return h5py
