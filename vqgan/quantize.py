@@ -42,6 +42,8 @@ class Quantizer(nn.Module):
     """
 
     needs_start = False  # whether the codebook must begin near the latents, or it may never be used
+    decay = 0.0  # of a codebook of running means
+    seed = 0  # of draws of latents for the codebook; a recipe sets it, so that a run can be repeated
 
     def __init__(self, layer: nn.Module, size: int) -> None:
         super().__init__()
@@ -55,6 +57,9 @@ class Quantizer(nn.Module):
                 codes = self.lookup(indices)
         loss = losses[0] if losses and self.training else zero(latents)
         return Quantized(codes, indices.long(), loss)
+
+    def set_decay(self, decay: float) -> None:
+        """Set the decay of the running means, where there are any."""
 
     def quantize(self, latents: Tensor, update: bool) -> tuple[Tensor, ...]:
         """The layer's own result: codes, indices and, for some layers, a loss."""
@@ -101,7 +106,6 @@ class AverageQuantizer(Quantizer):
         self.dead_code_fraction = dead_code_fraction
         self.cosine = cosine
         self.decay = decay  # the one that `set_decay` may lower for a while
-        self.seed = 0  # of the next draw of latents for dead codes; a recipe sets it, so that a run can be repeated
         self.register_buffer("usage", torch.ones(size))
         self.set_codebook(F.normalize(torch.randn(size, self.codebook_dim), dim=1), torch.ones(size))
         layer._codebook.replace_sample_fn = self.draw

@@ -90,7 +90,7 @@ class ReconstructionRecipe(Recipe):
         quantizer.seed = derive_seed("codebook", step.index)
         quantizer.set_decay(self.decay_at(step) ** (1 / self.micro_batches))  # each micro-batch moves the codebook
         reservoir = self.networks.get("reservoir")
-        if reservoir is None or step.index < self.warmup_steps or reservoir.used:
+        if reservoir is None or step.index < self.warmup_steps or reservoir.used or not reservoir.count:
             return
         pixels = batch.shape[0] * batch.shape[-2] * batch.shape[-1] * world_size()
         quantizer.start(reservoir.newest(), tokens=pixels // self.model.downsample_factor**2)
