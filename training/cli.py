@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from training.distributed import teardown
 from training.explain import exit_status, explain
 
 
@@ -30,7 +31,9 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     debug = "--debug" in arguments or os.environ.get("VIDEOGEN_DEBUG") == "1"
     set_up_logging()
     try:
-        sys.exit(main([argument for argument in arguments if argument != "--debug"]) or 0)
+        status = main([argument for argument in arguments if argument != "--debug"]) or 0
+        teardown()  # on success alone: after an error the other processes cannot be waited for
+        sys.exit(status)
     except KeyboardInterrupt:
         if debug:
             raise

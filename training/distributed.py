@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,13 @@ logger = logging.getLogger(__name__)
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-@contextmanager
-def processes(device: str, timeout: float = 600.0) -> Iterator[torch.device]:
-    """Join the run's processes for the length of the block; gives this process's device."""
-    started = setup(device, timeout)
+def join_processes(device: str, timeout: float = 600.0) -> torch.device:
+    """Join the run's processes, once; gives this process's device. `training.cli.run` leaves them at the end."""
+    setup(device, timeout)
     resolved = resolve_device(device, local_rank())
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
-    yield resolved
-    if started:  # after an error the others cannot be waited for, so the group is left to the exiting process
-        teardown()
+    return resolved
 
 
 def setup(device: str = "auto", timeout: float = 600.0) -> bool:
@@ -73,8 +69,10 @@ def teardown() -> None:
 
 
 def rank() -> int:
-    """Number of this process, 0 .. world_size() - 1."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Number of this process, 0 .. world_size() - 1; the launcher's while there is no group yet."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def world_size() -> int:

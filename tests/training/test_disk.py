@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,24 @@ def test_scripts_explain_the_disk_in_one_line(error, line, capsys):
     assert err.startswith(f"error: {line}") and err.count("\n") == 1
     with pytest.raises(type(error)):
         cli.run(main, ["--debug", "--flag"])
+
+
+def test_the_epoch_hook_gets_the_state_that_a_checkpoint_would_hold(tmp_path, monkeypatch):
+    """Called after each epoch on the main process, with the complete state; a full disk there ends in an error."""
+    recipe, seen = TinyGAN(), []
+    recipe.on_epoch_end = lambda epoch, checkpoint: seen.append((epoch, checkpoint()["step"]))
+    run(tmp_path / "fine", recipe)
+    assert seen == [(1, 4), (2, 8), (3, 12)]
+    recipe.on_epoch_end = lambda epoch, checkpoint: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+    with pytest.raises(UserError, match="last files of the epoch could not be saved"):
+        run(tmp_path / "full", recipe, steps=8)
+
+
+def test_wandb_without_the_package_is_one_line(tmp_path, monkeypatch):
+    """The optional logger is named with its remedy, before training."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="--wandb needs the wandb package: pip install wandb"):
+        run(tmp_path, wandb=True)
 
 
 def test_weights_of_two_kinds_of_run_are_comparable(finished):
