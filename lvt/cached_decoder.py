@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvt.cached_layer import CachedLayer, Place
+from lvt.cached_layer import CachedLayer, Place, RowProduct
 from lvt.model_config import Triple
 from lvt.sampling import SamplingRule
 from lvt.slice_decoder import TAPS, TAPS_OF_ONE_FRAME
@@ -36,7 +36,7 @@ class CachedDecoder:
         width, device, dtype = self.config.d, self.taps.device, self.taps.dtype
         self.embedded = torch.zeros(batch, padded_cells(size), self.config.de, device=device, dtype=dtype)
         self.conditions = torch.zeros(size[0] * size[1] * size[2], batch, width, device=device, dtype=dtype)
-        self.first_hidden = [layer.weight[:, :width].t().contiguous() for layer in self.head.U]
+        self.first_hidden = [RowProduct(layer.weight[:, :width], layer.bias, batch) for layer in self.head.U]
         self.picked_hidden = [layer.weight[:, width:].t().contiguous() for layer in self.head.U]  # (k V, D)
         self.step = torch.compile(self.sample_anywhere, dynamic=False) if compiled else self.sample_anywhere
         self.places = [[layer.place(position) for layer in self.layers] for position in range(len(self.conditions))]
@@ -84,7 +84,7 @@ class CachedDecoder:
         codes: list[Tensor] = []
         embedding = 0
         for k, table in enumerate(self.decoder.ch_embedder):
-            hidden = torch.addmm(self.head.U[k].bias, y, self.first_hidden[k])
+            hidden = self.first_hidden[k](y)
             for earlier, code in enumerate(codes):
                 hidden = hidden + self.picked_hidden[k][code + earlier * nv]
             logits = self.head.logits(k, hidden, table.weight)
