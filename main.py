@@ -52,6 +52,9 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kl_warmup_steps", type=int, default=0, help="ramp of kl_weight; 0: a tenth of the run, at least 100 steps"
     )
+    group.add_argument(
+        "--frames_warmup_steps", type=int, default=0, help="start with 1 frame per clip, double it up to this step"
+    )
     group.add_argument("--free_bits", type=float, default=0.0, help="bits per level and clip without cost")
     group.add_argument("--perceptual_weight", type=float, default=1.0, help="0 trains without VGG weights")
     group.add_argument("--perceptual", default="vgg", help="vgg, vgg-conv5_3 (the original's), lpips or lpips-alex")

@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from evaluation.report import Report
 from training.cli import make_parser, run
 from training.device import resolve_device
-from videodata.clips import open_clips
+from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
+
+SMALLEST_SIDE = 11  # pixels, the window of SSIM
 
 
 @dataclass
@@ -53,9 +55,9 @@ def evaluate_video_vae(args: argparse.Namespace) -> Report:
     network, config = load_network(args.checkpoint, resolve_device(args.device))
     data = config["data"]
     frames, size = args.frames or data["frames"], tuple(args.size or network.config.image_size)
-    clips = open_clips(
-        args.data, frames, size, data["stride"], args.split, args.seed, total_videos=args.num_clips or None
-    )
+    if min(size) < SMALLEST_SIDE:
+        raise UserError(f"frames of {size[1]}x{size[0]} have no SSIM (at least {SMALLEST_SIDE} pixels); use --size")
+    clips = open_some_clips(args, frames, size, data["stride"])
     report = Report("video_vae", str(args.checkpoint), args.data, frames, data["stride"], *size)
     report.details = {
         "data_fingerprint": clips.fingerprint(),
@@ -67,6 +69,14 @@ def evaluate_video_vae(args: argparse.Namespace) -> Report:
         network, clips, args.batch_size, args.seed, args.mean_latents, args.lpips, args.lpips_weights
     )
     return report
+
+
+def open_some_clips(args: argparse.Namespace, frames: int, size: tuple[int, int], stride: int) -> ClipDataset:
+    """`num_clips` clips of the data, evenly spread over its videos; all of them where there are no more."""
+    clips = open_clips(args.data, frames, size, stride, args.split, args.seed)
+    if not 0 < args.num_clips < len(clips):
+        return clips
+    return open_clips(args.data, frames, size, stride, args.split, args.seed, total_videos=args.num_clips)
 
 
 EVALUATIONS = {

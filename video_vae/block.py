@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from videodata.errors import UserError
 
+HIDDEN = 2  # width of the hidden layer, in widths of the block
+
 
 class ContextBlock(nn.Module):
     """Pre-norm transformer block on a map (B, h, w, dim) with context maps (B, h, w, *) of the same grid.
@@ -32,7 +34,11 @@ class ContextBlock(nn.Module):
         self.key_norm = nn.LayerNorm(dim // heads, bias=False)  # a bias would drop out in the softmax
         self.attention_out = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim), nn.Dropout(dropout)
+            nn.LayerNorm(dim),
+            nn.Linear(dim, HIDDEN * dim),
+            nn.GELU(),
+            nn.Linear(HIDDEN * dim, dim),
+            nn.Dropout(dropout),
         )
         self.dropout = nn.Dropout(dropout)
         if self.context is not None:

@@ -5,7 +5,7 @@ Axes: B clips, T frames, H W pixels; h w tokens of a level, dim their width. Ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from video_vae.positions import TimeModulation, grid_embedding
 from video_vae.posterior import GeneratorNoise, LatentHierarchy, Noise
 from video_vae.pyramid import Maps, RecurrentPyramid
 from video_vae.stem import FrameStem
+
+Moment = tuple[int, int]  # frame t of T
 
 
 class TransformerNetwork(nn.Module):
@@ -56,53 +58,57 @@ class TransformerNetwork(nn.Module):
         """Build from the keys of configs/video_vae/*.yaml. Raises UserError for sizes that do not fit together."""
         return cls(VideoVAEConfig.from_dict(config), checkpointing)
 
-    def forward(self, clip: Tensor, noise: Noise | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, clip: Tensor, noise: Noise | None = None, moments: Sequence[Moment] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Clip -> reconstruction of the same shape, and the KL in nats of each level as `kl_1`, ..., each (B,).
 
-        Latents are drawn from the posterior with `noise`; without it they are the posterior's means.
+        Latents are drawn from the posterior with `noise`; without it they are the posterior's means. `moments` says
+        which frame of a longer clip each frame is, where the clip holds only some of them.
         """
-        latents, divergences = self.infer(clip, noise)
+        latents, divergences = self.infer(clip, noise, moments)
         terms = {f"kl_{level}": kl for level, kl in enumerate(divergences, start=1)}
-        return self.decode(latents), terms
+        return self.decode(latents, moments), terms
 
     def encode(self, clip: Tensor, noise: Noise | None = None) -> Latents:
         """The latents of a clip: the posterior's means, or a draw from it with `noise`."""
         return self.infer(clip, noise)[0]
 
-    def infer(self, clip: Tensor, noise: Noise | None = None) -> tuple[Latents, list[Tensor]]:
+    def infer(
+        self, clip: Tensor, noise: Noise | None = None, moments: Sequence[Moment] | None = None
+    ) -> tuple[Latents, list[Tensor]]:
         """Latents of a clip and, for each level, their KL from the prior in nats (B,)."""
         frames, size = clip.shape[2], tuple(clip.shape[3:])
         clip = self.pad(clip)
         states = self.encoder.start([clip.new_zeros(len(clip), *grid, level.dim) for grid, level in self.levels(size)])
-        for t in range(frames):
-            states = self.recompute(self.read_frame, clip[:, :, t], t, frames, states)
+        for index, moment in enumerate(moments or all_moments(frames)):
+            states = self.recompute(self.read_frame, clip[:, :, index], moment, states)
         levels, divergences = self.latents.infer(self.encoder.values(states), noise)
         return Latents(levels, frames, size), divergences
 
-    def read_frame(self, frame: Tensor, t: int, frames: int, states: Maps) -> Maps:
+    def read_frame(self, frame: Tensor, moment: Moment, states: Maps) -> Maps:
         """One step of the encoder: frame (B, 3, H, W) and states -> new states."""
         x = self.stem(frame)
-        x = self.encoder_time(x, t, frames) + grid_embedding(*x.shape[1:], device=x.device)
+        x = self.encoder_time(x, *moment) + grid_embedding(*x.shape[1:], device=x.device)
         return self.encoder.step(x, states)[1]
 
-    def decode(self, latents: Latents) -> Tensor:
+    def decode(self, latents: Latents, moments: Sequence[Moment] | None = None) -> Tensor:
         """Latents -> clip (B, 3, T, H, W) in [-1, 1]."""
         embedded = [
             layer(z.permute(0, 2, 3, 1)) for layer, z in zip(self.from_latents, latents.levels, strict=True)
         ]  # each (B, h, w, dim)
         states, generated = self.decoder.start(embedded), embedded
-        clip: dict[int, Tensor] = {}
-        for t in self.decoding_times(latents.frames):
-            states, generated, frame = self.decode_frame(t, latents.frames, embedded, states, generated)
-            clip[t] = frame
+        clip: dict[Moment, Tensor] = {}
+        wanted = list(moments or all_moments(latents.frames))
+        for moment in self.decoding_order(wanted):
+            states, generated, frame = self.decode_frame(moment, embedded, states, generated)
+            clip[moment] = frame
         height, width = latents.size
-        return torch.stack([clip[t][..., :height, :width] for t in range(latents.frames)], dim=2)
+        return torch.stack([clip[moment][..., :height, :width] for moment in wanted], dim=2)
 
-    def decode_frame(
-        self, t: int, frames: int, embedded: Maps, states: Maps, generated: Maps
-    ) -> tuple[Maps, Maps, Tensor]:
+    def decode_frame(self, moment: Moment, embedded: Maps, states: Maps, generated: Maps) -> tuple[Maps, Maps, Tensor]:
         """One step of the decoder, the generator's refinement, and the frame (B, 3, H, W) that comes of it."""
-        canvas, states = self.recompute(self.step_decoder, t, frames, embedded, states, generated)
+        canvas, states = self.recompute(self.step_decoder, moment, embedded, states, generated)
         context = self.decoder.values(states)
         generator_states = self.generator.start(context)
         for _ in range(self.config.gen_iterations):
@@ -111,24 +117,24 @@ class TransformerNetwork(nn.Module):
         frame = self.recompute(self.draw, canvas, generated[0])
         return states, generated, frame
 
-    def step_decoder(self, t: int, frames: int, embedded: Maps, states: Maps, generated: Maps) -> tuple[Tensor, Maps]:
+    def step_decoder(self, moment: Moment, embedded: Maps, states: Maps, generated: Maps) -> tuple[Tensor, Maps]:
         """Canvas with position and time through one step of the decoder pyramid."""
         batch, height, width, _ = embedded[0].shape
         where = grid_embedding(height, width, len(self.canvas), self.canvas.device)
-        canvas = self.canvas_time(self.canvas + where, t, frames).expand(batch, -1, -1, -1)
-        recalled = [time(e, t, frames) for time, e in zip(self.latent_times, embedded, strict=True)]
+        canvas = self.canvas_time(self.canvas + where, *moment).expand(batch, -1, -1, -1)
+        recalled = [time(e, *moment) for time, e in zip(self.latent_times, embedded, strict=True)]
         return self.decoder.step(canvas, states, [recalled, generated])
 
     def draw(self, canvas: Tensor, finest: Tensor) -> Tensor:
         """Refined canvas and the generator's finest state -> frame (B, 3, H, W), float32."""
         return self.head(torch.cat([canvas, finest], dim=-1)).float()
 
-    def decoding_times(self, frames: int) -> list[int]:
-        """Frame numbers in the order in which they are decoded; those outside the clip are warm-up and dropped."""
-        extra = self.config.warmup_frames
+    def decoding_order(self, moments: list[Moment]) -> list[Moment]:
+        """The moments in the order in which they are decoded, after the warm-up, which lies outside the clip."""
+        frames, extra = moments[0][1], range(1, self.config.warmup_frames + 1)
         if self.config.decode_order == "reverse":
-            return list(range(frames - 1 + extra, -1, -1))
-        return list(range(-extra, frames))
+            return [(frames - 1 + k, frames) for k in reversed(extra)] + moments[::-1]
+        return [(-k, frames) for k in reversed(extra)] + moments
 
     def generate(
         self,
@@ -167,3 +173,8 @@ class TransformerNetwork(nn.Module):
             return function(*arguments)
         random = self.training and max(self.config.dropout, self.config.cell_noise) > 0
         return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
+
+
+def all_moments(frames: int) -> list[Moment]:
+    """Every frame of a clip of this length."""
+    return [(t, frames) for t in range(frames)]

@@ -19,7 +19,7 @@ from training.recipe import Losses, Recipe, Step
 from video_vae.block import ContextBlock
 from video_vae.epoch_files import write_epoch_file
 from video_vae.measures import kl_bits
-from video_vae.model import TransformerNetwork
+from video_vae.model import Moment, TransformerNetwork, all_moments
 from videodata.pixels import normalize
 
 BETAS = (0.9, 0.99)
@@ -39,6 +39,7 @@ class LossConfig:
     kl_weight: float = 1e-3
     kl_warmup_steps: int = 0  # of a linear ramp of kl_weight from 0; 0: a tenth of the run, at least 100 steps
     free_bits: float = 0.0  # bits per level and clip that cost nothing
+    frames_warmup_steps: int = 0  # training starts with 1 frame of each clip and doubles their number up to this step
     perceptual: str = "vgg"  # a key of losses.perceptual.PERCEPTUAL_LOSSES
     perceptual_weight: float = 1.0
     perceptual_frames: int = 8  # random frames per clip that are compared; 0: all
@@ -79,8 +80,9 @@ class VideoVAERecipe(Recipe):
         self.find_unused_parameters = network.config.gen_iterations == 1
 
     def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
-        batch = as_float(batch)
-        reconstruction, terms = self.networks["vae"](batch, step.noise)
+        moments = self.moments(step, batch.shape[2])
+        batch = as_float(batch[:, :, [t for t, _ in moments]])
+        reconstruction, terms = self.networks["vae"](batch, step.noise, moments)
         pixel_values = batch[0].numel()
         error = squared_error(reconstruction, batch)
         nats = {name: kl / pixel_values for name, kl in terms.items()}  # per pixel value, (B,)
@@ -91,6 +93,17 @@ class VideoVAERecipe(Recipe):
         total = self.loss.recon_weight * error + self.kl_weight(step) * paid + similarity
         logged = {"mse": error, "kl": sum(nats.values()), **nats, "perceptual": similarity}
         yield Losses(total.mean(), {name: value.mean().detach() for name, value in logged.items()})
+
+    def moments(self, step: Step, frames: int) -> list[Moment]:
+        """The frames of each clip that this step uses: 1, 2, 4, ... of them, evenly spread, and after the warm-up all.
+
+        Fewer frames cost less and show more scenes in the same time, so that space is learnt before time
+        (curriculum over sequence length: Li et al. 2022, arXiv 2108.06084).
+        """
+        stages, warmup = (frames - 1).bit_length(), self.loss.frames_warmup_steps
+        stage = stages if step.index >= warmup else step.index * stages // warmup
+        apart = 2 ** (stages - stage)
+        return all_moments(frames)[step.index % min(apart, frames) :: apart]
 
     def kl_weight(self, step: Step) -> float:
         """The weight of the KL at this step; without its ramp the posterior collapses before the decoder learns."""

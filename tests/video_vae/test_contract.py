@@ -11,7 +11,7 @@ from video_vae.train import LossConfig, VideoVAERecipe
 class TestVideoVAE(ModelContract):
     """With the standard prior."""
 
-    checkpointing_override = {"checkpointing": True}  # noqa: RUF012
+    checkpointing_override = {"checkpointing": True}
     prior = "standard"
 
     def build_recipe(self, **overrides: bool) -> Recipe:

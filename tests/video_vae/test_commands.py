@@ -1,0 +1,222 @@
+"""The documented commands: each flag does what its documentation says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from losses.perceptual import PerceptualLoss
+from scripts import evaluate, generate_video_vae
+from tests.video_vae.tiny import TINY
+from training.checkpoint import load_checkpoint, newest_checkpoint
+from video_vae.epoch_files import load_network, split_model_path
+from video_vae.train import VideoVAERecipe
+from videodata.errors import UserError
+
+SMALL = [
+    "--set", f"levels={json.dumps(TINY['levels'])}", "stem_dim=8", "canvas_dim=8", "head_dim=4",
+    "stem_heads=2", "canvas_heads=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty working directory with clips.npy: 6 sequences of 3 frames, 20 wide and 12 high."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIDEOGEN_WEIGHTS", str(tmp_path / "no weights"))
+    np.save("clips.npy", np.random.default_rng(0).integers(0, 256, (6, 3, 12, 20, 3), dtype=np.uint8))
+    return tmp_path
+
+
+def train(*flags: object, perceptual_weight: float = 0, model: bool = True) -> None:
+    """main.py with a tiny model and no warm-up."""
+    common = ["--npy_file", "clips.npy", "--device", "cpu", "--warmup_steps", "0", "--val_fraction", "0"]
+    small = ["--preset", "tiny", *SMALL] if model else []
+    main.main([*common, *small, "--perceptual_weight", str(perceptual_weight), *map(str, flags)])
+
+
+def weights(path: str) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_06_and_07_any_number_of_frames_and_any_size_trains(folder):
+    """Clips of 60 frames and of an odd size train, with nothing but --npy_file to say so."""
+    np.save("clips.npy", np.zeros((1, 60, 11, 22, 3), np.uint8))
+    train("--num_epochs", 1)
+    assert load_network("transformer_model_epoch_1.pth")[1]["data"]["frames"] == 60
+    assert load_network("transformer_model_epoch_1.pth")[0].config.image_size == (11, 22)
+
+
+def test_08_the_documented_command_trains_the_base_preset(folder, monkeypatch):
+    """python main.py --npy_file F is enough: the defaults are those of the documentation."""
+    args = main.build_parser().parse_args(["--npy_file", "clips.npy"])
+    documented = {
+        "model_path": "transformer_model.pth", "batch_size": 1, "learning_rate": 1e-5, "num_epochs": 50,
+        "load_model": False, "perceptual_weight": 1.0, "no_checkpointing": False, "preset": None,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in documented} == documented
+
+
+def test_09_and_12_each_epoch_leaves_its_file(folder):
+    """<stem>_epoch_<N>.pth for every N up to num_epochs, also for few clips and with other suffixes."""
+    train("--model_path", "deep/er/model.pth", "--num_epochs", 3, "--batch_size", 6)
+    assert sorted(path.name for path in Path("deep/er").iterdir()) == [f"model_epoch_{n}.pth" for n in (1, 2, 3)]
+    assert split_model_path(Path("a/model_epoch_12.pth")) == (Path("a/model"), 12)
+    assert split_model_path(Path("a/model.v2")) == (Path("a/model.v2"), 0)
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(1, 6), (4, 2)])
+def test_10_batch_size(folder, batch_size, steps):
+    """An epoch has ceil(clips / batch_size) optimiser steps."""
+    train("--num_epochs", 1, "--batch_size", batch_size, "--run_name", "r")
+    assert load_checkpoint("runs/r")["step"] == steps
+
+
+def test_11_learning_rate_reaches_the_optimiser(folder):
+    """The flag is the rate of the optimiser's state; rate 0 trains nothing."""
+    train("--num_epochs", 1, "--learning_rate", 0.125, "--run_name", "fast")
+    assert load_checkpoint("runs/fast")["optimizers"]["vae"]["param_groups"][0]["lr"] == 0.125
+    train("--num_epochs", 2, "--learning_rate", 0, "--run_name", "still")
+    first, second = weights("transformer_model_epoch_1.pth"), weights("transformer_model_epoch_2.pth")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_13_load_model_continues_the_exact_file(folder):
+    """Training goes on from the weights and moments of that file, and counts its epochs on."""
+    train("--num_epochs", 2)
+    train("--num_epochs", 1, "--model_path", "transformer_model_epoch_2.pth", "--load_model", model=False)
+    assert Path("transformer_model_epoch_3.pth").is_file() and not Path("transformer_model_epoch_4.pth").exists()
+    moments = torch.load("transformer_model_epoch_3.pth", weights_only=True)["optimizer"]["state"][0]
+    assert moments["step"].item() == 18
+    train(
+        "--num_epochs", 1, "--model_path", "transformer_model_epoch_2.pth", "--load_model", "--learning_rate", 0,
+        "--run_name", "unchanged", model=False,
+    )  # fmt: skip
+    before, after = weights("transformer_model_epoch_2.pth"), weights("transformer_model_epoch_3.pth")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_13_load_model_takes_a_bare_state_dict(folder):
+    """A file of weights alone loads into the model that the flags describe; another model is a report of one line."""
+    train("--num_epochs", 1)
+    torch.save(weights("transformer_model_epoch_1.pth"), "bare_epoch_7.pth")
+    train("--num_epochs", 1, "--model_path", "bare_epoch_7.pth", "--load_model")
+    assert Path("bare_epoch_8.pth").is_file()
+    with pytest.raises(UserError, match="does not fit the model"):
+        train("--model_path", "bare_epoch_7.pth", "--load_model", "--set", "stem_dim=16", model=False)
+
+
+def test_15_samples_come_from_the_prior(folder):
+    """scripts/generate_video_vae.py writes clips of any length and size; sample i does not depend on how many."""
+    train("--num_epochs", 1, "--run_name", "r")
+    common = ["--checkpoint", "runs/r", "--device", "cpu", "--num_frames", "5", "--size", "14", "18"]
+    generate_video_vae.main([*common, "--output_dir", "few", "--num_samples", "2", "--gif"])
+    generate_video_vae.main([*common, "--output_dir", "many", "--num_samples", "6"])
+    few, many = np.load("few/samples.npy"), np.load("many/samples.npy")
+    assert few.shape == (2, 5, 14, 18, 3) and many.shape[0] == 6
+    assert np.abs(few.astype(int) - many[:2]).max() <= 1
+    assert {path.suffix for path in Path("few").iterdir()} == {".npy", ".png", ".mp4", ".gif"}
+
+
+def test_15_given_clips_are_reconstructed_interpolated_and_traversed(folder):
+    """Each product has its files, from every kind of weight file; without clips the command says what it needs."""
+    train("--num_epochs", 1, "--run_name", "r")
+    newest = newest_checkpoint(Path("runs/r/checkpoints"))
+    for checkpoint in ("transformer_model_epoch_1.pth", newest.path, newest.weights):
+        generate_video_vae.main(
+            ["--checkpoint", str(checkpoint), "--data", "clips.npy", "--num_samples", "0", "--steps", "3"]
+        )
+    names = {path.name for path in Path("generated").iterdir()}
+    assert {"reconstructions.png", "interpolation.png", "traversal_level_1.png", "traversal_level_2.png"} <= names
+    with pytest.raises(UserError, match="--data"):
+        generate_video_vae.main(["--checkpoint", "runs/r", "--only", "interpolation"])
+
+
+def test_16_weight_0_needs_no_vgg_and_weight_1_says_what_is_missing(folder, monkeypatch):
+    """Without the VGG file the run stops in one line before training; with weight 0 it is never looked for."""
+
+    def refuse(self):
+        raise UserError("vgg16.pth is missing")
+
+    monkeypatch.setattr(PerceptualLoss, "weights_file", refuse)
+    with pytest.raises(UserError, match=r"vgg16.pth is missing \(--perceptual_weight 0"):
+        train("--num_epochs", 1, perceptual_weight=1)
+    assert not Path("runs").exists()
+    train("--num_epochs", 1)
+
+
+def test_17_checkpointing_is_on_and_does_not_change_the_result(folder):
+    """With and without --no_checkpointing a run ends with the same weights up to rounding."""
+    train("--num_epochs", 1, "--model_path", "with.pth", "--run_name", "with")
+    train("--num_epochs", 1, "--model_path", "without.pth", "--run_name", "without", "--no_checkpointing")
+    torch.testing.assert_close(weights("without_epoch_1.pth"), weights("with_epoch_1.pth"), rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_command_continues_and_another_one_starts_afresh(folder, capsys):
+    """A finished run says so and restores its files; more epochs continue it; other settings have another folder."""
+    train("--num_epochs", 1)
+    content = weights("transformer_model_epoch_1.pth")
+    Path("transformer_model_epoch_1.pth").unlink()
+    train("--num_epochs", 1)
+    assert "finished" in capsys.readouterr().out
+    assert all(torch.equal(value, content[key]) for key, value in weights("transformer_model_epoch_1.pth").items())
+    train("--num_epochs", 2, "--log_every", 3)
+    assert len(list(Path("runs").iterdir())) == 1
+    train("--num_epochs", 1, "--kl_weight", 0.5)
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--npy_file", "ucf101_50_frames.npy"], "prepare_ucf101.py --output_npy_file ucf101_50_frames.npy"),
+        (["--batch_size", 7], "6 clips to train on are fewer than --batch_size 7"),
+        (["--load_model", "--model_path", "none_epoch_3.pth"], "none_epoch_3.pth: no such file"),
+        (["--config", "base.yaml"], "--preset and --config"),
+        (["--perceptual", "gan"], "unknown perceptual loss"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line(folder, flags, message):
+    """The line names the file or flag and the remedy."""
+    with pytest.raises(UserError, match=message):
+        train(*flags)
+
+
+def test_validation_clips_come_from_other_videos(folder):
+    """The groups of the side-car are never divided between training and validation."""
+    from video_vae.clips import held_out_groups
+
+    groups = [f"g{index // 3}" for index in range(60)]
+    held_out = held_out_groups(groups, 0.1)
+    assert len(held_out) == 2 and held_out == held_out_groups(list(reversed(groups)), 0.1)
+    assert held_out_groups(["only"], 0.5) == set() and held_out_groups(groups, 0.0) == set()
+
+
+def test_evaluation_reports_each_level_and_the_mean_frame(folder):
+    """scripts/evaluate.py video_vae writes PSNR, SSIM, the mean frame's PSNR and KL per level, in bits."""
+    train("--num_epochs", 1, "--run_name", "r")
+    evaluate.main(["video_vae", "--checkpoint", "runs/r", "--data", "clips.npy", "--device", "cpu"])
+    scores = {score["name"]: score["mean"] for score in json.loads(Path("evaluation.json").read_text())["scores"]}
+    assert {"PSNR", "SSIM", "PSNR of the mean frame", "KL level 1", "KL level 2", "KL total"} <= set(scores)
+    assert scores["KL total"] == pytest.approx(scores["KL level 1"] + scores["KL level 2"])
+    mean = np.load("clips.npy").mean(axis=1, keepdims=True)
+    error = ((np.load("clips.npy") - mean) / 255) ** 2
+    expected = (-10 * np.log10(error.mean(axis=(2, 3, 4)))).mean()
+    assert scores["PSNR of the mean frame"] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_kl_weight_warms_up():
+    """Linear from 0 over a tenth of the run, at least 100 steps, or over the steps that are asked for."""
+    from tests.video_vae.tiny import tiny_network
+    from training.recipe import Step
+    from video_vae.train import LossConfig
+
+    def weight(index: int, total: int, **changes: int) -> float:
+        recipe = VideoVAERecipe(tiny_network(), LossConfig(kl_weight=1.0, **changes))
+        return recipe.kl_weight(Step(index, total, None, torch.device("cpu")))
+
+    assert weight(0, 50) == 0 and weight(50, 50) == 0.5 and weight(300, 3000) == 1
+    assert weight(150, 3000) == 0.5 and weight(5, 3000, kl_warmup_steps=10) == 0.5
