@@ -9,7 +9,10 @@ JOURNAL_FORMAT = "videodata-npy-journal"
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one input video. `offset` counts bytes from the first sequence of the file."""
+    """What became of one input video. `offset` counts bytes from the first sequence of the file.
+
+    crc32 is that of the last frames of its sequences: it tells a tail that a power cut tore off or left empty.
+    """
 
     id: str
     label: str | None
