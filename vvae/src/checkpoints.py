@@ -34,7 +34,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     state = read_checkpoint(path, set(model.state_dict()))
     own = model.state_dict()
     kept = {key: value for key, value in state.items() if key in own or not UNUSED_BRANCH.search(key)}
-    absent = {key for key in own if key not in kept and _is_unused(key, own)}
+    absent = {key for key in own if key not in kept and is_unused(key, own)}
     _require_fit(own, kept, absent, path)
     for key in absent:  # allocated, but nothing reads them
         kept[key] = torch.zeros(own[key].shape)
@@ -169,7 +169,7 @@ def _strip_prefixes(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Ten
         state = stripped
 
 
-def _is_unused(key: str, own: Mapping[str, Tensor]) -> bool:
+def is_unused(key: str, own: Mapping[str, Tensor]) -> bool:
     """True for the third branch of a residual block that does not change the width."""
     match = UNUSED_BRANCH.search(key)
     return match is not None and f"{key[: match.start()]}.nin_shortcut.weight" not in own

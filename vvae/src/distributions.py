@@ -24,6 +24,7 @@ class DiagonalGaussianDistribution:
         self.std = torch.zeros_like(self.mean) if deterministic else torch.exp(0.5 * self.logvar)
         self.var = torch.zeros_like(self.mean) if deterministic else torch.exp(self.logvar)
         self.latent = self.mean
+        self.first: DiagonalGaussianDistribution | None = None  # of the first stage, where there is one behind it
 
     def mode(self) -> Tensor:
         """The most probable latent (B, z, ...): the mean."""

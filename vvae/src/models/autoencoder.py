@@ -149,6 +149,7 @@ class Encoder2plus1D(Stage):
             return first
         (temporal,) = self.temporal
         posterior = DiagonalGaussianDistribution(temporal(first.latent, text))
+        posterior.first = first
         if sample_posterior:
             posterior.latent = posterior.sample(noise_second, generator)
         return posterior

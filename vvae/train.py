@@ -1,0 +1,173 @@
+"""How the autoencoder is trained: reconstruction, KL, a perceptual term and, from a given step on, a discriminator.
+
+The only file of this package that needs the project around it. Axes: B clips, T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.psnr import psnr
+from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from losses.discriminator import PatchGAN2D, PatchGAN3D
+from losses.perceptual import LPIPS
+from training.randomness import derive_seed
+from training.recipe import Losses, Recipe, Step
+from videodata.errors import UserError
+from videodata.pixels import normalize
+from vvae.src.checkpoints import is_unused
+from vvae.src.distributions import DiagonalGaussianDistribution
+from vvae.src.models.autoencoder import Level, Middle
+from vvae.src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
+from vvae.src.modules.losses.contperceptual import LPIPSWithDiscriminator, flatten_frames
+
+BETAS = (0.5, 0.9)
+
+
+class VVAERecipe(Recipe):
+    """Trains the autoencoder and its discriminator, with one pass of the autoencoder per step.
+
+    image_prob: share of steps that take the frames of a batch as single images (needs the 2D discriminator).
+    perceptual_weights: the file of VGG-16, or a folder that holds it.
+    """
+
+    name = "vvae"
+    best_metric = ("rec_loss", "min")
+    ema_networks = ("autoencoder",)
+    shard_types = (Level, Middle)
+    forward_methods = ("encode", "decode")
+    free_keys = frozenset({"checkpointing"})
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL2plus1D_1dcnn,
+        objective: LPIPSWithDiscriminator,
+        learning_rate: float = 1e-4,
+        image_prob: float = 0.0,
+        perceptual_weights: Path | str | None = None,
+    ) -> None:
+        if image_prob > 0 and objective.dimensions == 3:
+            raise UserError(
+                "image batches need the discriminator of frames: target src.modules.losses.LPIPSWithDiscriminator"
+            )
+        patch_gan = PatchGAN3D if objective.dimensions == 3 else PatchGAN2D
+        discriminator = patch_gan(layers=objective.disc_num_layers, norm=objective.disc_norm)
+        networks: dict[str, nn.Module] = {"autoencoder": autoencoder, "discriminator": discriminator}
+        trained = used_parameters(autoencoder)
+        if objective.learn_logvar:
+            networks["loss"] = objective
+            trained = [*trained, objective.logvar]
+        super().__init__(
+            networks,
+            {
+                "autoencoder": torch.optim.Adam(trained, lr=learning_rate, betas=BETAS),
+                "discriminator": torch.optim.Adam(discriminator.parameters(), lr=learning_rate, betas=BETAS),
+            },
+        )
+        self.objective, self.image_prob = objective, image_prob
+        self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
+        self.frozen = [] if objective.learn_logvar else [objective]
+        self.find_unused_parameters = image_prob > 0  # images leave the temporal layers without gradients
+
+    def losses(self, batch: Any, step: Step) -> Iterator[Losses | None]:
+        """The autoencoder's loss, then the discriminator's on the same reconstruction."""
+        video, text = unpack(batch)
+        noise = self.noise(video, step)
+        images = self.takes_images(step)
+        if images:
+            video, text, noise = as_images(video, text, noise)
+        reconstruction, posterior = self.networks["autoencoder"](
+            video, **text, sample_posterior=True, mask_temporal=images, noise=noise
+        )
+        total, terms = self.likelihood(video, reconstruction, posterior)
+        adversarial = step.index >= self.objective.disc_start and self.objective.disc_factor > 0
+        if adversarial:
+            share, added = self.adversarial(terms["nll_loss"], reconstruction)
+            total, terms = total + share, terms | added
+        yield Losses(total, {name: value.detach() for name, value in terms.items()})
+        yield self.discriminator_losses(video, reconstruction.detach()) if adversarial else None
+
+    def noise(self, video: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Noise of the two posteriors, keyed by the position of each clip."""
+        frames, height, width = video.shape[2:]
+        channels, cell = self.bare["autoencoder"].encoder.z_channels, (height // 8, width // 8)
+        return step.noise.normal(channels, frames, *cell), step.noise.normal(channels, max(1, frames // 4), *cell)
+
+    def takes_images(self, step: Step) -> bool:
+        """Whether this step's batch is taken frame by frame; the same for all processes."""
+        return derive_seed("image batch", step.index) % 10_000 < self.image_prob * 10_000
+
+    def likelihood(
+        self, video: Tensor, reconstruction: Tensor, posterior: DiagonalGaussianDistribution
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative log-likelihood plus weighted KL, and the terms for the log."""
+        frames, drawn = flatten_frames(video), flatten_frames(reconstruction)
+        distance = self.perceptual(frames, drawn) if self.objective.perceptual_weight > 0 else None
+        objective = self.networks.get("loss", self.objective)
+        nll, error = objective(frames, drawn, distance)
+        kl = posterior.kl().mean()
+        total = nll + self.objective.kl_weight * kl
+        if self.objective.kl_weight_spatial > 0 and posterior.first is not None:
+            total = total + self.objective.kl_weight_spatial * posterior.first.kl().mean()
+        return total, {"nll_loss": nll, "kl_loss": kl, "rec_loss": error, "logvar": self.objective.logvar}
+
+    def adversarial(self, nll: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's adversarial term, its gradient at the last layer brought to the size of the nll's."""
+        logits = self.networks["discriminator"](self.objective.shown(reconstruction))
+        loss = generator_loss(logits, self.objective.disc_loss)
+        weight = self.objective.disc_weight * adaptive_weight(nll, loss, self.bare["autoencoder"].last_layer)
+        return weight * self.objective.disc_factor * loss, {"g_loss": loss, "d_weight": weight}
+
+    def discriminator_losses(self, video: Tensor, reconstruction: Tensor) -> Losses:
+        """The discriminator's loss on a clip and its (detached) reconstruction."""
+        discriminator = self.networks["discriminator"]
+        real, fake = discriminator(self.objective.shown(video)), discriminator(self.objective.shown(reconstruction))
+        loss = self.objective.disc_factor * discriminator_loss(real, fake, self.objective.disc_loss)
+        return Losses(loss, {"logits_real": real.mean().detach(), "logits_fake": fake.mean().detach()})
+
+    def evaluate(self, batch: Any, step: Step) -> dict[str, Tensor]:
+        """Reconstruction from the mean latent: L1 error, PSNR, and KL in nats per clip, each (B,)."""
+        video, text = unpack(batch)
+        reconstruction, posterior = self.networks["autoencoder"](video, **text)
+        scores = {"rec_loss": (video - reconstruction.float()).abs().flatten(1).mean(dim=1), "kl": posterior.kl()}
+        return scores | {"psnr": psnr(video, reconstruction.float().clamp(-1, 1))}
+
+    def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
+        """Clips, their reconstructions, and clips decoded from N(0, 1)."""
+        video, text = unpack(batch)
+        autoencoder = self.networks["autoencoder"]
+        latent = autoencoder.encode(video, **text).mode()
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
+        reconstruction, samples = autoencoder.decode(latent, **text), autoencoder.decode(noise, **text)
+        return {"original": video, "reconstruction": reconstruction.float(), "samples": samples.float()}
+
+
+def used_parameters(autoencoder: nn.Module) -> list[nn.Parameter]:
+    """All parameters but those of the branches that nothing uses, which stay as they are for export."""
+    own = autoencoder.state_dict()
+    return [parameter for name, parameter in autoencoder.named_parameters() if not is_unused(name, own)]
+
+
+def unpack(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clips as float (B, 3, T, H, W) and the caption embeddings, of a batch that is a tensor or a dict."""
+    if isinstance(batch, dict):
+        text = {key: batch[key] for key in ("text_embeddings", "text_attn_mask") if key in batch}
+        batch = batch["video"]
+    else:
+        text = {}
+    return (normalize(batch) if batch.dtype == torch.uint8 else batch), text
+
+
+def as_images(
+    video: Tensor, text: dict[str, Tensor], noise: tuple[Tensor, Tensor]
+) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
+    """Every frame a clip of its own, (B T, 3, 1, H, W), with the caption of its clip."""
+    frames = video.shape[2]
+    text = {key: value.repeat_interleave(frames, dim=0) for key, value in text.items()}
+    each = tuple(flatten_frames(part).unsqueeze(2) for part in (video, noise[0]))
+    return each[0], text, (each[1], each[1])
