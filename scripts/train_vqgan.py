@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from training import add_training_arguments
 from training.cli import make_parser, run
 from training.config import load_config, unknown_key
+from training.distributed import print0
 from vqgan.config import QUANTIZERS, UPSAMPLINGS
 from vqgan.objective import GAN_LOSSES, RECONSTRUCTIONS
 from vqgan.run import train_vqgan
@@ -155,7 +156,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """Train."""
-    print(train_vqgan(parse(argv)))
+    print0(train_vqgan(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqgan.kmeans import kmeans, nearest
 from vqgan.quantize import Quantized, zero
+from vqgan.revival import Revived
 
 
 class LDMQuantizer(nn.Module):
@@ -65,6 +66,11 @@ class LDMQuantizer(nn.Module):
     def start(self, vectors: Tensor, tokens: int) -> None:
         """Move the codebook to the k-means of vectors (N, D)."""
         self.embedding.weight.copy_(kmeans(vectors.float(), self.size, seed=self.seed)[0])
+
+    @torch.no_grad()
+    def replace(self, revived: Revived) -> None:
+        """Let dead codes begin anew."""
+        self.embedding.weight[revived.dead] = revived.vectors
 
     def set_decay(self, decay: float) -> None:
         """Nothing: this codebook is no running mean."""

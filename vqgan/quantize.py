@@ -15,16 +15,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 
 from vqgan.config import fsq_levels_for
 from vqgan.kmeans import kmeans
+from vqgan.revival import CodeRevival, all_sum_
 
 COSINE_DIM = 8
-USAGE_DECAY = 0.97  # per batch; a code that nothing falls on is dead after about 75
 
 
 class Quantized(NamedTuple):
@@ -77,12 +76,7 @@ class Quantizer(nn.Module):
 
 
 class AverageQuantizer(Quantizer):
-    """`ema` and `ema_cosine`: running means of the latents, with revival of codes that nothing falls on.
-
-    `usage` is a running mean of each code's hits, 1 if all codes were used alike. A code whose usage falls below
-    `dead_code_fraction` is replaced by a latent of the batch (Jukebox, arXiv 2005.00341) and gets a new chance. All
-    processes count and draw over the whole batch, so that they hold one codebook.
-    """
+    """`ema` and `ema_cosine`: running means of the latents, with revival of codes that nothing falls on."""
 
     needs_start = True
 
@@ -100,15 +94,13 @@ class AverageQuantizer(Quantizer):
             accept_image_fmap=True,
             rotation_trick=False,
             kmeans_init=False,
-            threshold_ema_dead_code=0,  # `revive` does it: the library's counts fall too slowly at decay 0.99
+            threshold_ema_dead_code=0,  # CodeRevival does it: the library's counts fall too slowly at decay 0.99
         )
         super().__init__(layer, size)
-        self.dead_code_fraction = dead_code_fraction
         self.cosine = cosine
         self.decay = decay  # the one that `set_decay` may lower for a while
-        self.register_buffer("usage", torch.ones(size))
+        self.revival = CodeRevival(size, dead_code_fraction)
         self.set_codebook(F.normalize(torch.randn(size, self.codebook_dim), dim=1), torch.ones(size))
-        layer._codebook.replace_sample_fn = self.draw
 
     @property
     def codebook_dim(self) -> int:
@@ -122,30 +114,21 @@ class AverageQuantizer(Quantizer):
     def quantize(self, latents: Tensor, update: bool) -> tuple[Tensor, ...]:
         self.layer._codebook.all_reduce_fn = all_sum_
         codes, indices, loss = self.layer(latents, freeze_codebook=not update)
-        if self.training and update and self.dead_code_fraction > 0:
+        if self.training and update:
             self.revive(latents, indices)
         return codes, indices, loss
 
     @torch.no_grad()
     def revive(self, latents: Tensor, indices: Tensor) -> None:
-        """Count the hits of a batch and replace the codes that have had too few for a while."""
-        hits = all_sum_(torch.bincount(indices.reshape(-1), minlength=self.size).float())
-        per_code = hits.sum() / self.size  # if all codes were used alike
-        self.usage.lerp_(hits / per_code, 1 - USAGE_DECAY)
-        dead = self.usage < self.dead_code_fraction
-        if not dead.any():
-            return
-        book = self.layer._codebook
-        book.reset_cluster_size = self.dead_code_fraction * per_code.item()  # few hits, so that new ones move it
-        book.replace(self.project(latents).flatten(0, -2)[None], batch_mask=dead[None])
-        self.usage[dead] = 1.0
-
-    def draw(self, samples: Tensor, count: int) -> Tensor:
-        """`count` of the latents of all processes: (1, N, D) -> (1, count, D). Repeats some when there are fewer."""
-        pool = gather(samples[0].contiguous())
-        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(self.seed))
+        """Move the codes that have had too few hits for a while to latents of the batch."""
+        revived = self.revival(self.project(latents), indices, self.seed)
         self.seed += 1
-        return pool[order.repeat(-(-count // len(pool)))[:count].to(pool.device)][None]
+        if revived is None:
+            return
+        book, few = self.layer._codebook, self.revival.fraction * revived.hits  # few, so that new hits move the code
+        book.embed[0][revived.dead] = revived.vectors
+        book.embed_avg[0][revived.dead] = revived.vectors * few
+        book.cluster_size[0][revived.dead] = few
 
     def bypass(self, latents: Tensor) -> Quantized:
         """What the decoder would get if each latent had a code of its own; moves nothing."""
@@ -171,7 +154,7 @@ class AverageQuantizer(Quantizer):
         book.embed[0].copy_(codes)
         book.embed_avg[0].copy_(codes * hits[:, None])
         book.cluster_size[0].copy_(hits)
-        self.usage.fill_(1.0)
+        self.revival.usage.fill_(1.0)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.layer.project_out(self.layer.codebook[indices]).movedim(-1, 1)
@@ -211,24 +194,3 @@ def commitment(latents: Tensor, codes: Tensor) -> Tensor:
 def zero(like: Tensor) -> Tensor:
     """A float32 scalar 0 on the device of `like`."""
     return like.new_zeros((), dtype=torch.float32)
-
-
-def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def gather(vectors: Tensor) -> Tensor:
-    """The vectors (N, D) of all processes, in the order of the processes; each has equally many."""
-    if world_size() == 1:
-        return vectors
-    parts = [torch.empty_like(vectors) for _ in range(world_size())]
-    dist.all_gather(parts, vectors)
-    return torch.cat(parts)
-
-
-def all_sum_(values: Tensor) -> Tensor:
-    """Add up over the processes, in place; gives its argument."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-    return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vqgan.quantize import gather
+from vqgan.revival import gather
 
 PER_CODE = 8  # latents kept for each code
 

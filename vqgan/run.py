@@ -14,7 +14,7 @@ import torch
 from training import TrainSettings, derive_seed, settings_from, train
 from training.checkpoint import load_checkpoint
 from training.config import load_config
-from training.distributed import barrier, is_main, processes
+from training.distributed import barrier, is_main, join_processes
 from training.loop import TrainResult
 from training.saving import best_checkpoint
 from videodata.errors import UserError
@@ -36,31 +36,30 @@ def train_vqgan(args: argparse.Namespace) -> str:
     """Train both stages, or continue them, and give a summary of one line. Raises UserError."""
     check(args)
     settle_device(args)
-    with processes(args.device, args.process_timeout):
-        training, validation, testing = (open_patches(args, split) for split in ("train", "val", "test"))
-        per_epoch = -(-len(training) // args.batch_size)
-        steps = args.steps or args.num_epoch * args.epochs_per_batch * per_epoch
-        gan_steps = max(1, args.num_epoch - 1) * args.gan_epochs_per_batch * per_epoch
-        gan_steps = gan_steps if args.gan_steps is None else args.gan_steps
-        objective = build_objective(args, steps, gan_steps, per_epoch)
+    join_processes(args.device, args.process_timeout)
+    training, validation, testing = (open_patches(args, split) for split in ("train", "val", "test"))
+    per_epoch = -(-len(training) // args.batch_size)
+    steps = args.steps or args.num_epoch * args.epochs_per_batch * per_epoch
+    gan_steps = max(1, args.num_epoch - 1) * args.gan_epochs_per_batch * per_epoch
+    gan_steps = gan_steps if args.gan_steps is None else args.gan_steps
+    objective = build_objective(args, steps, gan_steps, per_epoch)
 
-        summary = []
-        if not args.gan_mode:
-            recipe = ReconstructionRecipe(start_model(args), objective, args.vgg_weights, args.accumulation)
-            result = run_stage(args, 1, recipe, training, validation, steps, per_epoch)
-            if not result.finished:
-                return f"{args.checkpoint_dir}: stage 1 stopped at step {result.step}; the same command continues"
-            summary.append(describe("stage 1", result))
-        if gan_steps:
-            recipe = adversarial_recipe(args, objective)
-            result = run_stage(args, 2, recipe, training, validation, gan_steps, per_epoch)
-            if not result.finished:
-                return f"{args.checkpoint_dir}: stage 2 stopped at step {result.step}; the same command continues"
-            summary.append(describe("stage 2", result))
-        best = args.checkpoint_dir / (GAN_FILE if gan_steps else STAGE1_FILE)
-        if is_main():
-            write_test_scores(best, testing, args.results_dir / "test_scores.json", args.device)
-        barrier()
+    summary = []
+    if not args.gan_mode:
+        recipe = ReconstructionRecipe(start_model(args), objective, *recipe_options(args))
+        result = run_stage(args, 1, recipe, training, validation, steps, per_epoch)
+        if not result.finished:
+            return f"{args.checkpoint_dir}: stage 1 stopped at step {result.step}; the same command continues"
+        summary.append(describe("stage 1", result))
+    if gan_steps:
+        recipe = adversarial_recipe(args, objective)
+        result = run_stage(args, 2, recipe, training, validation, gan_steps, per_epoch)
+        if not result.finished:
+            return f"{args.checkpoint_dir}: stage 2 stopped at step {result.step}; the same command continues"
+        summary.append(describe("stage 2", result))
+    best = args.checkpoint_dir / (GAN_FILE if gan_steps else STAGE1_FILE)
+    if is_main():
+        write_test_scores(best, testing, args.results_dir / "test_scores.json", args.device)
     return f"{best}: {'; '.join(summary)}"
 
 
@@ -121,7 +120,17 @@ def flags_config(args: argparse.Namespace) -> dict[str, Any]:
     if args.ldm:
         return {"type": "ldm", **load_config(args.ldm)}
     config = {entry.name: getattr(args, entry.name) for entry in fields(VQGANConfig) if hasattr(args, entry.name)}
-    return {"type": "vqgan", **config, "dead_code_fraction": args.dead_code_fraction if args.restart_unused else 0.0}
+    return {"type": "vqgan", **config, "dead_code_fraction": dead_code_fraction(args)}
+
+
+def dead_code_fraction(args: argparse.Namespace) -> float:
+    """Share of the mean usage below which a code is revived; 0 under --no-restart_unused."""
+    return args.dead_code_fraction if args.restart_unused else 0.0
+
+
+def recipe_options(args: argparse.Namespace) -> tuple[str | None, int, float]:
+    """What both recipes are told beside model and objective."""
+    return args.vgg_weights, args.accumulation, dead_code_fraction(args)
 
 
 def adversarial_recipe(args: argparse.Namespace, objective: Objective) -> AdversarialRecipe:
@@ -132,7 +141,7 @@ def adversarial_recipe(args: argparse.Namespace, objective: Objective) -> Advers
     discriminator = Discriminator(args.hidden_dims)
     if args.resume_disc:
         load_discriminator(args.resume_disc, discriminator)
-    return AdversarialRecipe(model, discriminator, objective, args.vgg_weights, args.accumulation)
+    return AdversarialRecipe(model, discriminator, objective, *recipe_options(args))
 
 
 def run_stage(

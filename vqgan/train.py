@@ -22,8 +22,8 @@ from vqgan.diff_augment import diff_augment
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction
 from vqgan.objective import GAN_LOSSES, Objective, gradient_penalty, reconstruction_error
-from vqgan.quantize import world_size
 from vqgan.reservoir import LatentReservoir
+from vqgan.revival import CodeRevival, world_size
 
 SMALLEST_SSIM = 11  # pixels; the window of SSIM
 
@@ -44,7 +44,9 @@ class ReconstructionRecipe(Recipe):
         objective: Objective,
         perceptual_weights: Path | str | None = None,
         micro_batches: int = 1,
+        dead_code_fraction: float = 0.1,
     ) -> None:
+        self.dead_code_fraction = dead_code_fraction  # for an LDMVQModel; VQGAN has its own
         self.model, self.objective, self.micro_batches = model, objective, micro_batches
         self.final_decay = getattr(model.quantizer, "decay", 0.0)
         super().__init__(self.build_networks(), self.build_optimizers())
@@ -58,6 +60,8 @@ class ReconstructionRecipe(Recipe):
         if self.warmup_steps:
             quantizer = self.model.quantizer
             networks["reservoir"] = LatentReservoir(quantizer.size, quantizer.codebook_dim)
+        if isinstance(self.model, LDMVQModel):  # outside the model, whose keys are the published ones
+            networks["revival"] = CodeRevival(self.model.num_embeddings, self.dead_code_fraction)
         return networks
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -82,7 +86,16 @@ class ReconstructionRecipe(Recipe):
         out: Reconstruction = self.networks["model"](batch, bypass=bypass)
         if bypass:
             self.networks["reservoir"](self.model.quantizer.project(out.latents.detach()))
+        elif "revival" in self.networks:
+            self.revive(out)
         return out
+
+    def revive(self, out: Reconstruction) -> None:
+        """Let dead codes of an LDMVQModel begin anew; the codes of this step's gradients stay those of its pass."""
+        quantizer = self.model.quantizer
+        revived = self.networks["revival"](quantizer.project(out.latents.detach()), out.indices, quantizer.seed)
+        if revived is not None:
+            quantizer.replace(revived)
 
     def prepare_codebook(self, batch: Tensor, step: Step) -> None:
         """Set what the codebook does in this step, and start it after the warm-up."""
@@ -153,15 +166,16 @@ class AdversarialRecipe(ReconstructionRecipe):
         objective: Objective,
         perceptual_weights: Path | str | None = None,
         micro_batches: int = 1,
+        dead_code_fraction: float = 0.1,
     ) -> None:
         self.discriminator = discriminator
         self.kind = GAN_LOSSES[objective.gan_loss]
-        super().__init__(model, objective, perceptual_weights, micro_batches)
+        super().__init__(model, objective, perceptual_weights, micro_batches, dead_code_fraction)
 
     warmup_steps = 0
 
     def build_networks(self) -> dict[str, nn.Module]:
-        return {"model": self.model, "discriminator": self.discriminator}
+        return {**super().build_networks(), "discriminator": self.discriminator}
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         rates = {"generator": self.objective.lr_g, "discriminator": self.objective.lr_d}

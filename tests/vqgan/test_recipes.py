@@ -217,3 +217,16 @@ def test_ldm_and_vqgan_have_the_interface_of_the_recipes():
     for model in (tiny_model(), tiny_model(ldm=True)):
         out = model.train()(frames)
         assert out.frames.shape == frames.shape and out.indices.shape == (4, 8, 8) and out.loss.requires_grad
+
+
+def test_a_collapsed_ldm_codebook_comes_back_to_life():
+    """Codes of a learned embedding that nothing falls on are moved to latents of the batch."""
+    recipe = stage1(ldm=True, vq_warmup=0)
+    recipe.model.train()
+    embedding = recipe.model.quantize.embedding.weight
+    with torch.no_grad():
+        embedding[1:] = 50.0
+    for index in range(100):
+        recipe.revive(recipe.model(batch_and_step(index)[0]))
+        recipe.model.quantizer.seed = index
+    assert embedding.abs().max().item() < 50
