@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from flow_pred.checkpoints import autoencoder_weights
 from flow_pred.vqvae import SimpleVQVAE
-from training.config import unknown_key
+from training.config import load_config, unknown_key
 from training.strict_load import strict_load
 from videodata.errors import UserError
-
-LDM_VQ = {
-    "f8_small": {"z_channels": 4, "resolution": 64, "ch_mult": (1, 2, 2, 4), "attn_resolutions": (16,)},
-    "f8": {"z_channels": 4, "resolution": 256, "ch_mult": (1, 2, 2, 4), "attn_resolutions": (32,)},
-    "f16": {"z_channels": 8, "resolution": 256, "ch_mult": (1, 1, 2, 2, 4), "attn_resolutions": (16,)},
-}
-LDM_CODES = 16384
-POSTERIOR_SEED = 0  # of the fixed noise of the KL autoencoder's latents
 
 
 class Identity(nn.Module):
@@ -40,10 +33,38 @@ class ContinuousVQGAN(nn.Module):
         self.model = model
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.model.encoder(images)
+        return self.model.latents(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.model.decode(self.model.quantizer(latents).z_q)
+        return self.model.decode(self.model.quantize(latents)[0])
+
+
+class FrameVVAE(nn.Module):
+    """The video VAE in its image mode: each frame by itself, the posterior's mean as its latent."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.model.encode(images[:, :, None], mask_temporal=True).mode()[:, :, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents[:, :, None], mask_temporal=True)[:, :, 0]
+
+
+class KLAutoencoder(nn.Module):
+    """An AutoencoderKL of diffusers; a latent is the posterior's mean (the original draws from the posterior)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = model
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.backbone.encode(images).latent_dist.mode()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.backbone.decode(latents).sample
 
 
 def build_autoencoder(config: Mapping[str, Any]) -> nn.Module:
@@ -52,7 +73,7 @@ def build_autoencoder(config: Mapping[str, Any]) -> nn.Module:
     config: `type`, optionally `ckpt_path`, and the settings of the type. Latents are continuous; the types with a
     codebook quantise before they decode. Raises UserError for an unknown type or a file that does not fit.
     """
-    settings = dict(config)
+    settings = {key: value for key, value in config.items() if value is not None}
     kind, path = settings.pop("type", None), settings.pop("ckpt_path", None)
     if kind not in BUILDERS:
         raise unknown_key(str(kind), BUILDERS, "autoencoder type")
@@ -72,29 +93,54 @@ def build_ours(settings: dict[str, Any], path: str | None) -> nn.Module:
 
 
 def build_ldm_vq(settings: dict[str, Any], path: str | None) -> nn.Module:
-    """VQGAN of latent diffusion: one of the published sizes by `config`, or any by `ddconfig`, n_embed, embed_dim."""
+    """VQGAN of latent diffusion: a published size by `config`, or any by `ddconfig`, `n_embed` and `embed_dim`."""
     from vqgan import LDMVQModel
 
-    if "ddconfig" in settings:
-        model = LDMVQModel(**settings)
-    else:
-        size = str(settings.get("config"))
-        if size not in LDM_VQ:
-            raise unknown_key(size, LDM_VQ, "config of autoencoder type ldm-vq")
-        model = LDMVQModel(ldm_settings(size), n_embed=LDM_CODES, embed_dim=LDM_VQ[size]["z_channels"])
+    model = LDMVQModel(**settings) if "ddconfig" in settings else LDMVQModel.from_name(str(settings.get("config")))
     if path:
         strict_load(model, autoencoder_weights(path, "ldm-vq"), path)
     return model
 
 
-def ldm_settings(size: str) -> dict[str, Any]:
-    """The complete `ddconfig` of a published size."""
-    common = {"double_z": False, "in_channels": 3, "out_ch": 3, "ch": 128, "num_res_blocks": 2, "dropout": 0.0}
-    return {**common, **{key: list(v) if isinstance(v, tuple) else v for key, v in LDM_VQ[size].items()}}
+def build_vqgan(settings: dict[str, Any], path: str | None) -> nn.Module:
+    """A VQGAN of ours: from `ckpt_path`, which knows its configuration, or from the settings."""
+    from vqgan.ldm import LDMVQModel
+    from vqgan.model_file import build_model, load_model
+
+    model = load_model(path, settings or None) if path else build_model(settings)
+    return model if isinstance(model, LDMVQModel) else ContinuousVQGAN(model)
+
+
+def build_vvae(settings: dict[str, Any], path: str | None) -> nn.Module:
+    """The VideoVAE+ model by its own configuration file (`config`), weights from `ckpt_path`."""
+    from vvae import instantiate_from_config, load_checkpoint
+
+    if "config" not in settings:
+        raise UserError("autoencoder type vvae needs `config`, such as vvae/configs/config_4z.yaml")
+    model = instantiate_from_config(load_config(settings["config"])["model"])
+    if path:
+        load_checkpoint(model, path)
+    return FrameVVAE(model)
+
+
+def build_sd_vae(settings: dict[str, Any], path: str | None) -> nn.Module:
+    """The KL autoencoder of Stable Diffusion from a local folder (`ckpt_path`), through the package diffusers."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise UserError("autoencoder type sd-vae-ft-mse needs the package diffusers: pip install diffusers") from error
+    folder = Path(path or "stabilityai/sd-vae-ft-mse")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; download stabilityai/sd-vae-ft-mse there, or name it in ckpt_path")
+    model = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    return KLAutoencoder(model)
 
 
 BUILDERS: dict[str, Callable[[dict[str, Any], str | None], nn.Module]] = {
     "ours": build_ours,
     "ldm-vq": build_ldm_vq,
+    "vqgan": build_vqgan,
+    "vvae": build_vvae,
+    "sd-vae-ft-mse": build_sd_vae,
     "identity": lambda settings, path: Identity(),
 }

@@ -86,11 +86,10 @@ def autoencoder_weights(path: str | Path, kind: str) -> Weights:
     if not path.exists():
         command = "scripts/train_flow_autoencoder.py makes one" if kind == "ours" else "name the file in ckpt_path"
         raise UserError(f"{path}: no such autoencoder checkpoint; {command}")
-    if path.is_dir() or path.suffix == ".safetensors":
-        return from_ours(load_checkpoint(path), path).network("autoencoder")
-    state = read_state(path)
+    foreign = path.is_file() and path.suffix != ".safetensors"
+    state = read_state(path) if foreign else load_checkpoint(path)
     if "networks" in state:
-        return from_ours(migrate(state, path), path).network("autoencoder")
+        networks = from_ours(migrate(state, path) if foreign else state, path).networks
+        return networks.get("autoencoder") or Stored(str(path), networks).network("model")  # of our VQGAN
     weights = original_weights(state, path)
-    inside = below(weights, AUTOENCODER_PREFIX.get(kind, "ae."))
-    return inside or weights
+    return below(weights, AUTOENCODER_PREFIX.get(kind, "ae.")) or weights

@@ -37,12 +37,15 @@ def diffusion_nll(log_amplitude: Tensor, residual: Tensor) -> Tensor:
     return (log_amplitude + 0.5 * residual.square() * (-2 * log_amplitude).exp()).flatten(1).mean(1)
 
 
-def diffusion_reference(log_amplitude: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """The original's two terms: amplitude and log-amplitude against those of the residual.
+def diffusion_reference(
+    log_amplitude: Tensor, residual: Tensor, interval: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The original's two terms: amplitude and log-amplitude against those of the residual over a time `interval`.
 
     Their minimiser is about 0.55 of the true amplitude, because |r| and log|r| are smaller than sigma and log sigma
     on average; `diffusion_nll` has no such bias.
     """
-    amplitude_error = (log_amplitude.exp() - residual.abs()).square()
-    log_error = (log_amplitude - 0.5 * torch.log(residual.square() + FLOOR)).square()
+    interval = torch.as_tensor(interval, device=residual.device)
+    amplitude_error = (log_amplitude.exp() - residual.abs() * interval.sqrt()).square()
+    log_error = (log_amplitude - 0.5 * torch.log(residual.square() + FLOOR) - 0.5 * interval.log()).square()
     return amplitude_error.flatten(1).mean(1), log_error.flatten(1).mean(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -169,7 +170,21 @@ class SimpleVQVAE(nn.Module):
             return self.decoder(self.vector_quantizer.look_up(latents))
         return self.decoder(self.quantize(latents)[0])
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images -> reconstruction, ids (N, h, w), quantiser loss of each frame (N,)."""
-        quantised, ids, loss = self.vector_quantizer(self.encode(images))
-        return self.decoder(quantised), ids, loss
+    def forward(
+        self, images: Tensor, shares: Tensor | None = None, quantise: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (N, 3, H, W) -> reconstruction, latents before quantisation, quantiser loss of each frame (N,).
+
+        shares (M,) in [0, 1], N = 2 M: M more reconstructions follow, of the latents that lie between those of image
+        m and of image M + m. quantise=False decodes the latents themselves.
+        """
+        latents = self.encode(images)
+        quantised, _, loss = (
+            self.vector_quantizer(latents) if quantise else (latents, None, latents.new_zeros(len(images)))
+        )
+        if shares is not None:
+            start, end = latents.chunk(2)
+            between = torch.lerp(start, end, shares.view(-1, 1, 1, 1))
+            between = self.vector_quantizer(between)[0] if quantise else between
+            quantised = torch.cat([quantised, between])
+        return self.decoder(quantised), latents, loss

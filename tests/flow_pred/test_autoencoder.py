@@ -36,7 +36,8 @@ def test_the_simple_vqvae_equals_the_original(fixtures):
         one_hot = torch.nn.functional.one_hot(ids, 8192).float()
         for form in (ids, one_hot):
             torch.testing.assert_close(model.decode(form), fixture["out.decode_from_ids"], atol=2e-4, rtol=0)
-        reconstruction, _, loss = model(fixture["in.images"])
+        reconstruction, before, loss = model(fixture["in.images"])
+        assert torch.equal(before, latents)
         torch.testing.assert_close(reconstruction, fixture["out.reconstructed"], atol=2e-4, rtol=0)
         torch.testing.assert_close(loss.mean(), fixture["out.vq_loss"][0], atol=2e-4, rtol=0)
 

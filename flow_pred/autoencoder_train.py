@@ -1,0 +1,121 @@
+"""Training of the simple VQVAE: reconstruction, and latents between two frames that show what lies between them.
+
+A batch is clips (B, 3, T, H, W), uint8 or float in [-1, 1]; T = 1 trains on single frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evaluation.psnr import psnr
+from flow_pred.targets import below, pick_frames
+from flow_pred.vqvae import SimpleVQVAE
+from losses.perceptual import LPIPS
+from training import Losses, Recipe, Step
+from videodata.pixels import normalize
+from vqgan.kmeans import kmeans
+from vqgan.reservoir import LatentReservoir
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class AutoencoderObjective:
+    """Weights and rates."""
+
+    learning_rate: float = 1e-4
+    vq_warmup: int = 500  # first steps without the quantiser; its codes then start at the k-means of the latents
+    vq_weight: float = 1.0
+    blend_weight: float = 1.0  # of frames decoded from blended latents, for clips of 3 frames or more
+    perceptual_weight: float = 0.0  # of LPIPS
+
+
+class AutoencoderRecipe(Recipe):
+    """MSE + quantiser + optionally LPIPS, on single frames or on clips.
+
+    On clips, the first and the last frame are encoded, and the latents in between them must decode to a frame in
+    between: both predictors move latents on straight lines, so a straight line should look like motion.
+    """
+
+    name = "flow_pred_autoencoder"
+    best_metric = ("psnr", "max")
+    ema_networks = ("autoencoder",)
+
+    def __init__(
+        self, model: SimpleVQVAE, objective: AutoencoderObjective, perceptual_weights: str | None = None
+    ) -> None:
+        codes = model.vector_quantizer.embedding
+        super().__init__(
+            {"autoencoder": model, "reservoir": LatentReservoir(codes.num_embeddings, codes.embedding_dim)},
+            {"autoencoder": torch.optim.Adam(model.parameters(), lr=objective.learning_rate, betas=(0.9, 0.99))},
+        )
+        self.objective = objective
+        self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
+
+    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
+        """One loss."""
+        quantise = step.index >= self.objective.vq_warmup
+        if quantise:
+            self.start_codebook()
+        images, shares, truth = chosen_frames(batch, step)
+        frames, latents, quantiser = self.networks["autoencoder"](images, shares, quantise)
+        if not quantise:
+            self.networks["reservoir"](latents.detach().movedim(1, -1))
+        reconstruction, blended = frames[: len(images)], frames[len(images) :]
+        terms = {"reconstruction": (reconstruction - images).square().mean(), "quantiser": quantiser.mean()}
+        total = terms["reconstruction"] + self.objective.vq_weight * terms["quantiser"]
+        if shares is not None:
+            terms["blend"] = (blended - truth).square().mean()
+            total = total + self.objective.blend_weight * terms["blend"]
+        if self.objective.perceptual_weight > 0:
+            terms["perceptual"] = self.perceptual(reconstruction, images).mean()
+            total = total + self.objective.perceptual_weight * terms["perceptual"]
+        yield Losses(total, terms)
+
+    @torch.no_grad()
+    def start_codebook(self) -> None:
+        """Once after the warm-up: codes far from all latents would never be chosen, so start where the latents are."""
+        reservoir = self.networks["reservoir"]
+        if reservoir.used or not reservoir.count:
+            return
+        codes = self.bare["autoencoder"].vector_quantizer.embedding.weight
+        centres, _ = kmeans(reservoir.newest(), len(codes))
+        codes.copy_(centres)
+        reservoir.used.fill_(True)
+
+    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+        """PSNR (B,) of quantised reconstructions of the first frames, and of blends with the last ones."""
+        images, shares, truth = chosen_frames(batch, step)
+        frames, _, _ = self.networks["autoencoder"](images, shares)
+        count = len(batch)
+        metrics = {"psnr": psnr(images[:count, :, None], frames[:count, :, None].clamp(-1, 1))}
+        if shares is not None:
+            metrics["psnr_blend"] = psnr(truth[:, :, None], frames[2 * count :, :, None].clamp(-1, 1))
+        return metrics
+
+    def pictures(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+        """Originals above their reconstructions."""
+        images = as_float(batch)[:SHOWN, :, 0]
+        return {"reconstructions": torch.cat([images, self.networks["autoencoder"](images)[0]], dim=2)}
+
+
+def chosen_frames(batch: Tensor, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Images to encode; for clips of 3 frames or more also where between them to look (B,), and the true frame there.
+
+    For those clips the images are all first frames, then all last ones.
+    """
+    clips = as_float(batch).transpose(1, 2)  # (B, T, 3, H, W)
+    last = clips.shape[1] - 1
+    if last < 2:
+        return clips.flatten(0, 1), None, None
+    middle = 1 + below(step.noise.uniform(), torch.full((len(clips),), last - 1, device=clips.device))
+    truth = pick_frames(clips, middle[:, None])[:, 0]
+    return torch.cat([clips[:, 0], clips[:, last]]), middle / last, truth
+
+
+def as_float(batch: Tensor) -> Tensor:
+    return normalize(batch) if batch.dtype == torch.uint8 else batch

@@ -1,0 +1,167 @@
+"""The configuration of a video prediction run: the original's keys, and ours with defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.config import from_dict, load_config
+from videodata.errors import UserError
+
+COMPONENTS = ("river", "f_nll", "f_mse", "d", "g")
+UNREAD = {
+    "data": ("type", "max_num_videos", "offset", "albumentations"),
+    "vector_field_regressor": ("type",),
+    "training": ("num_epochs",),
+    "evaluation": ("batching", "num_observations"),
+}  # keys of the original's files that change nothing there or here
+
+
+@dataclass
+class DataConfig:
+    """Where the videos are and how clips are cut."""
+
+    data_root: str
+    input_size: int
+    crop_size: int
+    frames_per_sample: int
+    skip_frames: int = 0
+    random_horizontal_flip: bool = False
+    aug: bool = False  # colour augmentation, one draw per clip
+    latents: str | None = None  # folder of cached latents: train on these in place of pictures
+
+
+@dataclass
+class RegressorConfig:
+    """Size of the network."""
+
+    state_size: int
+    state_res: list[int]
+    inner_dim: int = 768
+    depth: int = 4
+    mid_depth: int = 5
+    out_norm: str = "ln"
+    dropout: float = 0.05
+    checkpointing: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """Which network is trained, on what, over which autoencoder."""
+
+    vector_field_regressor: RegressorConfig
+    autoencoder: dict[str, Any]
+    func: str = "river"  # river, f_nll, f_mse, d, g
+    sigma: float = 1e-7
+    reference: bool = True
+    num_input_frames: int = 4
+    noise_std: float = 0.1
+    logit_range: list[float] = field(default_factory=lambda: [-9.0, 1.0])
+    diffusion_loss: str = "nll"  # nll, or reference: the original's, which underestimates the noise
+    f_ckpt_path: str | None = None
+    d_ckpt_path: str | None = None
+    latent_mean: list[float] | str | None = None  # per channel; auto: measured once; null: 0
+    latent_std: list[float] | str | None = None
+
+    @property
+    def role(self) -> str:
+        """river, f, d or g."""
+        return self.func.split("_")[0]
+
+
+@dataclass
+class BatchingConfig:
+    """Batches of the training."""
+
+    batch_size: int = 16
+    num_workers: int = 0
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its schedule: linear warm-up, then the square root of what is left of the steps."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 5e-6
+    num_warmup_steps: int = 5000
+    num_training_steps: int = 300_000
+
+
+@dataclass
+class LossWeights:
+    """Factor on the loss."""
+
+    flow_matching_loss: float = 1.0
+
+
+@dataclass
+class TrainingConfig:
+    """One run."""
+
+    num_observations: int
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    condition_frames: int = 4
+    frames_to_generate: int = 12
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+
+
+@dataclass
+class EvaluationConfig:
+    """Sampling, where the command line does not say otherwise."""
+
+    condition_frames: int | None = None
+    frames_to_generate: int | None = None
+    steps: int | None = None
+    past_horizon: int = -1
+    warm_sampling: float = 0.0
+
+
+@dataclass
+class FlowPredConfig:
+    """All of it."""
+
+    name: str
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def read_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[FlowPredConfig, dict[str, Any]]:
+    """The typed configuration and its plain form. Raises UserError for unknown keys and impossible values."""
+    values = load_config(alias(Path(path)), overrides)
+    return parse_config(values), values
+
+
+def alias(path: Path) -> Path:
+    """The file; "null" in its name is another word for "nll"."""
+    renamed = path.with_name(path.name.replace("-null", "-nll"))
+    return renamed if renamed.exists() and not path.exists() else path
+
+
+def parse_config(values: dict[str, Any]) -> FlowPredConfig:
+    """The typed form of plain values. Raises UserError."""
+    config = from_dict(FlowPredConfig, without_unread(values))
+    model, training = config.model, config.training
+    if model.func not in COMPONENTS:
+        raise UserError(f"model.func must be one of {', '.join(COMPONENTS)}, found {model.func!r}")
+    if model.diffusion_loss not in ("nll", "reference"):
+        raise UserError(f"model.diffusion_loss must be nll or reference, found {model.diffusion_loss!r}")
+    least = 3 if model.role == "river" else model.num_input_frames + 1
+    if training.num_observations < least:
+        raise UserError(f"training.num_observations must be at least {least}, found {training.num_observations}")
+    if config.data.frames_per_sample < training.num_observations:
+        raise UserError("data.frames_per_sample must not be smaller than training.num_observations")
+    return config
+
+
+def without_unread(values: dict[str, Any]) -> dict[str, Any]:
+    """A copy without the keys that nothing reads."""
+    copy = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = without_unread({k: v for k, v in value.items() if k not in UNREAD.get(key, ())})
+        copy[key] = value
+    return copy

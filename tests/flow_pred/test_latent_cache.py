@@ -1,0 +1,60 @@
+"""Cached latents: the same numbers as encoding, windows keyed by position, and what is refused."""
+
+import pytest
+import torch
+
+from flow_pred import build_autoencoder
+from flow_pred.latent_cache import LatentClips, encode_latents
+from flow_pred.latent_space import LatentSpace, moments_of
+from tests.flow_pred.test_autoencoder import TINY
+from videodata import open_clips
+from videodata.errors import UserError
+
+DATA = "shapes:6,frames=20,size=16"
+
+
+@pytest.fixture
+def autoencoder():
+    torch.manual_seed(0)
+    return build_autoencoder(TINY)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-3)])
+def test_cached_latents_are_those_of_the_frames(tmp_path, autoencoder, dtype, tolerance):
+    """A window of the cache equals the encoded window of the pictures, also with a stride."""
+    encode_latents(autoencoder, DATA, "train", tmp_path, size=16, dtype=dtype)
+    cached = LatentClips(tmp_path, "train", frames=4, stride=3, seed=5)
+    pictures = open_clips(DATA, 4, 16, 3, "train", seed=5)
+    assert len(cached) == len(pictures)
+    for key in (0, 2, (1, 7), (1, 8)):
+        expected = autoencoder.encode(pictures[key].transpose(0, 1))
+        torch.testing.assert_close(cached[key]["latents"], expected, atol=tolerance, rtol=tolerance)
+    assert len({float(cached[(1, position)]["latents"].sum()) for position in range(20)}) > 5
+
+
+def test_normalised_latents_have_mean_zero_and_variance_one(tmp_path, autoencoder):
+    """With the moments of the cache, which are those of all its frames; decoding undoes the normalisation."""
+    encode_latents(autoencoder, DATA, "train", tmp_path, size=16, dtype="float32")
+    cached = LatentClips(tmp_path, "train", frames=20)
+    space = LatentSpace(autoencoder, *cached.moments())
+    latents = space.normalize(torch.cat([cached[index]["latents"] for index in range(len(cached))]))
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)
+    images = open_clips(DATA, 2, 16, split="train")[0].transpose(0, 1)
+    torch.testing.assert_close(space.decode(space.encode(images)), autoencoder.decode(autoencoder.encode(images)))
+    measured = moments_of(autoencoder, (open_clips(DATA, 20, 16, split="train")[index] for index in range(len(cached))))
+    assert measured.mean() == pytest.approx(cached.moments()[0], abs=1e-4)
+
+
+def test_another_autoencoders_cache_and_a_missing_one_are_refused(tmp_path, autoencoder):
+    """By the hash of the weights; the error names the command that makes a cache."""
+    encode_latents(autoencoder, DATA, "val", tmp_path, size=16)
+    cached = LatentClips(tmp_path, "val", 2)
+    cached.check(autoencoder)
+    with pytest.raises(UserError, match="another autoencoder"):
+        cached.check(build_autoencoder(TINY))
+    with pytest.raises(UserError, match=r"encode_latents\.py"):
+        LatentClips(tmp_path, "train", 2)
+    with pytest.raises(UserError, match="clip spans"):
+        LatentClips(tmp_path, "val", 21)
+    assert cached.describe(0)["id"] and cached.fingerprint()
