@@ -84,6 +84,7 @@ DEFAULTS: dict[str, Any] = {
         "ROOT": "datasets",  # (new) folder of the named data sets
         "TRAIN": [],  # names, or anything that videodata.open_clips takes, or files of codes
         "TEST": [],
+        "VIDEOS": [],  # (new) data sets of frames that ContinuationEvaluator continues
     },
     "DATALOADER": {"NUM_WORKERS": 4, "SAMPLER_TRAIN": "TrainingSampler"},
     "SOLVER": {

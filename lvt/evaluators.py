@@ -31,6 +31,7 @@ from videodata.write_video import write_video
 
 logger = logging.getLogger(__name__)
 FRAMES_AT_ONCE = 64  # through the VQ-VAE
+CLIPS_WRITTEN = 4  # continuations kept as videos
 FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
 
 
@@ -137,10 +138,13 @@ def write_clip(folder: Path, clip: Tensor, rate: Fraction = FRAMES_PER_SECOND) -
 
 @torch.no_grad()
 def continuation_scores(
-    transformer: VideoTransformer, vqvae: VQVAE, clips: Dataset, config: dict[str, Any], device: torch.device
-) -> dict[str, float]:
+    transformer: VideoTransformer, vqvae: VQVAE, clips: Dataset, config: dict[str, Any], device: torch.device,
+    folder: Path,
+) -> dict[str, float]:  # fmt: skip
     """PSNR of the frames after the given ones, mean over clips: of a sample, of the best of NUM_SAMPLES samples, and
     of two things that need no transformer: the last given frame repeated, and the reconstruction of the true frames.
+
+    The first clips are written as <folder>/<clip>_{original,reconstruction,sample_0,sample_1,...}.mp4.
     """
     sampler, seed = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0)
     given, count = sampler["N_PRIME"], sampler["NUM_SAMPLES"]
@@ -153,6 +157,11 @@ def continuation_scores(
             **sampling_options(sampler),
         )  # fmt: skip
         samples, reconstructed = decode_clips(vqvae, made), decode_clips(vqvae, codes[:1])
+        if number < CLIPS_WRITTEN:
+            named = {"original": truth[0], "reconstruction": reconstructed[0]}
+            named |= {f"sample_{sample}": clip for sample, clip in enumerate(samples)}
+            for name, clip in named.items():
+                write_video(folder / f"{number}_{name}.mp4", clip.cpu(), FRAMES_PER_SECOND)
         after = slice(given, None)
         scores = psnr(truth.expand_as(samples)[:, :, after], samples[:, :, after])
         last = truth[:, :, given - 1 : given].expand(-1, -1, truth.shape[2] - given, -1, -1)

@@ -191,6 +191,9 @@ def evaluate_lvt(config: dict[str, Any], model: VQVAE | VideoTransformer | None 
     folder = Path(config["OUTPUT_DIR"])
     folder.mkdir(parents=True, exist_ok=True)
     results = {name: evaluate_dataset(config, model, name, names, device) for name in config["DATASETS"]["TEST"]}
+    if "ContinuationEvaluator" in names:
+        for name in config["DATASETS"]["VIDEOS"]:
+            results.setdefault(name, {})["continuation"] = evaluate_continuation(config, model, name, device)
     write_json(folder / "evaluation.json", results)
     for name, tasks in results.items():
         for task, values in tasks.items():
@@ -219,10 +222,16 @@ def evaluate_dataset(
         target = folder / "samples" / folder_name(dataset)
         written = write_samples(model, needed_vqvae(config, device), windows, config, target, device)
         results["samples"] = {"folder": str(target), "clips": written}
-    if "ContinuationEvaluator" in evaluators:
-        clips = thinned(open_frames(config, dataset, training=False), limit)
-        results["continuation"] = continuation_scores(model, needed_vqvae(config, device), clips, config, device)
     return results
+
+
+def evaluate_continuation(
+    config: dict[str, Any], model: VideoTransformer, dataset: str, device: torch.device
+) -> dict[str, float]:
+    """Scores of the continuations of a data set's first frames; some of them are written as videos."""
+    clips = thinned(open_frames(config, dataset, training=False), config["TEST"]["N_SAMPLES"])
+    target = Path(config["OUTPUT_DIR"]) / "inference" / "continuation" / folder_name(dataset)
+    return continuation_scores(model, needed_vqvae(config, device), clips, config, device, target)
 
 
 def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
