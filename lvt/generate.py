@@ -15,6 +15,7 @@ from lvt.sampling import SampleStreams, SamplingRule, sample_seeds
 from lvt.slice_encoder import visible_taps
 from lvt.subscale import put_slice, slice_offset, slice_size
 from lvt.transformer import VideoTransformer
+from training.randomness import derive_seed
 from videodata.errors import UserError
 
 Progress = Callable[[int, int], None]  # (positions done, positions in all)
@@ -74,8 +75,8 @@ def generate_long(
         first = max(0, clip.shape[2] - (window - hop)) if clip.shape[2] > n_prime or n_prime >= window else 0
         known = clip[:, :, first:]
         room = codes.new_zeros(*codes.shape[:2], window - known.shape[2], *codes.shape[3:])
-        streams = [seed + clip.shape[2] for seed in seeds]  # other numbers for each window
-        made = generate_codes(model, torch.cat([known, room], 2), known.shape[2], seeds=streams, **options)
+        made = generate_codes(model, torch.cat([known, room], 2), known.shape[2], seeds=seeds, **options)
+        seeds = [derive_seed(seed, "next window") for seed in seeds]
         clip = torch.cat([clip[:, :, :first], made], 2)
     return clip[:, :, :frames]
 
@@ -101,12 +102,12 @@ class ClipSampler:
         total = sum((self.size[0] - count) * frame for count in known)
         done = 0
         for number, count in enumerate(known):
-            uniform = streams.uniform(self.size[0] * frame, self.clips.shape[1])  # drawn for known slices too
+            uniform = streams.uniform(self.size[0] * frame, self.clips.shape[1])  # (B, n, C), for known slices too
             if count == self.size[0]:
                 continue
-            values = self.begin(number, count)
+            values, uniform = self.begin(number, count), uniform.to(self.clips.device)
             for position in range(count * frame, self.size[0] * frame):
-                sampled = self.decoder.sample(position, uniform[:, position].to(self.clips.device))
+                sampled = self.decoder.sample(position, uniform[:, position])
                 values[:, :, position] = sampled
                 done += 1
                 if progress is not None:

@@ -41,6 +41,8 @@ def is_transformer(config: dict[str, Any]) -> bool:
     name = config["MODEL"]["META_ARCHITECTURE"]
     if name not in ("VQVAEModel", "VideoTransformerModel"):
         raise UserError(f"MODEL.META_ARCHITECTURE {name!r}: use VQVAEModel or VideoTransformerModel")
+    if config["MODEL"]["INIT_TYPE"] != "xavier_uniform":
+        raise UserError(f"MODEL.INIT_TYPE {config['MODEL']['INIT_TYPE']!r}: only xavier_uniform is supported")
     return name == "VideoTransformerModel"
 
 

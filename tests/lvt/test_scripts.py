@@ -61,7 +61,8 @@ def trained(tmp_path_factory):
     data = ["DATASETS.TRAIN", f"('{codes}/shapes-6-train',)", "DATASETS.TEST", f"('{codes}/shapes-6-val',)"]
     assert call(
         train_lvt.main, "--config-file", config("VT_tiny.yaml"), *options, *data, "SOLVER.MAX_ITER", 3,
-        "TEST.EVALUATORS", "BitsEvaluator,VTSampler", "VIS_PERIOD", 3,
+        "TEST.EVALUATORS", "BitsEvaluator,VTSampler,ContinuationEvaluator", "VIS_PERIOD", 3,
+        "DATASETS.VIDEOS", "('shapes:6#val',)",
     ) == 0  # fmt: skip
     return {"vqvae": vqvae, "vt": vt, "options": options, "folder": folder}
 
@@ -78,8 +79,11 @@ def test_everything_that_is_promised_is_written(trained):
     codes = np.load(vqvae / "inference" / "shapes-6-train" / "codes.npy", mmap_mode="r", allow_pickle=False)
     assert codes.dtype == np.int16 and codes.shape[1:] == (64, 2, 4, 4)
     scores = json.loads((vt / "evaluation.json").read_text())
-    (tasks,) = scores.values()
-    assert 0 < tasks["likelihood"]["bits_per_dim"] < 8
+    (likelihood,) = [tasks["likelihood"] for tasks in scores.values() if "likelihood" in tasks]
+    assert 0 < likelihood["bits_per_dim"] < 8
+    continuation = scores["shapes:6#val"]["continuation"]
+    assert continuation["psnr_sample"] <= continuation["psnr_best_of_2"] < continuation["psnr_last_frame_repeated"]
+    assert len(read_video(vt / "inference" / "continuation" / "shapes-6-val" / "0_sample_1.mp4")[0]) == 4
     samples = sorted((vt / "inference" / "samples" / "shapes-6-val").iterdir())
     assert [path.name for path in samples] == ["video_0_0", "video_1_0"]
     assert np.load(samples[0] / "codes.npy", allow_pickle=False).shape == (4, 2, 4, 4)
