@@ -1,5 +1,7 @@
 """How the autoencoder is trained: reconstruction, KL, a perceptual term and, from a given step on, a discriminator.
 
+`VVAERecipe` turns a batch into losses; `build_recipe` and `open_data` make it and its clips from a configuration.
+
 The only file of this package that needs the project around it. Axes: B clips, T frames, H and W pixels.
 """
 
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from evaluation.psnr import psnr
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
@@ -18,15 +21,20 @@ from losses.discriminator import PatchGAN2D, PatchGAN3D
 from losses.perceptual import LPIPS
 from training.randomness import derive_seed
 from training.recipe import Losses, Recipe, Step
+from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.pixels import normalize
+from vvae.src.caption_cache import CaptionCache, CaptionedClips, caption_embedder
 from vvae.src.checkpoints import is_unused
 from vvae.src.distributions import DiagonalGaussianDistribution
+from vvae.src.errors import VVAEError
 from vvae.src.models.autoencoder import Level, Middle
 from vvae.src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
 from vvae.src.modules.losses.contperceptual import LPIPSWithDiscriminator, flatten_frames
+from vvae.utils.common_utils import instantiate_from_config
 
 BETAS = (0.5, 0.9)
+FREE_KEYS = frozenset({"checkpointing", "perceptual_weights"})
 
 
 class VVAERecipe(Recipe):
@@ -41,7 +49,7 @@ class VVAERecipe(Recipe):
     ema_networks = ("autoencoder",)
     shard_types = (Level, Middle)
     forward_methods = ("encode", "decode")
-    free_keys = frozenset({"checkpointing"})
+    free_keys = FREE_KEYS
 
     def __init__(
         self,
@@ -171,3 +179,62 @@ def as_images(
     text = {key: value.repeat_interleave(frames, dim=0) for key, value in text.items()}
     each = tuple(flatten_frames(part).unsqueeze(2) for part in (video, noise[0]))
     return each[0], text, (each[1], each[1])
+
+
+def build_recipe(config: dict[str, Any], seed: int = 0) -> VVAERecipe:
+    """The recipe of a configuration like those in configs/vvae. Raises UserError for what the user can put right."""
+    loss, options = config["model"]["params"]["lossconfig"], config.get("optimization", {})
+    torch.manual_seed(derive_seed(seed, "weights"))
+    try:
+        objective = instantiate_from_config(loss)
+        autoencoder = instantiate_from_config(config["model"], prune_unused=not options.get("keep_unused", True))
+    except VVAEError as error:
+        raise UserError(str(error)) from error
+    if options.get("checkpointing"):
+        autoencoder.enable_gradient_checkpointing()
+    recipe = VVAERecipe(
+        autoencoder,
+        objective,
+        learning_rate=config["model"].get("base_learning_rate", 1e-4),
+        image_prob=options.get("image_prob", 0.0),
+        perceptual_weights=options.get("perceptual_weights"),
+    )
+    if objective.perceptual_weight > 0:
+        recipe.perceptual.weights_file()  # looked for now, and not after the data has been read
+    return recipe
+
+
+def open_data(data: dict[str, Any], model: AutoencoderKL2plus1D_1dcnn, seed: int = 0) -> tuple[Dataset, Dataset | None]:
+    """Training and validation clips of the part `data` of a configuration; the latter None where there is no split.
+
+    With captions (a csv with the columns path and text) their embeddings are made, or found in data["text_folder"].
+    """
+    if not data.get("path"):
+        raise UserError(
+            "data.path is empty: name clips with --data (a folder of videos, a csv, .npy, .hdf5, shapes:<n>)"
+        )
+    size = data["size"] if isinstance(data["size"], int) else tuple(data["size"])
+    shape = {"frames": data["frames"], "size": size, "stride": data.get("stride", 1), "seed": seed, "dtype": "uint8"}
+    if data.get("validation_path"):
+        training = open_clips(data["path"], flip=data.get("flip", False), **shape)
+        validation = open_clips(data["validation_path"], **shape)
+    elif data.get("split", True):
+        training = open_clips(data["path"], split="train", flip=data.get("flip", False), **shape)
+        validation = open_clips(data["path"], split="val", **shape)
+    else:
+        training, validation = open_clips(data["path"], flip=data.get("flip", False), **shape), None
+    if not model.config.caption_guide:
+        return training, validation
+    try:
+        return tuple(captioned(clips, data.get("text_folder") or "captions", model) for clips in (training, validation))
+    except VVAEError as error:
+        raise UserError(str(error)) from error
+
+
+def captioned(clips: Dataset | None, folder: str, model: AutoencoderKL2plus1D_1dcnn) -> CaptionedClips | None:
+    """Clips with the embeddings of their captions, which are made where the folder lacks them."""
+    if clips is None:
+        return None
+    dataset = CaptionedClips(clips, CaptionCache(folder))
+    dataset.cache.fill(dataset.captions(), caption_embedder(model))
+    return dataset

@@ -1,0 +1,87 @@
+"""Single images through the model: files of any size, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import VideoFileError, VVAEError
+from .files import replaced
+from .padding import crop_video, pad_video
+from .pixels import to_clip, to_frames
+
+SUFFIXES = frozenset(f".{suffix}" for suffix in ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"))
+JPEG_QUALITY = 95
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """uint8 (H, W, 3) RGB, upright, transparency over black. Raises VideoFileError."""
+    pillow = _pillow()
+    try:
+        with pillow.Image.open(path) as image:
+            image = pillow.ImageOps.exif_transpose(image).convert("RGBA")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise VideoFileError(path, f"not a readable image ({error})") from error
+    black = pillow.Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return np.asarray(pillow.Image.alpha_composite(black, image).convert("RGB"))
+
+
+def write_image(path: str | Path, pixels: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) in the format of the suffix; JPEG in high quality without subsampled colour."""
+    path = Path(path)
+    options = {"quality": JPEG_QUALITY, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
+    with replaced(path) as temporary:
+        _pillow().Image.fromarray(pixels).save(temporary, **options)
+
+
+def reconstruct_images(
+    model: nn.Module, sources: Sequence[Path], targets: Sequence[Path], batch_size: int = 16, **text: Tensor
+) -> int:
+    """Encode and decode images in image mode, consecutive images of one size in a batch; returns their number."""
+    count = 0
+    for paths, outputs, pixels in _batches(list(zip(sources, targets, strict=True)), batch_size):
+        drawn = reconstruct_batch(model, np.stack(pixels), **text)
+        for output, image in zip(outputs, drawn, strict=True):
+            write_image(output, image)
+        count += len(paths)
+    return count
+
+
+@torch.inference_mode()
+def reconstruct_batch(model: nn.Module, pixels: np.ndarray, **text: Tensor) -> np.ndarray:
+    """Images uint8 (N, H, W, 3) -> their reconstructions."""
+    images = to_clip(pixels).transpose(0, 1).unsqueeze(2)  # (N, 3, 1, H, W)
+    padded, size = pad_video(images, image=True)
+    latent = model.encode(padded.to(next(model.parameters())), mask_temporal=True, **text).mode()
+    drawn = crop_video(model.decode(latent, mask_temporal=True, **text), size)
+    return to_frames(drawn[:, :, 0].transpose(0, 1))
+
+
+def _batches(
+    pairs: list[tuple[Path, Path]], batch_size: int
+) -> Iterator[tuple[list[Path], list[Path], list[np.ndarray]]]:
+    paths, outputs, pixels = [], [], []
+    for source, target in pairs:
+        image = read_image(source)
+        if pixels and (len(pixels) == batch_size or pixels[0].shape != image.shape):
+            yield paths, outputs, pixels
+            paths, outputs, pixels = [], [], []
+        paths.append(source)
+        outputs.append(target)
+        pixels.append(image)
+    if pixels:
+        yield paths, outputs, pixels
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise VVAEError("images need the Pillow package: pip install pillow") from error
+    return PIL
