@@ -71,6 +71,38 @@ def evaluate_video_vae(args: argparse.Namespace) -> Report:
     return report
 
 
+def add_vqgan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=8, help="per clip")
+    parser.add_argument("--patch_size", type=int, help="side of a patch (default: as in training)")
+    parser.add_argument("--num_patches_h", type=int, help="patches below each other (default: as in training)")
+    parser.add_argument("--num_patches_w", type=int, help="patches beside each other (default: as in training)")
+
+
+def evaluate_vqgan(args: argparse.Namespace) -> Report:
+    from vqgan.evaluate import score_reconstructions
+    from vqgan.model_file import load_model
+    from vqgan.trained import settle_grid
+
+    model = load_model(args.checkpoint).to(resolve_device(args.device))
+    settle_grid(args)
+    rows, columns = args.num_patches_h, args.num_patches_w
+    size = rows * args.patch_size, columns * args.patch_size
+    clips = open_some_clips(args, args.frames, size, 1)
+    result = score_reconstructions(model, clips, rows, columns, args.batch_size, args.lpips, args.lpips_weights)
+    report = Report("vqgan", str(args.checkpoint), args.data, args.frames, 1, *size)
+    report.scores = result.scores
+    report.details = {
+        "data_fingerprint": clips.fingerprint(),
+        "split": args.split,
+        "seed": args.seed,
+        "codes_used": result.usage.used,
+        "codebook_perplexity": result.usage.perplexity,
+        "codebook_size": model.num_embeddings,
+        "bits_per_frame": result.bits_per_frame,
+    }
+    return report
+
+
 def open_some_clips(args: argparse.Namespace, frames: int, size: tuple[int, int], stride: int) -> ClipDataset:
     """`num_clips` clips of the data, evenly spread over its videos; all of them where there are no more."""
     clips = open_clips(args.data, frames, size, stride, args.split, args.seed)
@@ -81,6 +113,7 @@ def open_some_clips(args: argparse.Namespace, frames: int, size: tuple[int, int]
 
 EVALUATIONS = {
     "video_vae": Evaluation("reconstructions of the video VAE", add_video_vae_arguments, evaluate_video_vae),
+    "vqgan": Evaluation("reconstructions of a VQGAN, and its codebook", add_vqgan_arguments, evaluate_vqgan),
 }
 
 

@@ -11,13 +11,13 @@ from training.cli import make_parser, run
 from vqgan.data import open_frames, open_videos
 from vqgan.model_file import model_identity
 from vqgan.project import Projection, project
-from vqgan.trained import add_data_arguments, add_model_arguments, open_model, settle_grid
+from vqgan.trained import add_grid_arguments, add_model_arguments, open_model, settle_grid
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write <output_path>/<split>.npy for each split, or go on with them."""
     parser = make_parser("Encode all frames of a data set with a VQGAN; an interrupted command continues.")
-    add_data_arguments(parser)
+    add_grid_arguments(parser)
     add_model_arguments(parser, "checkpoints/best_model_gan.pt")
     parser.add_argument("--model_path", dest="checkpoint", metavar="FILE", help="same as --checkpoint")
     parser.set_defaults(checkpoint="checkpoints/best_model_gan.pt")

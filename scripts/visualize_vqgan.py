@@ -8,14 +8,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import make_parser, run
-from vqgan.trained import add_data_arguments, add_model_arguments, open_model, open_videos, settle_grid
+from vqgan.trained import (
+    add_grid_arguments,
+    add_model_arguments,
+    add_part_arguments,
+    open_footage,
+    open_model,
+    settle_grid,
+)
 from vqgan.visualize import visualize
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write all pictures."""
     parser = make_parser("Reconstructions, latents, codebook, interpolation, a sequence and whole frames, as pictures.")
-    add_data_arguments(parser)
+    add_grid_arguments(parser)
+    add_part_arguments(parser)
     add_model_arguments(parser, "checkpoints/best_model_gan.pt")
     parser.add_argument("--num_samples", type=int, default=8, help="patches to reconstruct")
     parser.add_argument("--video_idx", type=int, default=0, help="video of the sequence")
@@ -25,11 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     model = open_model(args)
     settle_grid(args)
-    clips = open_videos(args, args.num_frames)
-    files = visualize(
-        model, clips, args.num_patches_h, args.num_patches_w, args.num_samples, args.video_idx, args.start_frame,
-        args.output_dir,
-    )  # fmt: skip
+    window = args.video_idx, args.start_frame, args.num_frames
+    grid = args.num_patches_h, args.num_patches_w
+    files = visualize(model, open_footage(args), *grid, args.num_samples, window, args.output_dir)
     print(f"{len(files)} pictures in {args.output_dir}")
 
 

@@ -8,23 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from videodata.clips import ClipDataset
 from videodata.write_video import write_video
 from vqgan.drawing import grid
 from vqgan.model_file import Model
 from vqgan.patches import merge, split
-from vqgan.visualize import decode_latents, encode_patches, read_window, save
+from vqgan.visualize import decode_latents, encode_patches, save
 
 FRAMES_PER_SECOND = 2
 NOISE_SCALES = 8
 LARGEST_NOISE = 0.5
 
 
-def demonstrate(
-    model: Model, clips: ClipDataset, rows: int, columns: int, video: int, seed: int, folder: Path
-) -> list[Path]:
-    """Write animation/ and latent_manipulation/; gives the paths."""
-    encoded = encode_patches(model, split(read_window(clips, video, 0), rows, columns))
+def demonstrate(model: Model, frames: Tensor, rows: int, columns: int, seed: int, folder: Path) -> list[Path]:
+    """Write animation/ and latent_manipulation/ for frames (T, 3, H, W) in [-1, 1]; gives the paths."""
+    encoded = encode_patches(model, split(frames, rows, columns))
     centre = (rows // 2) * columns + columns // 2
     step = rows * columns
     files = draw_animation(

@@ -131,7 +131,7 @@ def heat_map(counts: np.ndarray, title: str, labels: tuple[str, str]) -> Image.I
     return chart.image
 
 
-def index_map(indices: np.ndarray, codes: int) -> Image.Image:
+def index_map(indices: np.ndarray) -> Image.Image:
     """Code indices (h, w) as colours: equal codes have equal colours; at least 240 pixels high."""
     hues = (indices * 0.61803398875 % 1 * 255).astype(np.uint8)  # golden ratio: neighbouring codes differ clearly
     shades = (110 + 145 * (indices % 7) / 6).astype(np.uint8)

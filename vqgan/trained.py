@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from training.device import resolve_device
-from videodata.clips import ClipDataset
 from videodata.errors import UserError
-from videodata.sources import open_source
+from videodata.geometry import Size
+from videodata.pixels import to_float
+from videodata.sources import ClipSource
+from videodata.splits import SPLITS, open_split
 from vqgan.batch_files import BatchFiles, find_batch_files
 from vqgan.config import VQGANConfig
-from vqgan.data import READING
 from vqgan.model_file import Model, load_model, stored_data
 
 GRID = {"patch_size": 80, "num_patches_h": 3, "num_patches_w": 4}
@@ -32,13 +36,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, checkpoint: str) -> Non
     parser.add_argument("--no_cuda", action="store_true", help="same as --device cpu")
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that name the data; the grid is that of the training unless given."""
     parser.add_argument("--data_path", default="data/UCFData", help="folder of batch files, or any source of clips")
-    parser.add_argument("--batch_idx", type=int, default=0, help="number of the batch file")
     parser.add_argument("--patch_size", type=int, help="side of a patch (default: as in training)")
     parser.add_argument("--num_patches_h", type=int, help="patches below each other (default: as in training)")
     parser.add_argument("--num_patches_w", type=int, help="patches beside each other (default: as in training)")
+
+
+def add_part_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that choose a part of the data."""
+    parser.add_argument("--batch_idx", type=int, default=0, help="number of the batch file")
+    parser.add_argument("--split", choices=SPLITS, help="part of data that is not in batch files (default: all of it)")
 
 
 def open_model(args: argparse.Namespace) -> Model:
@@ -59,14 +68,36 @@ def settle_grid(args: argparse.Namespace) -> None:
             setattr(args, name, stored.get(name, documented))
 
 
-def open_videos(args: argparse.Namespace, frames: int) -> ClipDataset:
-    """Clips of `frames` frames at the size of the grid, from the batch file or source that the flags name."""
+@dataclass
+class Footage:
+    """Numbered videos to show, at the size of the grid."""
+
+    source: ClipSource
+    videos: list[int]
+    size: Size
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def read(self, number: int, start: int, count: int) -> Tensor:
+        """Frames (count, 3, H, W) in [-1, 1] of a video. Raises UserError when there is none."""
+        if not 0 <= number < len(self):
+            raise UserError(f"--video_idx {number}: {self.source.path} has videos 0 to {len(self) - 1}")
+        return to_float(self.source.read_clip(self.videos[number], start, count, 1, self.size)).movedim(1, 0)
+
+    def fps(self, number: int) -> Fraction | None:
+        """Frames per second, where the source knows."""
+        return self.source.fps(self.videos[number])
+
+
+def open_footage(args: argparse.Namespace) -> Footage:
+    """The videos of the batch file or source that the flags name."""
     files = find_batch_files(args.data_path)
     if files and args.batch_idx not in files:
         raise UserError(f"--batch_idx {args.batch_idx}: {args.data_path} has {', '.join(map(str, files))}")
-    source = BatchFiles([files[args.batch_idx]]) if files else open_source(args.data_path)
-    size = args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size
-    return ClipDataset(
-        source, list(range(len(source))), frames, size, 1, 0, windows="first", flip=False, dtype="float32",
-        on_error="raise", reading=READING,
-    )  # fmt: skip
+    if files:
+        source = BatchFiles([files[args.batch_idx]])
+        videos = list(range(len(source)))
+    else:
+        source, videos = open_split(args.data_path, args.split)
+    return Footage(source, videos, (args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size))

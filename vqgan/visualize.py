@@ -12,12 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.codebook_usage import CodebookUsage
-from videodata.clips import ClipDataset
-from videodata.errors import UserError
 from videodata.write_video import write_video
 from vqgan.drawing import bars, grid, heat_map, histogram, index_map, panels, picture, rows_with_labels, scatter
 from vqgan.model_file import Model
 from vqgan.patches import merge, split
+from vqgan.trained import Footage
 
 SHOWN_CODES = 64
 TOP_CODES = 50
@@ -152,47 +151,37 @@ def draw_sequence(encoded: Encoded, rows: int, columns: int, folder: Path) -> li
     return files + [save(image, folder / name) for name, image in strips.items()]
 
 
-def draw_whole_frames(
-    encoded: Encoded, rows: int, columns: int, codes: int, fps: Fraction | None, folder: Path
-) -> list[Path]:
+def draw_whole_frames(encoded: Encoded, rows: int, columns: int, fps: Fraction | None, folder: Path) -> list[Path]:
     """The patches put together again: frames, index maps, and the clip as mp4 and GIF beside its original."""
     originals, copies = merge(encoded.patches, rows, columns), merge(encoded.reconstruction, rows, columns)
     maps = merge(encoded.indices, rows, columns).numpy()
     both = torch.cat([originals, copies], dim=3).movedim(0, 1)  # (3, T, H, 2 * W)
     rate = fps or Fraction(25)
     files = [save(grid([originals[0], copies[0]], 2, ("original", "reconstruction")), folder / "frame_00.png")]
-    files.append(save(index_map(maps[0], codes), folder / "index_map_00.png"))
+    files.append(save(index_map(maps[0]), folder / "index_map_00.png"))
     files.append(write_video(folder / "reconstruction.mp4", copies.movedim(0, 1), rate))
     files += [write_video(folder / name, both, rate) for name in ("comparison.mp4", "comparison.gif")]
     return files
 
 
-def read_window(clips: ClipDataset, video: int, start: int) -> Tensor:
-    """The clip of `video` that begins at frame `start`, as frames (T, 3, H, W). Raises UserError when there is none."""
-    count = len(clips.source)
-    if not 0 <= video < count:
-        raise UserError(f"--video_idx {video}: {clips.source.path} has videos 0 to {count - 1}")
-    return clips.read(video, start).movedim(1, 0)
-
-
-def visualize(model: Model, clips: ClipDataset, rows: int, columns: int, samples: int, video: int, start: int,
-              folder: Path) -> list[Path]:  # fmt: skip
-    """All pictures, for a clip of one video and for `samples` patches of as many videos; gives their paths."""
-    window = encode_patches(model, split(read_window(clips, video, start), rows, columns))
-    count = len(clips.source)
+def visualize(
+    model: Model, footage: Footage, rows: int, columns: int, samples: int, window: tuple[int, int, int], folder: Path
+) -> list[Path]:
+    """All pictures, for `samples` patches of as many videos and a window (video, start, frames); gives their paths."""
+    sequence = encode_patches(model, split(footage.read(*window), rows, columns))
+    count = len(footage)
     chosen = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
-    several = torch.cat([split(read_window(clips, int(other), 0)[:1], rows, columns) for other in chosen])
-    everything = encode_patches(model, several)
-    middle = (rows // 2) * columns + columns // 2  # one patch of each frame, so that the samples differ
-    places = [(number * rows * columns) + middle for number in range(len(chosen))]
+    first_frames = torch.cat([footage.read(int(video), 0, 1) for video in chosen])
+    everything = encode_patches(model, split(first_frames, rows, columns))
+    centre = (rows // 2) * columns + columns // 2
+    places = range(centre, len(everything.patches), rows * columns)  # one patch of each frame, so that they differ
     if samples > count:
-        places = list(range(min(samples, len(several))))
-    shown = Encoded(*(getattr(everything, name)[places] for name in Encoded.__dataclass_fields__))
+        places = range(min(samples, len(everything.patches)))
+    shown = Encoded(*(getattr(everything, name)[list(places)] for name in Encoded.__dataclass_fields__))
     files = draw_reconstructions(shown, folder / "reconstructions")
     files += draw_latent_space(everything, model.num_embeddings, folder / "latent_space.png")
     files += draw_codebook(model, everything, folder / "codebook")
     files += draw_interpolation(model, shown, folder / "interpolation")
-    files += draw_sequence(window, rows, columns, folder / "sequence")
-    fps = clips.source.fps(video)
-    files += draw_whole_frames(window, rows, columns, model.num_embeddings, fps, folder / "whole_frame")
+    files += draw_sequence(sequence, rows, columns, folder / "sequence")
+    files += draw_whole_frames(sequence, rows, columns, footage.fps(window[0]), folder / "whole_frame")
     return files
