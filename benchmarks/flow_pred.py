@@ -1,0 +1,179 @@
+"""What video prediction costs: sampling in the original's setting and in ours, training with and without the cache.
+
+    python benchmarks/flow_pred.py --runs runs
+
+Sampling needs the trained shapes runs (docs/flow_pred.md); without them only the training steps are measured. PSNR is
+of the first four predicted frames. Seconds are CPU time of this process per video and frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from evaluation.psnr import psnr
+from evaluation.report import format_table
+from flow_pred.autoencoder import build_autoencoder
+from flow_pred.config import FlowPredConfig, read_config
+from flow_pred.generate import CallCounter, Plan, predict
+from flow_pred.latent_space import LatentSpace
+from flow_pred.neural_sde import NeuralSDE
+from flow_pred.predictors import build_regressor, load_neural_sde, load_river
+from flow_pred.river import RiverPredictor
+from flow_pred.train import DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
+from training import SampleNoise, Step
+from training.cli import make_parser, run
+from videodata.clips import open_clips
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAMES, CONTEXT, STRIDE = 4, 4, 4
+EQUAL = 0.2  # dB
+RIVER_SETTINGS = {
+    "original: 100 points, 3/8 rule": {"grid": "reference", "steps": 100},
+    "midpoint, 10 steps": {"steps": 10},
+    "midpoint, 5 steps": {"steps": 5},
+    "midpoint, 3 steps": {"steps": 3},
+    "euler, 4 steps": {"steps": 4, "method": "euler"},
+}
+SDE_SETTINGS = {
+    "original: adaptive, atol 1e-2": {"method": "adaptive"},
+    "euler, 2 steps": {"steps": 2},
+    "euler, 1 step": {"steps": 1},
+    "heun, 1 step": {"steps": 1, "method": "heun"},
+}
+
+
+@dataclasses.dataclass
+class Measured:
+    """One way of sampling."""
+
+    name: str
+    psnr: float
+    calls: float  # network evaluations per predicted frame
+    seconds: float  # per predicted frame
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = make_parser("Calls, seconds and PSNR of sampling; seconds of a training step.")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder with the shapes_run-* folders")
+    parser.add_argument("--data", default="shapes:400,frames=64", help="videos; the test split is predicted")
+    parser.add_argument("--videos", type=int, default=16, help="videos that are predicted")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/flow_pred/shapes_river_tiny.yaml",
+                        help="network and autoencoder of the training steps")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=8, help="of the training steps")
+    parser.add_argument("--steps", type=int, default=5, help="training steps of which the median is taken")
+    return parser
+
+
+def measure(
+    predictor: RiverPredictor | NeuralSDE, clips: torch.utils.data.Dataset, name: str, options: dict
+) -> Measured:
+    """Predict all clips in one way."""
+    plan, counter = Plan(CONTEXT, FRAMES, STRIDE, options=options), CallCounter(predictor)
+    start = time.process_time()
+    batches = list(predict(predictor, clips, plan, 8, torch.device("cpu")))
+    seconds = time.process_time() - start
+    values = [psnr(batch.target[:, :, CONTEXT:], batch.generated[:, :, CONTEXT:]) for batch in batches]
+    count = len(clips) * FRAMES
+    calls = counter.total / count
+    if options.get("method") == "adaptive":
+        networks = len(counter.samples)
+        # Ours computes the field at the start of a trial once, the original twice, and once more to set up.
+        calls = networks * (1 + 3 * counter.drift / count / 2)
+    return Measured(name, torch.cat(values).mean().item(), calls, seconds / count)
+
+
+def compare(title: str, make: Callable[[], Any], settings: dict[str, dict], args: argparse.Namespace) -> None:
+    """All ways of sampling one predictor against the first."""
+    frames = CONTEXT + FRAMES
+    clips = open_clips(args.data, frames, 64, STRIDE, "test", seed=0, total_videos=args.videos)
+    results = [measure(make(), clips, name, options) for name, options in settings.items()]
+    first = results[0]
+    rows = [(title, "PSNR", "calls per frame", "fewer", "seconds per frame", "faster", f"within {EQUAL} dB")]
+    for result in results:
+        rows.append((
+            result.name, f"{result.psnr:.2f}", f"{result.calls:.1f}", f"{first.calls / result.calls:.1f}x",
+            f"{result.seconds:.4f}", f"{first.seconds / result.seconds:.1f}x",
+            "yes" if result.psnr >= first.psnr - EQUAL else "no",
+        ))  # fmt: skip
+    print(format_table(rows), "\n")
+
+
+def sampling(args: argparse.Namespace) -> None:
+    """Both predictors, where they are trained."""
+    cpu = torch.device("cpu")
+    river = args.runs / "shapes_run-river_tiny"
+    parts = {role: args.runs / f"shapes_run-{name}" for role, name in
+             (("f", "f-01-nll_tiny"), ("d", "d-01_tiny"), ("g", "g-01-nll_tiny"))}  # fmt: skip
+    missing = [str(path) for path in (river, *parts.values()) if not path.is_dir()]
+    if missing:
+        print(f"sampling is not measured: {', '.join(missing)} not there; docs/flow_pred.md has the commands\n")
+        return
+    compare("RIVER", lambda: load_river(str(river), None, cpu)[0], RIVER_SETTINGS, args)
+    files = {role: (str(path), None) for role, path in parts.items()}
+    compare("neural SDE", lambda: load_neural_sde(files, cpu)[0], SDE_SETTINGS, args)
+
+
+def make_recipe(config: FlowPredConfig, func: str) -> PredictorRecipe:
+    """A recipe with random weights."""
+    model = dataclasses.replace(config.model, func=func)
+    config = dataclasses.replace(config, model=model)
+    space = LatentSpace(build_autoencoder({**model.autoencoder, "ckpt_path": None}))
+    if func == "g":
+        flow = build_regressor(dataclasses.replace(model, func="f_nll")).eval()
+        return DiffusionRecipe(config, build_regressor(model), space, flow)
+    return {"river": RiverRecipe, "f_nll": FlowRecipe}[func](config, build_regressor(model), space)
+
+
+def step_seconds(recipe: PredictorRecipe, batch: Any, count: int, steps: int) -> float:
+    """Median CPU seconds of a training step."""
+    seconds = []
+    for index in range(steps + 1):
+        step = Step(index, steps, SampleNoise(0, range(index * count, (index + 1) * count)), torch.device("cpu"))
+        start = time.process_time()
+        (loss,) = list(recipe.losses(batch, step))
+        loss.total.backward()
+        for optimizer in recipe.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        seconds.append(time.process_time() - start)
+    return median(seconds[1:])
+
+
+def training(args: argparse.Namespace) -> None:
+    """A step of each component on pictures and on cached latents."""
+    config, _ = read_config(args.config)
+    size, count, frames = config.data.crop_size, args.batch_size, config.training.num_observations
+    clips = 2 * torch.rand(count, 3, frames, size, size) - 1
+    shape = config.model.vector_field_regressor
+    latents = {"latents": torch.randn(count, frames, shape.state_size, *shape.state_res)}
+    rows = [(f"training step, batch {count}, {args.config.stem}", "pictures, s", "latents, s", "faster")]
+    for func in ("river", "f_nll", "g"):
+        recipe = make_recipe(config, func)
+        slow, fast = (step_seconds(recipe, batch, count, args.steps) for batch in (clips, latents))
+        rows.append((func, f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.1f}x"))
+    print(format_table(rows))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    args = build_parser().parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sampling(args)
+    training(args)
+
+
+if __name__ == "__main__":
+    run(main)
