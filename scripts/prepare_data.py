@@ -1,7 +1,10 @@
 """Prepare a data set, or generate one, in the format that a model reads."""
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import make_parser, run
 from videodata.convert import clips_of_files, clips_of_source, write_clips, write_npy_of_source

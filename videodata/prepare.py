@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from videodata.decode_pool import DecodePool, End
 from videodata.errors import UserError, VideoError
-from videodata.npy_writer import NpyWriter, is_finished, npy_header, partial_path, sidecar_path
+from videodata.npy_header import npy_header
+from videodata.npy_writer import NpyWriter, is_finished, partial_path, sidecar_path
 from videodata.video import probe
 from videodata.video_list import InputVideo, fingerprint
 
