@@ -82,6 +82,16 @@ def test_cached_sampling_equals_uncached_sampling(name, n_prime):
     assert len(made[:, :, n_prime:].unique()) > 5
 
 
+@pytest.mark.parametrize("name", STRIDES)
+def test_the_compiled_step_computes_the_same(name, monkeypatch):
+    """The step whose shapes do not depend on the position gives the same codes (run here without the compiler)."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model, clip = random_model(name)
+    codes = torch.randint(11, (2, 2, *clip), generator=torch.Generator().manual_seed(7))
+    expected = generate_codes(model, codes, 3, seeds=[1, 2])
+    assert torch.equal(generate_codes(model, codes, 3, seeds=[1, 2], compiled=True), expected)
+
+
 def test_the_shortcut_of_the_previous_test_is_right():
     """On a clip small enough, recomputing everything for every single code gives the same codes."""
     model, _ = random_model("spatio-temporal")
