@@ -113,13 +113,16 @@ def build_vqgan(settings: dict[str, Any], path: str | None) -> nn.Module:
 
 def build_vvae(settings: dict[str, Any], path: str | None) -> nn.Module:
     """The VideoVAE+ model by its own configuration file (`config`), weights from `ckpt_path`."""
-    from vvae import instantiate_from_config, load_checkpoint
+    from vvae import VVAEError, instantiate_from_config, load_checkpoint
 
     if "config" not in settings:
         raise UserError("autoencoder type vvae needs `config`, such as vvae/configs/config_4z.yaml")
     model = instantiate_from_config(load_config(settings["config"])["model"])
     if path:
-        load_checkpoint(model, path)
+        try:
+            load_checkpoint(model, path)
+        except VVAEError as error:
+            raise UserError(f"{path}: does not fit {settings['config']}: {error}") from error
     return FrameVVAE(model)
 
 
