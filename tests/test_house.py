@@ -18,7 +18,7 @@ ALLOWED_IMPORTS = {
     "evaluation": SHARED_GROUND,
     "flow_pred": SHARED_GROUND | {"evaluation", "vqgan", "vvae"},
 }
-PACKAGES = [name for name in ALLOWED_IMPORTS if (ROOT / name).is_dir()]
+PACKAGES = [name for name in sorted(ALLOWED_IMPORTS) if (ROOT / name).is_dir()]
 SOURCES = sorted(
     path for path in ROOT.rglob("*.py") if not {".venv", "runs", "data", ".git"} & set(path.relative_to(ROOT).parts)
 )
