@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = make_parser("Calls, seconds and PSNR of sampling; seconds of a training step.")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder with the shapes_run-* folders")
-    parser.add_argument("--data", default="shapes:400,frames=64", help="videos; the test split is predicted")
+    parser.add_argument("--data", default="shapes:400,frames=64,size=32", help="videos; the test split is predicted")
     parser.add_argument("--videos", type=int, default=16, help="videos that are predicted")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/flow_pred/shapes_river_tiny.yaml",
                         help="network and autoencoder of the training steps")  # fmt: skip
@@ -97,7 +97,7 @@ def measure(
 def compare(title: str, make: Callable[[], Any], settings: dict[str, dict], args: argparse.Namespace) -> None:
     """All ways of sampling one predictor against the first."""
     frames = CONTEXT + FRAMES
-    clips = open_clips(args.data, frames, 64, STRIDE, "test", seed=0, total_videos=args.videos)
+    clips = open_clips(args.data, frames, None, STRIDE, "test", seed=0, total_videos=args.videos)
     results = [measure(make(), clips, name, options) for name, options in settings.items()]
     first = results[0]
     rows = [(title, "PSNR", "calls per frame", "fewer", "seconds per frame", "faster", f"within {EQUAL} dB")]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from training.randomness import SampleNoise
 
+FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with the length of a roll-out
+
 
 @contextmanager
 def at_rest(*networks: nn.Module | None) -> Iterator[None]:
@@ -37,10 +39,12 @@ def sample_noise(
 def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
     """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
     frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
-    return autoencoder.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
+    return torch.cat([autoencoder.encode(part) for part in parts]).unflatten(0, frames.shape[:2])
 
 
 def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
     """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
-    frames = autoencoder.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+    parts = latents.flatten(0, 1).split(FRAMES_AT_ONCE)
+    frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
     return frames.transpose(1, 2).clamp(-1, 1)

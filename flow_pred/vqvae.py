@@ -6,6 +6,7 @@ are group norms all the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,8 @@ SLOPE = 0.2
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Group norm, with fewer groups where there are fewer channels."""
-    return nn.GroupNorm(min(GROUPS, channels), channels, eps=1e-6)
+    """Group norm, with fewer groups where 32 do not divide the channels."""
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
@@ -80,12 +81,13 @@ class AttentionStack(nn.Module):
 class Encoder(AttentionStack):
     """Images (N, 3, H, W) -> latents (N, C, h, w)."""
 
-    def __init__(self, in_channels: int, out_channels: int, width: int = 32) -> None:
-        super().__init__(8 * width)
+    def __init__(self, in_channels: int, out_channels: int, width: int = 32, levels: int = 3) -> None:
+        widths = [width * 2**level for level in range(levels + 1)]
+        super().__init__(widths[-1])
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.residuals = nn.Sequential(*(ResidualBlock(c, 2 * c, 2) for c in (width, 2 * width, 4 * width)))
-        self.out_norm = norm(8 * width)
-        self.out_conv = nn.Conv2d(8 * width, out_channels, 3, padding=1)
+        self.residuals = nn.Sequential(*(ResidualBlock(c, 2 * c, 2) for c in widths[:-1]))
+        self.out_norm = norm(widths[-1])
+        self.out_conv = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.attend(self.residuals(self.conv_in(images)))
@@ -95,12 +97,11 @@ class Encoder(AttentionStack):
 class Decoder(AttentionStack):
     """Latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1]."""
 
-    def __init__(self, in_channels: int, out_channels: int, width: int = 32) -> None:
-        super().__init__(8 * width)
-        self.conv_in = nn.Conv2d(in_channels, 8 * width, 3, padding=1)
-        self.residuals = nn.Sequential(
-            *(nn.Sequential(ResidualBlock(c, c // 2), UpBlock(c // 2)) for c in (8 * width, 4 * width, 2 * width))
-        )
+    def __init__(self, in_channels: int, out_channels: int, width: int = 32, levels: int = 3) -> None:
+        widths = [width * 2**level for level in range(levels, -1, -1)]
+        super().__init__(widths[0])
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.residuals = nn.Sequential(*(nn.Sequential(ResidualBlock(c, c // 2), UpBlock(c // 2)) for c in widths[:-1]))
         self.out_norm = norm(width)
         self.out_conv = nn.Conv2d(width, out_channels, 3, padding=1)
 
@@ -142,8 +143,8 @@ class VectorQuantizer(nn.Module):
 class SimpleVQVAE(nn.Module):
     """Frames (N, 3, H, W) in [-1, 1] <-> continuous latents (N, C, H / 8, W / 8); decoding quantises them first.
 
-    encoder, decoder: in_channels, out_channels and optionally width (32) of the widest map. vector_quantizer:
-    num_embeddings, embedding_dimension.
+    encoder, decoder: in_channels, out_channels, and optionally width (32), the channels at full resolution, and levels
+    (3), how often the resolution is halved. vector_quantizer: num_embeddings, embedding_dimension.
     """
 
     def __init__(

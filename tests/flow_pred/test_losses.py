@@ -79,11 +79,11 @@ def test_closed_form_targets_stay_exact_in_bfloat16():
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0])
 def test_the_likelihood_finds_the_noise_that_the_reference_loss_underestimates(sigma):
     """Minimiser over a constant amplitude for Gaussian residuals: sigma, and about half of it."""
-    residual = sigma * torch.randn(1, 200_000, generator=torch.Generator().manual_seed(0))
-    candidates = torch.linspace(-6, 1, 1401)[:, None]
+    residual = sigma * torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
+    candidates = torch.linspace(-6, 1, 281)[:, None]
     likelihood = torch.cat([losses.diffusion_nll(c[None], residual) for c in candidates])
     reference = torch.cat([sum(losses.diffusion_reference(c[None], residual)) for c in candidates])
-    assert candidates[likelihood.argmin()].exp().item() == pytest.approx(sigma, rel=0.02)
+    assert candidates[likelihood.argmin()].exp().item() == pytest.approx(sigma, rel=0.04)
     assert 0.5 < candidates[reference.argmin()].exp().item() / sigma < 0.65
 
 

@@ -32,9 +32,6 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     data = "data.data_root='shapes:12,frames=48,size=32'"
     small = [
         data,
-        "data.input_size=32",
-        "data.crop_size=32",
-        "model.vector_field_regressor.state_res=[4,4]",
         "model.vector_field_regressor.inner_dim=16",
         f"model.autoencoder.ckpt_path={runs}/shapes_run-autoencoder",
         "training.optimizer.num_training_steps=2",
