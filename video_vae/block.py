@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_vae.initial import RESIDUAL_GAIN, orthogonal_linear, orthogonal_parts
 from videodata.errors import UserError
 
 HIDDEN = 2  # width of the hidden layer, in widths of the block
@@ -21,27 +22,29 @@ class ContextBlock(nn.Module):
     tells each token of its neighbours. Queries and keys are normalised per head (Henry et al. 2020, arXiv 2010.04245).
     """
 
-    def __init__(self, dim: int, heads: int, context_dim: int = 0, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, heads: int, context_dims: Sequence[int] = (), dropout: float = 0.0) -> None:
         super().__init__()
         if dim % heads:
             raise UserError(f"{heads} attention heads do not divide the width {dim}")
         self.heads = heads
-        self.context = nn.Linear(context_dim, 4 * dim) if context_dim else None
+        self.context = nn.Linear(sum(context_dims), 4 * dim) if context_dims else None
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.query_norm = nn.LayerNorm(dim // heads, bias=False)
         self.key_norm = nn.LayerNorm(dim // heads, bias=False)  # a bias would drop out in the softmax
-        self.attention_out = nn.Linear(dim, dim)
+        self.attention_out = orthogonal_linear(dim, dim, RESIDUAL_GAIN)
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim),
-            nn.Linear(dim, HIDDEN * dim),
+            orthogonal_linear(dim, HIDDEN * dim),
             nn.GELU(),
-            nn.Linear(HIDDEN * dim, dim),
+            orthogonal_linear(HIDDEN * dim, dim, RESIDUAL_GAIN),
             nn.Dropout(dropout),
         )
         self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.local.weight, std=RESIDUAL_GAIN / 3)
         if self.context is not None:
+            orthogonal_parts(self.context.weight[:dim], [dim], context_dims)
             nn.init.zeros_(self.context.weight[dim:])  # gates start at 1
             nn.init.zeros_(self.context.bias)
 

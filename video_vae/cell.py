@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_vae.block import ContextBlock
+from video_vae.initial import orthogonal_parts
+
+# Bias of the input gate: exp(-gelu(1)) = 0.43, so that at the start the frames of a clip weigh about alike in the final
+# state. At 0 each frame would halve the share of all frames before it.
+FIRST_ADMISSION = 1.0
 
 
 class TransformerLSTMCell(nn.Module):
@@ -27,7 +32,7 @@ class TransformerLSTMCell(nn.Module):
         dim: int,
         heads: int,
         input_dim: int,
-        context_dim: int = 0,
+        context_dims: Sequence[int] = (),
         gate: str = "exp_gelu",
         noise: float = 0.0,
         dropout: float = 0.0,
@@ -35,8 +40,12 @@ class TransformerLSTMCell(nn.Module):
         super().__init__()
         self.dim, self.gate, self.noise = dim, gate, noise
         self.gates = nn.Linear(dim + input_dim, 3 * dim)
+        # the candidate starts as the input alone, so that the memory is a plain sum of what was read
+        nn.init.zeros_(self.gates.weight[2 * dim :, :dim])
+        orthogonal_parts(self.gates.weight[2 * dim :, dim:], [dim], [input_dim])
+        nn.init.constant_(self.gates.bias[:dim], FIRST_ADMISSION if gate == "exp_gelu" else 0.0)
         self.memory_norm = nn.LayerNorm(dim)
-        self.block = ContextBlock(dim, heads, context_dim, dropout)
+        self.block = ContextBlock(dim, heads, context_dims, dropout)
         self.output_gate = nn.Linear(2 * dim, dim)
         self.value_norm = nn.LayerNorm(dim)
 

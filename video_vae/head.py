@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_vae.initial import orthogonal_linear
 from video_vae.stem import group_norm
+
+PATCH_GAIN = 0.5  # the first frames are grey rather than noise
 
 
 class FrameHead(nn.Module):
@@ -21,7 +24,7 @@ class FrameHead(nn.Module):
         self.stride = stride
         self.norm = nn.LayerNorm(in_dim)
         self.expand = nn.Linear(in_dim, dim * stride**2)
-        self.patches = nn.Linear(in_dim, 3 * stride**2)
+        self.patches = orthogonal_linear(in_dim, 3 * stride**2, PATCH_GAIN)
         self.refine = nn.Sequential(
             group_norm(dim), nn.SiLU(), nn.Conv2d(dim, dim, 3, padding=1),
             group_norm(dim), nn.SiLU(), nn.Conv2d(dim, dim, 3, padding=1),

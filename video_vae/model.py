@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from video_vae.config import VideoVAEConfig
 from video_vae.head import FrameHead
+from video_vae.initial import orthogonal_linear
 from video_vae.latents import Latents
 from video_vae.positions import TimeModulation, grid_embedding
 from video_vae.posterior import GeneratorNoise, LatentHierarchy, Noise
@@ -44,7 +45,8 @@ class TransformerNetwork(nn.Module):
         self.encoder = RecurrentPyramid(config, config.stem_dim, config.stem_heads, skip=True)
         self.latents = LatentHierarchy(config)
         self.from_latents = nn.ModuleList(
-            nn.Sequential(nn.Linear(level.latent_dim, level.dim), nn.LayerNorm(level.dim)) for level in config.levels
+            nn.Sequential(orthogonal_linear(level.latent_dim, level.dim), nn.LayerNorm(level.dim))
+            for level in config.levels
         )
         self.canvas = nn.Parameter(torch.zeros(config.canvas_dim))
         self.canvas_time = TimeModulation(config.canvas_dim)

@@ -25,13 +25,13 @@ class RecurrentPyramid(nn.Module):
         super().__init__()
         dims = [level.dim for level in config.levels]
         count = len(dims)
-        self.block = ContextBlock(in_dim, heads, (extras + count) * dims[0], config.dropout)
+        self.block = ContextBlock(in_dim, heads, [dims[0]] * (extras + count), config.dropout)
         self.cells = nn.ModuleList(
             TransformerLSTMCell(
                 level.dim,
                 level.heads,
                 input_dim=in_dim if index == 0 else level.dim,
-                context_dim=(extras + count - 1 - index) * level.dim,
+                context_dims=[level.dim] * (extras + count - 1 - index),
                 gate=config.gate,
                 noise=config.cell_noise,
                 dropout=config.dropout,

@@ -10,10 +10,12 @@ import torch
 import main
 from losses.perceptual import PerceptualLoss
 from scripts import evaluate, generate_video_vae
-from tests.video_vae.tiny import TINY
+from tests.video_vae.tiny import TINY, tiny_network
 from training.checkpoint import load_checkpoint, newest_checkpoint
+from training.recipe import Step
+from video_vae.clips import held_out_groups
 from video_vae.epoch_files import load_network, split_model_path
-from video_vae.train import VideoVAERecipe
+from video_vae.train import LossConfig, VideoVAERecipe
 from videodata.errors import UserError
 
 SMALL = [
@@ -187,8 +189,6 @@ def test_what_a_user_can_get_wrong_is_one_line(folder, flags, message):
 
 def test_validation_clips_come_from_other_videos(folder):
     """The groups of the side-car are never divided between training and validation."""
-    from video_vae.clips import held_out_groups
-
     groups = [f"g{index // 3}" for index in range(60)]
     held_out = held_out_groups(groups, 0.1)
     assert len(held_out) == 2 and held_out == held_out_groups(list(reversed(groups)), 0.1)
@@ -210,9 +210,6 @@ def test_evaluation_reports_each_level_and_the_mean_frame(folder):
 
 def test_the_kl_weight_warms_up():
     """Linear from 0 over a tenth of the run, at least 100 steps, or over the steps that are asked for."""
-    from tests.video_vae.tiny import tiny_network
-    from training.recipe import Step
-    from video_vae.train import LossConfig
 
     def weight(index: int, total: int, **changes: int) -> float:
         recipe = VideoVAERecipe(tiny_network(), LossConfig(kl_weight=1.0, **changes))
@@ -220,3 +217,17 @@ def test_the_kl_weight_warms_up():
 
     assert weight(0, 50) == 0 and weight(50, 50) == 0.5 and weight(300, 3000) == 1
     assert weight(150, 3000) == 0.5 and weight(5, 3000, kl_warmup_steps=10) == 0.5
+
+
+def test_the_frame_warm_up_takes_every_frame_in_turn():
+    """One frame per clip, then 2, 4 and all 8, evenly spread; the steps of a stage go through all of them."""
+    recipe = VideoVAERecipe(tiny_network(), LossConfig(frames_warmup_steps=30))
+
+    def frames(index: int, of: int = 8) -> list[int]:
+        moments = recipe.moments(Step(index, 100, None, torch.device("cpu")), of)
+        assert {total for _, total in moments} == {of}
+        return [t for t, _ in moments]
+
+    assert [frames(index) for index in (0, 3, 9)] == [[0], [3], [1]]
+    assert frames(10) == [2, 6] and frames(21) == [1, 3, 5, 7] and frames(30) == list(range(8))
+    assert frames(0, of=1) == [0] and frames(29, of=5) == [1, 3] and frames(30, of=5) == [0, 1, 2, 3, 4]
