@@ -17,9 +17,10 @@ HIDDEN = 2  # width of the hidden layer, in widths of the block
 class ContextBlock(nn.Module):
     """Pre-norm transformer block on a map (B, h, w, dim) with context maps (B, h, w, *) of the same grid.
 
-    A context enters twice: added to its own token, and as a gate 1 + W c on queries, keys and values. The additive
-    path is what lets local detail through; the gate alone would average it over all tokens. A depthwise convolution
-    tells each token of its neighbours. Queries and keys are normalised per head (Henry et al. 2020, arXiv 2010.04245).
+    The contexts, brought to one map c, enter twice: added to the token, and as a gate 1 + W c on queries, keys and
+    values. The additive path is what lets local detail through; the gate alone would average it over all tokens. A
+    depthwise convolution tells each token of its neighbours. Queries and keys are normalised per head (Henry et al.
+    2020, arXiv 2010.04245).
     """
 
     def __init__(self, dim: int, heads: int, context_dims: Sequence[int] = (), dropout: float = 0.0) -> None:
@@ -27,7 +28,8 @@ class ContextBlock(nn.Module):
         if dim % heads:
             raise UserError(f"{heads} attention heads do not divide the width {dim}")
         self.heads = heads
-        self.context = nn.Linear(sum(context_dims), 4 * dim) if context_dims else None
+        self.context = nn.Linear(sum(context_dims), dim) if context_dims else None
+        self.gate = nn.Linear(dim, 3 * dim) if context_dims else None
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -44,16 +46,17 @@ class ContextBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         nn.init.normal_(self.local.weight, std=RESIDUAL_GAIN / 3)
         if self.context is not None:
-            orthogonal_parts(self.context.weight[:dim], [dim], context_dims)
-            nn.init.zeros_(self.context.weight[dim:])  # gates start at 1
+            orthogonal_parts(self.context.weight, [dim], context_dims)
             nn.init.zeros_(self.context.bias)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
 
     def forward(self, x: Tensor, contexts: Sequence[Tensor] = ()) -> Tensor:
         """Map x (B, h, w, dim) -> (B, h, w, dim)."""
         gate = None
         if self.context is not None:
-            shift, gate = self.context(torch.cat(contexts, dim=-1)).split([x.shape[-1], 3 * x.shape[-1]], dim=-1)
-            x = x + shift
+            shift = self.context(torch.cat(contexts, dim=-1))
+            x, gate = x + shift, self.gate(shift)
         x = x + self.local(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = x + self.dropout(self.attend(x, gate))
         return x + self.mlp(x)

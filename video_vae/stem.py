@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from video_vae.initial import orthogonal_parts
 
 PATCH_GAIN = 3.0  # pixels in [-1, 1] have small variance; the embedding should count beside the convolutions
-NARROWEST = 32  # channels at full resolution, where they are most expensive
+NARROWEST = 16  # channels at full resolution, where they are most expensive
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
