@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/...` finds the packages
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,10 +75,10 @@ def measure_step(which: str, stage: int, steps: int) -> dict[str, float]:
     training = OurTraining(stage, 4, vq_warmup=1) if which == OURS else OriginalTraining(stage)
     frames = torch.rand(2, 3, 80, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
     before, times = peak_memory(), []
-    for index in range(steps + 2):
+    for index in range(steps + 1):
         start = time.process_time()
         training.step(frames)
-        if index >= 2:
+        if index >= 1:
             times.append(time.process_time() - start)
     return {"seconds": statistics.median(times), "gigabytes": peak_memory() - before}
 
@@ -87,9 +88,9 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure_learning(which: str, seed: int, steps: int, rate: float, warmup: int) -> dict[str, Any]:
+def measure_learning(which: str, seed: int, steps: int, rate: float, warmup: int, clips: Path | None) -> dict[str, Any]:
     """PSNR in dB on half of the frames and codes in use, at four points of the training; stage 1, batch 4, 32x32."""
-    frames = shapes_frames()
+    frames = shapes_frames(clips)
     if which == OURS:
         training = OurTraining(1, 8, seed, lr=rate, vq_warmup=warmup, decay_ramp=2000)
     else:
@@ -106,10 +107,13 @@ def measure_learning(which: str, seed: int, steps: int, rate: float, warmup: int
     return {"points": points, "seconds": spent / steps}
 
 
-def shapes_frames() -> Tensor:
-    """128 frames (128, 3, 32, 32) in [-1, 1] of 16 moving-shapes videos."""
-    videos = Shapes(16, frames=8, size=32)
-    pixels = torch.cat([torch.from_numpy(videos.read(index)) for index in range(16)])
+def shapes_frames(clips: Path | None) -> Tensor:
+    """128 frames (128, 3, 32, 32) in [-1, 1] of 16 moving-shapes videos, or those of `clips` in a .npz."""
+    if clips is None:
+        videos = Shapes(16, frames=8, size=32)
+        pixels = torch.cat([torch.from_numpy(videos.read(index)) for index in range(16)])
+    else:
+        pixels = torch.from_numpy(np.load(clips, allow_pickle=False)["clips"]).flatten(0, 1)
     return pixels.movedim(-1, 1).float() / 127.5 - 1
 
 
@@ -147,13 +151,14 @@ def report_steps(steps: int) -> None:
             print(f"  {name:9} {row['seconds']:.3f} s of CPU per step, peak {row['gigabytes']:.2f} GB above the start")
 
 
-def report_learning(seeds: list[int], steps: int, rate: float, warmup: int) -> None:
+def report_learning(seeds: list[int], steps: int, rate: float, warmup: int, clips: Path | None) -> None:
     """Print PSNR after the same number of steps."""
     finals: dict[str, list[float]] = {}
     lines = []
     for which in (OURS, ORIGINAL):
         for seed in seeds:
-            flags = ("--seeds", seed, "--steps", steps, "--rate", rate, "--warmup", warmup)
+            flags = ["--seeds", seed, "--steps", steps, "--rate", rate, "--warmup", warmup]
+            flags += ["--clips", clips] if clips else []
             row = in_process("--learning", "--measure", which, *flags)
             last = row["points"][-1]
             finals.setdefault(which, []).append(last["psnr"])
@@ -174,17 +179,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of --learning")
     parser.add_argument("--rate", type=float, default=3e-4, help="our learning rate; the original has its own 1e-4")
     parser.add_argument("--warmup", type=int, default=100, help="our steps without quantiser")
+    parser.add_argument(
+        "--clips", type=Path, help=".npz with clips uint8 (N, T, 32, 32, 3), in place of generated ones"
+    )
     parser.add_argument("--measure", choices=(OURS, ORIGINAL), help="measure one variant here, print JSON")
     parser.add_argument("--stage", type=int, choices=(1, 2), default=1, help="stage for --measure")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     steps = args.steps or (600 if args.learning else 10)
     if args.measure and args.learning:
-        print(json.dumps(measure_learning(args.measure, args.seeds[0], steps, args.rate, args.warmup)))
+        print(json.dumps(measure_learning(args.measure, args.seeds[0], steps, args.rate, args.warmup, args.clips)))
     elif args.measure:
         print(json.dumps(measure_step(args.measure, args.stage, steps)))
     elif args.learning:
-        report_learning(args.seeds, steps, args.rate, args.warmup)
+        report_learning(args.seeds, steps, args.rate, args.warmup, args.clips)
     else:
         report_steps(steps)
 

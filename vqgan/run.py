@@ -29,6 +29,12 @@ from vqgan.train import AdversarialRecipe, ReconstructionRecipe
 
 logger = logging.getLogger(__name__)
 JITTER = 0.05  # brightness, contrast, saturation, hue
+OF_STAGE1 = ("lr", "vq_warmup", "decay_ramp")
+OF_STAGE2 = (
+    *("adv_weight", "gan_loss", "adaptive_weight", "adaptive_max", "disc_start", "disc_ramp"),
+    *("r1", "diff_augment", "lr_g", "lr_d"),
+)
+OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # parts of the objective that the other stage may change
 STAGE1_FILE, GAN_FILE, DISCRIMINATOR_FILE = "best_model_stage1.pt", "best_model_gan.pt", "best_discriminator.pt"
 
 
@@ -156,7 +162,7 @@ def run_stage(
     grid = {name: getattr(args, name) for name in ("patch_size", "num_patches_h", "num_patches_w")}
     config = {
         "model": model_config(recipe.model),
-        "objective": asdict(recipe.objective),
+        "objective": {name: value for name, value in asdict(recipe.objective).items() if name not in OF_OTHER[stage]},
         "data": {"data_path": str(args.data_path), "test_batch": args.test_batch, "augment": args.augment, **grid},
         "stage": stage,
     }
