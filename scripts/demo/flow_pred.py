@@ -1,0 +1,112 @@
+"""The video predictors' part of the demonstration: train all networks, continue clips, score, show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from evaluation.curves import Curve, Line, read_line
+from evaluation.gallery import Gallery, Row
+from scripts.demo.stage import Stage
+
+INTRO = (
+    "An autoencoder turns each frame into an 8x8 map. RIVER carries noise to the next map along a learned flow; the "
+    "neural SDE moves the last maps on by a learned drift with learned noise, and so reaches any time between two "
+    "frames as well. Both are given four frames of clips that they have never seen; the true clip is to the left. The "
+    "baseline is the last given frame, repeated."
+)
+CONFIGS = "configs/flow_pred/shapes_{}_tiny.yaml"
+PARTS = ("f-01-nll", "d-01", "g-01-nll")
+STEPS = {"river": 500, "f-01-nll": 500, "d-01": 150, "g-01-nll": 150}
+SHOWN = 4  # clips
+
+
+def show(stage: Stage, gallery: Gallery) -> str:
+    """Train and show both predictors; returns one line with their numbers against the trivial baseline."""
+    runs = stage.folder / "flow_pred"
+    train(stage, runs)
+    river, sde, slow = (stage.folder / f"flow_pred_{name}" for name in ("river", "sde", "sde_slow"))
+    parts = [f"--ckpt-{part[0]}={runs / f'shapes_run-{part}'}" for part in PARTS]
+    common = ("--split", "val", "--format", "mp4", "--context", 4)
+    stage.run(
+        "continue clips with RIVER", "scripts/generate_flow_videos.py", "--ckpt", runs / "shapes_run-river",
+        *common, "--frames", 4, "--metrics", "--out", river,
+    )  # fmt: skip
+    stage.run(
+        "continue clips with the neural SDE", "scripts/generate_flow_videos.py", *parts,
+        *common, "--frames", 4, "--metrics", "--out", sde,
+    )  # fmt: skip
+    stage.run(
+        "predict at four times the rate", "scripts/generate_flow_videos.py", *parts,
+        *common, "--frames", 4, "--res", 4, "--num-videos", SHOWN, "--out", slow,
+    )  # fmt: skip
+    scores = {name: psnr(folder) for name, folder in (("RIVER", river), ("neural SDE", sde))}
+    baseline = psnr(river, "last frame repeated")
+    gallery.add_section(
+        "flow_pred",
+        INTRO,
+        clips=rows(river, sde, slow),
+        curves=curves(runs),
+        table=[("PSNR of 4 predicted frames", "dB"), *scores.items(), ("last frame repeated", baseline)],
+        config=yaml.safe_load((runs / "shapes_run-f-01-nll" / "config.yaml").read_text()),
+        headline=[(f"{value:.1f} dB", name) for name, value in scores.items()]
+        + [(f"{baseline:.1f} dB", "last frame repeated")],
+    )
+    numbers = ", ".join(f"{name} {value:.1f} dB" for name, value in scores.items())
+    return f"PSNR of 4 predicted frames: {numbers}, last frame repeated {baseline:.1f} dB"
+
+
+def train(stage: Stage, runs: Path) -> None:
+    """The autoencoder, its latents, and the four networks."""
+    latents, river = runs / "latents", CONFIGS.format("river")
+    data = [
+        f"data.data_root={stage.clips}",
+        *("data.skip_frames=0", "data.frames_per_sample=8", "training.num_observations=8"),
+        f"model.autoencoder.ckpt_path={runs / 'shapes_run-autoencoder'}",
+    ]
+    stage.run(
+        "train the autoencoder", "scripts/train_flow_autoencoder.py", "--config", river, "--runs", runs,
+        *("--steps", 600, "--learning-rate", 2e-3, "--vq-warmup", 200, "--clip-frames", 3, "--evaluate_every", 300),
+        *data,
+    )  # fmt: skip
+    stage.run("encode the clips", "scripts/encode_latents.py", "--config", river, "--out", latents, *data)
+    for name, steps in STEPS.items():
+        stage.run(
+            f"train {name}", "scripts/train_flow_pred.py", "--config", CONFIGS.format(name), "--run-name", name,
+            *("--runs", runs, "--log_every", 10, "--evaluate_every", 100, "--pictures_every", steps),
+            *data, f"data.latents={latents}", f"training.optimizer.num_training_steps={steps}",
+            f"model.f_ckpt_path={runs / 'shapes_run-f-01-nll'}", f"model.d_ckpt_path={runs / 'shapes_run-d-01'}",
+        )  # fmt: skip
+
+
+def psnr(folder: Path, label: str = "") -> float:
+    """The PSNR of all predicted frames that a run of generate_flow_videos.py measured."""
+    scores = json.loads((folder / "metrics.json").read_text())["scores"]
+    return next(score["mean"] for score in scores if score["name"] == f"PSNR {label}".strip())
+
+
+def rows(river: Path, sde: Path, slow: Path) -> list[Row]:
+    """What is shown side by side."""
+    kinds = {
+        "RIVER: true and predicted": river,
+        "Neural SDE: true and predicted": sde,
+        "Neural SDE: predicted at four times the frame rate": slow,
+    }
+    return [
+        Row(label, [(f"clip {i + 1}", path) for i, path in enumerate(sorted(folder.glob("*.mp4"))[:SHOWN])])
+        for label, folder in kinds.items()
+    ]
+
+
+def curves(runs: Path) -> list[Curve]:
+    """Learning curves."""
+    found = [Curve("Autoencoder, validation PSNR", [line(runs, "autoencoder", "psnr")], unit="dB")]
+    for name in STEPS:
+        found.append(Curve(f"Validation loss of {name}", [line(runs, name, "loss")]))
+    return found
+
+
+def line(runs: Path, name: str, metric: str) -> Line:
+    return read_line(runs / f"shapes_run-{name}" / "metrics.jsonl", f"validation/{metric}", name)
