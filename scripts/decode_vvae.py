@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("input", type=Path, help="latent file (.npy, .hdf5), or folder of them")
     parser.add_argument("output", type=Path, help="video for a file, folder for a folder")
     parser.add_argument("--audio_from", type=Path, help="video whose sound is added")
-    parser.add_argument("--quality", type=int, default=10, help="rate factor of the H.264 encoder; lower is better")
+    parser.add_argument("--quality", type=int, default=6, help="rate factor of the H.264 encoder; lower is better")
     add_model_arguments(parser)
     add_window_arguments(parser)
     add_text_arguments(parser)

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resolution", type=int, nargs=2, metavar=("H", "W"), help="scale larger videos down to fit")
     parser.add_argument("--save_latent", choices=(".npy", ".hdf5"), help="write the latents beside each video, too")
     parser.add_argument("--batch_size", type=int, default=16, help="images at a time")
-    parser.add_argument("--quality", type=int, default=10, help="rate factor of the H.264 encoder; lower is better")
+    parser.add_argument("--quality", type=int, default=6, help="rate factor of the H.264 encoder; lower is better")
     parser.add_argument("--keep_damaged", action="store_true", help="take what can be decoded of damaged videos")
     add_model_arguments(parser)
     add_window_arguments(parser)

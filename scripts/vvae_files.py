@@ -40,7 +40,6 @@ def add_window_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overlap", type=int, default=4, help="frames shared by windows; 0: independent chunks")
     group.add_argument("--tile", type=int, nargs=2, metavar=("H", "W"), help="cut frames into tiles of this size")
     group.add_argument("--tile_overlap", type=int, default=64, help="pixels shared by neighbouring tiles")
-    group.add_argument("--shared_statistics", action="store_true", help="all tiles use statistics of the whole frame")
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,13 +67,8 @@ def open_model(args: argparse.Namespace) -> AutoencoderKL2plus1D_1dcnn:
     if getattr(args, "tile", None):
         overlap = args.tile_overlap
         with own_errors():
-            model.enable_tiling(
-                *args.tile,
-                args.chunk_size,
-                *(side - overlap for side in args.tile),
-                args.chunk_size,
-                shared_statistics=args.shared_statistics,
-            )
+            strides = [side - overlap for side in args.tile]
+            model.enable_tiling(*args.tile, args.chunk_size, *strides, args.chunk_size)
     model.encoder.slice_frames = model.decoder.slice_frames = args.slice_frames
     model = model.freeze().to(resolve_device(args.device), DTYPES[args.dtype])
     if args.compile:
@@ -108,7 +102,7 @@ def streaming_from(args: argparse.Namespace, text: tuple[Tensor, Tensor] | None 
             text,
             resolution=getattr(args, "resolution", None),
             keep_damaged=getattr(args, "keep_damaged", False),
-            quality=getattr(args, "quality", 10),
+            quality=getattr(args, "quality", 6),
         )
 
 

@@ -30,7 +30,7 @@ class Streaming:
     text: tuple[Tensor, Tensor] | None = None
     resolution: tuple[int, int] | None = None
     keep_damaged: bool = False
-    quality: int = 10
+    quality: int = 6
 
     def text_options(self) -> dict[str, Tensor]:
         """Arguments of encode and decode."""

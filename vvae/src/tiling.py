@@ -1,20 +1,18 @@
-"""Long and large clips in overlapping tiles, blended linearly; and statistics shared by the tiles of a frame.
+"""Long and large clips in overlapping tiles, blended linearly.
 
 Tiles are planned in latent units (4 frames, 8 pixels), so that encoding and decoding cut at the same places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import VVAEError
-from .modules.utils import Normalize
 from .padding import FRAMES, PIXELS
 
 Span = tuple[int, int]  # start, end
@@ -120,27 +118,3 @@ def blend_tiles(
 
 def _scaled(place: list[Span], unit: tuple) -> list[slice]:
     return [slice(start * size, end * size) for (start, end), size in zip(place, unit, strict=True)]
-
-
-def share_statistics(model: nn.Module, sharing: str | None) -> None:
-    """Set every GroupNorm to "keep" the statistics of its next input, to "use" those kept, or back to None."""
-    for module in model.modules():
-        if isinstance(module, Normalize):
-            module.sharing = sharing
-            if sharing is None:
-                module.kept = None
-
-
-@contextmanager
-def shared_statistics(modules: list[nn.Module], measure: Callable[[], object]) -> Iterator[None]:
-    """Inside, every GroupNorm uses the statistics that it had while `measure` ran (on a smaller copy of the frame)."""
-    try:
-        for module in modules:
-            share_statistics(module, "keep")
-        measure()
-        for module in modules:
-            share_statistics(module, "use")
-        yield
-    finally:
-        for module in modules:
-            share_statistics(module, None)

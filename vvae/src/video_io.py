@@ -91,7 +91,7 @@ def write_video(
     frames: Iterable[np.ndarray],
     fps: Fraction | int | float | str,
     audio_from: str | Path | None = None,
-    quality: int = 10,
+    quality: int = 6,
 ) -> int:
     """Write frames as H.264 (.mp4, .mov, .mkv), with the sound of `audio_from`; returns the number of frames.
 

@@ -8,6 +8,7 @@ but is no submodule. Axes: B samples, C channels, T frames, H and W pixels, h an
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,11 @@ class Stage(nn.Module):
             companion._apply(function, recurse)
         return super()._apply(function, recurse)
 
+    def _without_idle_gradients(self, x: Tensor) -> AbstractContextManager:
+        """No gradients are recorded where nothing asks for them, so that the clip can be worked through in slices."""
+        asked = x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        return nullcontext() if asked else torch.no_grad()
+
     def _run(self, block: nn.Module, x: Slices, *arguments: object) -> Slices:
         """Apply a block; under gradient checkpointing its activations are computed again in the backward pass."""
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
@@ -141,6 +147,18 @@ class Encoder2plus1D(Stage):
         mask_temporal: image mode, all temporal layers skipped; the latent keeps its T frames. noise: standard normal
         noise for the two samples, in place of drawing it.
         """
+        with self._without_idle_gradients(video):
+            return self._posterior(video, text, sample_posterior, mask_temporal, generator, noise)
+
+    def _posterior(
+        self,
+        video: Tensor,
+        text: Text | None,
+        sample_posterior: bool,
+        mask_temporal: bool,
+        generator: torch.Generator | None,
+        noise: Noise | None,
+    ) -> DiagonalGaussianDistribution:
         first = DiagonalGaussianDistribution(self.spatial_moments(video, text, not mask_temporal))
         noise_first, noise_second = noise if noise is not None else (None, None)
         if sample_posterior:
@@ -193,7 +211,8 @@ class Decoder2plus1D(Stage):
         return self._output(x, self.norm_out, self.conv_out)
 
     def forward(self, latent: Tensor, text: Text | None = None, mask_temporal: bool = False) -> Tensor:
-        if mask_temporal:
-            return self.frames(latent, text, temporal=False)
-        (temporal,) = self.temporal
-        return self.frames(temporal(latent, text), text)
+        with self._without_idle_gradients(latent):
+            if mask_temporal:
+                return self.frames(latent, text, temporal=False)
+            (temporal,) = self.temporal
+            return self.frames(temporal(latent, text), text)

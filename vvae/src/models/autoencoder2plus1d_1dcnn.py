@@ -65,7 +65,6 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
         with torch.device("meta") if weights is not None else nullcontext():
             self._build(spatial, temporal, prune_unused)
         self._tiling: Tiling | None = None
-        self._shared_statistics = False
         self._slicing = False
         self._range_checked = False
         if weights is not None:
@@ -110,21 +109,32 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
         self._warn_of_wrong_range(video)
         text = self.prepare_text(text_embeddings, text_attn_mask, video)
 
-        def run(part: Tensor, text: Text | None, noise: Noise | None) -> DiagonalGaussianDistribution:
-            return self.encoder(part, text, sample_posterior, mask_temporal, generator, noise)
+        options = (sample_posterior, mask_temporal, generator)
+        if not self._slicing or len(video) == 1:
+            return self._encode(video, text, noise, *options)
+        parts = [self._encode(*sample, *options) for sample in split_batch(video, text, noise)]
+        posterior = DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))
+        posterior.latent = torch.cat([part.latent for part in parts])
+        return posterior
 
-        if self._slicing and len(video) > 1:
-            parts = [run(*sample) for sample in split_batch(video, text, noise)]
-            posterior = DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))
-            posterior.latent = torch.cat([part.latent for part in parts])
-            return posterior
+    def _encode(
+        self,
+        video: Tensor,
+        text: Text | None,
+        noise: Noise | None,
+        sample_posterior: bool,
+        mask_temporal: bool,
+        generator: torch.Generator | None,
+    ) -> DiagonalGaussianDistribution:
+        """In one piece, or in tiles where tiling is on and the clip is larger than a tile."""
+        options = (text, sample_posterior, mask_temporal, generator)
         cuts = self.plan(video.shape[2:], PIXEL, mask_temporal)
         if cuts is None:
-            return run(video, text, noise)
+            return self.encoder(video, *options, noise)
         if noise is not None:
             raise VVAEError("noise cannot be given for an encoding in tiles; pass a generator")
         moments = self.code_tiles(
-            lambda part: run(part, text, None).parameters, self.encoder, video, cuts, mask_temporal, decode=False
+            lambda part: self.encoder(part, *options).parameters, video, cuts, mask_temporal, decode=False
         )
         posterior = DiagonalGaussianDistribution(moments.to(video.dtype))
         if sample_posterior:
@@ -149,20 +159,20 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
             raise VVAEError(f"a latent must be (B, {self.decoder.z_channels}, t, h, w), found {tuple(latent.shape)}")
         text = self.prepare_text(text_embeddings, text_attn_mask, latent)
 
-        def run(part: Tensor, text: Text | None) -> Tensor:
-            return self.decoder(part, text, mask_temporal)
-
-        if self._slicing and len(latent) > 1:
-            video = torch.cat([run(part, own) for part, own, _ in split_batch(latent, text)])
-        else:
-            cuts = self.plan(latent.shape[2:], LATENT, mask_temporal)
-            if cuts is None:
-                video = run(latent, text)
-            else:
-                tiles = lambda part: run(part, text)  # noqa: E731
-                video = self.code_tiles(tiles, self.decoder, latent, cuts, mask_temporal, decode=True).to(latent.dtype)
+        samples = split_batch(latent, text) if self._slicing else [(latent, text, None)]
+        parts = [self._decode(part, own, mask_temporal) for part, own, _ in samples]
+        video = parts[0] if len(parts) == 1 else torch.cat(parts)
         video = video.clamp(-1.0, 1.0) if clamp else video
         return SimpleNamespace(sample=video) if return_dict else video
+
+    def _decode(self, latent: Tensor, text: Text | None, mask_temporal: bool) -> Tensor:
+        cuts = self.plan(latent.shape[2:], LATENT, mask_temporal)
+        if cuts is None:
+            return self.decoder(latent, text, mask_temporal)
+        video = self.code_tiles(
+            lambda part: self.decoder(part, text, mask_temporal), latent, cuts, mask_temporal, decode=True
+        )
+        return video.to(latent.dtype)
 
     def forward(
         self,

@@ -35,8 +35,8 @@ class ResBlock(nn.Module):
         self.conv2 = ReplicateConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1.activate(x, self.norm1.statistics([x])))
-        return x + self.conv2(self.norm2.activate(h, self.norm2.statistics([h])))
+        h = self.conv1(self.norm1.activate(x))
+        return x + self.conv2(self.norm2.activate(h))
 
 
 class Output(nn.Sequential):
@@ -44,10 +44,6 @@ class Output(nn.Sequential):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(Normalize(channels), nn.SiLU(), ReplicateConv(channels, out_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm, silu, conv = self
-        return conv(silu(norm(x, norm.statistics([x]))))
 
 
 class DownBlock(nn.Module):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..padding import PIXELS
-from ..tiling import LATENT, PIXEL, Span, Tiling, blend_tiles, shared_statistics, spans
+from ..tiling import LATENT, PIXEL, Span, Tiling, blend_tiles, spans
 
 
 class TiledCoding:
     """Tiling switches; mixed into the autoencoder."""
 
     _tiling: Tiling | None
-    _shared_statistics: bool
 
     def enable_tiling(
         self,
@@ -25,12 +22,10 @@ class TiledCoding:
         tile_sample_stride_height: int = 192,
         tile_sample_stride_width: int = 192,
         tile_sample_stride_num_frames: int = 12,
-        shared_statistics: bool = False,
     ) -> None:
         """Cut longer or larger clips into tiles of this size in frames and pixels, one every stride, and blend them.
 
-        An axis that fits into one tile is not cut. shared_statistics: the normalisations of all tiles of a frame use
-        statistics of the whole frame, taken from a small copy of it, which keeps the brightness of tiles alike.
+        An axis that fits into one tile is not cut.
         """
         self._tiling = Tiling(
             frames=tile_sample_min_num_frames,
@@ -40,7 +35,6 @@ class TiledCoding:
             stride_height=tile_sample_stride_height,
             stride_width=tile_sample_stride_width,
         )
-        self._shared_statistics = shared_statistics
 
     def disable_tiling(self) -> None:
         """Encode and decode a clip in one piece."""
@@ -58,39 +52,8 @@ class TiledCoding:
         return cuts if any(len(axis) > 1 for axis in cuts) else None
 
     def code_tiles(
-        self,
-        function: Callable[[Tensor], Tensor],
-        stage: nn.Module,
-        x: Tensor,
-        cuts: list[list[Span]],
-        image: bool,
-        decode: bool,
+        self, function: Callable[[Tensor], Tensor], x: Tensor, cuts: list[list[Span]], image: bool, decode: bool
     ) -> Tensor:
-        """Apply `function` (a pass through `stage`) to the tiles of x: windows in time, in each the tiles in space."""
+        """Apply `function` to every tile of a clip (or, to decode, of a latent) and blend the results."""
         pixel = (1, *PIXEL[1:]) if image else PIXEL
-        unit_in, unit_out = (LATENT, pixel) if decode else (pixel, LATENT)
-        time, height, width = cuts
-        whole = [[(0, height[-1][1])], [(0, width[-1][1])]]
-
-        def window(part: Tensor) -> Tensor:
-            if len(height) == len(width) == 1:
-                return function(part)
-            length = part.shape[2] // unit_in[0]
-            inside = [[(0, length)], height, width]
-            if not self._shared_statistics:
-                return blend_tiles(function, part, inside, unit_in, unit_out)
-            with shared_statistics([stage, *stage.companions], lambda: function(self._small(part, decode))):
-                return blend_tiles(function, part, inside, unit_in, unit_out)
-
-        return blend_tiles(window, x, [time, *whole], unit_in, unit_out)
-
-    def _small(self, x: Tensor, decode: bool) -> Tensor:
-        """A copy of a clip or latent that fits in one tile. Latents are thinned out, because averaging would shrink
-        their variance."""
-        unit = 1 if decode else PIXELS
-        limits = (self._tiling.height // PIXELS * unit, self._tiling.width // PIXELS * unit)
-        scale = min(1.0, *(limit / length for limit, length in zip(limits, x.shape[3:], strict=True)))
-        size = [max(unit, int(length * scale) // unit * unit) for length in x.shape[3:]]
-        mode = "nearest-exact" if decode else "area"
-        flat = x.transpose(1, 2).flatten(0, 1)  # (B T, C, H, W)
-        return F.interpolate(flat, size=size, mode=mode).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        return blend_tiles(function, x, cuts, *((LATENT, pixel) if decode else (pixel, LATENT)))

@@ -22,21 +22,13 @@ class Normalize(nn.GroupNorm):
     """GroupNorm with 32 groups, whose statistics run over the channels of a group and all frames and pixels of a clip.
 
     A clip in slices is normalised in two passes: `statistics` of all slices, then `forward` slice by slice.
-    `sharing` lets the tiles of a frame use the statistics of the whole frame (see `shared_statistics` in tiling).
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__(32, channels, eps=eps)
-        self.sharing: str | None = None  # "keep" the statistics of the next input, or "use" the kept ones
-        self.kept: Statistics | None = None
 
     def statistics(self, x: Slices) -> Statistics | None:
         """Statistics of the clip; None where `forward` finds them itself, because the clip is one slice."""
-        if self.sharing == "use":
-            return self.kept
-        if self.sharing == "keep":
-            self.kept = self.measure(x)
-            return self.kept
         return None if len(x) == 1 else self.measure(x)
 
     def measure(self, x: Slices) -> Statistics:

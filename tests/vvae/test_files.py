@@ -1,0 +1,210 @@
+"""Files through the model: frames, rates, sound, brightness and latents survive; memory does not grow."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from scripts import decode_vvae, encode_vvae, latent_statistics_vvae, reconstruct_vvae
+from tests.vvae.conftest import make_tiny
+from tests.vvae.live_memory import LiveMemory
+from vvae.src.distributions import DiagonalGaussianDistribution
+from vvae.src.errors import VideoFileError, VVAEError
+from vvae.src.images import read_image, write_image
+from vvae.src.streaming import Streaming, fitted, reconstruct
+from vvae.src.tiling import PIXEL
+from vvae.src.video_io import probe, read_frames, read_video, write_video
+from vvae.src.windows import Windows
+
+
+class Identity(nn.Module):
+    """A model that keeps every pixel: its latent holds the pixels of each cell as channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.decoder = nn.Module()
+        self.decoder.z_channels = 3 * PIXEL[0] * PIXEL[1] * PIXEL[2]
+
+    def encode(self, video: torch.Tensor) -> DiagonalGaussianDistribution:
+        cells = video.unflatten(4, (-1, PIXEL[2])).unflatten(3, (-1, PIXEL[1])).unflatten(2, (-1, PIXEL[0]))
+        mean = cells.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)  # (B, C t h w, T/4, H/8, W/8)
+        return DiagonalGaussianDistribution(torch.cat([mean, torch.zeros_like(mean)], dim=1))
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        cells = latent.unflatten(1, (3, *PIXEL)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return cells.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def smooth_clip(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Moving colour gradients, uint8 (T, H, W, 3)."""
+    t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
+    waves = [np.sin((x + k * y + 2 * t) / (9 + 3 * k) + seed) for k in range(3)]
+    return np.rint((np.stack(waves, axis=-1) * 0.4 + 0.5) * 255).astype(np.uint8)
+
+
+def add_sound(path: Path, target: Path) -> None:
+    """Copy a video and give it half a second of sound."""
+    frames, fps = read_video(path)
+    silent = target.with_name("sound.mkv")
+    with av.open(str(silent), "w") as file:
+        stream = file.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            file.mux(packet)
+    write_video(target, frames, fps, audio_from=silent)
+
+
+def duration_of_sound(path: Path) -> float:
+    with av.open(str(path)) as file:
+        return sum(frame.samples for frame in file.decode(audio=0)) / file.streams.audio[0].rate
+
+
+def test_rate_size_length_and_sound_survive(tmp_path):
+    """30000/1001 frames per second, an odd size, 18 frames and the sound come out as they went in."""
+    write_video(tmp_path / "silent.mp4", smooth_clip(18, 46, 51), "30000/1001")
+    add_sound(tmp_path / "silent.mp4", tmp_path / "in.mp4")
+    assert reconstruct(make_tiny(), tmp_path / "in.mp4", tmp_path / "out.mp4") == 18
+    frames, fps = read_video(tmp_path / "out.mp4")
+    assert frames.shape == (18, 46, 51, 3) and fps == Fraction(30000, 1001)
+    assert duration_of_sound(tmp_path / "out.mp4") == pytest.approx(duration_of_sound(tmp_path / "in.mp4"))
+
+
+REAL = [
+    "kinetics400/WUzgd7C1pWA.mp4", "ucf101/v_ApplyEyeMakeup_g01_c01.avi", "mmaction2/part_0.mp4",
+    "hmdb51/TrumanShow_wave_f_nm_np1_fr_med_26.avi", "decord/video_90.mov", "imageio/newtonscradle.gif", "synthetic/vfr_128x96_60f.mp4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_clips_keep_their_brightness(name, clips, tmp_path):
+    """With a model that changes nothing, count, size, rate and sound stay and the mean moves by less than 0.1 level."""
+    source, target = clips / name, tmp_path / "out.mp4"
+    before = probe(source)
+    scale = min(1.0, 200 / max(before.height, before.width))  # smaller, so that the test takes seconds
+    size = (round(before.height * scale), round(before.width * scale))
+    frames = list(read_frames(source, size))[:32]
+    write_video(tmp_path / "in.mp4", frames, before.fps, audio_from=source)
+    count = reconstruct(Identity(), tmp_path / "in.mp4", target)
+    after, original = probe(target), np.stack(list(read_frames(tmp_path / "in.mp4")))
+    assert (after.fps, after.audio, (after.height, after.width)) == (before.fps, before.audio, size)
+    drawn = np.stack(list(read_frames(target)))
+    assert count == len(frames) and drawn.shape == original.shape
+    assert abs(drawn.mean(dtype=np.float64) - original.mean(dtype=np.float64)) < 0.1
+
+
+@pytest.mark.parametrize("colour", [(10, 200, 90), (128, 128, 128), (0, 0, 0), (255, 255, 255), (250, 3, 120)])
+def test_constant_colours_come_back(colour, tmp_path):
+    """A clip of one colour keeps its mean grey level to a tenth."""
+    frames = np.broadcast_to(np.array(colour, np.uint8), (4, 32, 32, 3))
+    write_video(tmp_path / "flat.mp4", frames, 10)
+    drawn = read_video(tmp_path / "flat.mp4")[0]
+    assert abs(drawn.mean(dtype=np.float64) - frames.mean(dtype=np.float64)) < 0.34  # one level in one channel
+    assert np.abs(drawn.astype(int) - frames).max() <= 2
+
+
+def test_memory_does_not_depend_on_the_length(tmp_path):
+    """Live tensors while a clip of 64 and one of 256 frames are reconstructed peak within 10 % of each other."""
+    model, peaks = make_tiny(), []
+    for length in (64, 256):
+        write_video(tmp_path / f"{length}.mp4", smooth_clip(length, 16, 16), 25)
+        with LiveMemory() as memory:
+            assert reconstruct(model, tmp_path / f"{length}.mp4", tmp_path / "out.mp4") == length
+        peaks.append(memory.peak)
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_latents_on_disk_give_the_same_video(tmp_path):
+    """Encoding to a file and decoding it gives what reconstruct gives, for both formats; statistics are right."""
+    write_video(tmp_path / "in.mp4", smooth_clip(21, 24, 40), 25)
+    write_video(tmp_path / "second.mp4", smooth_clip(9, 24, 40, seed=2), 25)
+    (tmp_path / "videos").mkdir()
+    for name in ("in.mp4", "second.mp4"):
+        (tmp_path / name).rename(tmp_path / "videos" / name)
+    make_tiny().save_pretrained(tmp_path / "model")
+    common = ["--ckpt", str(tmp_path / "model"), "--device", "cpu", "--overlap", "0"]
+    for suffix in ("npy", "hdf5"):
+        latents, videos = tmp_path / suffix, tmp_path / f"from_{suffix}"
+        encode_vvae.main([str(tmp_path / "videos"), str(latents), "--format", suffix, *common])
+        decode_vvae.main([str(latents), str(videos), *common])
+        assert read_video(videos / "in.mp4")[0].shape == (21, 24, 40, 3)
+    stored = np.load(tmp_path / "npy" / "in.npy")
+    assert stored.shape == (6, 4, 3, 5)
+    facts = json.loads((tmp_path / "npy" / "in.json").read_text())
+    assert facts["frames"] == 21 and facts["fps"] == "25"
+    output = tmp_path / "model" / "config.json"
+    latent_statistics_vvae.main([str(tmp_path / "npy"), "--output", str(output)])
+    both = np.concatenate([stored, np.load(tmp_path / "npy" / "second.npy")])
+    found = json.loads(output.read_text())
+    np.testing.assert_allclose(found["latents_mean"], both.mean(axis=(0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(found["latents_std"], both.std(axis=(0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(found["scaling_factor"], 1 / both.std(), rtol=1e-4)
+    assert found["_class_name"] == "AutoencoderKL2plus1D_1dcnn"
+
+
+def test_overlapping_windows_are_blended(tmp_path):
+    """With a model that keeps pixels, any overlap gives the same video; the result of a real model has no jump."""
+    write_video(tmp_path / "in.mp4", smooth_clip(30, 16, 24), 25)
+    results = []
+    for overlap in (0, 4, 8):
+        streaming = Streaming(Windows(16, overlap))
+        assert reconstruct(Identity(), tmp_path / "in.mp4", tmp_path / "out.mp4", streaming=streaming) == 30
+        results.append(read_video(tmp_path / "out.mp4")[0])
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+def test_images_go_through_in_batches(tmp_path):
+    """A folder of images of two sizes comes back with the same names and sizes."""
+    source = tmp_path / "images"
+    source.mkdir()
+    pictures = {
+        "a.png": smooth_clip(1, 20, 36)[0],
+        "b.jpg": smooth_clip(1, 20, 36)[0],
+        "c.png": smooth_clip(1, 8, 8)[0],
+    }
+    for name, picture in pictures.items():
+        write_image(source / name, picture)
+    make_tiny().save_pretrained(tmp_path / "model")
+    reconstruct_vvae.main([str(source), str(tmp_path / "out"), "--ckpt", str(tmp_path / "model"), "--device", "cpu"])
+    for name, picture in pictures.items():
+        assert read_image(tmp_path / "out" / name).shape == picture.shape
+
+
+def test_a_folder_with_a_bad_file_does_the_rest_and_fails(tmp_path):
+    """The good videos are written, the bad one is named, and the command ends with an error."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "good.mp4", smooth_clip(4, 16, 16), 25)
+    (videos / "bad.avi").write_bytes(b"no video")
+    make_tiny().save_pretrained(tmp_path / "model")
+    with pytest.raises(Exception, match="1 of 2 files failed: .*bad.avi: not a readable video"):
+        reconstruct_vvae.main(
+            [str(videos), str(tmp_path / "out"), "--ckpt", str(tmp_path / "model"), "--device", "cpu"]
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
+
+
+def test_files_that_cannot_be_read_or_written_are_one_line(tmp_path):
+    """Missing, empty and foreign files are errors that name the file."""
+    (tmp_path / "empty.mp4").touch()
+    for name in ("absent.mp4", "empty.mp4"):
+        with pytest.raises(VideoFileError, match=name):
+            probe(tmp_path / name)
+    with pytest.raises(VideoFileError, match="must end in"):
+        write_video(tmp_path / "out.avi", smooth_clip(1, 8, 8), 25)
+    with pytest.raises(VVAEError, match=r"must end in \.npy"):
+        write_video(tmp_path / "in.mp4", smooth_clip(4, 8, 8), 25)
+        reconstruct(Identity(), tmp_path / "in.mp4", tmp_path / "out.mp4", save_latent=tmp_path / "latent.txt")
+
+
+def test_resolution_keeps_the_aspect_ratio():
+    """Larger frames are scaled down to fit, smaller ones stay."""
+    assert fitted(1080, 1920, (720, 1280)) == (720, 1280)
+    assert fitted(1920, 1080, (720, 1280)) == (720, 405)
+    assert fitted(480, 864, (720, 1280)) is None and fitted(99, 7, None) is None
