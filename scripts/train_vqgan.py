@@ -96,6 +96,8 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
                        "(default: an epoch, at most a tenth of the stage)")  # fmt: skip
     group.add_argument("--disc_ramp", type=int, default=1000, help="steps to the full adversarial weight (at most a "
                        "fifth of the stage)")  # fmt: skip
+    group.add_argument("--disc_limit", type=float, default=0.8, help="the discriminator rests while it tells a larger "
+                       "share of patches right; 1: never")  # fmt: skip
     group.add_argument("--r1", type=float, default=0.0, help="weight of the discriminator's gradient penalty")
     group.add_argument("--diff_augment", action="store_true", help="show the discriminator augmented patches")
 

@@ -27,6 +27,7 @@ class Objective:
     adaptive_max: float = 10.0  # largest adaptive weight; the published 1e4 lets it explode
     disc_start: int = 0  # first step of stage 2 at which the generator hears the discriminator
     disc_ramp: int = 1000  # steps from there to the full weight
+    disc_limit: float = 0.8  # the discriminator rests while it tells a larger share of patches right; 1: never
     r1: float = 0.0  # weight of the gradient penalty on real frames (arXiv 1801.04406)
     diff_augment: bool = False  # show the discriminator augmented frames (arXiv 2006.10738)
     lr: float = 1e-4  # stage 1

@@ -22,6 +22,7 @@ from vqgan.diff_augment import diff_augment
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction
 from vqgan.objective import GAN_LOSSES, Objective, gradient_penalty, reconstruction_error
+from vqgan.referee import Referee
 from vqgan.reservoir import LatentReservoir
 from vqgan.revival import CodeRevival, world_size
 
@@ -152,9 +153,9 @@ class ReconstructionRecipe(Recipe):
 class AdversarialRecipe(ReconstructionRecipe):
     """Stage 2: stage 1's loss and a discriminator's opinion.
 
-    The discriminator learns from the first step on; the generator hears it from `disc_start`, at a weight that grows
-    over `disc_ramp` steps, so that it never follows an untrained one. With `adaptive_weight`, the two terms' gradients
-    at the last layer are brought to the ratio `adv_weight` (Esser et al. 2021, equation 7).
+    The discriminator learns from the first step on, and rests while it is right more often than `disc_limit`. The
+    generator hears it from `disc_start`, at a weight that grows over `disc_ramp` steps. With `adaptive_weight`, the
+    two terms' gradients at the last layer are brought to the ratio `adv_weight` (Esser et al. 2021, equation 7).
     """
 
     name = "vqgan_stage2"
@@ -175,7 +176,7 @@ class AdversarialRecipe(ReconstructionRecipe):
     warmup_steps = 0
 
     def build_networks(self) -> dict[str, nn.Module]:
-        return {**super().build_networks(), "discriminator": self.discriminator}
+        return {**super().build_networks(), "discriminator": self.discriminator, "referee": Referee()}
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         rates = {"generator": self.objective.lr_g, "discriminator": self.objective.lr_d}
@@ -198,7 +199,8 @@ class AdversarialRecipe(ReconstructionRecipe):
             weight = share * self.objective.adv_weight * self.balance(total, adversarial)
             terms |= {"adversarial": adversarial, "adversarial_weight": weight}
             total = total + weight * adversarial
-        yield Losses(total + out.loss, {**terms, "quantizer": out.loss})
+        terms |= {"quantizer": out.loss, "discriminator_accuracy": self.networks["referee"].accuracy.clone()}
+        yield Losses(total + out.loss, terms)
         yield self.discriminator_losses(batch, out.frames.detach(), step)
 
     def balance(self, reconstruction_loss: Tensor, adversarial: Tensor) -> Tensor:
@@ -208,15 +210,20 @@ class AdversarialRecipe(ReconstructionRecipe):
         last_layer = self.bare["model"].last_layer
         return adaptive_weight(reconstruction_loss, adversarial, last_layer, maximum=self.objective.adaptive_max)
 
-    def discriminator_losses(self, real: Tensor, fake: Tensor, step: Step) -> Losses:
-        """The discriminator's loss on real frames and (detached) reconstructions."""
-        real = self.shown(real, step)
-        if self.objective.r1 > 0:
-            real = real.detach().requires_grad_()
-        both = torch.cat([real, self.shown(fake, step).to(real)])
-        logits_real, logits_fake = self.networks["discriminator"](both).chunk(2)
-        loss = discriminator_loss(logits_real, logits_fake, self.kind)
+    def discriminator_losses(self, real: Tensor, fake: Tensor, step: Step) -> Losses | None:
+        """The discriminator's loss on real frames and (detached) reconstructions; None while it rests."""
+        resting = bool(self.networks["referee"].accuracy > self.objective.disc_limit)
+        with torch.set_grad_enabled(not resting):
+            real = self.shown(real, step)
+            if self.objective.r1 > 0:
+                real = real.detach().requires_grad_()
+            both = torch.cat([real, self.shown(fake, step).to(real)])
+            logits_real, logits_fake = self.networks["discriminator"](both).chunk(2)
         on_real, on_fake = discriminator_accuracy(logits_real, logits_fake)
+        self.networks["referee"](on_real, on_fake)
+        if resting:
+            return None
+        loss = discriminator_loss(logits_real, logits_fake, self.kind)
         terms = {"discriminator": loss, "accuracy_real": on_real, "accuracy_fake": on_fake}
         if self.objective.r1 > 0:
             terms["r1"] = gradient_penalty(logits_real, real)

@@ -137,6 +137,18 @@ def test_discriminator_learns_before_the_generator_listens():
     assert [objective.adversarial_share(step) for step in (9, 15, 40)] == [0.0, 0.5, 1.0]
 
 
+def test_discriminator_rests_while_it_is_right_too_often():
+    """Above disc_limit its phase has no loss, but its accuracy is still counted; below, it learns again."""
+    recipe = stage2(disc_limit=0.8)
+    frames, step = batch_and_step(5)
+    recipe.networks["referee"].accuracy.fill_(0.95)
+    _, resting = recipe.losses(frames, step)
+    assert resting is None and recipe.networks["referee"].accuracy < 0.95
+    recipe.networks["referee"].accuracy.fill_(0.5)
+    _, learning = recipe.losses(frames, step)
+    assert learning.total.requires_grad
+
+
 def test_quantiser_starts_after_the_warm_up():
     """In the warm-up the decoder gets the latents; then the codebook starts among them, with the fast decay."""
     recipe = stage1()
