@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}"
-DATA_PATH="${DATA_PATH:-shapes:12,frames=4}"
+DATA_PATH="${DATA_PATH:-shapes:10,frames=4}"
 weights="${VIDEOGEN_WEIGHTS:-$HOME/.cache/videogen/weights}/vgg16-397923af.pth"
 perceptual=0.05
 if [ ! -f "$weights" ]; then

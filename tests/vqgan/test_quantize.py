@@ -139,13 +139,3 @@ def test_fsq_levels_multiply_to_the_number_of_codes():
     """Powers of two get levels whose product they are."""
     for bits in range(4, 17):
         assert np.prod(fsq_levels_for(2**bits)) == 2**bits
-
-
-def test_usage_counts_over_everything_it_is_shown():
-    """Perplexity of codes used alike is their number, over all batches and not per batch."""
-    usage = CodebookUsage(8)
-    for code in range(4):
-        usage.update(torch.full((2, 3), code))
-    assert (usage.used, round(usage.perplexity, 9)) == (4, 4.0)
-    with pytest.raises(ValueError):
-        usage.update(torch.tensor([8]))
