@@ -62,11 +62,14 @@ def batches(
     iterator = iter(loader)
     workers = set(multiprocessing.active_children()) - before
     try:
-        yield (Batch(move(check(data), device), own) for data, own in zip(iterator, keys, strict=True))
-    except (RuntimeError, OSError, EOFError) as error:
+        try:
+            yield (Batch(move(check(data), device), own) for data, own in zip(iterator, keys, strict=True))
+        except (OSError, EOFError) as error:
+            if any_dead(workers):  # it broke off while it handed over a batch
+                raise UserError(WORKER_DIED) from error
+            raise
+    except RuntimeError as error:  # torch's signal handler may raise it at any line above, the handler's too
         line = explain_loader(error)
-        if line is None and not isinstance(error, RuntimeError) and any_dead(workers):
-            line = WORKER_DIED  # it broke off while it handed over a batch
         if line is None:
             raise
         raise UserError(line) from error
@@ -109,8 +112,8 @@ def shield_worker(worker: int) -> None:
 def any_dead(workers: Iterable[multiprocessing.Process]) -> bool:
     """Whether a worker has ended; one whose connection just broke gets a moment to be gone."""
     with without_alarm():
-        multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
-        return not all(worker.is_alive() for worker in workers)
+        # the sentinel is ready a moment before the system lists the process as dead
+        return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1))
 
 
 def kill(workers: Iterable[multiprocessing.Process]) -> None:

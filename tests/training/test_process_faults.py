@@ -189,7 +189,7 @@ def torchrun(folder, fault, *options):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     return subprocess.run(
         [*launcher, str(SCRIPT), str(folder)],
-        env={**ENVIRONMENT, "VIDEOGEN_FAULT": fault}, capture_output=True, text=True, check=False, timeout=120,
+        env={**ENVIRONMENT, "VIDEOGEN_FAULT": fault}, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
 
 
