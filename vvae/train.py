@@ -60,9 +60,7 @@ class VVAERecipe(Recipe):
         perceptual_weights: Path | str | None = None,
     ) -> None:
         if image_prob > 0 and objective.dimensions == 3:
-            raise UserError(
-                "image batches need the discriminator of frames: target src.modules.losses.LPIPSWithDiscriminator"
-            )
+            raise UserError("optimization.image_prob needs the loss src.modules.losses.LPIPSWithDiscriminator (2D)")
         patch_gan = PatchGAN3D if objective.dimensions == 3 else PatchGAN2D
         discriminator = patch_gan(layers=objective.disc_num_layers, norm=objective.disc_norm)
         networks: dict[str, nn.Module] = {"autoencoder": autoencoder, "discriminator": discriminator}

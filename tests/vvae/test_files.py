@@ -77,9 +77,14 @@ def test_rate_size_length_and_sound_survive(tmp_path):
 
 
 REAL = [
-    "kinetics400/WUzgd7C1pWA.mp4", "ucf101/v_ApplyEyeMakeup_g01_c01.avi", "mmaction2/part_0.mp4",
-    "hmdb51/TrumanShow_wave_f_nm_np1_fr_med_26.avi", "decord/video_90.mov", "imageio/newtonscradle.gif", "synthetic/vfr_128x96_60f.mp4",
-]  # fmt: skip
+    "kinetics400/WUzgd7C1pWA.mp4",
+    "ucf101/v_ApplyEyeMakeup_g01_c01.avi",
+    "hmdb51/TrumanShow_wave_f_nm_np1_fr_med_26.avi",
+    "mmaction2/part_0.mp4",
+    "decord/video_90.mov",
+    "imageio/newtonscradle.gif",
+    "synthetic/vfr_128x96_60f.mp4",
+]
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -166,7 +171,7 @@ def test_images_go_through_in_batches(tmp_path):
     pictures = {
         "a.png": smooth_clip(1, 20, 36)[0],
         "b.jpg": smooth_clip(1, 20, 36)[0],
-        "c.png": smooth_clip(1, 8, 8)[0],
+        "c.png": smooth_clip(1, 16, 16)[0],
     }
     for name, picture in pictures.items():
         write_image(source / name, picture)

@@ -1,0 +1,172 @@
+"""Training: what every model promises, and the steps that this one takes."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from tests.contract import ModelContract
+from tests.vvae.conftest import TINY
+from tests.vvae.test_files import smooth_clip
+from training import Step, TrainSettings, train
+from training.config import load_config
+from training.randomness import SampleNoise
+from videodata.errors import UserError
+from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
+from vvae.src.caption_cache import CaptionCache
+from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D
+from vvae.src.pixels import to_clip
+from vvae.src.video_io import write_video
+from vvae.train import VVAERecipe, build_recipe, open_data
+
+
+class Gradients(Dataset):
+    """Faint moving gradients on different colours, (3, 4, 16, 16) in [-1, 1]."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        colour = torch.rand(3, 1, 1, 1, generator=torch.Generator().manual_seed(index)) * 1.6 - 0.8
+        return to_clip(smooth_clip(4, 16, 16, seed=index)) * 0.2 + colour
+
+    def fingerprint(self) -> str:
+        return "gradients"
+
+
+def recipe(checkpointing: bool = False, image_prob: float = 0.0, **loss) -> VVAERecipe:
+    """A tiny recipe with the same weights at each call, without the perceptual term."""
+    torch.manual_seed(0)
+    model = AutoencoderKL2plus1D_1dcnn(**TINY)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    kind = LPIPSWithDiscriminator if image_prob else LPIPSWithDiscriminator3D
+    settings = {
+        "disc_start": 2,
+        "perceptual_weight": 0.0,
+        "kl_weight": 1e-6,
+        "disc_num_layers": 2,
+        "disc_norm": "group",
+    }
+    return VVAERecipe(model, kind(**{**settings, **loss}), learning_rate=1e-3, image_prob=image_prob)
+
+
+class TestVVAE(ModelContract):
+    """The promises of every model; the discriminator joins half-way through these runs."""
+
+    checkpointing_override = {"checkpointing": True}
+    batch_size = 2
+
+    def build_recipe(self, **overrides):
+        # SGD, because Adam's first steps are as large where a gradient is pure rounding error as anywhere else.
+        made = recipe(**overrides)
+        for name in made.optimizers:
+            made.optimizers[name] = torch.optim.SGD(made.bare[name].parameters(), lr=1e-5)
+        return made
+
+    def dataset(self):
+        return Gradients()
+
+
+def run(folder, made: VVAERecipe, steps: int = 4, **changes):
+    settings = TrainSettings(run_dir=folder, steps=steps, batch_size=2, device="cpu", log_every=1, clip=0, **changes)
+    return train(made, Gradients(), settings, {"model": {}}, Gradients())
+
+
+def test_fifty_steps_lower_the_error_and_leave_an_idle_discriminator_alone(tmp_path):
+    """The L1 error of held-out clips falls clearly; before disc_start not a bit of the discriminator changes."""
+    made = recipe(disc_start=1000)
+    discriminator = {key: value.clone() for key, value in made.bare["discriminator"].state_dict().items()}
+    before = run(tmp_path / "one", recipe(disc_start=1000), steps=1).metrics["rec_loss"]
+    after = run(tmp_path / "fifty", made, steps=50).metrics["rec_loss"]
+    assert after < 0.9 * before
+    for key, value in made.bare["discriminator"].state_dict().items():
+        assert torch.equal(value, discriminator[key]), key
+    exported = next((tmp_path / "fifty" / "checkpoints").glob("weights-*.safetensors"))
+    loaded = load_checkpoint(AutoencoderKL2plus1D_1dcnn(**TINY), exported)
+    trained = made.bare["autoencoder"].state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in loaded.state_dict().items())
+
+
+def test_the_discriminator_learns_from_its_start_on(tmp_path):
+    """After disc_start the discriminator's weights move, and so does the autoencoder in another direction."""
+    with_it, without = recipe(disc_start=1), recipe(disc_start=1000)
+    start = {key: value.clone() for key, value in with_it.bare["discriminator"].state_dict().items()}
+    run(tmp_path / "with", with_it, steps=3)
+    run(tmp_path / "without", without, steps=3)
+    assert any(not torch.equal(v, start[key]) for key, v in with_it.bare["discriminator"].state_dict().items())
+    assert not torch.equal(with_it.bare["autoencoder"].last_layer, without.bare["autoencoder"].last_layer)
+
+
+def test_one_pass_of_the_autoencoder_per_step():
+    """Both optimisers share one forward pass, and the discriminator sees a detached reconstruction."""
+    made, calls = recipe(disc_start=0), []
+    made.bare["autoencoder"].register_forward_hook(lambda *_: calls.append(1))
+    batch = torch.stack([Gradients()[0], Gradients()[1]])
+    losses = list(made.losses(batch, Step(0, 10, SampleNoise(0, [0, 1]), torch.device("cpu"))))
+    assert len(losses) == 2 and len(calls) == 1
+    losses[1].total.backward()
+    assert all(parameter.grad is None for parameter in made.bare["autoencoder"].parameters())
+
+
+def test_images_and_videos_are_trained_jointly(tmp_path):
+    """With image_prob, some steps take single frames, whose temporal layers get no gradient; 3D losses refuse it."""
+    made = recipe(image_prob=0.5)
+    steps = [Step(index, 40, SampleNoise(0, [0]), torch.device("cpu")) for index in range(40)]
+    images = [step.index for step in steps if made.takes_images(step)]
+    assert 8 <= len(images) <= 32
+    made.networks["autoencoder"].train()
+    next(iter(made.losses(Gradients()[0][None], steps[images[0]]))).total.backward()
+    model = made.bare["autoencoder"]
+    assert model.encoder.conv_in.weight.grad is not None
+    assert model.encoder_temporal.conv_in.conv.weight.grad is None
+    assert run(tmp_path, recipe(image_prob=0.5), steps=6).finished
+    with pytest.raises(UserError, match="image_prob needs the loss"):
+        VVAERecipe(model, LPIPSWithDiscriminator3D(disc_start=0), image_prob=0.2)
+
+
+def test_options_beyond_the_original(tmp_path):
+    """A learnt log-variance is trained, and the KL of the first stage counts when it has a weight."""
+    made = recipe(learn_logvar=True, logvar_init=0.5)
+    run(tmp_path, made, steps=2)
+    assert float(made.bare["loss"].logvar) != 0.5
+    totals = []
+    for weight in (0.0, 1.0):
+        step = Step(0, 4, SampleNoise(0, [0]), torch.device("cpu"))
+        totals.append(next(iter(recipe(kl_weight_spatial=weight).losses(Gradients()[0][None], step))).total)
+    assert totals[1] > totals[0]
+
+
+def test_configurations_build_and_captions_come_from_a_csv(tmp_path):
+    """Every training configuration describes a recipe; a csv gives clips with the embeddings of their captions."""
+    config = load_config("configs/vvae/tiny.yaml", ["optimization.keep_unused=true"])
+    made = build_recipe(config)
+    trained = sum(len(group["params"]) for group in made.optimizers["autoencoder"].param_groups)
+    assert 0 < trained < len(list(made.bare["autoencoder"].parameters()))
+    for index in range(12):
+        write_video(tmp_path / f"{index}.mp4", smooth_clip(8, 32, 32, seed=index), 25)
+    with open(tmp_path / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "text"), *((f"{i}.mp4", "" if i else "a wave") for i in range(12))])
+    cache = CaptionCache(tmp_path / "text")
+    for number, caption in enumerate(("", "a wave")):
+        save_text(cache.path(caption), torch.full((1, 3, 1024), float(number)), torch.ones(1, 3))
+    made.bare["autoencoder"].config.caption_guide = True
+    data = {"path": str(tmp_path / "list.csv"), "frames": 8, "size": 32, "text_folder": str(tmp_path / "text")}
+    clips = open_data(data, made.bare["autoencoder"])
+    items = {part.caption(i): part[i] for part in clips for i in range(len(part))}
+    assert items["a wave"]["text_embeddings"].shape == (3, 1024) and items["a wave"]["text_embeddings"].all()
+    assert not items[""]["text_embeddings"].any() and items[""]["video"].shape == (3, 8, 32, 32)
+    with pytest.raises(UserError, match="data.path is empty"):
+        open_data({"path": None}, made.bare["autoencoder"])
+
+
+def test_the_original_frames_and_their_errors_are_logged(tmp_path):
+    """Pictures of a run show clip, reconstruction and samples; metrics.jsonl has the original's names."""
+    run(tmp_path, recipe(disc_start=0), steps=2)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    for name in ("rec_loss", "nll_loss", "kl_loss", "d_weight", "g_loss", "logits_real", "validation/psnr"):
+        assert name in text
+    assert {"original.png", "reconstruction.png", "samples.png"} <= {p.name for p in tmp_path.glob("samples/*/*")}
+    assert np.isfinite(float(recipe().objective.logvar))
