@@ -8,6 +8,7 @@ from training import add_training_arguments
 from training.cli import make_parser, run
 from video_vae.config import PRESETS
 from video_vae.run import train_video_vae
+from video_vae.train import OPTIMIZERS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--npy_file", required=True, help="clips: the .npy of prepare_ucf101.py, or any source of videodata.open_clips"
     )
     parser.add_argument("--model_path", default="transformer_model.pth", help="<stem>_epoch_<N>.pth is written")
-    parser.add_argument("--learning_rate", type=float, default=1e-5, help="of AdamW, after the warm-up")
+    parser.add_argument("--learning_rate", type=float, default=1e-5, help="of the optimiser, after the warm-up")
     parser.add_argument("--num_epochs", type=int, default=50, help="with --load_model: this many more")
     parser.add_argument("--load_model", action="store_true", help="continue from the exact file --model_path")
     add_run_arguments(parser)
@@ -60,7 +61,13 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--perceptual", default="vgg", help="vgg, vgg-conv5_3 (the original's), lpips or lpips-alex")
     group.add_argument("--perceptual_frames", type=int, default=8, help="random frames compared per clip; 0: all")
     group.add_argument("--vgg_weights", metavar="PATH", help="weight file, or folder with it (default: found by name)")
-    group.add_argument("--weight_decay", type=float, default=1e-4, help="of AdamW")
+    group.add_argument("--weight_decay", type=float, default=1e-4, help="of the optimiser")
+    group.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="adamw",
+        help="muon learns from fewer clips at the same learning rate",
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

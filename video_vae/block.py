@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from video_vae.initial import RESIDUAL_GAIN, orthogonal_linear, orthogonal_parts
+from video_vae.initial import RESIDUAL_GAIN, orthogonal_, orthogonal_linear
 from videodata.errors import UserError
 
 HIDDEN = 2  # width of the hidden layer, in widths of the block
@@ -20,10 +20,12 @@ class ContextBlock(nn.Module):
     The contexts, brought to one map c, enter twice: added to the token, and as a gate 1 + W c on queries, keys and
     values. The additive path is what lets local detail through; the gate alone would average it over all tokens. A
     depthwise convolution tells each token of its neighbours. Queries and keys are normalised per head (Henry et al.
-    2020, arXiv 2010.04245).
+    2020, arXiv 2010.04245). The first `strong` contexts count fully from the start, the others are learnt.
     """
 
-    def __init__(self, dim: int, heads: int, context_dims: Sequence[int] = (), dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, heads: int, context_dims: Sequence[int] = (), dropout: float = 0.0, strong: int = 0
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise UserError(f"{heads} attention heads do not divide the width {dim}")
@@ -46,7 +48,8 @@ class ContextBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         nn.init.normal_(self.local.weight, std=RESIDUAL_GAIN / 3)
         if self.context is not None:
-            orthogonal_parts(self.context.weight, [dim], context_dims)
+            for index, part in enumerate(self.context.weight.split(list(context_dims), dim=1)):
+                orthogonal_(part, 1.0 if index < strong else RESIDUAL_GAIN)
             nn.init.zeros_(self.context.bias)
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_vae.block import ContextBlock
-from video_vae.initial import orthogonal_parts
+from video_vae.initial import orthogonal_
 
 # Bias of the input gate: exp(-gelu(1)) = 0.43, so that at the start the frames of a clip weigh about alike in the final
 # state. At 0 each frame would halve the share of all frames before it.
@@ -36,16 +36,17 @@ class TransformerLSTMCell(nn.Module):
         gate: str = "exp_gelu",
         noise: float = 0.0,
         dropout: float = 0.0,
+        strong: int = 0,
     ) -> None:
         super().__init__()
         self.dim, self.gate, self.noise = dim, gate, noise
         self.gates = nn.Linear(dim + input_dim, 3 * dim)
         # the candidate starts as the input alone, so that the memory is a plain sum of what was read
         nn.init.zeros_(self.gates.weight[2 * dim :, :dim])
-        orthogonal_parts(self.gates.weight[2 * dim :, dim:], [dim], [input_dim])
+        orthogonal_(self.gates.weight[2 * dim :, dim:])
         nn.init.constant_(self.gates.bias[:dim], FIRST_ADMISSION if gate == "exp_gelu" else 0.0)
         self.memory_norm = nn.LayerNorm(dim)
-        self.block = ContextBlock(dim, heads, context_dims, dropout)
+        self.block = ContextBlock(dim, heads, context_dims, dropout, strong)
         self.output_gate = nn.Linear(2 * dim, dim)
         self.value_norm = nn.LayerNorm(dim)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from losses.kl import gaussian_kl
 from video_vae.config import VideoVAEConfig
-from video_vae.initial import orthogonal_parts
+from video_vae.initial import orthogonal_
 
 LOG_VAR_RANGE = (-10.0, 4.0)
 FIRST_LOG_VAR = -4.0  # so that the first reconstructions get signal through the noise
@@ -48,7 +48,7 @@ class LatentHierarchy(nn.Module):
         self.latent_dims = [level.latent_dim for level in config.levels]
         self.posteriors = nn.ModuleList(nn.Linear(level.dim, 2 * level.latent_dim) for level in config.levels)
         for layer, dim in zip(self.posteriors, self.latent_dims, strict=True):
-            orthogonal_parts(layer.weight[:dim], [dim], [layer.in_features])
+            orthogonal_(layer.weight[:dim])
             nn.init.zeros_(layer.weight[dim:])
             nn.init.zeros_(layer.bias[:dim])
             nn.init.constant_(layer.bias[dim:], FIRST_LOG_VAR)

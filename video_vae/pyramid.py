@@ -24,8 +24,8 @@ class RecurrentPyramid(nn.Module):
     def __init__(self, config: VideoVAEConfig, in_dim: int, heads: int, extras: int = 0, skip: bool = False) -> None:
         super().__init__()
         dims = [level.dim for level in config.levels]
-        count = len(dims)
-        self.block = ContextBlock(in_dim, heads, [dims[0]] * (extras + count), config.dropout)
+        count, strong = len(dims), min(extras, 1)  # the first extra is what the pyramid works on
+        self.block = ContextBlock(in_dim, heads, [dims[0]] * (extras + count), config.dropout, strong)
         self.cells = nn.ModuleList(
             TransformerLSTMCell(
                 level.dim,
@@ -35,6 +35,7 @@ class RecurrentPyramid(nn.Module):
                 gate=config.gate,
                 noise=config.cell_noise,
                 dropout=config.dropout,
+                strong=strong,
             )
             for index, level in enumerate(config.levels)
         )

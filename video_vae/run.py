@@ -95,12 +95,16 @@ def build_recipe(
     args: argparse.Namespace, config: VideoVAEConfig, stored: StoredModel | None, stem: Path, offset: int
 ) -> VideoVAERecipe:
     """The network, freshly initialised or loaded, with its losses and optimiser."""
+    if args.fsdp and args.optimizer == "muon":
+        raise UserError("--optimizer muon needs whole matrices, --fsdp divides them: use --optimizer adamw")
     loss = LossConfig(**{entry.name: getattr(args, entry.name) for entry in fields(LossConfig)})
     torch.manual_seed(derive_seed(args.seed, "weights"))
     network = TransformerNetwork(config, checkpointing=not args.no_checkpointing)
     if stored:
         strict_load(network, stored.trained, args.model_path)
-    recipe = VideoVAERecipe(network, loss, args.learning_rate, args.weight_decay, args.vgg_weights, stem, offset)
+    recipe = VideoVAERecipe(
+        network, loss, args.learning_rate, args.weight_decay, args.optimizer, args.vgg_weights, stem, offset
+    )
     if stored and stored.optimizer:
         load_moments(recipe.optimizers["vae"], stored.optimizer)
     if loss.perceptual_weight:
@@ -112,7 +116,13 @@ def build_recipe(
 
 
 def load_moments(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
-    """Take over the optimiser's moments; learning rate and weight decay stay those of this command."""
+    """Take over the optimiser's moments; learning rate and weight decay stay those of this command.
+
+    Raises UserError when they are of another optimiser.
+    """
+    own = [sorted(group) for group in optimizer.param_groups]
+    if own != [sorted(group) for group in stored["param_groups"]]:
+        raise UserError("the file to continue was trained with another --optimizer; name the same one")
     chosen = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(stored)
     for group, values in zip(optimizer.param_groups, chosen, strict=True):
@@ -126,7 +136,11 @@ def complete_config(
     return {
         "model": model_settings(config),
         "loss": asdict(recipe.loss),
-        "optimizer": {"learning_rate": args.learning_rate, "weight_decay": args.weight_decay},
+        "optimizer": {
+            "name": args.optimizer,
+            "learning_rate": args.learning_rate,
+            "weight_decay": args.weight_decay,
+        },
         "data": {**asdict(clips), "size": list(clips.size)},
         "model_path": args.model_path,
         "starts_from": sha256_of(Path(args.model_path)) if args.load_model else None,

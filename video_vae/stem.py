@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from video_vae.initial import orthogonal_parts
+from video_vae.initial import orthogonal_
 
 PATCH_GAIN = 3.0  # pixels in [-1, 1] have small variance; the embedding should count beside the convolutions
 NARROWEST = 16  # channels at full resolution, where they are most expensive
@@ -35,7 +35,7 @@ class FrameStem(nn.Module):
         layers += [group_norm(widths[-1]), nn.GELU(), nn.Conv2d(widths[-1], dim, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
         self.patches = nn.Conv2d(3, dim, stride, stride=stride)
-        orthogonal_parts(self.patches.weight.flatten(1), [dim], [3 * stride**2], gain=PATCH_GAIN)
+        orthogonal_(self.patches.weight.flatten(1), PATCH_GAIN)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, frame: Tensor) -> Tensor:

@@ -20,9 +20,11 @@ from video_vae.block import ContextBlock
 from video_vae.epoch_files import write_epoch_file
 from video_vae.measures import kl_bits
 from video_vae.model import Moment, TransformerNetwork, all_moments
+from video_vae.muon import Muon
 from videodata.pixels import normalize
 
 BETAS = (0.9, 0.99)
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon}
 SSIM_WINDOW = 11  # pixels; smaller frames have no SSIM
 SAMPLES_SHOWN = 4
 
@@ -64,14 +66,13 @@ class VideoVAERecipe(Recipe):
         loss: LossConfig,
         learning_rate: float = 1e-5,
         weight_decay: float = 1e-4,
+        optimizer: str = "adamw",
         vgg_weights: Path | str | None = None,
         epoch_stem: Path | None = None,
         epoch_offset: int = 0,
     ) -> None:
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay, eps=1e-8
-        )
-        super().__init__({"vae": network}, {"vae": optimizer})
+        chosen = OPTIMIZERS[optimizer](network.parameters(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay)
+        super().__init__({"vae": network}, {"vae": chosen})
         self.loss = loss
         self.perceptual = build_perceptual(loss.perceptual, vgg_weights)
         self.epoch_stem = epoch_stem

@@ -9,20 +9,22 @@ from video_vae.train import LossConfig, VideoVAERecipe
 
 
 class TestVideoVAE(ModelContract):
-    """With the standard prior."""
+    """With the standard prior and AdamW."""
 
     checkpointing_override = {"checkpointing": True}
     prior = "standard"
+    optimizer = "adamw"
 
     def build_recipe(self, **overrides: bool) -> Recipe:
         network = tiny_network(prior=self.prior, **overrides)
-        return VideoVAERecipe(network, LossConfig(perceptual_weight=0.0), learning_rate=1e-4)
+        return VideoVAERecipe(network, LossConfig(perceptual_weight=0.0), 1e-4, optimizer=self.optimizer)
 
     def dataset(self) -> Dataset:
         return clips()
 
 
 class TestHierarchicalPrior(TestVideoVAE):
-    """With a learned prior."""
+    """With a learned prior and Muon."""
 
     prior = "hierarchical"
+    optimizer = "muon"

@@ -1,0 +1,41 @@
+"""The optimiser for matrices."""
+
+import torch
+from torch import nn
+
+from video_vae.muon import Muon, orthogonalized
+
+
+def test_singular_values_are_brought_near_1():
+    """Tall or wide, badly scaled or not: all directions of the update are about equally long."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((8, 8), (5, 30), (40, 6)):
+        matrix = torch.randn(*shape, generator=generator) * torch.logspace(-1, 1, shape[1])
+        values = torch.linalg.svdvals(orthogonalized(matrix))
+        assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_vectors_and_convolutions_follow_adamw():
+    """Everything that is no matrix moves exactly as torch's AdamW moves it."""
+    torch.manual_seed(0)
+    ours, theirs = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
+    theirs.load_state_dict(ours.state_dict())
+    settings = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    optimizers = Muon(ours.parameters(), **settings), torch.optim.AdamW(theirs.parameters(), **settings)
+    for step in range(5):
+        for network, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            network(torch.full((1, 2, 4, 4), 0.1 * step)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_matrices_move_like_adamw_in_size():
+    """The root mean square of a step is 0.2 x learning rate x matrix_rate, whatever the shape and the gradient."""
+    for shape in ((16, 16), (8, 64)):
+        weight = nn.Parameter(torch.zeros(shape))
+        optimizer = Muon([weight], lr=0.1, weight_decay=0.0, matrix_rate=2.0)
+        weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 1e-3
+        optimizer.step()
+        assert 0.7 < weight.square().mean().sqrt().item() / (0.2 * 0.1 * 2.0) < 1.2

@@ -1,0 +1,82 @@
+"""Muon for the matrices of a network, AdamW for the rest, as one optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024, steepest at 0
+NEWTON_SCHULZ_STEPS = 5
+UPDATE_RMS = 0.2  # of AdamW's updates, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982, eq. 4)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The matrix with all singular values brought near 1 (Newton-Schulz iteration; Jordan et al. 2024, "Muon")."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised Nesterov momentum for matrices, AdamW for vectors and convolutions.
+
+    Every direction of a matrix moves equally far, where Adam moves far along the few with large gradients: a network
+    learns from about half as many clips. `matrix_rate`: learning rate of the matrices, in units of `lr`.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-4,
+        matrix_rate: float = 2.5,
+    ) -> None:
+        parameters = list(parameters)
+        common = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        groups = [
+            {"params": [p for p in parameters if p.ndim == 2], "matrix_rate": matrix_rate},
+            {"params": [p for p in parameters if p.ndim != 2], "matrix_rate": 0.0},
+        ]
+        super().__init__([group for group in groups if group["params"]], common)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            update = self.update_matrix if group["matrix_rate"] else self.update_adamw
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    update(parameter, parameter.grad, self.state[parameter], group)
+        return loss
+
+    def update_matrix(self, parameter: Tensor, gradient: Tensor, state: dict, group: dict) -> None:
+        momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+        beta = group["betas"][0]
+        momentum.lerp_(gradient, 1 - beta)
+        update = orthogonalized(gradient.lerp(momentum, beta).float())
+        scale = UPDATE_RMS * max(parameter.shape) ** 0.5  # an orthogonal matrix has RMS 1 / sqrt(larger side)
+        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * group["matrix_rate"] * scale)
+
+    def update_adamw(self, parameter: Tensor, gradient: Tensor, state: dict, group: dict) -> None:
+        if not state:
+            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+        first, second = group["betas"]
+        state["step"] += 1
+        state["mean"].lerp_(gradient, 1 - first)
+        state["square"].lerp_(gradient.square(), 1 - second)
+        step = state["step"].item()
+        root = (state["square"] / (1 - second**step)).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first**step))
