@@ -33,4 +33,8 @@ DEFINITIONS = {
     "lpips-vgg-8bit": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
     "lpips-vgg-raw": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_RAW}"),
     "kl-bits": Definition("KL", "bits", "lower", "divergence of the posterior from the prior, bits per clip"),
+    "boundary-ratio": Definition(
+        "boundary ratio", "", "lower", "mean change of the error from frame to frame at window borders / elsewhere"
+    ),
+    "brightness-bias": Definition("brightness bias", "levels", "lower", "mean of prediction minus original, of 255"),
 }
