@@ -22,6 +22,12 @@ def make_tiny(**settings) -> AutoencoderKL2plus1D_1dcnn:
     return model.freeze()
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random clips in each run, whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def tiny():
     """The tiny model."""

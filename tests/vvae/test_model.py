@@ -91,7 +91,7 @@ def test_image_mode_treats_each_image_alone(tiny):
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     latent = tiny.encode_image(images).mode()
     assert latent.shape == (2, 4, 1, 4, 4)
-    torch.testing.assert_close(latent[1:], tiny.encode_image(images[1:]).mode(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latent[1:], tiny.encode_image(images[1:]).mode(), atol=1e-4, rtol=0)
     assert tiny.decode_image(latent).shape == images.shape
 
 
@@ -144,6 +144,6 @@ def test_captions_are_needed_where_they_guide():
         model.encode(clip)
     text, mask = torch.randn(1, 6, 1024), torch.tensor([[1.0, 1, 1, 0, 0, 0]])
     latent = model.encode(clip, text, mask).mode()
-    torch.testing.assert_close(model.encode(clip, text[:, :3], mask[:, :3]).mode(), latent, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.encode(clip, text[:, :3], mask[:, :3]).mode(), latent, atol=1e-4, rtol=0)
     assert (model.encode(clip, -text, mask).mode() - latent).abs().max() > 1e-4
     assert torch.isfinite(model.encode(clip, text, torch.zeros(1, 6)).mode()).all()
