@@ -13,6 +13,7 @@ from training.cli import run
 from videodata.errors import UserError
 
 MODELS = {"video_vae": video_vae}
+SHAPES = 150  # generated videos
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -34,7 +35,7 @@ def prepare(stage: Stage, data: Path | None) -> str:
             stage.run(
                 "generate shapes",
                 "scripts/prepare_data.py shapes",
-                *("--out", videos, "--count", 400, "--num_frames", 16, "--size", 64, "--format", "videos"),
+                *("--out", videos, "--format", "videos", "--count", SHAPES, "--frames", 48, "--size", 64),
             )
     elif not data.is_dir():
         raise UserError(f"{data}: no such folder; DATA must name a folder of videos")
@@ -44,9 +45,9 @@ def prepare(stage: Stage, data: Path | None) -> str:
         "prepare clips",
         "prepare_ucf101.py",
         *("--video_folder", videos, "--output_npy_file", stage.clips, "--restart"),
-        *("--num_frames", 8, "--width", 64, "--height", 64, "--workers", 2),
+        *("--num_frames", 8, "--stride", 2, "--width", 64, "--height", 64, "--workers", 2),
     )
-    return f"clips of 8 frames, 64x64, of {'400 generated films of moving shapes' if data is None else data}"
+    return f"clips of 8 frames, 64x64, of {f'{SHAPES} generated videos of moving shapes' if data is None else data}"
 
 
 def main(argv: list[str] | None = None) -> None:

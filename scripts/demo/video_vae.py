@@ -25,7 +25,9 @@ def show(stage: Stage, gallery: Gallery) -> str:
         "train",
         "main.py",
         *("--npy_file", stage.clips, "--run_dir", run, "--model_path", stage.folder / "video_vae.pth"),
-        *("--preset", "tiny", "--perceptual_weight", 0, "--num_epochs", 8),
+        *("--preset", "tiny", "--size", 48, 48, "--perceptual_weight", 0, "--no_checkpointing"),
+        *("--batch_size", 8, "--num_epochs", 3, "--frames_warmup_steps", 75, "--evaluate_batches", 4),
+        *("--optimizer", "muon", "--learning_rate", 2.5e-3, "--warmup_steps", 20, "--schedule", "cosine"),
     )
     common = ("--checkpoint", run, "--data", stage.clips, "--split", "val")
     stage.run("generate", "scripts/generate_video_vae.py", *common, "--output_dir", clips)
