@@ -22,6 +22,7 @@ INTRO = (
     "The clips are of the validation set, which the model has never seen."
 )
 SHOWN = 4
+SIZE = 32  # of the frames, as in the configuration
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
@@ -63,7 +64,7 @@ def show(stage: Stage, gallery: Gallery) -> str:
 
 def write_originals(clips: Path, folder: Path) -> float:
     """Write the first validation clips as videos; returns the PSNR of each clip's mean colour, in dB."""
-    data = open_clips(str(clips), frames=8, size=64, split="val")
+    data = open_clips(str(clips), frames=8, size=SIZE, split="val")
     values = []
     for index in range(min(SHOWN, len(data))):
         clip = data[index]
