@@ -131,7 +131,7 @@ def test_options_beyond_the_original(tmp_path):
     """A learnt log-variance is trained, and the KL of the first stage counts when it has a weight."""
     made = recipe(learn_logvar=True, logvar_init=0.5)
     run(tmp_path, made, steps=2)
-    assert float(made.bare["loss"].logvar) != 0.5
+    assert made.bare["loss"].logvar.item() != 0.5
     totals = []
     for weight in (0.0, 1.0):
         step = Step(0, 4, SampleNoise(0, [0]), torch.device("cpu"))
@@ -169,4 +169,4 @@ def test_the_original_frames_and_their_errors_are_logged(tmp_path):
     for name in ("rec_loss", "nll_loss", "kl_loss", "d_weight", "g_loss", "logits_real", "validation/psnr"):
         assert name in text
     assert {"original.png", "reconstruction.png", "samples.png"} <= {p.name for p in tmp_path.glob("samples/*/*")}
-    assert np.isfinite(float(recipe().objective.logvar))
+    assert np.isfinite(recipe().objective.logvar.item())
