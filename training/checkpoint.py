@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from training.fault_injection import fault_point
-from training.files import sha256_of, write_file, write_json
+from training.files import canonical, sha256_of, write_file, write_json
 from training.strict_load import strict_load
 from training.weights_file import load_weights, write_weights
 from videodata.errors import UserError
@@ -82,7 +82,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any], facts: dict[str, Any]) 
     fault_point("after_weights", step)
     path = state_path(folder, step)
     written = write_file(
-        path, lambda file: torch.save({"format": FORMAT, **state}, file), lambda: fault_point("in_save", step)
+        path,
+        lambda file: torch.save(canonical({"format": FORMAT, **state}), file),
+        lambda: fault_point("in_save", step),
     )
     fault_point("before_manifest", step)
     if sha256_of(path) != written:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,3 +91,18 @@ def remove_debris(folder: Path) -> list[str]:
     for path in debris:
         path.unlink()
     return [path.name for path in debris]
+
+
+def canonical(value: Any) -> Any:
+    """The same nested plain values and tensors, with equal strings as one object.
+
+    torch.save writes an object that comes twice once and refers to it, so that equal contents give equal bytes only
+    if their strings are shared alike; those of a resumed run are not.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {canonical(key): canonical(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(canonical(entry) for entry in value)
+    return value

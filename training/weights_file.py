@@ -14,6 +14,9 @@ from torch import Tensor
 from training.files import TEMPORARY, sync_folder
 from videodata.errors import UserError
 
+METADATA = "run"  # the one entry of the file's metadata: a JSON object
+FACTS = ("recipe", "step", "config")
+
 
 def write_weights(path: Path, state: dict[str, Any]) -> None:
     """Write the weights of a training state atomically, the averaged ones where there are averages.
@@ -21,10 +24,10 @@ def write_weights(path: Path, state: dict[str, Any]) -> None:
     Raises OSError when the disk refuses.
     """
     temporary = path.with_name(path.name + TEMPORARY)
-    metadata = {key: json.dumps(state.get(key)) for key in ("recipe", "step", "config")}
-    metadata["averaged"] = json.dumps(sorted(state["ema"]))
+    facts = {"averaged": sorted(state["ema"]), **{key: state.get(key) for key in FACTS}}
     try:
-        save_file(tensors_to_share(state), temporary, metadata={"format": "pt", **metadata})
+        # one entry, because the format writes several in an order that differs from process to process
+        save_file(tensors_to_share(state), temporary, metadata={METADATA: json.dumps(facts)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -53,7 +56,8 @@ def load_weights(path: str | Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         tensors = load_file(path)
-        facts = {key: json.loads(metadata[key]) for key in ("recipe", "step", "config")}
+        stored = json.loads(metadata[METADATA])
+        facts = {key: stored[key] for key in FACTS}
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as .safetensors ({error})") from error
     except (KeyError, ValueError) as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import load_checkpoint, read_state
-from training.files import write_file
+from training.files import canonical, write_file
 from training.strict_load import strict_load
 from video_vae.config import VideoVAEConfig
 from video_vae.model import TransformerNetwork
@@ -60,7 +60,7 @@ def write_epoch_file(stem: Path, epoch: int, checkpoint: dict[str, Any]) -> Path
         "samples_seen": checkpoint["samples_seen"],
         "config": checkpoint["config"],
     }
-    write_file(path, lambda file: torch.save(content, file))
+    write_file(path, lambda file: torch.save(canonical(content), file))
     return path
 
 
