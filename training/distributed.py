@@ -39,7 +39,11 @@ def setup(device: str = "auto", timeout: float = 600.0) -> bool:
         return False
     cuda = resolve_device(device, int(os.environ["LOCAL_RANK"])).type == "cuda"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+        store, rank_, world = meeting_place(timedelta(seconds=timeout))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store, rank=rank_, world_size=world, timeout=timedelta(seconds=timeout),
+        )  # fmt: skip
     except (dist.DistError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
@@ -47,6 +51,18 @@ def setup(device: str = "auto", timeout: float = 600.0) -> bool:
     if not is_main():
         logging.getLogger().setLevel(logging.WARNING)
     return True
+
+
+def meeting_place(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """The launcher's store, this process's rank and the number of processes.
+
+    torchrun keeps one store over its restarts, with the addresses of the processes that are gone: each restart gets
+    keys of its own. Only on one machine, because the agents of several machines may count restarts differently.
+    """
+    store, number, world = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store, number, world
 
 
 def launched() -> bool:

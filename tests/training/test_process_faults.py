@@ -189,7 +189,7 @@ def torchrun(folder, fault, *options):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     return subprocess.run(
         [*launcher, str(SCRIPT), str(folder)],
-        env={**ENVIRONMENT, "VIDEOGEN_FAULT": fault}, capture_output=True, text=True, check=False, timeout=240,
+        env={**ENVIRONMENT, "VIDEOGEN_FAULT": fault}, capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_that_lost_a_process(tmp_path):
     """Rank 0 dies after a save; the restarted processes continue from it and end with the same bits."""
-    result = torchrun(tmp_path / "run", "exit_after_save@4:0", "--max-restarts", "5")
+    result = torchrun(tmp_path / "run", "exit_after_save@4:0", "--max-restarts", "1")
     assert result.returncode == 0, result.stderr[-2000:]
     digest = re.findall(r"final weights sha256=(\w+)", result.stderr)[-1]
     assert digest == two(tmp_path / "straight")
@@ -228,6 +228,6 @@ def test_a_process_that_lost_its_peer_ends_by_itself(tmp_path, monkeypatch):
     began = time.monotonic()
     with pytest.raises(Exception, match="process [01] terminated|Process [01] terminated"):
         distributed.launch(go, 2, tmp_path / "launch")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200
     wait_for(lambda: (tmp_path / "error").exists(), 30)
     assert not multiprocessing.active_children()
