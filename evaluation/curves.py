@@ -61,7 +61,7 @@ def curve_figure(curve: Curve) -> str:
         return f'<figure class="curve"><figcaption>{title}</figcaption><p class="empty">no values yet</p></figure>'
     keys = "".join(
         f'<li class="{_line_class(index, line)}"><span class="swatch" aria-hidden="true"></span>'
-        f"{escape(line.label)} <b>{line.points[-1][1]:.4g}</b></li>"
+        f'<span class="text">{escape(line.label)}</span> <b>{line.points[-1][1]:.4g}</b></li>'
         for index, line in enumerate(lines)
     )
     diagram = _diagram(lines, curve.x_label, title)
@@ -86,7 +86,8 @@ def _diagram(lines: Sequence[Line], x_label: str, title: str) -> str:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
         return across, HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">']
+    scale = f'data-y0="{y_low:.9g}" data-y1="{y_high:.9g}" data-top="{TOP}" data-bottom="{HEIGHT - BOTTOM}"'
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}" {scale}>']
     for y in nice_ticks(y_low, y_high):
         height = place(x_low, y)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
@@ -101,7 +102,8 @@ def _diagram(lines: Sequence[Line], x_label: str, title: str) -> str:
             points = [(x_low, points[0][1]), (x_high, points[0][1])]
         path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
         parts.append(f'<polyline class="{_line_class(index, line)}" points="{path}"/>')
-    return "".join([*parts, "</svg>"])
+    probe = f'<line class="probe" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    return "".join([*parts, probe, "</svg>"])
 
 
 def _line_class(index: int, line: Line) -> str:

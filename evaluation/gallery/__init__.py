@@ -1,0 +1,9 @@
+"""A static page that shows what models make: clips side by side, curves, numbers, configurations.
+
+The page is one folder (index.html and media/), works from the disk without a network, and loads nothing from elsewhere.
+"""
+
+from evaluation.gallery.content import Grid, Overview, Panel, Row, Section
+from evaluation.gallery.page import Gallery
+
+__all__ = ["Gallery", "Grid", "Overview", "Panel", "Row", "Section"]
