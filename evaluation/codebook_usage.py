@@ -7,6 +7,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def code_usage(indices: Tensor, size: int) -> Tensor:
+    """Of the codes that a batch of indices (any shape) could use, the share that occurs: a float32 scalar."""
+    counts = torch.bincount(indices.reshape(-1).long(), minlength=size)
+    return (counts > 0).sum() / min(size, indices.numel())
+
+
 class CodebookUsage:
     """Counts code indices. `perplexity` is exp(entropy) of the counts: the number of codes in use if all were equal."""
 

@@ -121,13 +121,14 @@ class Quantizer(nn.Module):
             book.update(part, own.reshape(-1))
 
     def usage(self, codes: Tensor) -> dict[str, Tensor]:
-        """Mean over the codebooks: perplexity of these codes, and the share of codes that occur."""
+        """Mean over the codebooks: perplexity of these codes, and how many occur of those that could."""
         each = [codes] if self.num == 1 else list(codes.unbind(1))
         size = len(self.ve[0].embedding.weight)
         counts = torch.stack([torch.bincount(c.reshape(-1), minlength=size) for c in each]).double()
         share = counts / counts.sum(1, keepdim=True)
         entropy = -torch.xlogy(share, share).sum(1)
-        return {"perplexity": entropy.exp().mean(), "codes_used": (counts > 0).double().mean()}
+        used = (counts > 0).sum(1) / min(size, each[0].numel())
+        return {"perplexity": entropy.exp().mean(), "code_usage": used.double().mean()}
 
     def split(self, z: Tensor) -> list[Tensor]:
         """The vectors (N h w, D / num) of each codebook."""

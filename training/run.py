@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from training import distributed
+from training.collapse import CollapseWatch
 from training.evaluation import Evaluator
 from training.pictures import write_pictures
 from training.resume import resume, run_facts
@@ -39,6 +40,7 @@ class Run:
         fingerprint = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
         self.facts = run_facts(self.config, device, fingerprint)
         self.evaluator = Evaluator(state, dataset, validation, settings, device)
+        self.collapse = CollapseWatch()
         self.improved = False  # the last evaluation was the best so far and is not saved yet
 
     @property
@@ -98,6 +100,7 @@ class Run:
         row: dict[str, Any] = {}
         if self.ends or due(s.log_every, step):
             row |= training_row(update, self.state)
+            self.collapse.look(row)
         evaluates = self.ends or (due(s.evaluate_every, step) if s.evaluate_every else self.ends_epoch)
         if evaluates:
             row |= self.evaluate()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook_usage import CodebookUsage, code_usage
 from evaluation.psnr import psnr
 from evaluation.ssim import ssim
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
@@ -78,7 +78,7 @@ class ReconstructionRecipe(Recipe):
         """The generator's loss."""
         out = self.reconstruct(batch, step)
         total, terms = self.reconstruction_losses(batch, out)
-        yield Losses(total + out.loss, {**terms, "quantizer": out.loss})
+        yield Losses(total + out.loss, {**terms, **self.quantizer_terms(out, step)})
 
     def reconstruct(self, batch: Tensor, step: Step) -> Reconstruction:
         """The one forward pass of the generator in a step."""
@@ -90,6 +90,13 @@ class ReconstructionRecipe(Recipe):
         elif "revival" in self.networks:
             self.revive(out)
         return out
+
+    def quantizer_terms(self, out: Reconstruction, step: Step) -> dict[str, Tensor]:
+        """What the log tells of the quantiser."""
+        terms = {"quantizer": out.loss}
+        if step.index >= self.warmup_steps:
+            terms["code_usage"] = code_usage(out.indices, self.model.num_embeddings)
+        return terms
 
     def revive(self, out: Reconstruction) -> None:
         """Let dead codes of an LDMVQModel begin anew; the codes of this step's gradients stay those of its pass."""
@@ -199,7 +206,8 @@ class AdversarialRecipe(ReconstructionRecipe):
             weight = share * self.objective.adv_weight * self.balance(total, adversarial)
             terms |= {"adversarial": adversarial, "adversarial_weight": weight}
             total = total + weight * adversarial
-        terms |= {"quantizer": out.loss, "discriminator_accuracy": self.networks["referee"].accuracy.clone()}
+        terms |= self.quantizer_terms(out, step)
+        terms["discriminator_accuracy"] = self.networks["referee"].accuracy.clone()
         yield Losses(total + out.loss, terms)
         yield self.discriminator_losses(batch, out.frames.detach(), step)
 

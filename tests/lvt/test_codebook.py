@@ -69,4 +69,4 @@ def test_usage_counts_codes():
     codes = torch.stack([torch.arange(16) % 8, torch.arange(16) % 2], 1).view(16, 2, 1, 1)
     usage = quantizer.usage(codes)
     assert_close(usage["perplexity"], torch.tensor((8 + 2) / 2).double())
-    assert_close(usage["codes_used"], torch.tensor((1 + 2 / 8) / 2).double())
+    assert_close(usage["code_usage"], torch.tensor((1 + 2 / 8) / 2).double())

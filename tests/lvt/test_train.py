@@ -132,4 +132,4 @@ def test_a_fresh_codebook_learns_and_its_codes_are_used():
     recipe.networks["vqvae"].eval()
     after = recipe.evaluate(batch, None)
     assert after["mse"].mean() < 0.5 * before["mse"].mean()
-    assert after["codes_used"][0] > 0.5
+    assert after["code_usage"][0] > 0.5

@@ -8,9 +8,10 @@ import torch
 from tests.training.runs import run, settings, weights
 from tests.training.test_two_optimizers import updater_for
 from tests.training.tiny_gan import TinyClips, TinyGAN
-from training import Losses, cli, distributed
+from training import Losses, cli, collapse, distributed
 from training.buffers import persistent_buffers
 from training.checkpoint import load_checkpoint
+from training.collapse import CollapseWatch
 from training.explain import NonFiniteAbort
 from training.state import build_state, flatten
 from training.update import Updater
@@ -174,6 +175,30 @@ def test_an_exploding_gradient_skips_the_step(tmp_path, caplog):
     result = run(tmp_path, skip_grad_norm=1e-6, steps=3, max_bad_steps=1)
     assert result.finished and load_checkpoint(tmp_path)["skipped_steps"] == 3
     assert "gradient norm of autoencoder, discriminator above 1e-06" in caplog.text
+
+
+def test_a_collapsed_codebook_is_warned_of_once(caplog):
+    """100 logs in a row under 1 % of the codes: one warning, and another after a recovery; other recipes: none."""
+    watch = CollapseWatch()
+    for usage in [0.5] * 3 + [0.001] * 99 + [0.5] + [0.001] * 150 + [0.5] + [0.001] * 100:
+        watch.look({"train/code_usage": usage})
+        watch.look({"loss/vae": 1.0})
+    assert caplog.text.count("WARN the codebook has collapsed: under 1 %") == 2
+
+
+class CollapsedGAN(TinyGAN):
+    """Logs a codebook of which nothing is used."""
+
+    def losses(self, batch, step):
+        for item in super().losses(batch, step):
+            yield Losses(item.total, {**item.terms, "code_usage": torch.tensor(0.0)})
+
+
+def test_the_training_log_is_watched_for_a_collapsed_codebook(tmp_path, caplog, monkeypatch):
+    """The warning comes from a run's own log."""
+    monkeypatch.setattr(collapse, "PATIENCE", 3)
+    run(tmp_path, CollapsedGAN(), steps=3)
+    assert "the codebook has collapsed" in caplog.text
 
 
 def test_only_saved_buffers_are_guarded():
