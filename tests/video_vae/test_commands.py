@@ -52,14 +52,17 @@ def test_06_and_07_any_number_of_frames_and_any_size_trains(folder):
     assert load_network("transformer_model_epoch_1.pth")[0].config.image_size == (11, 22)
 
 
-def test_08_the_documented_command_trains_the_base_preset(folder, monkeypatch):
-    """python main.py --npy_file F is enough: the defaults are those of the documentation."""
+def test_08_the_documented_command_trains(folder):
+    """python main.py --npy_file F is enough: the defaults are those of the documentation, and they train."""
     args = main.build_parser().parse_args(["--npy_file", "clips.npy"])
     documented = {
         "model_path": "transformer_model.pth", "batch_size": 1, "learning_rate": 1e-5, "num_epochs": 50,
         "load_model": False, "perceptual_weight": 1.0, "no_checkpointing": False, "preset": None,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in documented} == documented
+    main.main(["--npy_file", "clips.npy", "--perceptual_weight", "0", "--num_epochs", "1", *SMALL])
+    network, config = load_network("transformer_model_epoch_1.pth")
+    assert config["checkpointing"] and network.config.image_size == (12, 20)
 
 
 def test_09_and_12_each_epoch_leaves_its_file(folder):
