@@ -29,7 +29,7 @@ TOOLS = {
 CFFI = "unrar2-cffi"
 LEAST_SECONDS = 60
 SLOWEST_RATE = 1 << 20  # bytes per second; a tool that is slower than this hangs
-INSTALL = "install one (on Debian and Ubuntu: apt install unar libarchive-tools, or unrar from non-free)"
+INSTALL = "install one (pip install unrar2-cffi; on Debian and Ubuntu: apt install unar libarchive-tools)"
 
 
 def extract_rar(archive: Path, folder: Path, hint: str = "") -> None:
@@ -67,7 +67,7 @@ def extract_rar(archive: Path, folder: Path, hint: str = "") -> None:
 def available_tools() -> list[str]:
     """Names of the installed programs and packages that extract rar, in the order in which they are tried."""
     found = [name for name in TOOLS if shutil.which(name)]
-    return [*found, CFFI] if importlib.util.find_spec("unrar") else found
+    return [*found, CFFI] if importlib.util.find_spec("unrar") and importlib.util.find_spec("unrar.cffi") else found
 
 
 def _listing(archive: Path) -> tuple[list[Member], int]:
