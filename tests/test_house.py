@@ -1,10 +1,16 @@
 """Rules that hold for the whole repository: who may import whom, sizes, safe loading, and a README that is true."""
 
 import ast
+import contextlib
+import io
+import multiprocessing
+import os
 import re
-import subprocess
+import runpy
 import sys
+import traceback
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -84,10 +90,43 @@ def documented_commands() -> list[tuple[str, str, list[str]]]:
 
 @cache
 def help_text(script: str, subcommand: str = "") -> str:
-    command = [sys.executable, *script.split(), *([subcommand] if subcommand else []), "--help"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, f"{script} --help failed: {result.stderr[-300:]}"
-    return result.stdout
+    """What `python SCRIPT --help` prints, from a forked process, which has the large libraries already."""
+    arguments = [*([subcommand] if subcommand else []), "--help"]
+    results, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=run_script, args=(sender, script, arguments))
+    process.start()
+    sender.close()
+    try:
+        status, printed, errors = results.recv()
+    except EOFError:
+        status, printed, errors = "no status", "", "its process died"
+    process.join()
+    assert status == 0, f"{script} --help failed ({status}): {errors[-300:]}"
+    return printed
+
+
+def run_script(sender: Connection, script: str, arguments: list[str]) -> None:
+    """Run a script, or `-m module`, as the interpreter would: its folder on the path, none of the project imported."""
+    for name in [name for name in sys.modules if name.split(".")[0] in {*PACKAGES, "scripts", "tests"}]:
+        del sys.modules[name]
+    os.chdir(ROOT)
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+    status, printed, errors = "no status", io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        try:
+            if script.startswith("-m "):
+                sys.path.insert(0, str(ROOT))
+                sys.argv = [script, *arguments]
+                runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
+            else:
+                sys.path.insert(0, str((ROOT / script).parent))
+                sys.argv = [script, *arguments]
+                runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        except BaseException:  # noqa: BLE001
+            errors.write(traceback.format_exc())
+    sender.send((status, printed.getvalue(), errors.getvalue()))
 
 
 @pytest.mark.slow
