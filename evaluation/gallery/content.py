@@ -35,13 +35,17 @@ class Row:
 
 @dataclass
 class Grid:
-    """Clips played in step, one named row for each kind, one column for each clip."""
+    """Clips played in step, one named row for each kind, one column for each clip.
+
+    `mosaic`: each video holds many clips and is shown as large as there is room.
+    """
 
     label: str
     rows: Mapping[str, Sequence[Clip]]
     columns: Sequence[str] = ()
     given: int = 0
     note: str = ""
+    mosaic: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ class Overview:
     meaning: str
     baseline: str
     baseline_meaning: str
+
+
+@dataclass
+class Table:
+    """Rows of cells, the first being the head. `kind` "config": values in a typewriter face, to the left."""
+
+    rows: Sequence[Sequence[object]]
+    caption: str = ""
+    kind: str = ""
 
 
 @dataclass
@@ -67,3 +80,4 @@ class Section:
     headline: Sequence[tuple[str, str]] = ()  # (number, what it is), shown large
     overview: Sequence[Overview] = ()
     more_curves: Sequence[Curve] = ()  # folded away
+    tables: Sequence[Table] = ()

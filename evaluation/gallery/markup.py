@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.curves import Curve, curve_figure
-from evaluation.gallery.content import Clip, Grid, Overview, Row, Section
+from evaluation.gallery.content import Clip, Grid, Overview, Row, Section, Table
 from evaluation.gallery.media import Medium, place
 
+MOSAIC_TILES = 4.0  # width of a video that holds many clips
+LONG_TABLE = 25  # rows; longer ones are folded
 BUTTONS = {  # class: (what it does, drawing in a box of 14 x 14)
     "back": ("previous frame", '<path d="M3 1h2v12H3zM13 1v12L5 7z"/>'),
     "play": (
@@ -34,7 +36,8 @@ def section_html(section: Section, number: int, media: Path) -> str:
         _headline(section.headline),
         *(group_html(group, media, f"{name}-{index}") for index, group in enumerate(section.clips)),
         _curves(section.curves),
-        table_html(section.table),
+        table_html(Table(section.table)),
+        *(table_html(table) for table in section.tables),
         _folded("More curves", _curves(section.more_curves)),
         _config(section.config),
         "</section>",
@@ -64,7 +67,7 @@ def group_html(group: Row | Grid, media: Path, name: str) -> str:
     if isinstance(group, Grid):
         placed = {kind: _place(clips, media, f"{name}-{row}") for row, (kind, clips) in enumerate(group.rows.items())}
         files = [medium for mediums in placed.values() for medium in mediums]
-        clips = _matrix(placed, group.columns)
+        clips = _matrix(placed, group.columns, MOSAIC_TILES if group.mosaic else 1.0)
     else:
         files = _place([clip for _, clip in group.clips], media, name)
         clips = _tiles(files, [caption for caption, _ in group.clips])
@@ -76,8 +79,9 @@ def group_html(group: Row | Grid, media: Path, name: str) -> str:
     return f'<div class="group"{focus}{given}><div class="bar"><h3>{label}</h3>{controls}</div>{note}{clips}</div>'
 
 
-def table_html(rows: Sequence[Sequence[object]], kind: str = "", caption: str = "") -> str:
-    """A table whose first row is the head. Numbers are to the right, long words to the left."""
+def table_html(table: Table) -> str:
+    """A table. Numbers are to the right, long words to the left."""
+    rows = table.rows
     if not rows:
         return ""
     wordy = {i for i in range(1, len(rows[0])) if any(len(_text(row[i])) > 30 for row in rows[1:] if i < len(row))}
@@ -86,11 +90,13 @@ def table_html(rows: Sequence[Sequence[object]], kind: str = "", caption: str = 
     for first, *rest in rows[1:]:
         cells = "".join(f"<td{_words(i in wordy)}>{escape(_text(cell))}</td>" for i, cell in enumerate(rest, 1))
         body += f'<tr><th scope="row">{escape(_text(first))}</th>{cells}</tr>'
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="table{f" {kind}" if kind else ""}" tabindex="0">'
+    folded = len(rows) > LONG_TABLE
+    title = f"<caption>{escape(table.caption)}</caption>" if table.caption and not folded else ""
+    text = (
+        f'<div class="table{f" {table.kind}" if table.kind else ""}" tabindex="0">'
         f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+    return _folded(table.caption or f"{len(rows) - 1} rows", text) if folded else text
 
 
 def anchor(name: str, number: int) -> str:
@@ -124,7 +130,7 @@ def _tiles(files: Sequence[Medium], captions: Sequence[str]) -> str:
     return f'<div class="tiles{pictures}">{figures}</div>'
 
 
-def _matrix(placed: Mapping[str, Sequence[Medium]], columns: Sequence[str]) -> str:
+def _matrix(placed: Mapping[str, Sequence[Medium]], columns: Sequence[str], least: float) -> str:
     count = max((len(files) for files in placed.values()), default=0)
     cells = []
     if columns:
@@ -136,7 +142,8 @@ def _matrix(placed: Mapping[str, Sequence[Medium]], columns: Sequence[str]) -> s
             label = f"{kind}, {columns[index]}" if columns else f"{kind} {index + 1}"
             cells.append(f"<figure>{_medium(medium, label)}</figure>")
         cells.append("<span></span>" * (count - len(files)))
-    return f'<div class="matrix" style="--columns:{count}">{"".join(cells)}</div>'
+    wide = max(map(_wideness, (medium for files in placed.values() for medium in files)), default=1.0)
+    return f'<div class="matrix" style="--columns:{count};--wide:{wide:.3g}">{"".join(cells)}</div>'
 
 
 def _wideness(medium: Medium) -> float:

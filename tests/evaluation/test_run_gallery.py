@@ -1,0 +1,123 @@
+"""Pages of run folders: what is found in them, and several side by side."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from evaluation.gallery.comparison import config_differences, flatten, scores_table
+from evaluation.gallery.content import Grid, Row
+from evaluation.gallery.found_clips import clip_groups, parse
+from evaluation.gallery.runs import read_run
+from evaluation.report import Report, Score
+from scripts.gallery import main
+from tests.evaluation.test_gallery import Page
+from videodata.errors import UserError
+from videodata.write_video import write_video
+
+
+def video(path, color=200):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, np.full((3, 16, 16, 3), color, np.uint8), Fraction(8))
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (90, 10, 10)).save(path)
+
+
+def make_run(folder, dim, psnr, data="clips.npy"):
+    """A run folder as training and evaluation leave it."""
+    for step in (10, 20, 30):
+        for name in ("original", "reconstruction"):
+            video(folder / "samples" / f"step-{step:07d}" / f"{name}.mp4")
+            picture(folder / "samples" / f"step-{step:07d}" / f"{name}.png")
+    for number in range(3):
+        for kind in ("original", "sample_0"):
+            video(folder / "generated" / f"{number}_{kind}.mp4")
+    picture(folder / "codebook" / "usage.png")
+    picture(folder / "checkpoints" / "hidden.png")
+    rows = [
+        {"step": s, "samples": 8 * s, "loss/vae": 1 / s, "validation/loss": 2 / s, "lr/vae": 0.1, "train/kl": s}
+        for s in (10, 20, 30)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 40, "lo')
+    config = {"model": {"dim": dim, "depth": 2}, "name": "<b>run</b>"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    report = Report("vqgan", "x.pt", data, frames=8, stride=1, height=16, width=16)
+    report.scores = [Score("psnr-frame-8bit", [psnr - 1, psnr + 1])]
+    report.write(folder / "evaluation.json")
+    (folder / "other.json").write_text('{"format": "something else"}')
+    return folder
+
+
+def test_a_run_folder_becomes_a_section(tmp_path):
+    """Curves of training and validation share a diagram; clips lie side by side; numbers have their definition."""
+    section = read_run(make_run(tmp_path / "run", 64, 20.0)).section(most=2)
+    assert [curve.title for curve in section.curves] == ["loss", "kl"]
+    assert [line.label for line in section.curves[0].lines] == ["train", "validation"]
+    assert section.curves[0].lines[1].points == [(10, 0.2), (20, 0.1), (30, 2 / 30)]
+    assert [curve.title for curve in section.more_curves] == ["lr/vae"]
+    assert section.config["model"]["dim"] == 64
+    groups = {group.label: group for group in section.clips}
+    assert set(groups) == {"Pictures, step 30", "Reconstruction during the training", "generated", "codebook"}
+    assert list(groups["Reconstruction during the training"].rows) == ["step 10", "step 20", "step 30"]
+    assert [path.suffix for (path,) in groups["Pictures, step 30"].rows.values()] == [".mp4", ".mp4"]
+    grid = groups["generated"]
+    assert isinstance(grid, Grid) and list(grid.rows) == ["original", "sample 0"] and list(grid.columns) == ["0", "1"]
+    assert grid.note == "2 of 3 are shown."
+    assert isinstance(groups["codebook"], Row)
+    (table,) = section.tables
+    assert table.rows[1][:4] == ("PSNR", "20 dB", 1.0, 2) and "8 frames of 16x16" in table.caption
+
+
+def test_folders_of_the_same_names_are_rows_of_one_grid(tmp_path):
+    """original/clip_0.mp4 is beside reconstruction/clip_0.mp4; numbers are in their natural order."""
+    for kind in ("original", "reconstruction"):
+        for number in (10, 2):
+            video(tmp_path / "out" / kind / f"clip_{number}.mp4")
+    (grid,) = clip_groups(tmp_path, most=8)
+    assert {kind: [path.stem for path in paths] for kind, paths in grid.rows.items()} == {
+        "original": ["clip_2", "clip_10"],
+        "reconstruction": ["clip_2", "clip_10"],
+    }
+    assert [parse(stem) for stem in ("3_sample_0", "clip_007", "both", "4")] == [
+        ("sample_0", 3),
+        ("clip", 7),
+        ("both", None),
+        ("4", None),
+    ]
+
+
+def test_several_runs_are_compared_and_escaped(tmp_path, capsys):
+    """The page has the comparison first: differing keys alone, scores of like measurements in one row."""
+    folders = [make_run(tmp_path / name, dim, psnr) for name, dim, psnr in (("a", 64, 20.0), ("<i>b", 96, 22.0))]
+    main([*map(str, folders), "--out", str(tmp_path / "page")])
+    index = tmp_path / "page" / "index.html"
+    assert capsys.readouterr().out.strip() == str(index)
+    page = Page(index.read_text())
+    assert len(page.all("section")) == 3 and "a and <i>b" in page.text and "<i>" not in index.read_text()
+    assert "model.dim" in page.text and "model.depth" not in page.text
+    differences, same = config_differences([flatten(read_run(folder).config) for folder in folders])
+    assert differences == [("model.dim", "64", "96")] and same == 2
+    table = scores_table([read_run(folder) for folder in folders])
+    assert [row[:3] for row in table.rows[1:]] == [("PSNR", "20 dB", "22 dB")]
+    labels = {attributes.get("aria-label") for attributes in page.all("div") if attributes.get("class") == "group"}
+    assert {"generated: original", "generated: sample 0", "Pictures, step 30: reconstruction"} < labels
+
+
+def test_mistakes_are_one_line(tmp_path):
+    """A folder that is missing, empty, or named twice."""
+    run = make_run(tmp_path / "a", 64, 20.0)
+    (tmp_path / "empty").mkdir()
+    for runs, message in (
+        ([tmp_path / "nowhere"], "nowhere: no such run folder"),
+        ([tmp_path / "empty"], "empty: neither metrics.jsonl"),
+        ([run, run], "named twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([*map(str, runs), "--out", str(tmp_path / "page")])
+    assert not (tmp_path / "page" / "index.html").exists()
