@@ -22,8 +22,8 @@ def unit_pair(
     another layout, for sizes that differ, and when neither clip fits the range (a wrong range changes every score).
     """
     a, b = torch.as_tensor(a).detach(), torch.as_tensor(b).detach()
-    if a.is_floating_point() and b.is_floating_point() and not (_fits(a, value_range) or _fits(b, value_range)):
-        raise ValueError(f"values from {a.min():.4g} to {a.max():.4g} do not fit the declared range {value_range}")
+    if not _fits(b, value_range):
+        check_range(a, value_range)
     a, b = unit_frames(a, value_range, quantize), unit_frames(b, value_range, quantize)
     if a.shape != b.shape:
         raise ValueError(f"clips of different size: {_size(a)} and {_size(b)}")
@@ -48,7 +48,16 @@ def unit_frames(clip: Tensor, value_range: tuple[float, float], quantize: bool) 
     return unit.transpose(1, 2)
 
 
+def check_range(clip: Tensor, value_range: tuple[float, float]) -> None:
+    """Raises ValueError for a clip of floats that leaves the range."""
+    if not _fits(clip, value_range):
+        low, high = clip.min(), clip.max()
+        raise ValueError(f"values from {low:.4g} to {high:.4g} do not fit the declared range {value_range}")
+
+
 def _fits(clip: Tensor, value_range: tuple[float, float]) -> bool:
+    if not clip.is_floating_point():
+        return True
     low, high = value_range
     margin = RANGE_TOLERANCE * (high - low)
     return bool(clip.min() >= low - margin and clip.max() <= high + margin)

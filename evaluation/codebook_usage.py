@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from evaluation.report import Score
+
 
 def code_usage(indices: Tensor, size: int) -> Tensor:
     """Of the codes that a batch of indices (any shape) could use, the share that occurs: a float32 scalar."""
@@ -46,3 +48,12 @@ class CodebookUsage:
         shares = self.counts.double() / self.counts.sum().clamp(min=1)
         shares = shares[shares > 0]
         return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
+
+    def scores(self, label: str = "") -> list[Score]:
+        """Share of the codes that occur, and perplexity, over everything counted."""
+        notes = {"codes": len(self.counts), "codes_used": self.used, "tokens": int(self.counts.sum())}
+        share = self.used / len(self.counts)
+        return [
+            Score("codebook-usage", [], label, value=share, notes=notes),
+            Score("codebook-perplexity", [], label, value=self.perplexity, notes=notes),
+        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -20,6 +21,7 @@ _RAW = "predictions clamped, not rounded"
 _PSNR = "10 log10(1/MSE) of each frame in [0, 1], at most 100 dB, mean over frames, then over clips"
 _SSIM = "Gaussian window 11x11, sigma 1.5, data range 1, per channel, inner pixels, mean over frames, then over clips"
 _LPIPS = "v0.1, frames at their own size, mean over frames, then over clips"
+_PAIRS = "mean over pairs of samples for one condition, then over conditions"
 
 DEFINITIONS = {
     "psnr-frame-8bit": Definition("PSNR", "dB", "higher", f"{_PSNR}; {_ROUNDED}"),
@@ -33,8 +35,49 @@ DEFINITIONS = {
     "lpips-vgg-8bit": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
     "lpips-vgg-raw": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_RAW}"),
     "kl-bits": Definition("KL", "bits", "lower", "divergence of the posterior from the prior, bits per clip"),
+    "bits-per-token": Definition(
+        "bits per token", "bits", "lower", "negative log-likelihood in bits per predicted latent token, not per pixel"
+    ),
+    "bits-per-subpixel": Definition(
+        "bits per subpixel", "bits", "lower", "the same per red, green or blue value of the predicted frames"
+    ),
+    "code-bits-per-frame": Definition(
+        "code map", "bits", "lower", "codes of a frame times log2(size of the codebook): what storing them costs"
+    ),
+    "codebook-usage": Definition("codebook usage", "", "higher", "share of the codes that occur in the whole set"),
+    "codebook-perplexity": Definition(
+        "codebook perplexity", "", "higher", "exp(entropy in nats) of the histogram of codes over the whole set"
+    ),
+    "diversity-rmse-8bit": Definition(
+        "diversity RMSE", "levels", "higher", f"root mean square difference, of 255, {_PAIRS}; {_ROUNDED}"
+    ),
+    "diversity-lpips-alex-8bit": Definition("diversity LPIPS-alex", "", "higher", f"LPIPS v0.1 {_PAIRS}; {_ROUNDED}"),
+    "diversity-lpips-vgg-8bit": Definition("diversity LPIPS-vgg", "", "higher", f"LPIPS v0.1 {_PAIRS}; {_ROUNDED}"),
     "boundary-ratio": Definition(
         "boundary ratio", "", "lower", "mean change of the error from frame to frame at window borders / elsewhere"
     ),
     "brightness-bias": Definition("brightness bias", "levels", "lower", "mean of prediction minus original, of 255"),
 }
+
+_FVD = re.compile(r"fvd-(?P<network>[A-Za-z0-9-]+)-(?P<frames>\d+)f-(?P<clips>\d+)-(?P<rounding>8bit|raw)")
+
+
+def fvd_definition(network: str, frames: int, clips: int, quantize: bool) -> str:
+    """The id of an FVD: other networks, lengths and numbers of clips give other numbers, so they are part of it."""
+    return f"fvd-{network}-{frames}f-{clips}-{'8bit' if quantize else 'raw'}"
+
+
+def definition_of(name: str) -> Definition:
+    """The definition of an id. Raises ValueError for an unknown one."""
+    if name in DEFINITIONS:
+        return DEFINITIONS[name]
+    found = _FVD.fullmatch(name)
+    if not found:
+        raise ValueError(f"no definition named {name!r}; add it to evaluation/definitions.py")
+    label = "FVD" if found["network"] == "i3d" else f"FVD-{found['network']}"
+    rounding = _ROUNDED if found["rounding"] == "8bit" else _RAW
+    text = (
+        f"Frechet distance of {found['network']} features, {found['clips']} clips of {found['frames']} frames on each "
+        f"side, unbiased covariance; falls as the number of clips grows; {rounding}"
+    )
+    return Definition(label, "", "lower", text)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.boundary_ratio import ratio_of_jumps
 from evaluation.lpips_distance import lpips_per_frame
 from evaluation.psnr import psnr_per_frame
 from evaluation.report import Score
@@ -46,7 +47,7 @@ class VideoPairScores:
             jumps += np.abs(np.diff(before, axis=0)).mean(axis=(1, 2, 3), dtype=np.float64).tolist()
             last = error[-1]
         scores = {name: fmean(values) for name, values in frames.items()}
-        ratio = boundary_ratio(jumps, self.window)
+        ratio = ratio_of_jumps(jumps, self.window)
         scores |= {} if ratio is None else {"boundary-ratio": ratio}
         for name, value in scores.items():
             self.values.setdefault(name, []).append(value)
@@ -63,18 +64,6 @@ class VideoPairScores:
         if self.lpips:
             scores[f"lpips-{self.lpips}-8bit"] = lpips_per_frame(a, b, net=self.lpips, weights=self.weights)
         return scores
-
-
-def boundary_ratio(jumps: list[float], window: int) -> float | None:
-    """Mean change of the error at window borders over that elsewhere; jumps[t] is from frame t to frame t + 1.
-
-    1 means that borders do not show. None where there is no border, or nothing else.
-    """
-    if window < 2:
-        return None
-    borders = [jump for index, jump in enumerate(jumps, start=1) if index % window == 0]
-    inside = [jump for index, jump in enumerate(jumps, start=1) if index % window]
-    return fmean(borders) / fmean(inside) if borders and inside and fmean(inside) > 0 else None
 
 
 def paired_frames(original: Path, prediction: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,7 +1,8 @@
 """Weight files of pretrained feature networks: which exist, where they are looked for, and how they get there.
 
 Look-up order: a path that the caller names (file or folder), `$VIDEOGEN_WEIGHTS`, `~/.cache/videogen/weights`, the
-torch hub cache. A file that the caller names is used as it is; a file found by its name must have its SHA-256.
+torch hub cache. A file that the caller names is used as it is; a file found by its name must have its SHA-256. Where
+none is published, the SHA-256 of the first download is kept in `weights.lock` beside it, and must be met from then on.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class WeightFile:
     filename: str
     url: str
     megabytes: int  # for messages; the hash is what is checked
-    sha256: str  # a prefix of the hexadecimal digest is enough
+    sha256: str  # a prefix of the hexadecimal digest is enough; "": none is published, see `lock_file`
     purpose: str
+    without: str = "set that weight to 0 to work without it"
 
 
 WEIGHT_FILES = {
@@ -53,6 +55,22 @@ WEIGHT_FILES = {
         megabytes=233,
         sha256="7be5be79",
         purpose="LPIPS-alex",
+    ),
+    "i3d": WeightFile(
+        filename="i3d_pretrained_400.pt",
+        url="https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt",
+        megabytes=51,
+        sha256="",
+        purpose="FVD with the I3D network",
+        without="leave out fvd",
+    ),
+    "i3d-torchscript": WeightFile(
+        filename="i3d_torchscript.pt",
+        url="https://huggingface.co/flateon/FVD-I3D-torchscript/resolve/main/i3d_torchscript.pt",
+        megabytes=51,
+        sha256="",
+        purpose="FVD with the TorchScript I3D",
+        without="leave out fvd",
     ),
 }
 
@@ -83,7 +101,7 @@ def find_weights(name: str, path: Path | str | None = None, download: bool = Tru
         if (folder / entry.filename).is_file():
             return _checked(folder / entry.filename, entry)
     if not download:
-        raise UserError(_missing(entry, "it may not be downloaded here"))
+        raise UserError(_missing(entry, "it may not be downloaded without --download"))
     return _download(entry, weights_folder())
 
 
@@ -117,14 +135,32 @@ def _search_folders(path: Path | str | None) -> list[Path]:
     return [*named, weights_folder(), cache, Path(torch.hub.get_dir()) / "checkpoints"]
 
 
+def lock_file(folder: Path) -> Path:
+    """Where a folder of weights keeps the SHA-256 of files that none is published for: lines `<digest>  <file>`."""
+    return folder / "weights.lock"
+
+
 def _checked(path: Path, entry: WeightFile) -> Path:
-    digest = sha256_of(path)
-    if not digest.startswith(entry.sha256):
+    digest, expected = sha256_of(path), entry.sha256 or _locked(path)
+    if not digest.startswith(expected):
         raise UserError(
             f"{path}: damaged or not the published file (SHA-256 starts with {digest[:8]}, expected "
-            f"{entry.sha256[:8]}); delete it, or name a file of your own explicitly"
+            f"{expected[:8]}); delete it, or name a file of your own explicitly"
         )
     return path
+
+
+def _locked(path: Path) -> str:
+    """The SHA-256 that the lock file has for a weight file, "" for none."""
+    lock = lock_file(path.parent)
+    lines = [line.split() for line in lock.read_text().splitlines()] if lock.is_file() else []
+    return next((line[0] for line in lines if line[1:] == [path.name]), "")
+
+
+def _lock(path: Path) -> None:
+    """Keep the SHA-256 of a file that was just downloaded."""
+    with open(lock_file(path.parent), "a", encoding="utf-8") as file:
+        file.write(f"{sha256_of(path)}  {path.name}\n")
 
 
 def _download(entry: WeightFile, folder: Path) -> Path:
@@ -132,9 +168,13 @@ def _download(entry: WeightFile, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _one_process(folder / f".{entry.filename}.lock"):
-            if not target.is_file():  # another process may have fetched it while this one waited
-                logger.warning("downloading %s (%d MB) to %s", entry.url, entry.megabytes, folder)
-            return download_file(entry.url, target, sha256=entry.sha256, tries=2)
+            if target.is_file():  # another process has fetched it while this one waited
+                return _checked(target, entry)
+            logger.warning("downloading %s (%d MB) to %s", entry.url, entry.megabytes, folder)
+            download_file(entry.url, target, sha256=entry.sha256 or None, tries=2)
+            if not entry.sha256:
+                _lock(target)
+            return target
     except (UserError, OSError) as error:
         reason = _first_line(error).removeprefix(f"{entry.url}: ")
         raise UserError(_missing(entry, f"the download failed ({reason})")) from error
@@ -143,7 +183,7 @@ def _download(entry: WeightFile, folder: Path) -> Path:
 def _missing(entry: WeightFile, reason: str) -> str:
     return (
         f"{entry.filename} is missing ({entry.megabytes} MB, for {entry.purpose}) and {reason}; "
-        f"get {entry.url} and put it into {weights_folder()}, or set that weight to 0 to work without it"
+        f"get {entry.url} and put it into {weights_folder()}, or {entry.without}"
     )
 
 

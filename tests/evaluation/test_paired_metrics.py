@@ -1,17 +1,20 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from evaluation import lpips_distance, psnr, ssim
+from evaluation.lpips_distance import lpips_per_frame
 from evaluation.paired import PairedScores
 from evaluation.psnr import psnr_per_frame
 from evaluation.report import Report, Score
 from evaluation.ssim import ssim_per_frame
 from losses.backbones import LAYERS
 from losses.perceptual import LPIPS
+from videodata import read_video
 from videodata.errors import UserError
 
 
@@ -23,6 +26,15 @@ def clips():
     original = torch.nn.functional.interpolate(coarse, size=(4, 32, 40), mode="trilinear") * 2 - 1
     noise = torch.randn(original.shape, generator=generator)
     return original, (original + 0.1 * noise).clamp(-1, 1)
+
+
+@pytest.fixture(scope="session")
+def shared_clips():
+    """Folder of real videos; the `clips` of this file are random ones."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "clips"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: the real clips do not ship with the project")
+    return folder
 
 
 def as_uint8(clip):
@@ -61,6 +73,58 @@ def test_metrics_equal_torchmetrics(clips):
             _, padded = structural(y, x, data_range=1.0, return_full_image=True)
             inner = padded[..., 5:-5, 5:-5]  # beyond it lies the reflection padding, which the paper does not have
             assert ours_ssim[clip, frame].item() == pytest.approx(inner.mean().item(), abs=1e-5)
+
+
+def real_frames(clips, count):
+    """Frames of a real clip, and the same with coarser grey levels: uint8 (T, H, W, 3)."""
+    frames, _ = read_video(clips / "videovaeplus" / sorted((clips / "videovaeplus").glob("*.mp4"))[0].name)
+    frames = frames[:count, :160, :200]
+    return frames, (frames // 24 * 24 + 12).astype(np.uint8)
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_metrics_equal_scikit_image(request, clips, real):
+    """PSNR and both definitions of SSIM agree with scikit-image to 1e-6, on random and on real frames."""
+    measure = pytest.importorskip("skimage.metrics")
+    if real:
+        a, b = real_frames(request.getfixturevalue("shared_clips"), 2)
+    else:
+        a, b = (as_uint8(batch)[0, :2].numpy() for batch in clips)
+    found = [psnr_per_frame(a, b)[0], ssim_per_frame(a, b)[0], ssim_per_frame(a, b, definition="vvae")[0]]
+    for frame, (x, y) in enumerate(zip(a / 255.0, b / 255.0, strict=True)):
+        options = {"channel_axis": -1, "full": True}
+        _, full = measure.structural_similarity(
+            x, y, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, **options
+        )
+        uniform, _ = measure.structural_similarity(x, y, data_range=x.max() - x.min(), **options)
+        expected = [measure.peak_signal_noise_ratio(x, y, data_range=1.0), full[5:-5, 5:-5].mean(), uniform]
+        assert [values[frame].item() for values in found] == pytest.approx(expected, abs=1e-6)
+
+
+def test_metrics_equal_torchmetrics_on_real_frames(shared_clips):
+    """The same as on random frames."""
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    a, b = real_frames(shared_clips, 2)
+    x, y = (torch.from_numpy(frames).movedim(-1, 1).double() / 255 for frames in (a, b))
+    peak = functional.peak_signal_noise_ratio(y, x, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    assert torch.allclose(psnr_per_frame(a, b)[0], peak.double(), rtol=0, atol=1e-4)
+    _, full = functional.structural_similarity_index_measure(y, x, data_range=1.0, return_full_image=True)
+    expected = full[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
+    assert torch.allclose(ssim_per_frame(a, b)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_lpips_equals_the_package_on_real_frames(shared_clips, alexnet):
+    """The lpips package with the same backbone, to 1e-5."""
+    package = pytest.importorskip("lpips")
+    reference = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    state = torch.load(alexnet, weights_only=True)
+    own = reference.net.state_dict()
+    reference.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in own})
+    a, b = real_frames(shared_clips, 2)
+    x, y = (torch.from_numpy(frames).movedim(-1, 1).float() / 127.5 - 1 for frames in (a, b))
+    with torch.no_grad():
+        expected = reference(x, y).flatten().double()
+    assert torch.allclose(lpips_per_frame(a, b, weights=alexnet)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_vvae_ssim_equals_its_definition_written_as_a_loop():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluation.video_pairs import VideoPairScores, boundary_ratio, pairs_by_name
+from evaluation.boundary_ratio import ratio_of_jumps
+from evaluation.video_pairs import VideoPairScores, pairs_by_name
 from videodata import write_video
 from videodata.errors import UserError, VideoError
 
@@ -17,8 +18,8 @@ def clip(frames: int, seed: int = 0) -> np.ndarray:
 def test_a_border_every_window_shows_in_the_ratio():
     """A jump of 2 at every fourth frame among jumps of 1 is a ratio of 2; without borders there is none."""
     jumps = [2.0 if index % 4 == 0 else 1.0 for index in range(1, 12)]
-    assert boundary_ratio(jumps, 4) == 2.0
-    assert boundary_ratio(jumps, 0) is None and boundary_ratio(jumps, 12) is None
+    assert ratio_of_jumps(jumps, 4) == 2.0
+    assert ratio_of_jumps(jumps, 0) is None and ratio_of_jumps(jumps, 12) is None
 
 
 def test_known_errors_are_measured_over_the_whole_length(tmp_path):

@@ -101,6 +101,20 @@ def test_wrong_content_from_the_server_is_refused(entry, server, monkeypatch, tm
     assert not list(tmp_path.rglob("home/**/made-up.pth"))
 
 
+def test_a_file_without_published_hash_must_stay_what_it_was(entry, server, monkeypatch, tmp_path):
+    """The hash of the first download is kept beside the file; another content under that name is refused."""
+    folder, url, _ = server
+    (folder / entry.filename).write_bytes(CONTENT)
+    monkeypatch.setitem(WEIGHT_FILES, "made-up", replace(entry, url=f"{url}/{entry.filename}", sha256=""))
+    monkeypatch.setenv("VIDEOGEN_WEIGHTS", str(tmp_path / "weights"))
+    path = find_weights("made-up")
+    assert (tmp_path / "weights" / "weights.lock").read_text() == f"{DIGEST}  {entry.filename}\n"
+    assert find_weights("made-up") == path
+    path.write_bytes(b"other")
+    with pytest.raises(UserError, match=f"expected {DIGEST[:8]}"):
+        find_weights("made-up")
+
+
 def test_without_network_one_line_says_what_is_needed(entry, monkeypatch, tmp_path):
     """A refused connection ends soon, in one line: file, purpose, address, folder, and the way without."""
 
