@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from evaluation.i3d import CLASSES, I3D, MINIMUM_FRAMES, SIDE
 from losses.weights import find_weights, read_state_dict
-from training.strict_load import strict_load
 from videodata.download import sha256_of
 from videodata.errors import UserError
 
@@ -61,6 +60,8 @@ class I3DFeatures(FeatureExtractor):
     text = f"centre square, bilinear to {SIDE}x{SIDE} (corners not aligned, no antialiasing), [-1, 1], logits of I3D"
 
     def __init__(self, weights: Path, device: torch.device) -> None:
+        from training.strict_load import strict_load  # here, because the engine takes seconds to import
+
         super().__init__(weights)
         network = I3D()
         counters = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
