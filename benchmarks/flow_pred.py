@@ -3,13 +3,15 @@
     python benchmarks/flow_pred.py --runs runs
 
 Sampling needs the trained shapes runs (docs/flow_pred.md); without them only the training steps are measured. PSNR is
-of the first four predicted frames. Seconds are CPU time of this process per video and frame.
+of the first four predicted frames. Calls are evaluations of all networks; seconds are CPU time of this process, both
+per video and frame, encoding and decoding included.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -20,36 +22,54 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from torch import Tensor
 
+from benchmarks.flow_pred_original import sample_as_the_original
 from evaluation.psnr import psnr
 from evaluation.report import format_table
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import FlowPredConfig, read_config
-from flow_pred.generate import CallCounter, Plan, predict
+from flow_pred.generate import CallCounter
 from flow_pred.latent_space import LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.predictors import build_regressor, load_neural_sde, load_river
 from flow_pred.river import RiverPredictor
+from flow_pred.sampling import at_rest, decode_clip, encode_clip
 from flow_pred.train import DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 from training import SampleNoise, Step
 from training.cli import make_parser, run
 from videodata.clips import open_clips
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAMES, CONTEXT, STRIDE = 4, 4, 4
+FRAMES, CONTEXT, STRIDE, BATCH = 4, 4, 4, 8
 EQUAL = 0.2  # dB
-RIVER_SETTINGS = {
-    "original: 100 points, 3/8 rule": {"grid": "reference", "steps": 100},
-    "midpoint, 10 steps": {"steps": 10},
-    "midpoint, 5 steps": {"steps": 5},
-    "midpoint, 3 steps": {"steps": 3},
-    "euler, 4 steps": {"steps": 4, "method": "euler"},
+Sampler = Callable[[Any, Tensor], Tensor]  # predictor, context latents -> latents
+
+
+def ours(predictor: RiverPredictor | NeuralSDE, context: Tensor, **options: Any) -> Tensor:
+    """Our sampling with the given options."""
+    return predictor.sample(context, FRAMES, generator=torch.Generator().manual_seed(0), **options)
+
+
+def original(predictor: NeuralSDE, context: Tensor) -> Tensor:
+    """The original's adaptive sampling of the neural SDE."""
+    return sample_as_the_original(predictor, context, FRAMES)
+
+
+RIVER_SETTINGS: dict[str, Sampler] = {
+    "original: 100 points, 3/8 rule": functools.partial(ours, grid="reference", steps=100),
+    "midpoint, 10 steps": functools.partial(ours, steps=10),
+    "midpoint, 5 steps": functools.partial(ours, steps=5),
+    "midpoint, 3 steps": functools.partial(ours, steps=3),
+    "euler, 4 steps": functools.partial(ours, steps=4, method="euler"),
 }
-SDE_SETTINGS = {
-    "original: adaptive, atol 1e-2": {"method": "adaptive"},
-    "euler, 2 steps": {"steps": 2},
-    "euler, 1 step": {"steps": 1},
-    "heun, 1 step": {"steps": 1, "method": "heun"},
+SDE_SETTINGS: dict[str, Sampler] = {
+    "original: adaptive, atol 1e-2": original,
+    "adaptive, atol 1e-2": functools.partial(ours, method="adaptive"),
+    "euler, 4 steps": functools.partial(ours, steps=4),
+    "euler, 2 steps": functools.partial(ours, steps=2),
+    "euler, 1 step": functools.partial(ours, steps=1),
+    "heun, 1 step": functools.partial(ours, steps=1, method="heun"),
 }
 
 
@@ -69,36 +89,36 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder with the shapes_run-* folders")
     parser.add_argument("--data", default="shapes:400,frames=64,size=32", help="videos; the test split is predicted")
     parser.add_argument("--videos", type=int, default=16, help="videos that are predicted")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/flow_pred/shapes_river_tiny.yaml",
+    parser.add_argument("--parts", nargs="+", choices=("sampling", "training"), default=["sampling", "training"],
+                        help="what is measured")  # fmt: skip
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/flow_pred/kth_river.yaml",
                         help="network and autoencoder of the training steps")  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=8, help="of the training steps")
-    parser.add_argument("--steps", type=int, default=5, help="training steps of which the median is taken")
+    parser.add_argument("--components", nargs="+", choices=("river", "f_nll", "g"), default=["river", "f_nll"],
+                        help="networks of the training steps")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=4, help="of the training steps")
+    parser.add_argument("--steps", type=int, default=3, help="training steps of which the median is taken")
     return parser
 
 
-def measure(
-    predictor: RiverPredictor | NeuralSDE, clips: torch.utils.data.Dataset, name: str, options: dict
-) -> Measured:
-    """Predict all clips in one way."""
-    plan, counter = Plan(CONTEXT, FRAMES, STRIDE, options=options), CallCounter(predictor)
-    start = time.process_time()
-    batches = list(predict(predictor, clips, plan, 8, torch.device("cpu")))
-    seconds = time.process_time() - start
-    values = [psnr(batch.target[:, :, CONTEXT:], batch.generated[:, :, CONTEXT:]) for batch in batches]
-    count = len(clips) * FRAMES
-    calls = counter.total / count
-    if options.get("method") == "adaptive":
-        networks = len(counter.samples)
-        # Ours computes the field at the start of a trial once, the original twice, and once more to set up.
-        calls = networks * (1 + 3 * counter.drift / count / 2)
-    return Measured(name, torch.cat(values).mean().item(), calls, seconds / count)
+def measure(predictor: RiverPredictor | NeuralSDE, batches: list[Tensor], name: str, sample: Sampler) -> Measured:
+    """Predict all clips (B, 3, T, H, W) in one way."""
+    counter, seconds, values = CallCounter(predictor), 0.0, []
+    for clips in batches:
+        start = time.process_time()
+        with at_rest(predictor):
+            latents = sample(predictor, encode_clip(predictor.autoencoder, clips[:, :, :CONTEXT]))
+            predicted = decode_clip(predictor.autoencoder, latents[:, CONTEXT:])
+        seconds += time.process_time() - start
+        values.append(psnr(clips[:, :, CONTEXT:], predicted))
+    quality = torch.cat(values)
+    return Measured(name, quality.mean().item(), *(x / len(quality) / FRAMES for x in (counter.total, seconds)))
 
 
-def compare(title: str, make: Callable[[], Any], settings: dict[str, dict], args: argparse.Namespace) -> None:
+def compare(title: str, make: Callable[[], Any], settings: dict[str, Sampler], args: argparse.Namespace) -> None:
     """All ways of sampling one predictor against the first."""
-    frames = CONTEXT + FRAMES
-    clips = open_clips(args.data, frames, None, STRIDE, "test", seed=0, total_videos=args.videos)
-    results = [measure(make(), clips, name, options) for name, options in settings.items()]
+    clips = open_clips(args.data, CONTEXT + FRAMES, None, STRIDE, "test", seed=0, total_videos=args.videos)
+    batches = list(torch.stack([clips[index] for index in range(len(clips))]).split(BATCH))
+    results = [measure(make(), batches, name, sample) for name, sample in settings.items()]
     first = results[0]
     rows = [(title, "PSNR", "calls per frame", "fewer", "seconds per frame", "faster", f"within {EQUAL} dB")]
     for result in results:
@@ -107,7 +127,7 @@ def compare(title: str, make: Callable[[], Any], settings: dict[str, dict], args
             f"{result.seconds:.4f}", f"{first.seconds / result.seconds:.1f}x",
             "yes" if result.psnr >= first.psnr - EQUAL else "no",
         ))  # fmt: skip
-    print(format_table(rows), "\n")
+    print(format_table(rows), "\n", flush=True)
 
 
 def sampling(args: argparse.Namespace) -> None:
@@ -159,7 +179,7 @@ def training(args: argparse.Namespace) -> None:
     shape = config.model.vector_field_regressor
     latents = {"latents": torch.randn(count, frames, shape.state_size, *shape.state_res)}
     rows = [(f"training step, batch {count}, {args.config.stem}", "pictures, s", "latents, s", "faster")]
-    for func in ("river", "f_nll", "g"):
+    for func in args.components:
         recipe = make_recipe(config, func)
         slow, fast = (step_seconds(recipe, batch, count, args.steps) for batch in (clips, latents))
         rows.append((func, f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.1f}x"))
@@ -171,8 +191,10 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sampling(args)
-    training(args)
+    if "sampling" in args.parts:
+        sampling(args)
+    if "training" in args.parts:
+        training(args)
 
 
 if __name__ == "__main__":

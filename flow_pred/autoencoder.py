@@ -70,15 +70,30 @@ class KLAutoencoder(nn.Module):
 def build_autoencoder(config: Mapping[str, Any]) -> nn.Module:
     """A module with encode(images (N, 3, H, W) in [-1, 1]) -> latents (N, C, h, w), and decode, their inverse.
 
-    config: `type`, optionally `ckpt_path`, and the settings of the type. Latents are continuous; the types with a
-    codebook quantise before they decode. Raises UserError for an unknown type or a file that does not fit.
+    config: `type`, optionally `ckpt_path`, and the settings of the type; those of another type change nothing, so that
+    `type` can be set on top of any configuration. Latents are continuous; the types with a codebook quantise before
+    they decode. Raises UserError for an unknown type or setting and for a file that does not fit.
     """
     settings = {key: value for key, value in config.items() if value is not None}
     kind, path = settings.pop("type", None), settings.pop("ckpt_path", None)
     if kind not in BUILDERS:
         raise unknown_key(str(kind), BUILDERS, "autoencoder type")
-    module = BUILDERS[kind](settings, path)
+    module = BUILDERS[kind](settings_of(kind, settings), path)
     return module.eval().requires_grad_(False)
+
+
+def settings_of(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the type reads. Raises UserError for one that no type reads."""
+    read, known = dict(SETTINGS), {key for keys in SETTINGS.values() for key in keys}
+    if kind == "vqgan" or not known.issuperset(settings):
+        from vqgan.model_file import VQGAN_KEYS
+
+        read["vqgan"] = VQGAN_KEYS
+        known.update(VQGAN_KEYS)
+    for key in settings:
+        if key not in known:
+            raise unknown_key(key, known, "setting of model.autoencoder")
+    return {key: value for key, value in settings.items() if key in read[kind]}
 
 
 def build_ours(settings: dict[str, Any], path: str | None) -> nn.Module:
@@ -96,7 +111,10 @@ def build_ldm_vq(settings: dict[str, Any], path: str | None) -> nn.Module:
     """VQGAN of latent diffusion: a published size by `config`, or any by `ddconfig`, `n_embed` and `embed_dim`."""
     from vqgan import LDMVQModel
 
-    model = LDMVQModel(**settings) if "ddconfig" in settings else LDMVQModel.from_name(str(settings.get("config")))
+    if "ddconfig" in settings:
+        model = LDMVQModel(**{key: value for key, value in settings.items() if key != "config"})
+    else:
+        model = LDMVQModel.from_name(str(settings.get("config")))
     if path:
         strict_load(model, autoencoder_weights(path, "ldm-vq"), path)
     return model
@@ -139,6 +157,13 @@ def build_sd_vae(settings: dict[str, Any], path: str | None) -> nn.Module:
     return KLAutoencoder(model)
 
 
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "ours": ("encoder", "decoder", "vector_quantizer"),
+    "ldm-vq": ("config", "ddconfig", "n_embed", "embed_dim"),
+    "vvae": ("config",),
+    "sd-vae-ft-mse": (),
+    "identity": (),
+}  # what each type reads besides ckpt_path; `vqgan`: what a VQGAN is configured by
 BUILDERS: dict[str, Callable[[dict[str, Any], str | None], nn.Module]] = {
     "ours": build_ours,
     "ldm-vq": build_ldm_vq,

@@ -49,9 +49,10 @@ class AutoencoderRecipe(Recipe):
         self, model: SimpleVQVAE, objective: AutoencoderObjective, perceptual_weights: str | None = None
     ) -> None:
         codes = model.vector_quantizer.embedding
+        optimizer = torch.optim.Adam(model.parameters(), lr=objective.learning_rate, betas=(0.9, 0.99), fused=True)
         super().__init__(
             {"autoencoder": model, "reservoir": LatentReservoir(codes.num_embeddings, codes.embedding_dim)},
-            {"autoencoder": torch.optim.Adam(model.parameters(), lr=objective.learning_rate, betas=(0.9, 0.99))},
+            {"autoencoder": optimizer},
         )
         self.objective = objective
         self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
@@ -64,7 +65,10 @@ class AutoencoderRecipe(Recipe):
         images, shares, truth = chosen_frames(batch, step)
         frames, latents, quantiser = self.networks["autoencoder"](images, shares, quantise)
         if not quantise:
-            self.networks["reservoir"](latents.detach().movedim(1, -1))
+            kept = latents.detach().movedim(1, -1)  # (N, h, w, C)
+            if shares is not None:  # clip by clip, so that the order is the same for any number of processes
+                kept = kept.unflatten(0, (2, -1)).transpose(0, 1)
+            self.networks["reservoir"](kept)
         reconstruction, blended = frames[: len(images)], frames[len(images) :]
         terms = {"reconstruction": (reconstruction - images).square().mean(), "quantiser": quantiser.mean()}
         total = terms["reconstruction"] + self.objective.vq_weight * terms["quantiser"]

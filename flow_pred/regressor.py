@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flow_pred.batch_norm import SharedBatchNorm2d
 from flow_pred.positions import PositionEncoding, time_embedding
 from videodata.errors import UserError
 
@@ -144,7 +145,7 @@ def head(dim: int, channels: int, size: tuple[int, int], norm: str) -> nn.Sequen
     last = nn.Conv2d(dim, channels, 3, padding=1)
     if norm == "ln":
         return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), ToMap(*size), last)
-    return nn.Sequential(nn.Linear(dim, dim), ToMap(*size), nn.GELU(), nn.BatchNorm2d(dim), last)
+    return nn.Sequential(nn.Linear(dim, dim), ToMap(*size), nn.GELU(), SharedBatchNorm2d(dim), last)
 
 
 def check_arguments(role: str, out_norm: str, inner_dim: int, num_input_frames: Any) -> None:

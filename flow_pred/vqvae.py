@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flow_pred.batch_norm import SharedBatchNorm2d
+
 CODEBOOK_WEIGHT = 0.25  # of the codebook's term; 1 for the commitment term ("legacy" order)
 GROUPS = 32
 SLOPE = 0.2
@@ -54,7 +56,7 @@ class UpBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = SharedBatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.norm(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))), SLOPE)
@@ -180,12 +182,13 @@ class SimpleVQVAE(nn.Module):
         m and of image M + m. quantise=False decodes the latents themselves.
         """
         latents = self.encode(images)
-        quantised, _, loss = (
-            self.vector_quantizer(latents) if quantise else (latents, None, latents.new_zeros(len(images)))
-        )
+        if quantise:
+            quantised, _, loss = self.vector_quantizer(latents)
+        else:  # the codes take part all the same: training in several processes waits for the gradient of every weight
+            quantised, loss = latents, 0 * self.vector_quantizer.embedding.weight.sum().expand(len(images))
         if shares is not None:
             start, end = latents.chunk(2)
-            between = torch.lerp(start, end, shares.view(-1, 1, 1, 1))
+            between = torch.lerp(start, end, shares.view(-1, 1, 1, 1).to(start))  # in bf16, too
             between = self.vector_quantizer(between)[0] if quantise else between
             quantised = torch.cat([quantised, between])
         return self.decoder(quantised), latents, loss

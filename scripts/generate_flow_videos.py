@@ -118,10 +118,9 @@ def make_plan(args: argparse.Namespace, predictor: RiverPredictor | NeuralSDE, c
             raise UserError("--res is for the neural SDE; RIVER has no time between frames")
         horizon = evaluation.past_horizon if args.past_horizon is None else args.past_horizon
         warm = evaluation.warm_sampling if args.warm_start is None else args.warm_start
-        steps = args.steps or (evaluation.steps if args.grid == "reference" else None)
         options = {
             "grid": args.grid,
-            "steps": steps,
+            "steps": args.steps or evaluation.steps,
             "method": args.solver,
             "past_horizon": horizon,
             "warm_start": warm,

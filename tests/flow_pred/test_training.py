@@ -35,6 +35,34 @@ class TestDiffusion(TestRiver):
         return tiny_recipe("g", **overrides)
 
 
+class TestFlow(TestRiver):
+    """And its drift."""
+
+    def build_recipe(self, **overrides):
+        return tiny_recipe("f_nll", **overrides)
+
+
+class TestDenoiser(TestRiver):
+    """And its denoiser, with the head that normalises over the batch."""
+
+    def build_recipe(self, **overrides):
+        return tiny_recipe("d", out_norm="bn", **overrides)
+
+
+class TestAutoencoder(ModelContract):
+    """And the autoencoder under both, on clips, with the quantiser from the second step on."""
+
+    tolerance = 2e-4
+
+    def build_recipe(self, **overrides):
+        torch.manual_seed(0)
+        model = SimpleVQVAE(**{key: value for key, value in TINY.items() if key != "type"})
+        return AutoencoderRecipe(model, AutoencoderObjective(vq_warmup=1))
+
+    def dataset(self):
+        return RandomClips(side=16)
+
+
 def step_for(batch: int, training: bool = True) -> Step:
     return Step(0, 4, SampleNoise(0, range(batch)), torch.device("cpu"), training)
 

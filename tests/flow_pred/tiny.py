@@ -15,13 +15,16 @@ FRAMES = 5
 
 
 class RandomClips(Dataset):
-    """Clips (3, T, 4, 4) of noise; the same at each call."""
+    """Clips (3, T, side, side) of noise; the same at each call."""
+
+    def __init__(self, side: int = 4) -> None:
+        self.side = side
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, index: int) -> Tensor:
-        return 2 * torch.rand(3, FRAMES, 4, 4, generator=torch.Generator().manual_seed(index)) - 1
+        return 2 * torch.rand(3, FRAMES, self.side, self.side, generator=torch.Generator().manual_seed(index)) - 1
 
 
 def tiny_values(func: str = "river", **model: Any) -> dict[str, Any]:
