@@ -40,18 +40,27 @@ class End:
     frames: int  # decoded, before the stride
     fps: str | None  # of the frames that were kept, as a fraction
     error: str | None
+    note: str | None = None  # what is odd about it, though it can be used
 
 
 class DecodePool:
     """Worker processes for one list of videos. Use as a context manager.
 
-    size (height, width) and resize are those of `iter_frames`; every stride-th frame is kept.
+    size (height, width) and resize are those of `iter_frames`; every stride-th frame is kept. stretches: first frame
+    and the one after the last of each video, None for its end; all of it by default.
     """
 
     def __init__(
-        self, paths: Sequence[Path], size: tuple[int, int], resize: str = "squeeze", stride: int = 1, workers: int = 1
+        self,
+        paths: Sequence[Path],
+        size: tuple[int, int],
+        resize: str = "squeeze",
+        stride: int = 1,
+        workers: int = 1,
+        stretches: Sequence[tuple[int, int | None]] | None = None,
     ) -> None:
         self._paths = paths
+        self._stretches = stretches or [(0, None)] * len(paths)
         self._next = 0
         self._waiting: dict[int, deque] = {}  # video -> what arrived for it and was not given out yet
         frame_bytes = size[0] * size[1] * 3
@@ -94,7 +103,8 @@ class DecodePool:
     def _give_task(self, worker: "_Worker") -> None:
         if self._next < len(self._paths):
             worker.video = self._next
-            worker.send({"path": str(self._paths[self._next])})
+            start, stop = self._stretches[self._next]
+            worker.send({"path": str(self._paths[self._next]), "start": start, "stop": stop})
             self._next += 1
 
     def _receive(self) -> None:

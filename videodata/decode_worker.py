@@ -7,6 +7,7 @@ import json
 import mmap
 import signal
 import sys
+from itertools import islice
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -70,22 +71,30 @@ def map_slots(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape)), flags=flags), np.uint8).reshape(shape)
 
 
-def decode(path: str, ring: FrameRing, size: tuple[int, int], resize: str, stride: int) -> None:
-    """Every stride-th frame of one video into the ring, then the outcome: a damaged video says so at its end."""
-    frames, fps, error = 0, None, None
+def decode(
+    path: str, ring: FrameRing, size: tuple[int, int], resize: str, stride: int, start: int = 0, stop: int | None = None
+) -> None:
+    """Every stride-th frame of one video into the ring, then the outcome: a damaged video says so at its end.
+
+    start, stop: the stretch that is taken. One that reaches beyond the last frame is cut there, with a note.
+    """
+    frames, fps, error, note = 0, None, None, None
     try:
         rate = probe(path).fps / stride
         fps = f"{rate.numerator}/{rate.denominator}"
         # Damage is reported after the last frame, so whoever wants the rest of a damaged video has it by then.
-        for frame in iter_frames(path, size, resize):
+        stretch = islice(iter_frames(path, size, resize), start, stop)
+        for frame in stretch:
             if frames % stride == 0:
                 ring.put(frame)
             frames += 1
+        if stop is not None and start + frames < stop:
+            note = f"frames {start} to {stop - 1} were asked for, the video has {frames} of these"
     except VideoError as problem:
         error = problem.reason
     except UserError as problem:
         error = str(problem)
-    ring.end(frames=frames, fps=fps, error=error)
+    ring.end(frames=frames, fps=fps, error=error, note=note)
 
 
 def main(connection_fd: str, memory_fd: str, settings_json: str) -> None:
@@ -96,7 +105,9 @@ def main(connection_fd: str, memory_fd: str, settings_json: str) -> None:
     shape = (settings["slots"], settings["slot_frames"], height, width, 3)
     ring = FrameRing(Connection(int(connection_fd)), map_slots(int(memory_fd), shape))
     while True:
-        decode(ring.next_task()["path"], ring, (height, width), settings["resize"], settings["stride"])
+        decode(
+            ring=ring, size=(height, width), resize=settings["resize"], stride=settings["stride"], **ring.next_task()
+        )
 
 
 if __name__ == "__main__":

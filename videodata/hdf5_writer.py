@@ -17,6 +17,7 @@ from videodata.hdf5_source import open_hdf5
 
 COMPRESSIONS = (None, "gzip", "lzf")
 BLOCK = 8 * CHUNK_FRAMES  # frames that are held in memory while a video is written
+CACHE_BYTES = 32 << 20
 
 
 class Hdf5Writer:
@@ -41,7 +42,7 @@ class Hdf5Writer:
             raise UserError(f"compression must be one of {COMPRESSIONS}, found {compression!r}")
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._new_shard = ChunkedShard if layout == "chunked" else RiverShard
+        self._new_shard = SHARDS[layout]
         self._digits = 5 if layout == "chunked" else 4
         self._videos_per_shard, self._compression = videos_per_shard, compression
         self._shard: ChunkedShard | RiverShard | None = None
@@ -94,7 +95,23 @@ class _Shard:
     def __init__(self, path: Path, compression: str | None) -> None:
         self.path, self.compression, self.videos = path, compression, 0
         self._partial = path.with_name(path.name + ".partial")
-        self.file = h5py.File(self._partial, "w")
+        # Blocks of frames end inside a chunk: the cache must hold the chunk until the next block completes it.
+        self.file = h5py.File(self._partial, "w", rdcc_nbytes=CACHE_BYTES)
+
+    def add(self, frames: Iterable[np.ndarray], facts: list[str]) -> None:
+        """Append a whole video, given frame by frame."""
+        frames = iter(frames)
+        while block := list(islice(frames, BLOCK)):
+            self.write(np.stack(block))
+        self.end_video(facts)
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames (n, H, W, 3) to the video that is being written."""
+        raise NotImplementedError
+
+    def end_video(self, facts: list[str] | None) -> None:
+        """Keep the video that is being written, with its id, label, group and fps; None drops it."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         self.file.close()
@@ -110,23 +127,28 @@ class ChunkedShard(_Shard):
 
     def __init__(self, path: Path, compression: str | None) -> None:
         super().__init__(path, compression)
-        self._offsets, self._facts = [0], []
+        self._offsets, self._facts, self._end = [0], [], 0
 
-    def add(self, frames: Iterable[np.ndarray], facts: list[str]) -> None:
-        frames = iter(frames)
-        end = self._offsets[-1]
-        while block := list(islice(frames, BLOCK)):
-            data = self._frames(block[0].shape)
-            if block[0].shape != data.shape[1:]:
-                raise UserError(f"{self.path}: all videos must have one size, {data.shape[1:]}, found {block[0].shape}")
-            data.resize(end + len(block), axis=0)
-            data[end:] = np.stack(block)
-            end += len(block)
-        self._offsets.append(end)
+    def write(self, frames: np.ndarray) -> None:
+        data, shape = self._frames(frames.shape[1:]), frames.shape[1:]
+        if shape != data.shape[1:]:
+            raise UserError(f"{self.path}: all videos must have one size, {data.shape[1:]}, found {shape}")
+        if self._end + len(frames) > len(data):
+            data.resize(self._end + len(frames), axis=0)
+        data[self._end : self._end + len(frames)] = frames
+        self._end += len(frames)
+
+    def end_video(self, facts: list[str] | None) -> None:
+        if facts is None:
+            self._end = self._offsets[-1]
+            return
+        self._offsets.append(self._end)
         self._facts.append(facts)
         self.videos += 1
 
     def finish(self) -> None:
+        if "frames" in self.file:
+            self.file["frames"].resize(self._end, axis=0)  # without what a dropped video left behind
         self.file["offset"] = np.array(self._offsets, np.int64)
         for name, values in zip(("id", "label", "group", "fps"), zip(*self._facts, strict=True), strict=True):
             self.file.create_dataset(name, data=list(values), dtype=h5py.string_dtype())
@@ -155,13 +177,21 @@ class RiverShard(_Shard):
         self.file.create_group("len")
         self.file.create_group("videos")
 
-    def add(self, frames: Iterable[np.ndarray], facts: list[str]) -> None:
-        video, count = self.file.create_group(str(self.videos)), 0
-        for frame in frames:
+    def write(self, frames: np.ndarray) -> None:
+        video = self.file.require_group(str(self.videos))
+        for count, frame in enumerate(frames, len(video)):
             video.create_dataset(str(count), data=frame, chunks=frame.shape, compression=self.compression)
-            count += 1
-        self.file["len"].create_dataset(str(self.videos), data=np.int64(count))
+
+    def end_video(self, facts: list[str] | None) -> None:
+        video = self.file.require_group(str(self.videos))
+        if facts is None:
+            del self.file[str(self.videos)]
+            return
+        self.file["len"].create_dataset(str(self.videos), data=np.int64(len(video)))
         self.videos += 1
+
+
+SHARDS = {"chunked": ChunkedShard, "river": RiverShard}
 
 
 def _checked(frames: Iterable[np.ndarray], id: str) -> Iterable[np.ndarray]:

@@ -10,14 +10,15 @@ from videodata.errors import UserError
 
 
 @contextmanager
-def exclusive(target: str | os.PathLike, doing: str) -> Iterator[None]:
+def exclusive(target: str | os.PathLike, doing: str, wait: bool = False) -> Iterator[None]:
     """Hold `<target>.lock` for the length of the block.
 
-    `doing` completes the sentence "another process is ... <target>".
+    `doing` completes the sentence "another process is ... <target>". wait: wait for another process that holds it.
     Raises UserError at once when another process holds the lock, or when the folder cannot be written.
     """
     lock = Path(f"{target}.lock")
-    descriptor = _locked_descriptor(lock, f"another process is {doing} {target}: wait for it, or choose another name")
+    refusal = f"another process is {doing} {target}: wait for it, or choose another name"
+    descriptor = _locked_descriptor(lock, refusal, wait)
     try:
         yield
     finally:
@@ -25,7 +26,7 @@ def exclusive(target: str | os.PathLike, doing: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked_descriptor(lock: Path, refusal: str) -> int:
+def _locked_descriptor(lock: Path, refusal: str, wait: bool) -> int:
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,7 @@ def _locked_descriptor(lock: Path, refusal: str) -> int:
         except OSError as error:
             raise UserError(f"{lock.parent}: cannot be written ({error.strerror}); choose another folder") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
             raise UserError(refusal) from error

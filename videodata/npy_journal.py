@@ -11,6 +11,7 @@ JOURNAL_FORMAT = "videodata-npy-journal"
 class Entry:
     """What became of one input video. `offset` counts bytes from the first sequence of the file.
 
+    For other formats `sequences` is 1 for a video that was kept, and `offset` the number of its shard.
     crc32 is that of the last frames of its sequences: it tells a tail that a power cut tore off or left empty.
     """
 
@@ -24,6 +25,25 @@ class Entry:
     crc32: int
     status: str  # "ok", "damaged" (kept, see reason), "short" or "bad"
     reason: str | None = None
+    split: str | None = None
+    source: str | None = None
+
+
+def described(entry: Entry) -> dict:
+    """What a side-car says about a video that was kept."""
+    names = ("id", "label", "group", "fps", "frames")
+    shown = {name: getattr(entry, name) for name in names}
+    shown |= {name: getattr(entry, name) for name in ("split", "source") if getattr(entry, name) is not None}
+    if entry.reason:
+        shown["damaged" if entry.status == "damaged" else "note"] = entry.reason
+    return shown
+
+
+def left_out(entries: list[Entry]) -> list[dict]:
+    """Id, reason and status ("short" or "bad") of the videos that gave nothing."""
+    return [
+        {key: getattr(entry, key) for key in ("id", "reason", "status")} for entry in entries if not entry.sequences
+    ]
 
 
 def journal_path(path: Path) -> Path:

@@ -65,6 +65,12 @@ class NpySource(ClipSource):
     def stamp(self, index: int) -> str:
         return str(self._shape)
 
+    def splits(self) -> dict[str, list[int]] | None:
+        names = [video.get("split") for video in self._videos for _ in range(video["sequences"])]
+        if not any(names):
+            return None
+        return {split: [k for k, name in enumerate(names) if name == split] for split in dict.fromkeys(names)}
+
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
         chosen = frame_range(self.path, self._shape[1], start, count, step)
         array = self._array.get()

@@ -6,7 +6,6 @@ drops whatever follows the last line and goes on. The finished file and its side
 undisturbed run.
 """
 
-import errno
 import json
 import os
 import time
@@ -19,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from videodata.disk_errors import disk_errors
 from videodata.errors import UserError
 from videodata.lock import exclusive
 from videodata.npy_header import npy_header
-from videodata.npy_journal import JOURNAL_FORMAT, Entry, journal_path, read_journal
+from videodata.npy_journal import JOURNAL_FORMAT, Entry, described, journal_path, left_out, read_journal
 
 COMMIT_SECONDS = 0.25  # between flushes; a kill costs this, and what the disk is behind
 
@@ -34,12 +34,12 @@ def partial_path(path: Path) -> Path:
 
 def sidecar_path(path: Path) -> Path:
     """The JSON file that describes `path`."""
-    return path.with_suffix(".json")
+    return path.with_suffix(".json") if path.suffix == ".npy" else path.with_name(path.name + ".json")
 
 
 def is_finished(path: Path, arguments: dict) -> bool:
     """Whether `path` was already made from these arguments. Raises UserError when it was made from others."""
-    if not path.exists() or partial_path(path).exists():
+    if not path.exists() or partial_path(path).exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     try:
         made_with = json.loads(sidecar_path(path).read_text(encoding="utf-8"))["prepare"]
@@ -47,7 +47,7 @@ def is_finished(path: Path, arguments: dict) -> bool:
         made_with = None
     if made_with != arguments:
         reason = (
-            _difference(made_with, arguments) if isinstance(made_with, dict) else "its side-car says nothing about it"
+            difference(made_with, arguments) if isinstance(made_with, dict) else "its side-car says nothing about it"
         )
         raise UserError(f"{path}: exists and was not made by this command ({reason}); --restart overwrites it")
     return True
@@ -102,7 +102,7 @@ class NpyWriter:
 
     def skipped(self) -> list[dict]:
         """Id, reason and status ("short" or "bad") of the videos that gave nothing."""
-        return [{key: getattr(e, key) for key in ("id", "reason", "status")} for e in self.entries if not e.sequences]
+        return left_out(self.entries)
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames (n, H, W, 3) uint8 to the current video, n free: sequences need not be whole."""
@@ -119,7 +119,8 @@ class NpyWriter:
     def end_video(self, *, status: str, reason: str | None = None, **description: object) -> Entry:
         """Finish the current video: keep its whole sequences when status is "ok" or "damaged", none otherwise.
 
-        `description` has id, label, group, fps and frames. The remainder of less than a sequence is dropped.
+        `description` has id, label, group, fps, frames and, where known, split and source. The
+        remainder of less than a sequence is dropped.
         """
         kept = self._video_bytes // self._sequence_bytes if status in ("ok", "damaged") else 0
         crc = self._crc if kept else 0
@@ -139,10 +140,10 @@ class NpyWriter:
             os.ftruncate(self._data, self._header_bytes + self._end)
             _write_all(self._data, npy_header(self.sequences, self._shape), 0)
             os.fsync(self._data)
-            _write_json(sidecar_path(self.path), self._sidecar(description))
+            write_json(sidecar_path(self.path), self._sidecar(description))
             os.replace(partial_path(self.path), self.path)
             journal_path(self.path).unlink()
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Remove the partial file and the journal."""
@@ -183,7 +184,7 @@ class NpyWriter:
             self._begin()
             return
         if head.get("shape") != list(self._shape) or head.get("arguments") != self.arguments:
-            changed = _difference(head.get("arguments"), self.arguments)
+            changed = difference(head.get("arguments"), self.arguments)
             raise UserError(
                 f"{partial_path(self.path)}: begun with other arguments ({changed}); "
                 "use the same ones to continue, or --restart to begin again"
@@ -239,27 +240,18 @@ class NpyWriter:
     def _sidecar(self, description: dict) -> dict:
         videos, first = [], 0
         for entry in (entry for entry in self.entries if entry.sequences):
-            shown = {key: getattr(entry, key) for key in ("id", "label", "group", "fps", "frames")}
-            videos.append({**shown, "first_sequence": first, "sequences": entry.sequences})
-            if entry.status == "damaged":
-                videos[-1]["damaged"] = entry.reason
+            videos.append({**described(entry), "first_sequence": first, "sequences": entry.sequences})
             first += entry.sequences
         return {**description, "prepare": self.arguments, "videos": videos, "skipped": self.skipped()}
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        try:
+        with disk_errors(partial_path(self.path)):
             yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-            reason, remedy = ("no room left", "free some space") if full else ("cannot be written", "mend that")
-            raise UserError(
-                f"{partial_path(self.path)}: {reason} ({error.strerror}); "
-                f"{remedy} and run the same command again: it continues where it stopped"
-            ) from error
 
 
-def _difference(old: dict | None, new: dict) -> str:
+def difference(old: dict | None, new: dict) -> str:
+    """Which arguments changed, for people."""
     old = old or {}
     changed = [key for key in (*new, *old) if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in dict.fromkeys(changed)) or "other shape"
@@ -272,7 +264,8 @@ def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
+    """Write a side-car: complete or absent, also after a power cut."""
     temporary = path.with_name(path.name + ".partial")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
@@ -282,7 +275,8 @@ def _write_json(path: Path, content: dict) -> None:
     os.replace(temporary, path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

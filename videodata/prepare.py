@@ -1,19 +1,22 @@
-"""Videos -> one .npy of sequences: decode in several processes, cut into windows, write in order, resume, report."""
+"""Videos -> one .npy of sequences, or a folder: decode in several processes, write in order, resume, report."""
 
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import av
 from tqdm import tqdm
 
-from videodata.decode_pool import DecodePool, End
+from videodata.decode_pool import End
+from videodata.decoders import Decoder, decode_files
 from videodata.errors import UserError, VideoError
+from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer, ShardWriter
 from videodata.npy_header import npy_header
 from videodata.npy_writer import NpyWriter, is_finished, partial_path, sidecar_path
 from videodata.video import probe
@@ -21,6 +24,13 @@ from videodata.video_list import InputVideo, fingerprint
 
 logger = logging.getLogger(__name__)
 
+FORMATS: dict[str, Callable] = {
+    "npy": NpyWriter,
+    "hdf5": ShardWriter,
+    "river": partial(ShardWriter, layout="river"),
+    "frames": FrameWriter,
+    "videos": Mp4Writer,
+}
 PROBED = 64  # videos whose headers are read to tell the size in advance
 
 
@@ -45,10 +55,11 @@ class SequenceSettings:
         """(T, H, W, 3)"""
         return self.num_frames, self.height, self.width, 3
 
-    def described(self) -> dict:
+    def described(self, format: str = "npy") -> dict:
         """What a side-car says first."""
         shown = {name: getattr(self, name) for name in ("num_frames", "height", "width", "resize", "stride")}
-        return {"format": "videodata-npy", "version": 1, "color": "RGB", **shown}
+        kind = {"format": "videodata-npy"} if format == "npy" else {"format": FORMAT, "content": format}
+        return {**kind, "version": 1, "color": "RGB", **shown}
 
     @property
     def sequence_bytes(self) -> int:
@@ -66,6 +77,7 @@ class Summary:
     skipped: list[dict]  # id, reason and status: "bad" for one that cannot be read, "short"
     frames: int = 0  # decoded in this run
     seconds: float = 0.0
+    format: str = "npy"
 
     @property
     def bad(self) -> int:
@@ -79,8 +91,9 @@ class Summary:
         reasons = [f"  skipped {entry['id']}: {entry['reason']}" for entry in self.skipped[:20]]
         if len(self.skipped) > 20:
             reasons.append(f"  and {len(self.skipped) - 20} more, all in {sidecar_path(self.path)}")
+        what = f"uint8 ({shape})" if self.format == "npy" else f"{self.format}, {settings.height}x{settings.width},"
         return [
-            f"{self.path}: uint8 ({shape}) from {self.videos - len(self.skipped)} of {self.videos} videos, "
+            f"{self.path}: {what} from {self.videos - len(self.skipped)} of {self.videos} videos, "
             f"{self.bad} unreadable, {len(self.skipped) - self.bad} too short",
             *reasons,
             f"decoded {self.frames} frames in {self.seconds:.1f} s{rate}",
@@ -88,39 +101,67 @@ class Summary:
 
 
 def prepare_npy(
+    videos: Sequence[InputVideo], path: str | os.PathLike, *arguments: object, **options: object
+) -> Summary:
+    """`prepare_videos` to one array of sequences (N, T, H, W, 3)."""
+    return prepare_videos(videos, path, *arguments, **options)
+
+
+def prepare_videos(
     videos: Sequence[InputVideo],
     path: str | os.PathLike,
     settings: SequenceSettings,
+    format: str = "npy",
     *,
+    decode: Decoder = decode_files,
+    description: dict | None = None,
     workers: int | None = None,
     max_bad_fraction: float = 0.5,
     restart: bool = False,
 ) -> Summary:
-    """Write all sequences of the videos, in their order, to `path` with a side-car; the same call resumes.
+    """Write the videos, in their order, to `path` with a side-car; the same call resumes.
 
-    A video gives consecutive windows of num_frames; the remainder, videos that are too short and videos that cannot be
-    decoded are left out and listed. Raises UserError when the disk is too small, when nothing is left, and, after the
-    file is complete, when more than max_bad_fraction of the videos could not be read.
+    format "npy": one array of consecutive windows of num_frames; the remainder of a video is dropped. The others are
+    those of FORMATS: whole videos in a folder. Videos that have fewer than num_frames and videos that cannot be decoded
+    are left out and listed. decode: where the frames come from. description: goes into the side-car.
+    Raises UserError when the disk is too small, when nothing is left, and, after the result is complete, when more than
+    max_bad_fraction of the videos could not be read.
     """
     path = Path(path)
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
     arguments = {**vars(settings), "videos": len(videos), "inputs": fingerprint(videos), "pyav": av.__version__}
+    if format != "npy":
+        arguments["content"] = format
     if not restart and is_finished(path, arguments):
         logger.info("%s is complete already: nothing to do", path)
-        return _summary_of_finished(path, len(videos))
+        return _summary_of_finished(path, len(videos), format)
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_room(expected_sequences(videos, settings), settings, path, restart)
-    with NpyWriter(path, settings.shape, arguments, restart) as writer:
-        summary = _write_videos(videos, writer, settings, workers or available_cores())
+    if format in ("npy", "hdf5"):  # the sizes of the others cannot be told before they are compressed
+        counted = settings if format == "npy" else replace(settings, num_frames=1)
+        check_room(expected_sequences(videos, counted), counted, path, restart)
+    workers = workers or available_cores()
+    with _writer(path, settings, format, arguments, restart, workers) as writer:
+        summary = _write_videos(videos, writer, settings, workers, decode)
+        summary.format = format
         if not writer.sequences:
             writer.discard()
             raise UserError(_nothing(summary, settings))
-        writer.finish(settings.described())
+        writer.finish({**settings.described(format), **(description or {})})
     if summary.bad > max_bad_fraction * len(videos):
         raise UserError(
             f"{path}: complete, but {summary.bad} of {len(videos)} videos could not be read, more than "
             f"--max_bad_fraction {max_bad_fraction:g} allows; the reasons are in {sidecar_path(path)}"
         )
     return summary
+
+
+def _writer(
+    path: Path, settings: SequenceSettings, format: str, arguments: dict, restart: bool, workers: int
+) -> NpyWriter | FolderWriter:
+    if format == "npy":
+        return NpyWriter(path, settings.shape, arguments, restart)
+    return FORMATS[format](path, arguments, restart, workers)
 
 
 def available_cores() -> int:
@@ -133,20 +174,27 @@ def expected_sequences(videos: Sequence[InputVideo], settings: SequenceSettings)
     step = max(1, len(videos) / PROBED)
     counts = []
     for index in range(min(PROBED, len(videos))):
-        try:
-            frames = probe(videos[int(index * step)].path).frames
-        except VideoError:
-            frames = 0
+        frames = _frames_to_expect(videos[int(index * step)])
         if frames is not None:
             counts.append(-(-frames // settings.stride) // settings.num_frames)
     return round(sum(counts) / len(counts) * len(videos)) if counts else 0
+
+
+def _frames_to_expect(video: InputVideo) -> int | None:
+    if video.stop is not None:
+        return video.reach - video.start
+    try:
+        frames = probe(video.path).frames
+    except VideoError:
+        return 0
+    return frames if frames is None or video.limit is None else min(frames, video.limit)
 
 
 def check_room(sequences: int, settings: SequenceSettings, path: Path, restart: bool = False) -> None:
     """Say how large the result will be. Raises UserError when it does not fit on the disk."""
     needed = sequences * settings.sequence_bytes + len(npy_header(0, settings.shape))
     partial = partial_path(path)
-    present = partial.stat().st_size if partial.exists() else 0
+    present = partial.stat().st_size if partial.is_file() else 0
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     free = shutil.disk_usage(folder).free
     logger.info(
@@ -173,17 +221,22 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def _write_videos(videos: Sequence[InputVideo], writer: NpyWriter, settings: SequenceSettings, workers: int) -> Summary:
+def _write_videos(
+    videos: Sequence[InputVideo],
+    writer: NpyWriter | FolderWriter,
+    settings: SequenceSettings,
+    workers: int,
+    decode: Decoder,
+) -> Summary:
     done = len(writer.entries)
     if done:
         logger.info("continuing: %d of %d videos are done", done, len(videos))
     rest = videos[done:]
     frames, begin = 0, time.perf_counter()
-    paths = [video.path for video in rest]
-    pool = DecodePool(paths, (settings.height, settings.width), settings.resize, settings.stride, workers)
-    with pool, tqdm(total=len(videos), initial=done, unit="video", leave=False, disable=None) as bar:
+    bar = tqdm(total=len(videos), initial=done, unit="video", leave=False, disable=None)
+    with bar, decode(rest, settings, workers) as items:
         names = iter(rest)
-        for item in pool:
+        for item in items:
             if isinstance(item, End):
                 _end_video(next(names), item, writer, settings)
                 frames += item.frames
@@ -194,17 +247,16 @@ def _write_videos(videos: Sequence[InputVideo], writer: NpyWriter, settings: Seq
     return Summary(writer.path, len(videos), writer.sequences, writer.skipped(), frames, seconds)
 
 
-def _end_video(video: InputVideo, end: End, writer: NpyWriter, settings: SequenceSettings) -> None:
+def _end_video(video: InputVideo, end: End, writer: NpyWriter | FolderWriter, settings: SequenceSettings) -> None:
     kept = -(-end.frames // settings.stride)
-    status, reason = "ok", None
+    status, reason = "ok", end.note if video.stop is not None else None
     if end.error is not None:
         status, reason = "damaged" if settings.keep_damaged and end.frames else "bad", end.error
     if status != "bad" and kept < settings.num_frames:
         reason = f"{kept} frames, fewer than num_frames {settings.num_frames}" + (f"; {reason}" if reason else "")
         status = "short"
-    writer.end_video(
-        status=status, reason=reason, id=video.id, label=video.label, group=video.group, fps=end.fps, frames=end.frames
-    )
+    named = {name: getattr(video, name) for name in ("id", "label", "group", "split", "source")}
+    writer.end_video(status=status, reason=reason, fps=end.fps, frames=end.frames, **named)
 
 
 def _nothing(summary: Summary, settings: SequenceSettings) -> str:
@@ -215,7 +267,7 @@ def _nothing(summary: Summary, settings: SequenceSettings) -> str:
     )
 
 
-def _summary_of_finished(path: Path, videos: int) -> Summary:
+def _summary_of_finished(path: Path, videos: int, format: str) -> Summary:
     sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-    sequences = sum(video["sequences"] for video in sidecar["videos"])
-    return Summary(path, videos, sequences, sidecar["skipped"])
+    sequences = sum(video.get("sequences", 1) for video in sidecar["videos"])
+    return Summary(path, videos, sequences, sidecar["skipped"], format=format)

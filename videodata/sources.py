@@ -94,12 +94,14 @@ def frame_range(path: object, length: int, start: int, count: int | None, step: 
 def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource:
     """Open whatever lies at `path` by looking at it.
 
-    A video file; a folder of videos, of frame images or of .hdf5 shards; a csv with columns path,text; a .npy array;
-    "shapes:<n>" for n generated videos. color="bgr" says that an array holds BGR pixels. Raises UserError.
+    A video file; a folder of videos, of frame images, of .hdf5 shards or of .npy arrays; a csv with columns path,text;
+    a .npy array; the .json index of a preparation that several machines shared; "shapes:<n>" for n generated
+    videos. color="bgr" says that an array holds BGR pixels. Raises UserError.
     """
     from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
     from videodata.hdf5_source import HDF5_SUFFIXES, Hdf5Source
     from videodata.npy_source import NpySource
+    from videodata.parts import PartsSource
     from videodata.shapes import Shapes
     from videodata.video import VIDEO_SUFFIXES
     from videodata.video_folder import VideoFolder
@@ -114,12 +116,16 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
         return NpySource(path, color)
     if suffix in HDF5_SUFFIXES:
         return Hdf5Source(path)
+    if suffix == ".json":
+        return PartsSource.from_index(path)
     if not path.exists():
         raise VideoError(path, "no such file or folder; scripts/prepare_data.py --help shows how to make a data set")
     if path.is_file():
         return VideoFolder.from_csv(path) if suffix == ".csv" else VideoFolder.from_file(path)
     if any(entry.suffix.lower() in HDF5_SUFFIXES for entry in path.iterdir()):
         return Hdf5Source(path)
+    if any(entry.suffix == ".npy" for entry in path.iterdir()):
+        return PartsSource.from_folder(path)
     if holds_files(path, VIDEO_SUFFIXES):
         return VideoFolder.from_folder(path)
     if holds_files(path, IMAGE_SUFFIXES):

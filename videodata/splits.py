@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from videodata.errors import UserError
+from videodata.parts import is_index
 from videodata.sources import ClipSource, open_source
 
 SPLITS = ("train", "val", "test")
@@ -17,9 +18,9 @@ HELD_OUT = 0.1  # share of the groups in each of val and test
 def open_split(path: str | os.PathLike, split: str | None, color: str | None = None) -> tuple[ClipSource, list[int]]:
     """The source at `path` and the indices of its videos that belong to the split (all of them for None).
 
-    A sub-folder named after the split is the split. Else the source's own division counts. Else the groups are
-    ordered by a hash of their names: the first tenth is val, the next tenth is test, the rest is train. All videos of
-    a group fall on one side, and nothing but the names decides.
+    A sub-folder, a .npy or an index named after the split is the split. Else the source's own division counts. Else
+    the groups are ordered by a hash of their names: the first tenth is val, the next tenth is test, the rest is train.
+    All videos of a group fall on one side, and nothing but the names decides.
     """
     if split is None:
         source = open_source(path, color)
@@ -57,10 +58,17 @@ def hashed_split(source: ClipSource, split: str) -> list[int]:
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
-    """The sub-folder of the split; None if the folder has no such division. Raises UserError if only this one lacks."""
-    present = {
-        name: root / folder for name, folders in FOLDER_NAMES.items() for folder in folders if (root / folder).is_dir()
-    }
+    """Where the split lies; None if the folder is not divided. Raises UserError if only this split is missing."""
+    present = {name: place for name, folders in FOLDER_NAMES.items() if (place := _place(root, folders)) is not None}
     if split not in present and "train" in present:
-        raise UserError(f"{root} has no split {split!r}: it has the folders {', '.join(sorted(present))}")
+        raise UserError(f"{root} has no split {split!r}: it has {', '.join(sorted(present))}")
     return present.get(split)
+
+
+def _place(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder, the array, or the index of parts with one of the names."""
+    folders = [root / name for name in names]
+    places = [*folders, *(root / f"{name}.npy" for name in names)]
+    indices = [root / f"{name}.json" for name in names]
+    found = next((place for place in places if place.is_dir() or place.is_file()), None)
+    return found or next((index for index in indices if is_index(index)), None)

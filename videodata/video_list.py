@@ -15,12 +15,24 @@ from videodata.video import VIDEO_SUFFIXES
 
 @dataclass(frozen=True)
 class InputVideo:
-    """One video file. `group` is what must not be divided between training and validation."""
+    """One video, or a stretch of one. `group` is what must not be divided between training and validation."""
 
     path: Path
     id: str
     label: str | None
     group: str
+    start: int = 0  # first frame that is taken
+    stop: int | None = None  # and the one after the last; None: to the end
+    split: str | None = None  # the part of the data set that it belongs to
+    source: str | None = None  # what it is called where it comes from, if the id does not say so
+    stamp: str | None = None  # changes when the content does; None: the size of the file is looked up
+    limit: int | None = None  # frames that are enough; None: all of the stretch
+
+    @property
+    def reach(self) -> int | None:
+        """The frame after the last that is needed; None: to the end."""
+        ends = [end for end in (self.stop, self.limit and self.start + self.limit) if end is not None]
+        return min(ends, default=None)
 
 
 def list_videos(
@@ -51,7 +63,9 @@ def fingerprint(videos: Sequence[InputVideo]) -> str:
     """Short hash of the names and sizes of the videos: other files give another result."""
     digest = hashlib.sha256()
     for video in videos:
-        digest.update(f"{video.id}\0{video.path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        stretch = "" if (video.start, video.reach) == (0, None) else f"\0{video.start}:{video.reach}"
+        stamp = video.stamp or video.path.stat().st_size
+        digest.update(f"{video.id}\0{stamp}{stretch}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 

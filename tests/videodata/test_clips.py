@@ -161,7 +161,7 @@ def test_split_folders_are_the_split(tmp_path):
             write_video(tmp_path / split / f"{k}.mp4", np.zeros((2, 8, 8, 3), np.uint8), 25)
     assert len(open_clips(tmp_path, 2, 8, split="train")) == 3
     assert len(open_clips(tmp_path, 2, 8, split="val")) == 2
-    with pytest.raises(UserError, match="no split 'test': it has the folders train, val"):
+    with pytest.raises(UserError, match="no split 'test': it has train, val"):
         open_clips(tmp_path, 2, 8, split="test")
     with pytest.raises(UserError, match="unknown split 'dev': use one of train, val, test"):
         open_clips(tmp_path, 2, 8, split="dev")

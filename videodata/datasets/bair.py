@@ -1,0 +1,154 @@
+"""BAIR robot pushing, small version: Ebert et al., 2017, arXiv:1710.05268. TFRecord files with 30 frames of 64x64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from videodata.atomic import atomic_path
+from videodata.datasets.dataset import DataSet, Shard
+from videodata.datasets.place import Place, RemoteFile
+from videodata.decoders import Decoder, decode_source
+from videodata.errors import UserError, VideoError
+from videodata.geometry import Size
+from videodata.natural_order import natural_key
+from videodata.sources import ClipSource, frame_range
+from videodata.tfrecord import find_records, read_example, read_record
+from videodata.video_list import InputVideo
+
+ARCHIVE = RemoteFile(
+    "http://rail.eecs.berkeley.edu/datasets/bair_robot_pushing_dataset_v0.tar",
+    size=32_274_964_480,
+    sha256="c6f8d164ab2be07174ef597e3e070d7466f3142caddc467b6af119b9458cd9cd",
+)
+INNER_FOLDER = "softmotion30_44k"
+CAMERAS = ("image_aux1", "image_main")  # papers use the first
+FRAMES, SIDE = 30, 64
+
+
+class BairRecords(ClipSource):
+    """The records of all .tfrecords files of a folder, in natural order; `<file>/<n>` with n from 0."""
+
+    def __init__(self, folder: Path, camera: str = CAMERAS[0]) -> None:
+        if camera not in CAMERAS:
+            raise UserError(f"--camera must be one of {', '.join(CAMERAS)}, found {camera!r}")
+        self.path, self.camera = str(folder), camera
+        files = sorted(folder.glob("*.tfrecords"), key=lambda file: natural_key(file.name))
+        if not files:
+            raise UserError(f"{folder}: holds no .tfrecords file")
+        self._records = [(file, number, record) for file in files for number, record in enumerate(find_records(file))]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def id(self, index: int) -> str:
+        file, number, _ = self._records[index]
+        return f"{file.stem}/{number}"
+
+    def length(self, index: int) -> int:
+        return FRAMES
+
+    def size(self, index: int) -> Size:
+        return SIDE, SIDE
+
+    def stamp(self, index: int) -> str:
+        return str(self._records[index][2].length)
+
+    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
+        features = self._features(index)
+        chosen = frame_range(self.id(index), FRAMES, start, count, step)
+        pictures = []
+        for frame in chosen:
+            encoded = features.get(f"{frame}/{self.camera}/encoded")
+            if encoded is None or len(encoded) != 1 or len(encoded[0]) != SIDE * SIDE * 3:
+                raise VideoError(self.id(index), f"frame {frame} of {self.camera} is not {SIDE}x{SIDE} RGB")
+            pictures.append(np.frombuffer(encoded[0], np.uint8).reshape(SIDE, SIDE, 3))
+        return np.stack(pictures)
+
+    def motions(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Action, float32 (30, 4), and position of the gripper, float32 (30, 3). Raises VideoError."""
+        features = self._features(index)
+        try:
+            stacked = [
+                np.stack([features[f"{frame}/{name}"] for frame in range(FRAMES)])
+                for name in ("action", "endeffector_pos")
+            ]
+        except (KeyError, ValueError, TypeError) as error:
+            raise VideoError(self.id(index), f"its actions and states are incomplete ({error})") from error
+        if stacked[0].shape != (FRAMES, 4) or stacked[1].shape != (FRAMES, 3):
+            raise VideoError(self.id(index), "its actions and states do not have 4 and 3 numbers")
+        return stacked[0], stacked[1]
+
+    def _features(self, index: int) -> dict:
+        file, _, record = self._records[index]
+        data = read_record(file, record)
+        try:
+            return read_example(data)
+        except (ValueError, KeyError, StopIteration, UnicodeDecodeError) as error:
+            raise VideoError(self.id(index), f"is no record of this data set ({error})") from error
+
+
+class Bair(DataSet):
+    """Train and test as published. Actions and states go into `<name>.actions.npz`."""
+
+    name, splits = "bair", ("train", "test")
+    licence = "none stated; made for research by the Berkeley Artificial Intelligence Research laboratory"
+    mean_frames, one_length = FRAMES, True
+    counts = {"train": 43_264, "test": 256}
+    archive = ARCHIVE
+
+    def __init__(self, camera: str = CAMERAS[0]) -> None:
+        self.camera = camera
+        self._sources: dict[Path, BairRecords] = {}
+
+    def files(self, split: str | None) -> list[tuple[RemoteFile, str]]:
+        return [(self.archive, "bair")]
+
+    def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
+        source = self.records(place.root / "bair", split)
+        stamps = [f"{source.stamp(index)} {self.camera}" for index in range(len(source))]
+        ids = [source.id(index) for index in range(len(source))]
+        folder = Path(source.path)
+        return [
+            InputVideo(folder, id, None, id, 0, FRAMES, split=split, stamp=stamp)
+            for id, stamp in zip(ids, stamps, strict=True)
+        ]
+
+    def records(self, root: Path, split: str | None) -> BairRecords:
+        """The records of one part below `root`, which is the unpacked archive or its inner folder."""
+        folder = next((f for f in (root / INNER_FOLDER / split, root / split) if f.is_dir()), None)
+        if folder is None:
+            raise UserError(f"{root}: has no folder {INNER_FOLDER}/{split}")
+        if folder not in self._sources:
+            self._sources[folder] = BairRecords(folder, self.camera)
+        return self._sources[folder]
+
+    def published(self, split: str | None) -> int | None:
+        return self.counts[split]
+
+    def decoder(self, place: Place, split: str | None) -> Decoder:
+        return decode_source(self.records(place.root / "bair", split))
+
+    def describe(self, videos: Sequence[InputVideo]) -> dict:
+        return {**super().describe(videos), "camera": self.camera}
+
+    def write_extras(self, place: Place, split: str | None, ids: Sequence[str], path: Path) -> list[str]:
+        out = path.with_name(path.name.removesuffix(".npy") + ".actions.npz")
+        return [write_motions(self.records(place.root / "bair", split), ids, out)]
+
+
+def write_motions(source: BairRecords, ids: Sequence[str], path: Path) -> str:
+    """Write `id` (n,), `action` (n, 30, 4) and `endeffector_pos` (n, 30, 3), float32, as .npz; a line about it."""
+    said = f"{path}: actions {(len(ids), FRAMES, 4)} and gripper positions {(len(ids), FRAMES, 3)}"
+    if path.exists() and np.load(path, allow_pickle=False)["id"].tolist() == list(ids):
+        return said
+    indices = {source.id(index): index for index in range(len(source))}
+    actions = np.empty((len(ids), FRAMES, 4), np.float32)
+    states = np.empty((len(ids), FRAMES, 3), np.float32)
+    for row, id in enumerate(ids):
+        actions[row], states[row] = source.motions(indices[id])
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, id=np.array(list(ids)), action=actions, endeffector_pos=states)
+    return said

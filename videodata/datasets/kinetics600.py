@@ -1,0 +1,123 @@
+"""Kinetics-600: Carreira et al., 2018, arXiv:1808.01340. Clips of 10 s, from a mirror's archives or YouTube."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from videodata.datasets.dataset import DataSet, Shard
+from videodata.datasets.kinetics_list import Clip, parse_file_name, read_clips
+from videodata.datasets.place import Place, RemoteFile
+from videodata.datasets.youtube import YouTube
+from videodata.errors import UserError
+from videodata.folder_scan import find_files
+from videodata.video import VIDEO_SUFFIXES
+from videodata.video_list import InputVideo
+
+logger = logging.getLogger(__name__)
+
+LISTS = RemoteFile("https://storage.googleapis.com/deepmind-media/Datasets/kinetics600.tar.gz")
+MIRROR = "https://s3.amazonaws.com/kinetics/600/{split}/k600_{split}_path.txt"  # a frozen copy, one archive per class
+YOUTUBE_HINT = "--source youtube takes the clips from YouTube"
+SOURCES = ("mirror", "youtube")
+
+
+class Kinetics600(DataSet):
+    """Three parts. Every copy lacks clips that are gone from YouTube: what is missing is counted and named."""
+
+    name, splits, exact = "kinetics600", ("train", "val", "test"), False
+    licence = "annotations CC BY 4.0; the films belong to YouTube users"
+    mean_frames = 270.0
+    shares_archives = True
+    about = {"train": 383_393, "val": 30_000, "test": 72_924}  # clips of a good copy
+
+    def __init__(self, source: str = "mirror", youtube: YouTube | None = None, keep_going: bool = False) -> None:
+        """keep_going: do without archives that cannot be had."""
+        self.source, self.youtube, self.keep_going = source, youtube or YouTube(trim=True), keep_going
+        self._clips: dict[tuple[Path, str], list[Clip]] = {}
+
+    def obtain(self, place: Place, split: str | None, shard: Shard) -> None:
+        place.unpack(LISTS, "kinetics600/lists", f"kinetics600/{LISTS.name}")
+        if self.source == "youtube":
+            clips = shard.of(self.clips(place, split))
+            self.youtube.download(clips, self._folder(place, split), shard.suffix)
+            return
+        failures = []
+        archives = self._archives(place, split, shard)
+        for file in archives:
+            try:
+                place.unpack(file, self._unpacked(split, file), f"kinetics600/archives/{split}/{file.name}")
+            except UserError as error:
+                logger.warning("%s", error)
+                failures.append(error)
+        if failures and not self.keep_going:
+            raise UserError(
+                f"{len(failures)} of {len(archives)} archives could not be had, the first: {failures[0]}; run the same "
+                "command again, or --keep_going to do without them"
+            )
+
+    def plan(self, place: Place, split: str | None) -> list[str]:
+        if self.source == "youtube":
+            return [f"download the clips of {split} from YouTube to {self._folder(place, split)}"]
+        return [f"download the archives that {place.address(MIRROR.format(split=split))} lists, to {place.root}"]
+
+    def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
+        listed = {clip.key: clip for clip in self.clips(place, split)}
+        known = {clip.label for clip in listed.values()} | {
+            clip.label for clip in self.clips(place, "train") if split != "train"
+        }
+        videos = []
+        for folder, path in self._files(place, split, shard):
+            clip = listed.get(parse_file_name(path.stem) or ("", 0))
+            label = clip.label if clip and clip.label else folder if folder in known else None
+            videos.append(
+                InputVideo(
+                    path, f"{label or folder}/{path.stem}", label, path.stem[:11], split=split, source=path.name
+                )
+            )  # fmt: skip
+        return videos
+
+    def clips(self, place: Place, split: str | None) -> list[Clip]:
+        """The published list of a part."""
+        root = place.root / "kinetics600" / "lists"
+        if (root, split) not in self._clips:
+            found = sorted(path for path in root.rglob("*.csv") if path.stem.lower().startswith(split))
+            if not found:
+                raise UserError(f"{root}: has no list {split}*.csv; delete this folder and run the same command again")
+            self._clips[root, split] = read_clips(found[0])
+        return self._clips[root, split]
+
+    def published(self, split: str | None) -> int | None:
+        return next((len(clips) for (_, known), clips in self._clips.items() if known == split), None)
+
+    def planned(self, split: str | None) -> int:
+        return self.about[split]
+
+    def missing(self, place: Place, split: str | None, videos: Sequence[InputVideo]) -> list[str]:
+        have = {parse_file_name(video.path.stem) for video in videos}
+        return [clip.stem for clip in self.clips(place, split) if clip.key not in have]
+
+    def _archives(self, place: Place, split: str | None, shard: Shard) -> list[RemoteFile]:
+        listing = RemoteFile(MIRROR.format(split=split), hint=YOUTUBE_HINT)
+        path = place.fetch(listing, f"kinetics600/{listing.name}")
+        urls = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not all(url.startswith(("http://", "https://")) for url in urls) or not urls:
+            raise UserError(f"{path}: is no list of addresses; delete it and run the same command again")
+        return [RemoteFile(url, hint=YOUTUBE_HINT) for url in shard.of(urls)]
+
+    def _unpacked(self, split: str | None, file: RemoteFile) -> str:
+        return f"kinetics600/videos/{split}/{file.name.removesuffix('.tar.gz').removesuffix('.tar')}"
+
+    def _files(self, place: Place, split: str | None, shard: Shard) -> list[tuple[str, Path]]:
+        """(folder, file) of every video of this share."""
+        root = self._folder(place, split)
+        if self.source == "youtube":
+            own = {clip.key for clip in shard.of(self.clips(place, split))}
+            files = find_files(root, VIDEO_SUFFIXES)
+            return [(path.parent.name, path) for path in files if parse_file_name(path.stem) in own]
+        folders = [place.root / self._unpacked(split, file) for file in self._archives(place, split, shard)]
+        return [(folder.name, path) for folder in folders for path in find_files(folder, VIDEO_SUFFIXES)]
+
+    def _folder(self, place: Place, split: str | None) -> Path:
+        return place.root / "kinetics600" / "videos" / split

@@ -1,0 +1,133 @@
+"""KTH actions: Schuldt, Laptev, Caputo, ICPR 2004. 25 persons, 6 actions, 4 scenes, in films of 160x120 at 25 fps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from videodata.datasets.dataset import DataSet, Shard
+from videodata.datasets.place import Place, RemoteFile
+from videodata.errors import UserError
+from videodata.video_list import InputVideo
+
+ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
+HOME = "https://www.csc.kth.se/cvap/actions/"
+OLD_HOME = "the old address of the same files is http://www.nada.kth.se/cvap/actions/"
+ARCHIVE_BYTES = 190_000_000  # each, roughly
+SEQUENCE_LIST = "00sequences.txt"
+
+# Persons of the parts. prediction: MCNet and most later papers; svg: the code of SVG; recognition: the list itself.
+PROTOCOLS = {
+    "prediction": {"train": range(1, 17), "test": range(17, 26)},
+    "svg": {"train": range(1, 21), "test": range(21, 26)},
+    "recognition": {
+        "train": range(11, 19),
+        "val": (19, 20, 21, 23, 24, 25, 1, 4),
+        "test": (22, 2, 3, 5, 6, 7, 8, 9, 10),
+    },
+}
+
+
+class Sequence(NamedTuple):
+    """One line's entry of the sequence list: frames first to last of a film, counted from 1, both included."""
+
+    film: str  # personNN_<action>_dN
+    first: int
+    last: int
+
+    @property
+    def person(self) -> int:
+        return int(self.film[6:8])
+
+    @property
+    def action(self) -> str:
+        return self.film.split("_")[1]
+
+
+def read_sequences(path: Path) -> list[Sequence]:
+    """All sequences of 00sequences.txt, in its order; tabs or spaces. Raises UserError."""
+    try:
+        text = path.read_text(encoding="latin-1")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    found = []
+    for film, ranges in re.findall(r"^(person\d\d_[a-z]+_d\d)\s+frames\s+(.*)$", text, re.MULTILINE):
+        for first, last in re.findall(r"(\d+)\s*-\s*(\d+)", ranges):
+            found.append(Sequence(film, int(first), int(last)))
+    if not found:
+        raise UserError(f"{path}: is no list of sequences (lines such as `person01_boxing_d1 frames 1-95, 96-185`)")
+    return found
+
+
+class Kth(DataSet):
+    """Sub-sequences as listed, or whole films, divided by persons."""
+
+    name = "kth"
+    licence = "free for non-commercial use; cite Schuldt, Laptev and Caputo, ICPR 2004"
+    mean_frames = 95.2
+    sequences, films = 2391, 599  # person13_handclapping_d3 does not exist
+    counts = {
+        "prediction": {"train": 1528, "test": 863},
+        "svg": {"train": 1912, "test": 479},
+        "recognition": {"train": 760, "val": 768, "test": 863},
+    }
+
+    def __init__(self, protocol: str = "prediction", whole_films: bool = False) -> None:
+        if protocol not in PROTOCOLS:
+            raise UserError(f"--protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
+        self.protocol, self.whole_films = protocol, whole_films
+        self.splits = tuple(PROTOCOLS[protocol])
+        self._listed: dict[str | None, int] = {}
+
+    def files(self, split: str | None) -> list[tuple[RemoteFile, str]]:
+        return [
+            (RemoteFile(f"{HOME}{action}.zip", about=ARCHIVE_BYTES, hint=OLD_HOME), f"kth/{action}")
+            for action in ACTIONS
+        ]  # fmt: skip
+
+    def obtain(self, place: Place, split: str | None, shard: Shard) -> None:
+        place.fetch(RemoteFile(HOME + SEQUENCE_LIST, hint=OLD_HOME), f"kth/{SEQUENCE_LIST}")
+        for file, folder in self.files(split):
+            place.unpack(file, folder, f"kth/{file.name}")
+
+    def plan(self, place: Place, split: str | None) -> list[str]:
+        return [place.plan(file, folder, f"kth/{file.name}") for file, folder in self.files(split)]
+
+    def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
+        root = place.root / "kth"
+        listed = read_sequences(root / SEQUENCE_LIST)
+        if len(listed) != self.sequences or len({entry.film for entry in listed}) != self.films:
+            raise UserError(
+                f"{root / SEQUENCE_LIST}: has {len(listed)} sequences of {len({e.film for e in listed})} films, "
+                f"the published list {self.sequences} of {self.films}: delete it and run the same command again"
+            )
+        persons = set(PROTOCOLS[self.protocol][split])
+        wanted = [entry for entry in listed if entry.person in persons]
+        if self.whole_films:
+            wanted = [Sequence(film, 0, 0) for film in dict.fromkeys(entry.film for entry in wanted)]
+        self._listed[split] = len(wanted)
+        wanted.sort(key=lambda entry: (ACTIONS.index(entry.action), entry.film, entry.first))
+        paths = {path.stem.removesuffix("_uncomp"): path for path in root.rglob("*.avi")}
+        return [_video(entry, paths[entry.film], split) for entry in wanted if entry.film in paths]
+
+    def published(self, split: str | None) -> int | None:
+        return self._listed.get(split, None if self.whole_films else self.counts[self.protocol][split])
+
+    def describe(self, videos) -> dict:
+        unit = "whole films" if self.whole_films else "sub-sequences of 00sequences.txt"
+        return {**super().describe(videos), "protocol": self.protocol, "persons": self._persons(), "unit": unit}
+
+    def _persons(self) -> dict[str, list[int]]:
+        return {split: sorted(persons) for split, persons in PROTOCOLS[self.protocol].items()}
+
+
+def _video(entry: Sequence, path: Path, split: str | None) -> InputVideo:
+    """Films of one person stay together."""
+    group = f"person{entry.person:02d}"
+    if not entry.last:
+        return InputVideo(path, f"{entry.action}/{entry.film}", entry.action, group, split=split, source=path.name)
+    return InputVideo(
+        path, f"{entry.action}/{entry.film}_{entry.first:04d}-{entry.last:04d}", entry.action, group,
+        entry.first - 1, entry.last, split, path.name,
+    )  # fmt: skip

@@ -1,0 +1,219 @@
+"""Clips from YouTube by yt-dlp, with a ledger of what became of each: any run can be broken off and repeated."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+from tqdm import tqdm
+
+from videodata.datasets.kinetics_list import Clip
+from videodata.errors import UserError, VideoError
+from videodata.lock import exclusive
+from videodata.video import iter_frames, probe
+from videodata.write_video import write_video
+
+logger = logging.getLogger(__name__)
+
+WATCH = "https://www.youtube.com/watch?v={id}"
+# What YouTube says, in parts of its sentences. The first kind stops everything, the second will never come back.
+BLOCKED = ("not a bot", "http error 429")
+GONE = (
+    "private video", "video is private", "video unavailable", "video is unavailable", "video is not available",
+    "not available in your country", "has been removed", "terminated", "copyright", "no longer available",
+    "does not exist", "http error 404", "http error 410", "members-only", "confirm your age",
+)  # fmt: skip
+BLOCKED_IN_A_ROW = 5
+
+
+@dataclass
+class Outcome:
+    """What became of one clip."""
+
+    clip: Clip
+    status: str  # "ok", "gone", "blocked" or "failed"; the last two are tried again by the next run
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class YouTube:
+    """How clips are downloaded. rate_limit: bytes per second and job; sleep: seconds between two videos of a job."""
+
+    trim: bool = False  # keep the clip alone, re-encoded without sound; else the whole video
+    jobs: int = 1
+    retries: int = 3
+    wait: float = 5.0  # seconds before the second try, doubled each time
+    rate_limit: int = 0  # 0: none
+    sleep: float = 0.0
+    cookies: str | None = None
+    address: str = WATCH
+
+    def download(self, clips: Sequence[Clip], folder: Path, ledger_suffix: str = "") -> Counter:
+        """Bring clips to `folder/<label>/<id>_<start>_<end>.*`; returns how many have which status.
+
+        Clips that the ledger calls ok or gone are passed over. Raises UserError when yt-dlp is missing, when YouTube
+        blocks this machine, when the disk is full, or, at the end, when some clips failed that may come another time.
+        """
+        library = _yt_dlp()
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"ledger{ledger_suffix}.jsonl"
+        with exclusive(path, "downloading by"):
+            ledger = read_ledger(path)
+            rest = [clip for clip in clips if not _is_settled(clip, ledger, folder)]
+            logger.info("%s: %d of %d clips are settled already", path, len(clips) - len(rest), len(clips))
+            with open(path, "a", encoding="utf-8") as lines:
+                for outcome in self._outcomes(library, rest, folder):
+                    ledger[outcome.clip.stem] = outcome.status
+                    lines.write(json.dumps({"clip": outcome.clip.stem, **_shown(outcome)}) + "\n")
+                    lines.flush()
+        shutil.rmtree(folder / "tmp", ignore_errors=True)
+        counts = Counter(ledger.get(clip.stem, "failed") for clip in clips)
+        if counts["failed"]:
+            raise UserError(f"{counts['failed']} of {len(clips)} clips failed; see {path}, run the same command again")
+        return counts
+
+    def _outcomes(self, library: ModuleType, clips: Sequence[Clip], folder: Path):
+        """Outcome after outcome; stops when YouTube blocks."""
+        waiting, pending, blocked = iter(clips), set(), 0
+        with ThreadPoolExecutor(self.jobs) as pool, tqdm(total=len(clips), unit="clip", disable=None) as bar:
+            try:
+                while True:
+                    for clip in islice(waiting, self.jobs - len(pending)):
+                        pending.add(pool.submit(self._fetch, library, clip, folder))
+                    if not pending:
+                        return
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for outcome in (future.result() for future in done):
+                        bar.update()
+                        yield outcome
+                        blocked = blocked + 1 if outcome.status == "blocked" else 0
+                    if blocked >= BLOCKED_IN_A_ROW:
+                        raise UserError(
+                            f"YouTube asks for a sign-in ({blocked} answers in a row): wait some hours, or pass "
+                            "--cookies FILE of a browser that is signed in; then run the same command again"
+                        )
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _fetch(self, library: ModuleType, clip: Clip, folder: Path) -> Outcome:
+        for attempt in range(self.retries):
+            if attempt:
+                time.sleep(self.wait * 2 ** (attempt - 1))
+            try:
+                self._fetch_once(library, clip, folder)
+                return Outcome(clip, "ok")
+            except library.utils.DownloadError as error:
+                reason = str(error).splitlines()[0]
+                status = classify(reason)
+                if status in ("gone", "blocked"):
+                    return Outcome(clip, status, reason)
+            except VideoError as error:  # what came cannot be decoded, or ends before the clip begins
+                reason = error.reason
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be written ({error.strerror}); mend that and run again") from error
+        return Outcome(clip, "failed", reason)
+
+    def _fetch_once(self, library: ModuleType, clip: Clip, folder: Path) -> None:
+        with library.YoutubeDL(self._options(folder / "tmp" / clip.stem)) as session:
+            info = session.extract_info(self.address.format(id=clip.youtube_id), download=True)
+        source = Path(info["requested_downloads"][0]["filepath"])
+        (folder / clip.folder).mkdir(exist_ok=True)
+        if self.trim:
+            cut_video(source, folder / clip.folder / f"{clip.stem}.mp4", clip.start, clip.end)
+            source.unlink()
+        else:
+            os.replace(source, folder / clip.folder / f"{clip.stem}{source.suffix}")
+
+    def _options(self, stem: Path) -> dict:
+        options = {
+            "format": "bestvideo[ext=mp4][height<=480]/best[ext=mp4][height<=480]/best",
+            "outtmpl": {"default": str(stem).replace("%", "%%") + ".%(ext)s"},
+            "quiet": True, "noprogress": True, "no_warnings": True, "logger": _Silent(), "noplaylist": True,
+            "continuedl": True, "retries": self.retries, "fragment_retries": self.retries, "socket_timeout": 60,
+        }  # fmt: skip
+        if self.rate_limit:
+            options["ratelimit"] = self.rate_limit
+        if self.sleep:
+            options["sleep_interval"] = self.sleep
+        if self.cookies:
+            options["cookiefile"] = self.cookies
+        return options
+
+
+def cut_video(source: Path, target: Path, start: float, end: float) -> Path:
+    """Write the pictures from `start` to `end` seconds of a video as mp4. Raises VideoError if it ends before them."""
+    fps = probe(source).fps
+    first, last = round(start * fps), round(end * fps)
+    frames = islice(iter_frames(source, keep_damaged=True), first, last)
+    head = next(frames, None)
+    if head is None:
+        raise VideoError(source, f"ends before second {start}")
+
+    def pictures():
+        yield head
+        yield from frames
+
+    return write_video(target, pictures(), fps, quality=18)
+
+
+def classify(reason: str) -> str:
+    """ "blocked", "gone" or "failed", from the sentence of yt-dlp."""
+    said = reason.lower().replace("’", "'")
+    if any(part in said for part in BLOCKED):
+        return "blocked"
+    return "gone" if any(part in said for part in GONE) else "failed"
+
+
+def read_ledger(path: Path) -> dict[str, str]:
+    """Last status of each clip; a torn last line does not count."""
+    ledger = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                ledger[entry["clip"]] = entry["status"]
+            except (ValueError, KeyError, TypeError):
+                continue
+    return ledger
+
+
+def _is_settled(clip: Clip, ledger: dict[str, str], folder: Path) -> bool:
+    status = ledger.get(clip.stem)
+    if status == "ok":
+        return any(path.suffix != ".partial" for path in (folder / clip.folder).glob(f"{clip.stem}.*"))
+    return status == "gone"
+
+
+def _shown(outcome: Outcome) -> dict:
+    return {"status": outcome.status} | ({"reason": outcome.reason} if outcome.reason else {})
+
+
+def _yt_dlp() -> ModuleType:
+    try:
+        import yt_dlp
+    except ImportError as error:
+        raise UserError(
+            "clips from YouTube need the package yt-dlp: pip install yt-dlp (Python 3.11 or newer)"
+        ) from error
+    return yt_dlp
+
+
+class _Silent:
+    """yt-dlp prints errors besides raising them."""
+
+    def debug(self, message: str) -> None: ...
+
+    def warning(self, message: str) -> None: ...
+
+    def error(self, message: str) -> None: ...
