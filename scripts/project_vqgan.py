@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
         split = None if name == "all" else name
         source, videos = open_videos(args.data_path, split, args.test_batch)
         data = open_frames(args.data_path, split, size, test_batch=args.test_batch).fingerprint()
-        made_from = {"data": data, "model": model_identity(Path(args.checkpoint)), "size": list(size)}
+        grid = {"size": list(size), "grid": [rows, columns]}
+        made_from = {"data": data, "model": model_identity(Path(args.checkpoint)), **grid}
         projection = Projection(model, source, videos, size, rows, columns, made_from, args.batch_size)
         path = project(projection, args.output_path, name)
         print(f"{path}: {len(projection.videos)} videos, {sum(projection.lengths)} frames")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from training.files import write_file, write_json
 from videodata.errors import UserError
@@ -91,20 +92,21 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
         if is_finished(path, projection.made_from):
             logger.info("%s: exists already", path)
             return path
+        check_neighbours(folder, projection.made_from)
+        array, done = open_partial(projection, path)
         write_codebook(projection.model, folder / "codebook.npy")
-        fill(projection, path)
+        fill(projection, path, array, done)
         write_json(path.with_suffix(".json"), describe(projection))
         os.replace(partial(path), path)
         progress(path).unlink(missing_ok=True)
     return path
 
 
-def fill(projection: Projection, path: Path) -> None:
-    """Encode the videos that the partial array does not hold yet."""
-    array, done = open_partial(projection, path)
+def fill(projection: Projection, path: Path, array: np.memmap, done: int) -> None:
+    """Encode the videos that the partial array does not hold yet; the first `done` are there."""
     flat = array.reshape(-1, *array.shape[-3:])
-    starts = np.cumsum([0, *projection.lengths])
-    for number in range(done, len(projection.videos)):
+    starts, total = np.cumsum([0, *projection.lengths]), len(projection.videos)
+    for number in tqdm(range(done, total), initial=done, total=total, unit="video", leave=False, disable=None):
         for start, codes in projection.codes_of(projection.videos[number]):
             first = starts[number] + start
             flat[first : first + len(codes)] = codes
@@ -151,6 +153,15 @@ def is_finished(path: Path, made_from: dict[str, Any]) -> bool:
     if noted != made_from:
         raise UserError(f"{path}: was made from {noted}; remove it, or name another folder")
     return True
+
+
+def check_neighbours(folder: Path, made_from: dict[str, Any]) -> None:
+    """Raises UserError when the folder holds codes of another model: its splits share one codebook.npy."""
+    for array in folder.glob("*.npy"):
+        sidecar = array.with_suffix(".json")
+        noted = json.loads(sidecar.read_text()).get("made_from", {}) if sidecar.is_file() else {}
+        if noted.get("model", made_from.get("model")) != made_from.get("model"):
+            raise UserError(f"{array}: holds codes of another model, {noted['model']}; name another folder")
 
 
 def write_codebook(model: Model, path: Path) -> None:

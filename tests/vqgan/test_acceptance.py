@@ -102,16 +102,33 @@ def test_02_documented_flags_have_their_defaults():
     assert all(type(defaults[name]) is type(value) for name, value in documented.items())
 
 
-def test_03_testing_script_trains_and_draws():
-    """run_testing.sh calls the training and then the pictures, with the documented sizes and places."""
-    text = (ROOT / "scripts" / "run_testing.sh").read_text()
-    assert text.index("scripts/train_vqgan.py --preset test") < text.index("scripts/visualize_vqgan.py")
-    preset = (ROOT / "configs" / "vqgan" / "test.yaml").read_text()
-    for line in ("hidden_dims: [16, 32, 64, 128]", "latent_dim: 8", "num_embeddings: 128", "log_dir: logs/test"):
-        assert line in preset
-    assert "--output_dir results/test_viz" in text and "best_model_gan.pt" in text
-    assert os.access(ROOT / "scripts" / "run_testing.sh", os.X_OK)
-    assert subprocess.run(["bash", "-n", ROOT / "scripts" / "run_testing.sh"], check=False).returncode == 0
+@pytest.mark.slow
+def test_03_testing_script_trains_and_draws(tmp_path):
+    """run_testing.sh trains both stages on generated data and draws all kinds of pictures; flags reach the training."""
+    result = subprocess.run(
+        ["bash", ROOT / "scripts" / "run_testing.sh", *SMALL],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHON": sys.executable, "DATA_PATH": f"shapes:4,frames=4,size={SIDE}"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    folder = tmp_path / "results" / "test_viz"
+    for name in (
+        "reconstructions/comparison_grid.png", "latent_space.png", "codebook/codebook_visualization.png",
+        "interpolation/latent_interpolation.png", "sequence/sequence_comparison.png", "whole_frame/reconstruction.mp4",
+    ):  # fmt: skip
+        assert (folder / name).is_file(), name
+    assert list((tmp_path / "logs" / "test" / "stage1").glob("events*"))
+
+
+def test_03_testing_script_has_the_documented_sizes():
+    """The model of run_testing.sh is the documented one."""
+    defaults = vars(importlib.import_module("scripts.train_vqgan").parse(["--preset", "test"]))
+    documented = {
+        "hidden_dims": [16, 32, 64, 128], "latent_dim": 8, "num_embeddings": 128, "batch_size": 2, "num_epoch": 1,
+        "epochs_per_batch": 2, "gan_epochs_per_batch": 1, "adv_weight": 0.05, "downsample_factor": 4,
+        "perceptual_weight": 0.05, "checkpoint_dir": Path("checkpoints/test"), "results_dir": Path("results/test"),
+    }  # fmt: skip
+    assert {name: defaults[name] for name in documented} == documented
 
 
 @pytest.mark.slow

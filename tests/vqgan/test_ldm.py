@@ -122,6 +122,18 @@ def test_impossible_configurations_are_one_line(change):
         LDMVQModel({**TINY, **change}, 16, 4)
 
 
+def test_a_position_has_a_code_of_its_own():
+    """Changing all channels at one position changes the index of that position and of no other."""
+    torch.manual_seed(0)
+    model = LDMVQModel(TINY, 128, 4).eval()
+    model.quantize.start(torch.randn(1024, 4), tokens=64)
+    latents = torch.randn(1, 4, 8, 8)
+    changed = latents.clone()
+    changed[0, :, 5, 2] = -3 * latents[0, :, 5, 2]
+    different = model.quantize(latents)[1] != model.quantize(changed)[1]
+    assert different.nonzero().tolist() == [[0, 5, 2]]
+
+
 def test_gradients_follow_the_paper():
     """The codebook term has weight 1 and the commitment term `commitment_cost` (VQ-VAE, equation 3)."""
     model = LDMVQModel(TINY, 16, 4, commitment_cost=0.25).train()

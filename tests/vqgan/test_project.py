@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lvt.codes_file import CodesFile
+from tests.vqgan.tiny import TINY_LDM
 from videodata.errors import UserError
 from videodata.shapes import Shapes
-from vqgan import VQGAN
+from vqgan import VQGAN, LDMVQModel
 from vqgan.patches import merge, split
 from vqgan.project import Projection, decode_codes, progress, project
 
@@ -23,10 +24,16 @@ def projection(model, made_from="a", frames=3):
     return Projection(model, source, [0, 1, 3], (16, 16), 2, 1, {"model": made_from}, frames_at_a_time=2)
 
 
-@pytest.fixture
-def model():
+TOKENIZERS = {
+    "vqgan": lambda: VQGAN((8, 16), 4, 32, 2),
+    "ldm": lambda: LDMVQModel(TINY_LDM, 32, 4),
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def model(request):
     torch.manual_seed(0)
-    return VQGAN((8, 16), 4, 32, 2).eval()
+    return TOKENIZERS[request.param]().eval()
 
 
 def test_codes_are_those_of_the_frames_and_decode_exactly(model, tmp_path):
@@ -36,7 +43,7 @@ def test_codes_are_those_of_the_frames_and_decode_exactly(model, tmp_path):
     assert codes.dtype == np.int16 and codes.shape == (3, 3, 1, 8, 8)
     frames = torch.from_numpy(Shapes(4, frames=3, size=16).read(3)[:2]).movedim(-1, 1) / 127.5 - 1
     with torch.no_grad():
-        quantized, indices, _ = model.encode(split(frames, 2, 1))
+        quantized, indices = model.quantize(model.latents(split(frames, 2, 1)))
         decoded = merge(model.decode(quantized).clamp(-1, 1), 2, 1)
     assert np.array_equal(merge(indices, 2, 1).numpy(), codes[2, :2, 0])
     assert torch.equal(decode_codes(model, codes[2, :2], 2, 1), decoded)
@@ -69,8 +76,13 @@ def test_an_interrupted_projection_goes_on(model, tmp_path, monkeypatch):
 def test_codes_of_another_model_are_not_mixed_in(model, tmp_path):
     """A folder that holds the codes of another model is refused in one line."""
     project(projection(model), tmp_path, "train")
+    codebook = (tmp_path / "codebook.npy").read_bytes()
+    other = VQGAN((8, 16), 4, 32, 2).eval()
     with pytest.raises(UserError, match="was made from"):
-        project(projection(model, made_from="b"), tmp_path, "train")
+        project(projection(other, made_from="b"), tmp_path, "train")
+    with pytest.raises(UserError, match="codes of another model"):
+        project(projection(other, made_from="b"), tmp_path, "val")
+    assert (tmp_path / "codebook.npy").read_bytes() == codebook
 
 
 def test_the_video_transformer_reads_the_codes(model, tmp_path):
