@@ -65,6 +65,8 @@ def stored_shape(path: str) -> tuple[int, tuple[int, int]]:
     if path.endswith(".npy") and not Path(path).exists():
         raise UserError(f"{path}: no such file; make it with: python prepare_ucf101.py --output_npy_file {path}")
     source = open_source(path)
+    if source.broken and not len(source):
+        raise source.broken[0]
     if not len(source):
         raise UserError(f"{path}: holds no clip; see what the preparation skipped, or name another source")
     return source.length(0), source.size(0)

@@ -222,7 +222,7 @@ def _report_broken(source: ClipSource, on_error: str) -> None:
     first, others = source.broken[0], len(source.broken) - 1
     if on_error == "raise" or len(source) == 0:
         more = f"; {others} more cannot be read either" if others else ""
-        advice = '; on_error="skip" leaves such files out' if len(source) else ""
+        advice = '; remove it, or prepare_ucf101.py passes it over (in Python: on_error="skip")' if len(source) else ""
         raise VideoError(first.path, first.reason + more + advice)
     logger.warning("%s: %d videos cannot be read and are left out, first: %s", source.path, others + 1, first)
 

@@ -32,7 +32,9 @@ class VideoFolder(ClipSource):
     @classmethod
     def from_file(cls, path: Path) -> VideoFolder:
         """One video file."""
-        return cls(path.parent, describe_videos(path.parent, [path]))
+        source = cls(path.parent, describe_videos(path.parent, [path]))
+        source.path = str(path)
+        return source
 
     @classmethod
     def from_folder(cls, root: Path) -> VideoFolder:

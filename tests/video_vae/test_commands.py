@@ -178,6 +178,7 @@ def test_the_same_command_continues_and_another_one_starts_afresh(folder, capsys
     ("flags", "message"),
     [
         (["--npy_file", "ucf101_50_frames.npy"], "prepare_ucf101.py --output_npy_file ucf101_50_frames.npy"),
+        (["--npy_file", "empty.avi"], "empty.avi: the file is empty"),
         (["--batch_size", 7], "6 clips to train on are fewer than --batch_size 7"),
         (["--load_model", "--model_path", "none_epoch_3.pth"], "none_epoch_3.pth: no such file"),
         (["--config", "base.yaml"], "--preset and --config"),
@@ -186,6 +187,7 @@ def test_the_same_command_continues_and_another_one_starts_afresh(folder, capsys
 )
 def test_what_a_user_can_get_wrong_is_one_line(folder, flags, message):
     """The line names the file or flag and the remedy."""
+    Path("empty.avi").touch()
     with pytest.raises(UserError, match=message):
         train(*flags)
 

@@ -149,7 +149,7 @@ def test_a_csv_list(tmp_path):
     assert names(source) == ["films/b.mp4", "films/a.mp4"]
     assert [source.label(0), source.label(1)] == ["a dog, running", None]
     assert [str(error) for error in source.broken] == [f"{tmp_path}/films/none.mp4: no such file"]
-    with pytest.raises(VideoError, match=r'none.mp4: no such file; on_error="skip" leaves'):
+    with pytest.raises(VideoError, match=r'none.mp4: no such file; remove it.*on_error="skip"'):
         open_clips(table, 4, 8)
     assert len(open_clips(table, 4, 8, on_error="skip")) == 2
     table.write_text("file,text\na.mp4,x\n")
