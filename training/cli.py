@@ -13,11 +13,17 @@ from training.distributed import teardown
 from training.explain import exit_status, explain
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds each default, but for flags that have none or whose help tells it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, []) or "(default: " in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+
 def make_parser(description: str, **options: object) -> argparse.ArgumentParser:
     """An argument parser whose --help shows the defaults and --debug."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, **options)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error (or set VIDEOGEN_DEBUG=1)")
     return parser
 
