@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from evaluation.report import Report
-from training.cli import make_parser, run
+from training.cli import HelpFormatter, make_parser, run
 from training.device import resolve_device
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
@@ -122,9 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="model", required=True)
     for name, evaluation in EVALUATIONS.items():
-        command = commands.add_parser(
-            name, help=evaluation.summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        command = commands.add_parser(name, help=evaluation.summary, formatter_class=HelpFormatter)
         add_common_arguments(command)
         evaluation.add_arguments(command)
     return parser
