@@ -30,13 +30,16 @@ class CachedDecoder:
     ) -> None:
         self.decoder, self.head, self.config, self.rule = model.decoder, model.ch_predictor, model.config, rule
         self.size, self.batch, self.compiled = size, batch, compiled
-        self.layers = [CachedLayer(layer, size, batch) for layer in model.decoder.block_local_attention]
-        self.taps = model.decoder.conv.matrix(one_frame=size[0] == 1).contiguous()
-        self.cells, self.neighbours = neighbour_tables(size, self.taps.device)
-        width, device, dtype = self.config.d, self.taps.device, self.taps.dtype
+        self.layers = [CachedLayer(layer, size, batch, not compiled) for layer in model.decoder.block_local_attention]
+        taps = model.decoder.conv.matrix(one_frame=size[0] == 1)  # (taps * E, D)
+        width, device, dtype = self.config.d, taps.device, taps.dtype
+        self.convolve = RowProduct(taps.t(), None, batch, not compiled)
+        self.cells, self.neighbours = neighbour_tables(size, device)
         self.embedded = torch.zeros(batch, padded_cells(size), self.config.de, device=device, dtype=dtype)
         self.conditions = torch.zeros(size[0] * size[1] * size[2], batch, width, device=device, dtype=dtype)
-        self.first_hidden = [RowProduct(layer.weight[:, :width], layer.bias, batch) for layer in self.head.U]
+        self.first_hidden = [
+            RowProduct(layer.weight[:, :width], layer.bias, batch, not compiled) for layer in self.head.U
+        ]
         self.picked_hidden = [layer.weight[:, width:].t().contiguous() for layer in self.head.U]  # (k V, D)
         self.step = torch.compile(self.sample_anywhere, dynamic=False) if compiled else self.sample_anywhere
         self.places = [[layer.place(position) for layer in self.layers] for position in range(len(self.conditions))]
@@ -63,14 +66,14 @@ class CachedDecoder:
         if not self.compiled:
             places = [Place(*place) for place in self.places[position]]
             return self.step(position, places, uniform)
-        index = partial(torch.tensor, device=self.taps.device)
+        index = partial(torch.tensor, device=self.conditions.device)
         places = [Place(index([slot]), index([token])) for slot, token in self.places[position]]
         return self.step(index([position]), places, uniform)
 
     def sample_anywhere(self, position: int | Tensor, places: list[Place], uniform: Tensor) -> Tensor:
         """One position through convolution, layers and head; position and places as `Place` describes."""
         window = self.embedded[:, self.neighbours[position].view(-1)].flatten(1)  # (B, taps * E)
-        x = torch.addmm(self.conditions[position].view(self.batch, -1), window, self.taps)
+        x = self.conditions[position].view(self.batch, -1) + self.convolve(window)
         for layer, place in zip(self.layers, places, strict=True):
             x = layer.step(x, place)
         codes, embedding = self.sample_codes(x, uniform)

@@ -32,37 +32,45 @@ class Place:
 
 
 class RowProduct:
-    """x W^T + b for a few rows x (B, in): W (out, in) in the layout that is read fastest for this number of rows.
+    """x W^T + b for a few rows x (B, in), with W (out, in) in the layout that is read fastest.
 
-    Such products cost the time of reading W. One row reads the transposed matrix up to twice as fast as the matrix
-    itself; several rows are faster as columns to the right of it.
+    Such products cost the time of reading W. On a CPU, one row reads the transpose of a wide matrix up to twice as fast
+    as the matrix itself, and several rows are fastest with a matrix that oneDNN has packed for their number.
+    packed: allow that; a compiled graph cannot hold such a matrix.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, batch: int) -> None:
-        self.transposed = batch == 1
-        self.matrix = weight.t().contiguous() if self.transposed else weight.contiguous()
-        zeros = weight.new_zeros(len(weight)) if bias is None else bias
-        self.bias = zeros if self.transposed else zeros[:, None]
+    def __init__(self, weight: Tensor, bias: Tensor | None, batch: int, packed: bool = True) -> None:
+        self.bias, self.matrix = bias, weight.contiguous()
+        plain = weight.device.type == "cpu" and weight.dtype == torch.float32
+        self.packed = packed and plain and batch > 1 and torch.backends.mkldnn.is_available()
+        self.transposed = batch == 1 and len(weight) > weight.shape[1]
+        if self.packed:
+            self.matrix = torch.ops.mkldnn._reorder_linear_weight(self.matrix, batch)
+        elif self.transposed:
+            self.matrix = weight.t().contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in) -> (B, out)."""
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
         if self.transposed:
-            return torch.addmm(self.bias, x, self.matrix)
-        return torch.addmm(self.bias, self.matrix, x.t()).t()
+            return torch.mm(x, self.matrix) if self.bias is None else torch.addmm(self.bias, x, self.matrix)
+        return F.linear(x, self.matrix, self.bias)
 
 
 class CachedLayer:
     """The weights of a layer in the form that a single position needs, and its caches (2, B, slots, M, n, A)."""
 
-    def __init__(self, layer: BlockLocalAttention, size: Triple, batch: int) -> None:
+    def __init__(self, layer: BlockLocalAttention, size: Triple, batch: int, packed: bool = True) -> None:
         mha, ffn = layer.mha, layer.ffn
         self.block, self.size = layer.block, size
         self.heads, self.head_width, self.tokens = mha.heads, mha.head_width, prod(layer.block)
         self.attention_norm = (mha.layer_norm.weight, mha.layer_norm.bias, mha.layer_norm.eps)
         self.feed_forward_norm = (ffn[0].weight, ffn[0].bias, ffn[0].eps)
-        self.qkv, self.proj = RowProduct(mha.fused_weight(), None, batch), RowProduct(mha.proj.weight, None, batch)
-        self.widen = RowProduct(ffn[1].weight, ffn[1].bias, batch)
-        self.narrow = RowProduct(ffn[3].weight, ffn[3].bias, batch)
+        self.qkv = RowProduct(mha.fused_weight(), None, batch, packed)
+        self.proj = RowProduct(mha.proj.weight, None, batch, packed)
+        self.widen = RowProduct(ffn[1].weight, ffn[1].bias, batch, packed)
+        self.narrow = RowProduct(ffn[3].weight, ffn[3].bias, batch, packed)
         self.bias = layer.bias().transpose(0, 1).contiguous()  # (n, M, n)
         _, rows, columns = blocks_along(size, layer.block)
         self.slots = rows * columns
@@ -97,9 +105,22 @@ class CachedLayer:
         if isinstance(place.token, int):
             self.cache[:, :, place.slot, :, place.token] = new
             key, value = self.cache[:, :, place.slot, :, : place.token + 1].unbind(0)
-            bias = self.bias[place.token, None, :, None, : place.token + 1]
+            bias = self.bias[place.token, None, :, : place.token + 1]
         else:
             self.cache[:, :, place.slot, :, place.token] = new[None]
             key, value = self.cache.index_select(2, place.slot).squeeze(2).unbind(0)
-            bias = self.bias.index_select(0, place.token)[:, :, None]
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+            bias = self.bias.index_select(0, place.token)
+        return attend_one(query, key, value, bias)
+
+
+def attend_one(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Attention of a single query (B, M, 1, A) over keys and values (B, M, n, A); bias (1, M, n).
+
+    Products of elements read the caches of several samples in a CPU's memory about twice as fast as
+    scaled_dot_product_attention and matrix products with one row do.
+    """
+    if query.is_cuda or len(query) == 1:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, :, None])
+    scores = (key * (query * query.shape[-1] ** -0.5)).sum(-1)  # (B, M, n)
+    weights = (scores + bias).softmax(-1)
+    return (weights[..., None] * value).sum(-2)

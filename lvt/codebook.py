@@ -78,10 +78,8 @@ class Codebook(nn.Module):
             self.replace(torch.ones_like(self.running_size, dtype=torch.bool), vectors.float())
 
     def replace(self, chosen: Tensor, vectors: Tensor) -> None:
-        """Set the codes of the mask (K,) to random vectors of the batch, the same ones in all processes."""
+        """Set the codes of the mask (K,) to random vectors of the batch of all processes."""
         fresh = random_rows(vectors, len(chosen))  # (K, D)
-        if distributed.world_size() > 1:
-            dist.broadcast(fresh, src=0)
         self.running_size.masked_fill_(chosen, 1.0)
         self.running_sum.copy_(torch.where(chosen[:, None], fresh, self.running_sum))
         self.embedding.weight.copy_(torch.where(chosen[:, None], fresh, self.embedding.weight))
@@ -141,7 +139,17 @@ def shape_of(z: Tensor) -> tuple[int, int, int]:
 
 
 def random_rows(vectors: Tensor, count: int) -> Tensor:
-    """`count` different rows of (N, D), or drawn with repetition where there are fewer."""
-    order = torch.randperm(len(vectors), device=vectors.device)
-    repeats = -(-count // len(vectors))
-    return vectors[order.repeat(repeats)[:count]]
+    """`count` different rows of (N, D), or drawn with repetition where there are fewer.
+
+    With several processes, N counts the rows of all of them in the order of the processes, and the main one's random
+    numbers decide: the same rows as one process with all samples would draw.
+    """
+    own = len(vectors)
+    order = torch.randperm(own * distributed.world_size(), device=vectors.device)
+    order = order.repeat(-(-count // len(order)))[:count]
+    if distributed.world_size() == 1:
+        return vectors[order]
+    dist.broadcast(order, src=0)
+    place = order - distributed.rank() * own
+    mine = (place >= 0) & (place < own)
+    return distributed.all_sum(torch.where(mine[:, None], vectors[place.clamp(0, own - 1)], 0.0))

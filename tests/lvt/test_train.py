@@ -18,7 +18,7 @@ from videodata.clips import open_clips
 
 VQVAE_SIZES = {
     "MODEL.ENCODER": {"NF": 16, "RES_CHANNELS": 8}, "MODEL.GENERATOR": {"IN_CHANNELS": 16, "NF": 16, "RES_CHANNELS": 8},
-    "MODEL.CODEBOOK": {"SIZE": 16, "DIM": 16, "RESTART_BELOW": 0.0, "INIT_FROM_DATA": False},
+    "MODEL.CODEBOOK": {"SIZE": 16, "DIM": 16, "RESTART_BELOW": 0.985},
 }  # fmt: skip
 VT_SIZES = {
     "MODEL.AUTOREGRESSIVE.VT": {
@@ -38,7 +38,7 @@ def tiny(name, changes, **more):
 
 
 class TestVQVAE(ModelContract):
-    """The contract for the VQ-VAE. Codebooks start fresh: drawing them from the data depends on the processes."""
+    """The contract for the VQ-VAE, codebooks that start from the data and restart unused codes included."""
 
     def build_recipe(self, **overrides):
         config = tiny("VQVAE_tiny.yaml", VQVAE_SIZES, **overrides)
