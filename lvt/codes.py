@@ -37,12 +37,16 @@ class CodeWindows(Dataset):
     """Items {"codes": int16 (C, T, h, w), "class_index": int64}; the class is -1 where there are no labels.
 
     `frames` consecutive frames of each video: from a start drawn from (seed, position), or the first ones; all frames
-    for -1. Videos that are shorter are left out with a warning. Raises UserError when none is left.
+    for -1. Videos that are shorter are left out with a warning. `classes` numbers the labels; those of the source in
+    alphabetical order by default. Raises UserError when no video is left, and for labels that are none of the classes.
     """
 
     takes_positions = True  # the training loop's loader asks for (index, position)
 
-    def __init__(self, source: CodesFile | CodesFolder, frames: int, random: bool, seed: int = 0) -> None:
+    def __init__(
+        self, source: CodesFile | CodesFolder, frames: int, random: bool, seed: int = 0,
+        classes: list[str] | None = None,
+    ) -> None:  # fmt: skip
         self.source, self.random, self.seed = source, random, seed
         lengths = [video.frames for video in source.videos]
         self.frames = frames if frames > 0 else min(lengths)
@@ -51,7 +55,10 @@ class CodeWindows(Dataset):
             raise UserError(f"{source.path}: no video has {self.frames} frames, the longest has {max(lengths)}")
         if len(self._videos) < len(lengths):
             logger.warning("%s: %d videos are too short", source.path, len(lengths) - len(self._videos))
-        self.labels = sorted({video.label for video in source.videos if video.label is not None})
+        found = {video.label for video in source.videos if video.label is not None}
+        self.classes = sorted(found) if classes is None else classes
+        if unknown := sorted(found - set(self.classes)):
+            raise UserError(f"{source.path}: class {unknown[0]!r} is not among those that the model was trained on")
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -64,7 +71,7 @@ class CodeWindows(Dataset):
         if self.random:
             start = int(np.random.default_rng((self.seed, position)).integers(entry.frames - self.frames + 1))
         codes = self.source.read(video, start, self.frames).astype(np.int16)  # (T, C, h, w)
-        label = -1 if entry.label is None else self.labels.index(entry.label)
+        label = -1 if entry.label is None else self.classes.index(entry.label)
         return {"codes": torch.from_numpy(codes.swapaxes(0, 1).copy()), "class_index": label}
 
     def describe(self, index: int) -> dict[str, Any]:

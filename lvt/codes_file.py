@@ -1,24 +1,33 @@
-"""Codes of a split of videos in one memory-mapped array.
+"""Codes of a split of videos in one memory-mapped array, which can be made in several goes.
 
 <name>.npy    int16, (N, T, C, h, w) when all videos have T frames, else (frames of all videos, C, h, w)
 <name>.json   which video begins where: {"format": "lvt-codes", "size": codes per codebook, "videos": [{"id", "label",
               "first_frame", "frames"}, ...]}
+
+While an array is made it is <name>.npy.partial, and <name>.npy.progress says how many videos it holds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import logging
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from videodata.atomic import atomic_path
+from training.files import write_json
 from videodata.errors import UserError
+from videodata.lock import exclusive
 
+logger = logging.getLogger(__name__)
 FORMAT = "lvt-codes"
 LARGEST = np.iinfo(np.int16).max + 1  # codes per codebook that fit
+NOTE_EVERY, LOG_EVERY = 100, 1000  # videos between notes of the progress, and between lines of the log
+Listed = tuple[str, str | None, int]  # id, label and frames of a video
 
 
 @dataclass(frozen=True)
@@ -31,39 +40,75 @@ class CodedVideo:
     frames: int
 
 
-def write_codes(path: Path, videos: list[tuple[str, str | None, int]], codes: Iterable[np.ndarray], size: int) -> None:
-    """Write codes (T_i, C, h, w) of the videos (id, label, T_i), one after the other; only one is in memory.
+def write_codes(
+    path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], size: int, made_from: str = ""
+) -> None:
+    """Write the codes (T_i, C, h, w) of all videos, codes_of(i) each; a call that was killed is continued.
 
-    size: codes per codebook. Raises UserError when it does not fit int16, or codes and videos do not agree.
+    size: codes per codebook. made_from names the weights: a partial array from other ones is begun again. Raises
+    UserError when the codes do not fit int16, or codes and videos do not agree.
     """
     if size > LARGEST:
         raise UserError(f"{path}: codebooks of {size} codes do not fit 16 bits")
-    total = sum(frames for _, _, frames in videos)
-    entries, array, done = [], None, 0
-    with atomic_path(path) as temporary:
-        for (name, label, frames), values in zip(videos, codes, strict=True):
-            if len(values) != frames:
-                raise UserError(f"{path}: video {name} has {len(values)} frames in place of {frames}")
-            if array is None:
-                array = np.lib.format.open_memmap(
-                    temporary, "w+", np.int16, final_shape(videos, total, values.shape[1:])
-                )
-                flat = array.reshape(total, *values.shape[1:])
-            flat[done : done + frames] = values
-            entries.append(CodedVideo(name, label, done, frames))
-            done += frames
+    if not videos:
+        raise UserError(f"{path}: there is no video to encode")
+    with exclusive(path, "writing"):
+        fill(path, videos, codes_of, made_from)
+        entries, first = [], 0
+        for name, label, frames in videos:
+            entries.append(asdict(CodedVideo(name, label, first, frames)))
+            first += frames
+        os.replace(partial(path), path)
+        write_json(path.with_suffix(".json"), {"format": FORMAT, "version": 1, "size": size, "videos": entries})
+        progress(path).unlink(missing_ok=True)
+
+
+def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], made_from: str) -> None:
+    """Encode the videos that the partial array does not hold yet."""
+    identity = {"made_from": made_from, "videos": [list(video) for video in videos]}
+    done = videos_done(path, identity)
+    if done:
+        logger.info("%s: %d of %d videos are there already", path, done, len(videos))
+    array = np.lib.format.open_memmap(partial(path), "r+") if done else None
+    starts = np.cumsum([0, *(frames for _, _, frames in videos)])
+    bar = {"desc": path.parent.name, "total": len(videos), "initial": done, "unit": "video", "disable": None}
+    for number in tqdm(range(done, len(videos)), **bar):
+        values, frames = codes_of(number), videos[number][2]
+        if len(values) != frames:
+            raise UserError(f"{path}: video {videos[number][0]} has {len(values)} frames in place of {frames}")
         if array is None:
-            raise UserError(f"{path}: there is no video to encode")
-        array.flush()
-        with atomic_path(path.with_suffix(".json")) as sidecar:
-            facts = {"format": FORMAT, "version": 1, "size": size, "videos": [asdict(entry) for entry in entries]}
-            sidecar.write_text(json.dumps(facts, indent=1))
+            shape = final_shape(videos, values.shape[1:])
+            array = np.lib.format.open_memmap(partial(path), "w+", np.int16, shape)
+        array.reshape(-1, *values.shape[1:])[starts[number] : starts[number] + frames] = values
+        if number % NOTE_EVERY == NOTE_EVERY - 1 or number == len(videos) - 1:
+            array.flush()
+            write_json(progress(path), {**identity, "done": number + 1})
+        if number % LOG_EVERY == LOG_EVERY - 1:
+            logger.info("encoded %d of %d videos", number + 1, len(videos))
 
 
-def final_shape(videos: list[tuple[str, str | None, int]], total: int, frame: tuple[int, ...]) -> tuple[int, ...]:
+def videos_done(path: Path, identity: dict) -> int:
+    """How many videos the partial array holds; 0 where there is none, or one made from something else."""
+    try:
+        noted = json.loads(progress(path).read_text())
+    except (OSError, ValueError):
+        return 0
+    same = partial(path).exists() and {key: noted.get(key) for key in identity} == identity
+    return noted["done"] if same else 0
+
+
+def final_shape(videos: list[Listed], frame: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the array: with an axis for the videos when all have the same length."""
-    lengths = {frames for _, _, frames in videos}
-    return (len(videos), lengths.pop(), *frame) if len(lengths) == 1 else (total, *frame)
+    lengths = [frames for _, _, frames in videos]
+    return (len(videos), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
+
+
+def partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def progress(path: Path) -> Path:
+    return path.with_name(path.name + ".progress")
 
 
 class CodesFile:

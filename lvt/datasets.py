@@ -76,12 +76,32 @@ def open_frames(config: dict[str, Any], name: str, training: bool) -> ClipDatase
 
 def open_code_windows(config: dict[str, Any], name: str, training: bool) -> CodeWindows:
     """Windows of codes of a data set. Raises UserError for unknown names and missing codes."""
+    frames = config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN" if training else "N_FRAMES_PER_VIDEO_TEST"]
+    source, seed = open_codes(codes_path(config, name)), max(config["SEED"], 0)
+    return CodeWindows(source, frames, random=training, seed=seed, classes=class_names(config))
+
+
+def codes_path(config: dict[str, Any], name: str) -> Path:
+    """Where the codes of a data set lie. Raises UserError for one of frames."""
     place = named_datasets().get(name)
     if place is not None and place.size is not None:
         raise UserError(f"data set {name!r} holds frames; the transformer needs codes (TEST.EVALUATORS CodesExtractor)")
-    path = Path(config["DATASETS"]["ROOT"]) / place.folder if place else Path(name)
-    frames = config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN" if training else "N_FRAMES_PER_VIDEO_TEST"]
-    return CodeWindows(open_codes(path), frames, random=training, seed=max(config["SEED"], 0))
+    return Path(config["DATASETS"]["ROOT"]) / place.folder if place else Path(name)
+
+
+def class_names(config: dict[str, Any]) -> list[str] | None:
+    """The classes of a class-conditional transformer: all labels of DATASETS.TRAIN, in alphabetical order.
+
+    None for a transformer without classes. Raises UserError when there are more than CLASS_NUM.
+    """
+    count = config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASS_NUM"]
+    if not count:
+        return None
+    sources = [open_codes(codes_path(config, name)) for name in config["DATASETS"]["TRAIN"]]
+    names = sorted({video.label for source in sources for video in source.videos} - {None})
+    if len(names) > count:
+        raise UserError(f"DATASETS.TRAIN has {len(names)} classes, but CLASS_NUM is {count}")
+    return names
 
 
 def frames_place(config: dict[str, Any], name: str) -> tuple[str, str | None, Named | None]:

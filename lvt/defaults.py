@@ -54,7 +54,7 @@ DEFAULTS: dict[str, Any] = {
         "PIXEL_MEAN": [0.0],
         "PIXEL_STD": [1.0],
         "IGNORE_INDEX": -100,  # (unused)
-        "INIT_TYPE": "xavier_uniform",  # the only one
+        "INIT_TYPE": "normal",  # xavier_uniform
         "INIT_VARIANCE": 0.02,  # (unused)
         "GRADIENT_CHECKPOINTING": False,  # (new) transformer: less memory, a third more time
         "AUTOREGRESSIVE": {"NAME": "", "VT": TRANSFORMER},

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from evaluation.psnr import psnr
 from lvt.codes import CODES_NAME
@@ -25,6 +26,7 @@ from lvt.transformer import VideoTransformer
 from lvt.vqvae import VQVAE
 from training.loader import move
 from training.samples import collate
+from training.state import weights_digest
 from videodata.atomic import atomic_path
 from videodata.pixels import channels_first, normalize, to_uint8
 from videodata.write_video import write_video
@@ -35,9 +37,9 @@ CLIPS_WRITTEN = 4  # continuations kept as videos
 FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
 
 
-def batches(dataset: Dataset, size: int, device: torch.device) -> Iterator[Any]:
-    """All items in order, as batches on the device."""
-    for start in range(0, len(dataset), size):
+def batches(dataset: Dataset, size: int, device: torch.device, what: str) -> Iterator[Any]:
+    """All items in order, as batches on the device, with a progress bar."""
+    for start in tqdm(range(0, len(dataset), size), what, unit="batch", leave=False, disable=None):
         items = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
         yield move(collate(items), device)
 
@@ -46,7 +48,7 @@ def batches(dataset: Dataset, size: int, device: torch.device) -> Iterator[Any]:
 def reconstruction_error(model: VQVAE, clips: Dataset, device: torch.device) -> dict[str, float]:
     """Mean squared error of the reconstructions in [0, 1], and codebook usage over all of them."""
     total, count, codes = 0.0, 0, []
-    for batch in batches(clips, 4, device):
+    for batch in batches(clips, 4, device, "reconstruction"):
         frames = batch.transpose(1, 2).flatten(0, 1)
         found = model.encode(frames)
         error = (model.denormalize(model.decode(found)) - frames / 255).square()
@@ -58,16 +60,14 @@ def reconstruction_error(model: VQVAE, clips: Dataset, device: torch.device) -> 
 
 @torch.no_grad()
 def extract_codes(model: VQVAE, videos: Videos, folder: Path, device: torch.device) -> Path:
-    """Encode every frame of every video to <folder>/codes.npy; gives that path."""
+    """Encode every frame of every video to <folder>/codes.npy, going on where a killed call stopped; gives the path."""
     source = videos.source
     listed = [(source.id(video), source.label(video), source.length(video)) for video in videos.numbers]
 
-    def encoded() -> Iterator[np.ndarray]:
-        for number, (video, (_, _, length)) in enumerate(zip(videos.numbers, listed, strict=True), start=1):
-            starts = range(0, length, FRAMES_AT_ONCE)
-            yield np.concatenate([encode(video, start, min(FRAMES_AT_ONCE, length - start)) for start in starts])
-            if number % 1000 == 0:
-                logger.info("encoded %d of %d videos", number, len(listed))
+    def codes_of(number: int) -> np.ndarray:
+        video, length = videos.numbers[number], listed[number][2]
+        starts = range(0, length, FRAMES_AT_ONCE)
+        return np.concatenate([encode(video, start, min(FRAMES_AT_ONCE, length - start)) for start in starts])
 
     def encode(video: int, start: int, count: int) -> np.ndarray:
         pixels = source.read_clip(video, start, count, 1, (videos.size, videos.size))  # (T, H, W, 3)
@@ -75,7 +75,8 @@ def extract_codes(model: VQVAE, videos: Videos, folder: Path, device: torch.devi
         return codes[0].transpose(0, 1).cpu().numpy()
 
     path = folder / CODES_NAME
-    write_codes(path, listed, encoded(), model.config.codebook.size)
+    made_from = f"{weights_digest(model.state_dict())} at {videos.size} pixels"
+    write_codes(path, listed, codes_of, model.config.codebook.size, made_from)
     return path
 
 
@@ -83,7 +84,7 @@ def extract_codes(model: VQVAE, videos: Videos, folder: Path, device: torch.devi
 def likelihood(model: VideoTransformer, windows: Dataset, device: torch.device) -> dict[str, float]:
     """Bits per code over all codes after the first N_PRIME frames (`bits_per_dim`, the original's name for it)."""
     total, count, codebooks = 0.0, 0, model.config.nc
-    for batch in batches(windows, 4, device):
+    for batch in batches(windows, 4, device, "likelihood"):
         classes = batch["class_index"] if model.config.class_num else None
         nats, codes = clip_nats(model, batch["codes"].long(), model.config.n_prime, classes)
         total, count = total + float(nats.sum()), count + codes * len(nats)
@@ -149,7 +150,7 @@ def continuation_scores(
     sampler, seed = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0)
     given, count = sampler["N_PRIME"], sampler["NUM_SAMPLES"]
     rows = []
-    for number, batch in enumerate(batches(clips, 1, device)):
+    for number, batch in enumerate(batches(clips, 1, device, "continuation")):
         truth = normalize(batch)  # (1, 3, T, H, W)
         codes = encode_clips(vqvae, batch).repeat(count, 1, 1, 1, 1)
         made = generate_codes(

@@ -46,6 +46,7 @@ def generate_codes(
     """
     rule = SamplingRule(temperature, top_k, top_p, greedy)
     check_codes(model, codes, n_prime)
+    check_classes(model, class_idx)
     streams = SampleStreams(sample_seeds(len(codes), seeds, generator))
     clips = codes.clone()
     clips[:, :, n_prime:] = 0
@@ -127,6 +128,13 @@ class ClipSampler:
         """Frames of slice `number` that lie within the first n_prime frames of the clip."""
         first = slice_offset(number, self.stride)[0]
         return min(self.size[0], max(0, -(-(self.n_prime - first) // self.stride[0])))
+
+
+def check_classes(model: VideoTransformer, class_index: Tensor | None) -> None:
+    """Raises UserError for classes that the model does not know."""
+    count = model.config.class_num
+    if count and class_index is not None and not (int(class_index.min()) >= 0 and int(class_index.max()) < count):
+        raise UserError(f"classes must be 0 .. {count - 1}, found {class_index.tolist()}")
 
 
 def check_codes(model: VideoTransformer, codes: Tensor, n_prime: int) -> None:

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lvt.continuation import encode_clips, sample_frames
+from lvt.convnets import DOWNSAMPLING
 from lvt.evaluators import sampling_options, write_clip
 from lvt.run import load_for_evaluation, needed_vqvae, write_config
+from lvt.vqvae import VQVAE
 from training.device import resolve_device
 from training.run_folder import log_file
 from videodata.errors import UserError
@@ -36,8 +40,10 @@ class Wishes:
     compiled: bool = False
 
 
-def generate_videos(config: dict[str, Any], video_dir: Path, wishes: Wishes) -> Path:
+def generate_videos(config: dict[str, Any], video_dir: Path | None, wishes: Wishes) -> Path:
     """Sample NUM_SAMPLES continuations of the first N_PRIME frames in `video_dir`; gives the folder with the results.
+
+    With N_PRIME 0, whole clips of INPUT.SIZE pixels are made and no folder is read.
 
     OUTPUT_DIR gets config.yaml, log.txt, the first sample's 0.png, 1.png, ... and video.mp4, further ones in sample_1,
     sample_2, ..., and samples.mp4 with all side by side. The given frames are shown as the VQ-VAE reconstructs them.
@@ -47,7 +53,7 @@ def generate_videos(config: dict[str, Any], video_dir: Path, wishes: Wishes) -> 
     write_config(config)
     with log_file(folder / "log.txt"):
         sampler, device = config["TEST"]["VT_SAMPLER"], resolve_device(config["MODEL"]["DEVICE"])
-        given = read_given(video_dir, sampler["N_PRIME"])
+        given = read_given(video_dir, sampler["N_PRIME"], config["INPUT"]["SIZE"])
         vqvae, transformer = needed_vqvae(config, device), load_for_evaluation(config).to(device).eval()
         clips = continuations(config, transformer, vqvae, given.to(device), wishes)
         for number, clip in enumerate(clips):
@@ -65,23 +71,53 @@ def continuations(config: dict[str, Any], transformer: Any, vqvae: Any, given: T
     frames, count = wishes.frames or window, sampler["NUM_SAMPLES"]
     if frames <= given.shape[1]:
         raise UserError(f"clips of {frames} frames have nothing after the {given.shape[1]} given ones")
-    codes = encode_clips(vqvae, given[None]).repeat(count, 1, 1, 1, 1)
+    codes = encode_given(vqvae, given).repeat(count, 1, 1, 1, 1)
     classes = None if wishes.class_index is None else codes.new_full((count,), wishes.class_index)
     hop = {"hop": wishes.hop} if frames > window else {}
-    return sample_frames(
-        transformer, vqvae, codes, given.shape[1], frames, window=window, class_index=classes,
-        seeds=[seed + sample for sample in range(count)], compiled=wishes.compiled, **hop,
-        **sampling_options(sampler),
-    )  # fmt: skip
+    with PositionBar() as bar:
+        return sample_frames(
+            transformer, vqvae, codes, given.shape[1], frames, window=window, class_index=classes,
+            seeds=[seed + sample for sample in range(count)], compiled=wishes.compiled, progress=bar, **hop,
+            **sampling_options(sampler),
+        )  # fmt: skip
 
 
-def read_given(folder: Path, count: int) -> Tensor:
-    """The first `count` images of a folder in natural order: uint8 (3, count, H, W). Raises UserError."""
-    if not folder.is_dir():
-        raise UserError(f"--video-dir {folder}: no such folder")
+class PositionBar:
+    """Shows how many positions of the clip, or of its present window, are sampled."""
+
+    def __enter__(self) -> PositionBar:
+        self.bar = tqdm(unit="position", leave=False, disable=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        if done == 1:
+            self.bar.reset(total)
+        self.bar.update()
+
+
+def encode_given(vqvae: VQVAE, given: Tensor) -> Tensor:
+    """Codes (1, C, n, h, w) of the given frames uint8 (3, n, H, W), of which there may be none."""
+    if given.shape[1]:
+        return encode_clips(vqvae, given[None])
+    size = (given.shape[2] // DOWNSAMPLING, given.shape[3] // DOWNSAMPLING)
+    return torch.zeros(1, vqvae.config.codebook.num, 0, *size, dtype=torch.int64, device=given.device)
+
+
+def read_given(folder: Path | None, count: int, size: int) -> Tensor:
+    """The first `count` images of a folder in natural order: uint8 (3, count, H, W). Raises UserError.
+
+    For no images, H = W = size.
+    """
+    if count == 0:
+        return torch.zeros(3, 0, size, size, dtype=torch.uint8)
+    if folder is None or not folder.is_dir():
+        raise UserError(f"--video-dir {folder}: no such folder; it holds the given frames, --given 0 needs none")
     names = [path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     names = sorted((name for name in names if not is_hidden(name)), key=natural_key)
-    if len(names) < count or count < 1:
+    if len(names) < count or count < 0:
         raise UserError(f"--video-dir {folder}: holds {len(names)} images, TEST.VT_SAMPLER.N_PRIME is {count}")
     frames = [read_image(folder / name) for name in names[:count]]
     if len({frame.shape for frame in frames}) > 1:

@@ -7,16 +7,27 @@ import math
 import torch
 from torch import nn
 
-CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+from videodata.errors import UserError
 
 
-def initialize_convolutions(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every convolution and linear layer."""
+def initialize_convolutions(module: nn.Module, kind: str = "xavier_uniform") -> None:
+    """Random weights and zero biases for every convolution and linear layer, as INIT_TYPE says.
+
+    "normal" has the standard deviation (1.04 times all dimensions of the weight but the last)^(-1/2), the original's.
+    Raises UserError for another kind.
+    """
+    if kind not in ("xavier_uniform", "normal"):
+        raise UserError(f"MODEL.INIT_TYPE {kind!r}: use xavier_uniform or normal")
     for layer in module.modules():
-        if isinstance(layer, CONVOLUTIONS):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        name, weight = type(layer).__name__, getattr(layer, "weight", None)
+        if weight is None or not ("Conv" in name or "Linear" in name):
+            continue
+        if kind == "normal":
+            nn.init.normal_(weight, std=1 / math.sqrt((1 + 0.2**2) * math.prod(weight.shape[:-1])))
+        else:
+            nn.init.xavier_uniform_(weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()

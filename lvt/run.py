@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lvt import config as configuration
-from lvt.datasets import open_code_windows, open_frames, open_videos, thinned, together
+from lvt.datasets import class_names, open_code_windows, open_frames, open_videos, thinned, together
 from lvt.evaluators import (
     continuation_scores,
     extract_codes,
@@ -20,6 +20,7 @@ from lvt.evaluators import (
     reconstruction_error,
     write_samples,
 )
+from lvt.initialization import initialize_convolutions
 from lvt.train import TransformerRecipe, VQVAERecipe
 from lvt.transformer import VideoTransformer
 from lvt.vqvae import VQVAE
@@ -41,15 +42,15 @@ def is_transformer(config: dict[str, Any]) -> bool:
     name = config["MODEL"]["META_ARCHITECTURE"]
     if name not in ("VQVAEModel", "VideoTransformerModel"):
         raise UserError(f"MODEL.META_ARCHITECTURE {name!r}: use VQVAEModel or VideoTransformerModel")
-    if config["MODEL"]["INIT_TYPE"] != "xavier_uniform":
-        raise UserError(f"MODEL.INIT_TYPE {config['MODEL']['INIT_TYPE']!r}: only xavier_uniform is supported")
     return name == "VideoTransformerModel"
 
 
 def build_transformer(config: dict[str, Any]) -> VideoTransformer:
     """The transformer of a configuration, with fresh weights."""
-    model = config["MODEL"]
-    return VideoTransformer(model["AUTOREGRESSIVE"]["VT"], model["GRADIENT_CHECKPOINTING"])
+    node = config["MODEL"]
+    model = VideoTransformer(node["AUTOREGRESSIVE"]["VT"], node["GRADIENT_CHECKPOINTING"])
+    initialize_convolutions(model, node["INIT_TYPE"])
+    return model
 
 
 def build_vqvae(config: dict[str, Any]) -> VQVAE:
@@ -57,7 +58,9 @@ def build_vqvae(config: dict[str, Any]) -> VQVAE:
     channels = config["MODEL"]["ENCODER"]["IN_CHANNELS"]
     if channels != 3 or config["INPUT"]["FORMAT"] != "RGB":
         raise UserError("this configuration is only a base for others: frames need IN_CHANNELS 3 and INPUT.FORMAT RGB")
-    return VQVAE(config)
+    model = VQVAE(config)
+    initialize_convolutions(model, config["MODEL"]["INIT_TYPE"])
+    return model
 
 
 def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
@@ -129,7 +132,9 @@ def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
     """The part of the configuration that a continued run must share."""
     model = config["MODEL"]
     if is_transformer(config):
-        return {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": model["AUTOREGRESSIVE"]["VT"]}
+        shape = {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": model["AUTOREGRESSIVE"]["VT"]}
+        classes = class_names(config)
+        return shape if classes is None else {**shape, "CLASSES": classes}
     return {name: model[name] for name in ("META_ARCHITECTURE", "ENCODER", "GENERATOR", "CODEBOOK")}
 
 

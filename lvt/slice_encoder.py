@@ -30,7 +30,6 @@ class TableConv3d(nn.Module):
         self.nc, self.nv, self.kernel, self.stride = config.nc, config.nv, config.kernel, config.stride
         self.weight = nn.Parameter(torch.empty(config.de, config.nc * config.nv, *config.kernel))
         self.bias = nn.Parameter(torch.zeros(config.de))
-        nn.init.xavier_uniform_(self.weight)
 
     def table(self, taps: Tensor) -> Tensor:
         """Rows of the weight for some flat kernel taps, and one row of zeros: (len(taps) * C * V + 1, E)."""

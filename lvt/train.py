@@ -161,7 +161,7 @@ class TransformerRecipe(Recipe):
         codes, classes = batch["codes"].long(), batch["class_index"]
         conditional = self.bare["transformer"].config.class_num > 0
         if conditional and int(classes.min()) < 0:
-            raise UserError("VT.CLASS_NUM is set, but some videos of the data set have no class")
+            raise UserError("VT.CLASS_NUM is set, but some videos of the data set have no class (the folder above)")
         return codes, classes if conditional else None
 
 

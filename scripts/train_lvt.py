@@ -26,17 +26,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-machines", type=int, default=1, help="machines in all")
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://host:port where several machines meet")
+    parser.add_argument("--seed", type=int, help="same as SEED")
+    parser.add_argument("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="same as SOLVER.PRECISION")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end"
     )
     return parser
 
 
+def overrides(args: argparse.Namespace) -> list[str]:
+    """The flags that stand for a configuration key, and then the KEY VALUE pairs."""
+    pairs = [("SEED", args.seed), ("MODEL.DEVICE", args.device), ("SOLVER.PRECISION", args.dtype)]
+    return [text for key, value in pairs if value is not None for text in (key, str(value))] + args.opts
+
+
 def main(argv: list[str] | None = None) -> int:
     """Do what the flags say; status 1 when TEST.EXPECTED_RESULTS is missed."""
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
-    config = configuration.load(args.config_file, args.opts)
+    config = configuration.load(args.config_file, overrides(args))
     if args.eval_only:
         results = evaluate_lvt(config)
     else:

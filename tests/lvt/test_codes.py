@@ -1,11 +1,13 @@
 """Codes on disk: what is written is read back, from both layouts, as the windows that training asks for."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 
+from lvt import codes_file
 from lvt.codes import CodeWindows, open_codes
 from lvt.codes_file import write_codes
 from videodata.errors import UserError
@@ -24,7 +26,7 @@ def listed(lengths):
 def test_one_array_holds_all_videos(tmp_path, lengths, shape):
     """int16, with an axis for videos of equal length, memory-mapped, in the order in which they were written."""
     codes, path = some_codes(lengths), tmp_path / "codes.npy"
-    write_codes(path, listed(lengths), iter(codes), 512)
+    write_codes(path, listed(lengths), codes.__getitem__, 512)
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
     assert stored.dtype == np.int16 and stored.shape == shape
     source = open_codes(tmp_path)
@@ -32,6 +34,28 @@ def test_one_array_holds_all_videos(tmp_path, lengths, shape):
         assert np.array_equal(source.read(number, 0, len(values)), values)
         assert np.array_equal(source.read(number, 2, 3), values[2:5])
     assert [video.label for video in source.videos][:2] == ["Class0", "Class1"]
+
+
+def test_a_killed_extraction_is_continued(tmp_path, monkeypatch):
+    """Videos that were noted are not encoded again, unless the weights have changed; the result is the same."""
+    monkeypatch.setattr(codes_file, "NOTE_EVERY", 2)
+    codes, path, asked = some_codes([4, 6, 5, 4, 3]), tmp_path / "codes.npy", []
+
+    def killed(number):
+        asked.append(number)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return codes[number]
+
+    for made_from, expected in (("old", [0, 1, 2, 3]), ("new", [0, 1, 2, 3]), ("new", [2, 3, 4])):
+        asked.clear()
+        with suppress(KeyboardInterrupt):
+            write_codes(path, listed([4, 6, 5, 4, 3]), killed, 512, made_from)
+        assert asked == expected
+        assert path.exists() == (asked[-1] == 4)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["codes.json", "codes.npy"]
+    source = open_codes(path)
+    assert all(np.array_equal(source.read(i, 0, len(values)), values) for i, values in enumerate(codes))
 
 
 def test_the_folders_of_the_original_are_read(tmp_path):
@@ -54,7 +78,7 @@ def test_windows_follow_seed_and_position(tmp_path):
     """A training window depends on (seed, position), a test window is the first; short videos are left out."""
     lengths = [30, 3, 30]
     codes = some_codes(lengths)
-    write_codes(tmp_path / "codes.npy", listed(lengths), iter(codes), 512)
+    write_codes(tmp_path / "codes.npy", listed(lengths), codes.__getitem__, 512)
     source = open_codes(tmp_path)
     first = CodeWindows(source, 8, random=False)
     assert len(first) == 2
@@ -78,9 +102,9 @@ def test_damage_is_one_clear_line(tmp_path):
         open_codes(tmp_path)
     path = tmp_path / "codes.npy"
     with pytest.raises(UserError, match="has 3 frames in place of 4"):
-        write_codes(path, [("a", None, 4)], iter(some_codes([3])), 512)
-    assert list(tmp_path.iterdir()) == []
-    write_codes(path, [("a", None, 3)], iter(some_codes([3])), 512)
+        write_codes(path, [("a", None, 4)], some_codes([3]).__getitem__, 512)
+    assert not path.exists() and not path.with_suffix(".json").exists()
+    write_codes(path, [("a", None, 3)], some_codes([3]).__getitem__, 512)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="cannot be read"):
         CodeWindows(open_codes(path), 3, random=False)[0]

@@ -24,7 +24,7 @@ PARAMETERS = {  # of the published models
     "KDSFVT": 49_872_384,
 }  # fmt: skip
 OUR_PATHS = ("CFG", "WEIGHTS")  # where the weights lie is up to the project
-OWN_DEFAULTS = {"MODEL.DEVICE": "auto", "MODEL.META_ARCHITECTURE": "", "MODEL.INIT_TYPE": "xavier_uniform"}
+OWN_DEFAULTS = {"MODEL.DEVICE": "auto", "MODEL.META_ARCHITECTURE": ""}
 
 
 def value(config, dotted):

@@ -58,7 +58,7 @@ class TestTransformer(ModelContract):
         generator = torch.Generator().manual_seed(0)
         codes = torch.randint(16, (4, 6, 2, 4, 4), generator=generator).numpy()
         self.path = tmp_path / "codes.npy"
-        write_codes(self.path, [(str(i), None, 6) for i in range(4)], iter(codes), 16)
+        write_codes(self.path, [(str(i), None, 6) for i in range(4)], codes.__getitem__, 16)
 
     def build_recipe(self, **overrides):
         config = tiny("VT_tiny.yaml", VT_SIZES, **overrides)
