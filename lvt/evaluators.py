@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +25,7 @@ from lvt.generate import generate_codes
 from lvt.likelihood import bits_per_code, bits_per_subpixel, clip_nats
 from lvt.transformer import VideoTransformer
 from lvt.vqvae import VQVAE
+from training.files import write_json
 from training.loader import move
 from training.samples import collate
 from training.state import weights_digest
@@ -31,7 +33,6 @@ from videodata.atomic import atomic_path
 from videodata.pixels import channels_first, normalize, to_uint8
 from videodata.write_video import write_video
 
-logger = logging.getLogger(__name__)
 FRAMES_AT_ONCE = 64  # through the VQ-VAE
 CLIPS_WRITTEN = 4  # continuations kept as videos
 FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
@@ -107,10 +108,18 @@ def write_samples(
     transformer: VideoTransformer, vqvae: VQVAE, windows: Dataset, config: dict[str, Any], folder: Path,
     device: torch.device,
 ) -> int:  # fmt: skip
-    """Continue every clip NUM_SAMPLES times; writes video_<sample>_<clip>/{0..}.png, codes.npy and video.mp4."""
+    """Continue every clip NUM_SAMPLES times; writes video_<sample>_<clip>/{0..}.png, video.mp4 and codes.npy.
+
+    What a killed call with the same weights and settings has written already is kept.
+    """
     sampler, seed = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0)
     count = sampler["NUM_SAMPLES"]
-    for number in range(len(windows)):
+    weights = weights_digest({"transformer": transformer.state_dict(), "vqvae": vqvae.state_dict()})
+    begin_samples(folder, {"weights": weights, "clips": len(windows), "seed": seed, "sampler": sampler})
+    for number in tqdm(range(len(windows)), "samples", unit="clip", leave=False, disable=None):
+        targets = [folder / f"video_{sample}_{number}" for sample in range(count)]
+        if all((target / "codes.npy").exists() for target in targets):
+            continue
         item = move(collate([windows[number]] * count), device)
         codes = item["codes"].long()
         classes = item["class_index"] if transformer.config.class_num else None
@@ -119,12 +128,21 @@ def write_samples(
             seeds=[seed + number * count + sample for sample in range(count)], **sampling_options(sampler),
         )  # fmt: skip
         clips = decode_clips(vqvae, made)
-        for sample in range(count):
-            target = folder / f"video_{sample}_{number}"
+        for sample, target in enumerate(targets):
             write_clip(target, clips[sample])
             with atomic_path(target / "codes.npy") as temporary, open(temporary, "wb") as file:
                 np.save(file, made[sample].transpose(0, 1).cpu().numpy())
     return len(windows) * count
+
+
+def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
+    """Note beside the folder what its samples are made from; those that were made from something else are removed."""
+    note = folder.with_name(f"{folder.name}.json")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    if not note.exists() or json.loads(note.read_text()) != made_from:
+        for stale in folder.glob("video_*_*"):
+            shutil.rmtree(stale)
+        write_json(note, made_from)
 
 
 def write_clip(folder: Path, clip: Tensor, rate: Fraction = FRAMES_PER_SECOND) -> None:

@@ -106,6 +106,7 @@ def train_lvt(config: dict[str, Any], resume: bool = False, allow_config_change:
     task. Raises UserError.
     """
     seed_everything(max(config["SEED"], 0))
+    evaluators_of(config)  # a mistake there shall not wait for the end of the training
     recipe, data, validation = build_run(config)
     chosen = replace(settings(config, resume), allow_config_change=allow_config_change)
     refuse_used_folder(chosen)
@@ -187,11 +188,7 @@ def evaluate_lvt(config: dict[str, Any], model: VQVAE | VideoTransformer | None 
 
     Raises UserError for an unknown evaluator, missing weights or missing data.
     """
-    names = [name.strip() for name in config["TEST"]["EVALUATORS"].split(",") if name.strip()]
-    known = TRANSFORMER_EVALUATORS if is_transformer(config) else VQVAE_EVALUATORS
-    for name in names:
-        if name not in known:
-            raise UserError(f"TEST.EVALUATORS: {name!r} does not fit this model; use {', '.join(known)}")
+    names = evaluators_of(config)
     model = load_for_evaluation(config) if model is None else model
     device = resolve_device(config["MODEL"]["DEVICE"])
     model = model.to(device).eval()
@@ -206,6 +203,18 @@ def evaluate_lvt(config: dict[str, Any], model: VQVAE | VideoTransformer | None 
         for task, values in tasks.items():
             logger.info("%s %s: %s", name, task, ", ".join(f"{key} {value}" for key, value in values.items()))
     return results
+
+
+def evaluators_of(config: dict[str, Any]) -> list[str]:
+    """The names in TEST.EVALUATORS. Raises UserError for one that the model does not have, or that lacks a VQ-VAE."""
+    names = [name.strip() for name in config["TEST"]["EVALUATORS"].split(",") if name.strip()]
+    known = TRANSFORMER_EVALUATORS if is_transformer(config) else VQVAE_EVALUATORS
+    for name in names:
+        if name not in known:
+            raise UserError(f"TEST.EVALUATORS: {name!r} does not fit this model; use {', '.join(known)}")
+    if {"VTSampler", "ContinuationEvaluator"} & set(names):
+        needed_vqvae(config, torch.device("cpu"))
+    return names
 
 
 def evaluate_dataset(

@@ -1,9 +1,8 @@
 """The commands from end to end: train, extract codes, train on them, evaluate, continue given frames."""
 
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lvt.train import VQVAERecipe
 from scripts import generate_videos, train_lvt
 from training.cli import run
 from videodata import read_video
@@ -90,6 +90,22 @@ def test_everything_that_is_promised_is_written(trained):
     assert (vt / "samples" / "step-0000003" / "continuation.mp4").is_file()
 
 
+def test_killed_sampling_goes_on_where_it_stopped(trained):
+    """VTSampler makes what is missing, the same as before, and keeps what is there; other settings begin again."""
+    folder = trained["vt"] / "inference" / "samples" / "shapes-6-val"
+    data = ["DATASETS.TEST", f"('{trained['vqvae']}/inference/shapes-6-val',)", "TEST.EVALUATORS", "VTSampler"]
+    command = ["--config-file", config("VT_tiny.yaml"), "--eval-only", *trained["options"], *data]
+    paths = [folder / f"video_{sample}_0" / "codes.npy" for sample in range(2)]
+    codes = [np.load(path, allow_pickle=False) for path in paths]
+    mark = paths[0].with_name("mark")
+    mark.touch()
+    paths[1].unlink()
+    assert call(train_lvt.main, *command) == 0
+    assert mark.exists() and all(map(np.array_equal, codes, map(np.load, paths)))
+    assert call(train_lvt.main, *command, "SEED", 1) == 0
+    assert not mark.exists() and not np.array_equal(np.load(paths[0]), codes[0])
+
+
 def test_given_frames_are_continued(trained, clips):
     """PNGs and videos of all samples: same given frames, each sample as its own seed says."""
     folder, given, alone = (trained["folder"] / name for name in ("continued", "given", "alone"))
@@ -121,6 +137,7 @@ def test_given_frames_are_continued(trained, clips):
         ([*VQVAE, "TEST.EVALUATORS", "BitsEvaluator", "--eval-only"], "has no value"),
         (["--eval-only", *VQVAE, "TEST.EVALUATORS", "BitsEvaluator"], "does not fit this model"),
         ([*VQVAE, "SOLVER.OPTIMIZER_NAME", "sgd", "OUTPUT_DIR", "x"], "use adam, adamw or rmsprop"),
+        ([*VQVAE, "TEST.EVALUATORS", "VTSampler", "OUTPUT_DIR", "x"], "does not fit this model"),
         (["--num-machines", 2, *VQVAE], "--dist-url"),
     ],
 )
@@ -139,23 +156,47 @@ def test_missed_expectations_end_with_status_1(trained):
     assert call(train_lvt.main, *arguments, "(('reconstruction', 'MSE', 9.0, 0.1),)") == 1
 
 
-@pytest.mark.slow
-def test_a_killed_run_continues_with_the_same_losses(tmp_path):
-    """An exception inside a step ends the process with a status other than 0; --resume goes on at the next step."""
+def in_a_process(monkeypatch, fault, *arguments):
+    """Exit status of scripts/train_lvt.py in a forked process that suffers a fault."""
+    monkeypatch.setenv("VIDEOGEN_FAULT", fault)
+    process = multiprocessing.get_context("fork").Process(target=run, args=(train_lvt.main, list(map(str, arguments))))
+    process.start()
+    process.join(120)
+    monkeypatch.delenv("VIDEOGEN_FAULT")
+    return process.exitcode
 
-    arguments = ["--config-file", config("VQVAE_tiny.yaml")]
-    options = [*VQVAE, "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1, "OUTPUT_DIR"]
 
-    def losses(folder):
+@pytest.mark.parametrize(
+    ("network", "fault", "status"), [("vqvae", "kill_in_step@5", -signal.SIGKILL), ("vt", "full_in_step@5", 2)]
+)
+def test_a_run_that_was_cut_off_continues_with_the_same_bits(trained, tmp_path, monkeypatch, network, fault, status):
+    """After SIGKILL, or an exception in a step, --resume goes on at the next step: same losses, same final weights."""
+    folders = {name: tmp_path / name for name in ("straight", "cut_off")}
+    arguments = ["--config-file", config("VQVAE_tiny.yaml"), *VQVAE]
+    if network == "vt":
+        codes = f"('{trained['vqvae']}/inference/shapes-6-train',)"
+        arguments = ["--config-file", config("VT_tiny.yaml"), *trained["options"], "DATASETS.TRAIN", codes]
+        arguments += ["DATASETS.TEST", "()"]
+    arguments += ["SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1, "TEST.EVALUATORS", "''"]
+    arguments += ["OUTPUT_DIR"]
+    assert call(train_lvt.main, *arguments, folders["straight"]) == 0
+    assert in_a_process(monkeypatch, fault, *arguments, folders["cut_off"]) == status
+    assert call(train_lvt.main, *arguments, folders["cut_off"]) == 2  # not without --resume
+    assert call(train_lvt.main, "--resume", *arguments, folders["cut_off"]) == 0
+    losses, weights = [], []
+    for folder in folders.values():
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return {row["step"]: row["loss/vqvae"] for row in rows if "loss/vqvae" in row}
+        names = [name for name in rows[0] if name.startswith(("loss/", "train/"))]
+        losses.append([[row["step"], *map(row.get, names)] for row in rows])
+        files = [torch.load(file, weights_only=True)["model"] for file in sorted(folder.glob("net?/model_final.pth"))]
+        weights.append([value for file in files for value in file.values()])
+    assert losses[0] == losses[1] and [row[0] for row in losses[0]] == [1, 2, 3, 4, 5, 6]
+    assert len(weights[0]) == len(weights[1]) > 10 and all(map(torch.equal, *weights))
 
-    assert call(train_lvt.main, *arguments, *options, tmp_path / "straight") == 0
-    command = [sys.executable, "scripts/train_lvt.py", *map(str, [*arguments, *options, tmp_path / "killed"])]
-    environment = {**os.environ, "VIDEOGEN_FAULT": "full_in_step@5"}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert killed.returncode == 2 and "No space left" in killed.stderr
-    assert call(train_lvt.main, *arguments, *options, tmp_path / "killed") == 2  # not without --resume
-    assert call(train_lvt.main, *arguments, "--resume", *options, tmp_path / "killed") == 0
-    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
-    assert sorted(losses(tmp_path / "killed")) == [1, 2, 3, 4, 5, 6]
+
+def test_an_exception_that_nobody_expects_ends_with_a_status_other_than_0(tmp_path, monkeypatch, capfd):
+    """A bug in a training step is not swallowed."""
+    monkeypatch.setattr(VQVAERecipe, "losses", lambda *_: 1 / 0)
+    arguments = ["--config-file", config("VQVAE_tiny.yaml"), *VQVAE, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path]
+    assert in_a_process(monkeypatch, "", *arguments) == 1
+    assert "ZeroDivisionError" in capfd.readouterr().err
