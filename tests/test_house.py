@@ -73,18 +73,19 @@ def test_checkpoints_are_only_ever_read_as_data():
                 assert keywords.get("weights_only") == "True", f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
-def documented_commands() -> list[tuple[str, str, list[str]]]:
-    """(page, script, flags) of every `python ...` line in the code blocks of the README and of docs/."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def documented_commands(page: Path) -> list[tuple[str, list[str]]]:
+    """(script, flags) of every `python ...` line in the code blocks of a page."""
     commands = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                match = re.match(
-                    r"\s*(?:\S+=\S+ )*(?:torchrun\b.*?|\S*python3?) ((?:-m )?[\w./]+)(.*)", line.split("#")[0]
-                )
-                if match and not match[1].startswith("-m pip"):
-                    flags = re.findall(r"(?<!\S)--[\w-]+", match[2])
-                    commands.append((page.name, match[1].strip(), flags))
+    for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            match = re.match(
+                r"\s*(?:\S+=\S+ )*(?:torchrun\b.*?|\S*python3?) ((?:-m )?[\w./]+)(.*)", line.split("#")[0]
+            )
+            if match and not match[1].startswith("-m pip"):
+                commands.append((match[1].strip(), re.findall(r"(?<!\S)--[\w-]+", match[2])))
     return commands
 
 
@@ -130,14 +131,15 @@ def run_script(sender: Connection, script: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_every_documented_command_exists_with_its_flags():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_documented_command_exists_with_its_flags(page):
     """A script or flag that the README or docs/ name is there."""
-    for page, script, flags in documented_commands():
+    for script, flags in documented_commands(page):
         if not script.startswith("-m"):
-            assert (ROOT / script).is_file(), f"{page} names {script}, which does not exist"
+            assert (ROOT / script).is_file(), f"{page.name} names {script}, which does not exist"
         text = help_text(script)
         subcommands = re.search(r"\{([\w,]+)\}", text)
         if subcommands and any(flag not in text for flag in flags):
             text += "".join(help_text(script, name) for name in subcommands[1].split(","))
         for flag in flags:
-            assert re.search(rf"{flag}\b", text), f"{page} uses {script} {flag}, which does not exist"
+            assert re.search(rf"{flag}\b", text), f"{page.name} uses {script} {flag}, which does not exist"
