@@ -81,9 +81,7 @@ def documented_commands(page: Path) -> list[tuple[str, list[str]]]:
     commands = []
     for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            match = re.match(
-                r"\s*(?:\S+=\S+ )*(?:torchrun\b.*?|\S*python3?) ((?:-m )?[\w./]+)(.*)", line.split("#")[0]
-            )
+            match = re.match(r"\s*(?:\S+=\S+ )*(?:torchrun\b.*?|\S*python3?) ((?:-m )?[\w./]+)(.*)", line.split("#")[0])
             if match and not match[1].startswith("-m pip"):
                 commands.append((match[1].strip(), re.findall(r"(?<!\S)--[\w-]+", match[2])))
     return commands
