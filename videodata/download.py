@@ -79,14 +79,15 @@ def _check_scheme(url: str, allow_file: bool) -> None:
 
 
 def _with_retries(transfer: Transfer, tries: int, wait: float) -> None:
-    failures = 0
+    failures, most = 0, transfer.have
     while True:
-        before = transfer.have
         try:
             transfer.attempt()
             return
         except Interrupted as problem:
-            failures = 1 if transfer.have > before else failures + 1
+            # A part that was thrown away and came again is no progress: a server that lies would keep us for ever.
+            failures = 1 if transfer.have > most else failures + 1
+            most = max(most, transfer.have)
             if failures >= tries:
                 raise transfer.error(
                     f"gave up after {failures} tries ({problem}); run the command again to continue"
