@@ -44,7 +44,7 @@ def setup(device: str = "auto", timeout: float = 600.0) -> bool:
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=store, rank=rank_, world_size=world, timeout=timedelta(seconds=timeout),
         )  # fmt: skip
-    except (dist.DistError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
         raise UserError(f"processes cannot meet at {address} ({reason}); choose another port or address") from error
