@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -21,6 +22,7 @@ from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from flow_pred.sampling import at_rest, decode_clip, encode_clip
+from training import distributed
 from training.randomness import derive_seed
 from videodata.atomic import atomic_path
 from videodata.errors import UserError
@@ -79,7 +81,10 @@ class Prediction:
 
 
 class CallCounter:
-    """Counts the evaluations of networks, per sample: a call on half of the batch counts half."""
+    """Counts the evaluations of networks, per sample: a call on half of the batch counts half.
+
+    All processes must ask for a number, and get that of all of them together.
+    """
 
     def __init__(self, predictor: RiverPredictor | NeuralSDE) -> None:
         self.samples: dict[str, int] = {}
@@ -96,27 +101,54 @@ class CallCounter:
     @property
     def drift(self) -> int:
         """Evaluations of the drift's first network."""
-        return self.samples.get("regressor", 0) + self.samples.get("flow", 0)
+        return over_processes(self.samples.get("regressor", 0) + self.samples.get("flow", 0))
 
     @property
     def total(self) -> int:
         """Evaluations of all networks."""
-        return sum(self.samples.values())
+        return over_processes(sum(self.samples.values()))
+
+
+def over_processes(count: int) -> int:
+    """The sum over all processes."""
+    return int(distributed.all_sum(torch.tensor(count)))
 
 
 def predict(
     predictor: RiverPredictor | NeuralSDE, clips: Dataset, plan: Plan, batch_size: int, device: torch.device
 ) -> Iterator[Prediction]:
-    """Predictions of all clips, in order; clip i depends on (seed, i) alone."""
-    for first in range(0, len(clips), batch_size):
-        items = list(range(first, min(first + batch_size, len(clips))))
-        context, target = plan.split(torch.stack([clips[item] for item in items]))
-        generator = torch.Generator().manual_seed(derive_seed(plan.seed, "generate"))
-        with at_rest(predictor):
-            latents = encode_clip(predictor.autoencoder, context.to(device))
-            continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **plan.options)
-            new = decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()
-        yield Prediction(torch.cat([context, new], dim=2), target, items)
+    """Predictions of all clips, in order; clip i depends on (seed, i) alone.
+
+    Several processes take turns at the batches; the main process gets all of them, the others get none.
+    """
+    starts = range(0, len(clips), batch_size)
+    for turn in range(0, len(starts), distributed.world_size()):
+        mine = turn + distributed.rank()
+        items = range(starts[mine], min(starts[mine] + batch_size, len(clips))) if mine < len(starts) else ()
+        yield from gathered(predict_batch(predictor, clips, plan, list(items), device) if items else None)
+
+
+def predict_batch(
+    predictor: RiverPredictor | NeuralSDE, clips: Dataset, plan: Plan, items: list[int], device: torch.device
+) -> Prediction:
+    """The predictions of the clips with these numbers."""
+    context, target = plan.split(torch.stack([clips[item] for item in items]))
+    generator = torch.Generator().manual_seed(derive_seed(plan.seed, "generate"))
+    with at_rest(predictor):
+        latents = encode_clip(predictor.autoencoder, context.to(device))
+        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **plan.options)
+        new = decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()
+    return Prediction(torch.cat([context, new], dim=2), target, items)
+
+
+def gathered(prediction: Prediction | None) -> Iterator[Prediction]:
+    """On the main process, the predictions of all processes in the order of their ranks."""
+    found: list[Prediction | None] = [prediction]
+    if distributed.world_size() > 1:
+        places = [None] * distributed.world_size() if distributed.is_main() else None
+        dist.gather_object(prediction, places)
+        found = places or []
+    yield from (entry for entry in found if entry is not None)
 
 
 def baselines(prediction: Prediction, plan: Plan) -> dict[str, Tensor]:

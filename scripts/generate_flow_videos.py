@@ -1,5 +1,6 @@
 """Continue test videos with a trained predictor: generate_flow_videos.py --config-f F --config-d D --config-g G, or
---config RIVER. Without --ckpt-*, the run folder of the configuration is used.
+--config RIVER. Without --ckpt-*, the run folder of the configuration is used. Under torchrun the processes share the
+videos; the result is that of one process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flow_pred.neural_sde import NeuralSDE
 from flow_pred.predictors import load_neural_sde, load_river
 from flow_pred.river import RiverPredictor
 from training.cli import make_parser, run
-from training.device import resolve_device
+from training.distributed import is_main, join_processes, print0
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 
@@ -87,7 +88,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace) -> tuple[RiverPredictor | NeuralSDE, FlowPredConfig]:
     """The predictor, and the configuration of its first component."""
-    device = resolve_device(args.device)
+    device = join_processes(args.device)
     files = {letter: (getattr(args, f"ckpt_{letter}"), getattr(args, f"config_{letter}")) for letter in "fdg"}
     is_sde = any(value for pair in files.values() for value in pair)
     if is_sde == bool(args.config or args.ckpt):
@@ -156,11 +157,12 @@ def frame_rate(args: argparse.Namespace, clips: ClipDataset, plan: Plan) -> Frac
 def generate(args: argparse.Namespace, predictor: RiverPredictor | NeuralSDE, clips: ClipDataset, plan: Plan) -> Scores:
     """Predict all clips and write them."""
     scores, counter, start = Scores(plan, args.lpips, args.lpips_weights), CallCounter(predictor), time.monotonic()
-    device, fps = resolve_device(args.device), frame_rate(args, clips, plan)
+    device, fps = next(predictor.parameters()).device, frame_rate(args, clips, plan)
     others = [kind for kind in args.format if kind != "h5"]
     args.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if "h5" in args.format else None
+        write_h5 = "h5" in args.format and is_main()
+        h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if write_h5 else None
         for prediction in predict(predictor, clips, plan, args.batch_size, device):
             if h5:
                 h5.add(prediction)
@@ -169,10 +171,11 @@ def generate(args: argparse.Namespace, predictor: RiverPredictor | NeuralSDE, cl
                 Image.fromarray(strip(prediction, plan)).save(args.out / "strip.png")
             if args.metrics:
                 scores.update(prediction)
+        drift, calls = (count / len(clips) / plan.frames for count in (counter.drift, counter.total))
         if h5:
-            h5.finish(counter.drift / len(clips) / plan.frames)
-    calls, seconds = counter.total / len(clips) / plan.frames, time.monotonic() - start
-    print(f"{args.out}: {len(clips)} videos, {calls:.1f} network calls per frame, {seconds:.1f} s")
+            h5.finish(drift)
+    seconds = time.monotonic() - start
+    print0(f"{args.out}: {len(clips)} videos, {calls:.1f} network calls per frame, {seconds:.1f} s")
     return scores
 
 
@@ -181,9 +184,11 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     predictor, config = load(args)
     plan = make_plan(args, predictor, config)
+    if args.metrics and not plan.fine:
+        raise UserError("--metrics needs the true frames in between: data.skip_frames + 1 must be a multiple of --res")
     clips = open_videos(args, config, plan)
     scores = generate(args, predictor, clips, plan)
-    if args.metrics:
+    if args.metrics and is_main():
         size = config.data.crop_size
         report = Report("flow_pred", args.ckpt or args.ckpt_f or args.config or args.config_f, clips.source.path,
                         plan.context + plan.frames, plan.stride, size, size, excluded_frames=plan.context)  # fmt: skip

@@ -44,18 +44,11 @@ def test_the_simple_vqvae_equals_the_original(fixtures):
 
 
 @pytest.mark.parametrize("name", ["f8_small", "f8", "f16"])
-def test_the_published_vqgans_are_built_and_equal_the_original(fixtures, name):
-    """Latents and decoded images of the official sizes through build_autoencoder."""
-    fixture = Fixture(fixtures, f"taming_{name}")
-    model = build_autoencoder({"type": "ldm-vq", "config": name})
+def test_the_published_vqgans_have_the_published_keys(fixtures, name):
+    """Keys and shapes of the official sizes through build_autoencoder; tests/vqgan checks what they compute."""
+    with torch.device("meta"):
+        model = build_autoencoder({"type": "ldm-vq", "config": name})
     assert shapes_of(model) == key_list(fixtures, f"taming_{name}")
-    if name != "f8_small":
-        return  # the same code at other sizes; a forward pass of each takes seconds
-    fill_by_rule(model, fixture.metadata["weight_rule_seed"])
-    with torch.no_grad():
-        latents = model.encode(fixture["in.images"])
-        torch.testing.assert_close(latents, fixture["out.latents"], atol=2e-4, rtol=0)
-        torch.testing.assert_close(model.decode(latents), fixture["out.decoded"], atol=2e-4, rtol=0)
 
 
 VQGAN = {"hidden_dims": [8, 16], "latent_dim": 4, "num_embeddings": 16, "downsample_factor": 2}

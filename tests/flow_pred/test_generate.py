@@ -11,6 +11,7 @@ from evaluation import psnr
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
 from flow_pred.autoencoder import Identity
 from flow_pred.generate import CallCounter, Plan, Prediction, Scores, baselines, open_h5, predict, strip, write_clips
+from training import distributed
 from videodata import read_video
 from videodata.errors import UserError
 
@@ -49,6 +50,23 @@ def test_a_clip_does_not_change_with_the_batch_size():
     one = [p.generated for p in predict(river(), Ramp(4), plan, 1, torch.device("cpu"))]
     three = [p.generated for p in predict(river(), Ramp(4), plan, 3, torch.device("cpu"))]
     torch.testing.assert_close(torch.cat(one), torch.cat(three), atol=1e-5, rtol=1e-4)
+
+
+def predict_all() -> tuple[torch.Tensor | None, int]:
+    """All clips, one at a time, and how often the network was called; on the main process of several."""
+    predictor = river()
+    counter = CallCounter(predictor)
+    plan = Plan(2, 2, options={"steps": 2})
+    found = [p.generated for p in predict(predictor, Ramp(4), plan, 1, torch.device("cpu"))]
+    return (torch.cat(found) if found else None), counter.total
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_clips(tmp_path):
+    """Two processes, three batches: the main process has what one process has, the other one nothing."""
+    (both, calls), (none, same) = distributed.launch(predict_all, 2, tmp_path / "launch")
+    expected, count = predict_all()
+    assert torch.equal(both, expected) and none is None and calls == same == count
 
 
 @pytest.mark.parametrize(

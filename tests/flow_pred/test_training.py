@@ -165,9 +165,9 @@ def test_the_autoencoder_learns_and_starts_its_codes_at_the_latents(tmp_path):
 
     torch.manual_seed(0)
     model = SimpleVQVAE(**{key: value for key, value in TINY.items() if key != "type"})
-    recipe = AutoencoderRecipe(model, AutoencoderObjective(learning_rate=3e-3, vq_warmup=50))
+    recipe = AutoencoderRecipe(model, AutoencoderObjective(learning_rate=3e-3, vq_warmup=30))
     settings = TrainSettings(
-        run_dir=tmp_path, steps=120, batch_size=8, device="cpu", schedule="cosine", evaluate_every=120, log_every=50
+        run_dir=tmp_path, steps=100, batch_size=8, device="cpu", schedule="cosine", evaluate_every=100, log_every=50
     )
     result = train(recipe, Clips(), settings, {"model": {}}, Clips())
     assert result.metrics["psnr"] > 14 and result.metrics["psnr_blend"] > 14  # one grey for all: 12.6
