@@ -80,9 +80,15 @@ class Footage:
         return len(self.videos)
 
     def read(self, number: int, start: int, count: int) -> Tensor:
-        """Frames (count, 3, H, W) in [-1, 1] of a video. Raises UserError when there is none."""
+        """Frames (count, 3, H, W) in [-1, 1] of a video. Raises UserError when there are none or too few."""
         if not 0 <= number < len(self):
             raise UserError(f"--video_idx {number}: {self.source.path} has videos 0 to {len(self) - 1}")
+        length = self.source.length(self.videos[number])
+        if start + count > length:
+            raise UserError(
+                f"--num_frames {count}: {self.source.id(self.videos[number])} has {length} frames, and frame {start} "
+                f"is the first one shown; ask for at most {max(0, length - start)}"
+            )
         return to_float(self.source.read_clip(self.videos[number], start, count, 1, self.size)).movedim(1, 0)
 
     def fps(self, number: int) -> Fraction | None:

@@ -77,7 +77,7 @@ def draw_latent_space(encoded: Encoded, codes: int, path: Path) -> list[Path]:
     second = min(1, vectors.shape[1] - 1)
     counts = usage.counts.numpy()
     order = np.sort(counts)[::-1][:TOP_CODES]
-    title = f"{TOP_CODES} most used codes: {usage.used} of {codes} in use ({100 * usage.used / codes:.0f} %)"
+    title = f"{len(order)} most used codes: {usage.used} of {codes} in use ({100 * usage.used / codes:.0f} %)"
     positions = encoded.indices.flatten(1).numpy()  # (N, h*w)
     table = np.zeros((codes, positions.shape[1]))
     np.add.at(table, (positions, np.arange(positions.shape[1])[None]), 1)
@@ -99,7 +99,7 @@ def draw_codebook(model: Model, encoded: Encoded, folder: Path) -> list[Path]:
     device = next(model.parameters()).device
     maps = top[:, None, None].expand(-1, height, width).to(device)
     decoded = torch.cat([model.decode_indices(part).float().cpu() for part in maps.split(PATCHES_AT_A_TIME)])
-    captions = [f"{int(code)}: {int(usage.counts[code])}" for code in top]
+    captions = [f"{int(code)}: {int(usage.counts[code])}x" for code in top]
     title = f"{usage.used} of {model.num_embeddings} codes in use, perplexity {usage.perplexity:.1f}"
     counts = usage.counts.sort(descending=True).values.numpy()
     return [

@@ -22,6 +22,7 @@ from training.cli import run
 from training.state import weights_digest
 from videodata.shapes import Shapes
 from videodata.video import read_video
+from videodata.write_video import write_video
 from vqgan import VQGAN, Discriminator
 from vqgan.blocks import AttentionBlock, ResidualBlock
 from vqgan.model_file import load_model
@@ -266,13 +267,37 @@ def test_13_demonstration_and_projection(trained):
 @pytest.mark.slow
 def test_resuming_between_and_within_the_stages_is_bit_exact(trained, tmp_path):
     """A run that stops after every step, in both stages and between them, ends with the weights of a straight run."""
-    command = ("--data_path", trained / "data", *SMALL, "--max_minutes", "1e-9")
+    train_in_pieces(tmp_path, "--data_path", trained / "data", *SMALL)
+    assert_same_ends(trained, tmp_path)
+
+
+@pytest.mark.slow
+def test_resuming_on_raw_videos_is_bit_exact(tmp_path):
+    """The same holds for a folder of video files."""
+    videos = Shapes(4, frames=3, size=SIDE)
+    (tmp_path / "videos").mkdir()
+    for index in range(4):
+        write_video(tmp_path / "videos" / f"v{index}.mp4", videos.read(index), videos.fps(index))
+    flags = ("--data_path", tmp_path / "videos", *SMALL, "--steps", 3, "--gan_steps", 2)
+    for name in ("straight", "pieces"):
+        (tmp_path / name).mkdir()
+    script("train_vqgan", *flags, folder=tmp_path / "straight")
+    train_in_pieces(tmp_path / "pieces", *flags)
+    assert_same_ends(tmp_path / "straight", tmp_path / "pieces")
+
+
+def train_in_pieces(folder, *flags):
+    """Call the training until it is done, each call stopping after a step."""
     calls = 1
-    while "stopped" in script("train_vqgan", *command, folder=tmp_path):
+    while "stopped" in script("train_vqgan", *flags, "--max_minutes", "1e-9", folder=folder):
         calls += 1
-    assert calls >= 6
+    assert calls >= 4
+
+
+def assert_same_ends(*folders):
+    """Both stages end with the same weights and moments, bit for bit."""
     for stage in ("stage1", "stage2"):
-        ends = [load_checkpoint(folder / "checkpoints" / stage) for folder in (trained, tmp_path)]
+        ends = [load_checkpoint(folder / "checkpoints" / stage) for folder in folders]
         digests = [weights_digest({"networks": end["networks"], "optimizers": plain(end)}) for end in ends]
         assert digests[0] == digests[1], stage
 
