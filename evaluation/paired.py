@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from evaluation.definitions import definition_of
+from evaluation.gather import gather_batches, merge_dicts
 from evaluation.lpips_distance import lpips_metric, lpips_per_frame
 from evaluation.psnr import CAP, psnr_per_frame
 from evaluation.report import Score
@@ -15,7 +20,7 @@ from videodata.download import sha256_of
 
 
 class PairedScores:
-    """PSNR, SSIM and, when `lpips` names a network (alex or vgg), LPIPS of any number of batches.
+    """PSNR, SSIM (or one of `metrics`) and, when `lpips` names a network (alex or vgg), LPIPS of any number of batches.
 
     `excluded_frames`: frames at the start of each clip that were given to the model, and are not scored.
     """
@@ -28,6 +33,7 @@ class PairedScores:
         value_range: tuple[float, float] = (-1.0, 1.0),
         ssim_definition: str = "standard",
         excluded_frames: int = 0,
+        metrics: tuple[str, ...] = ("psnr", "ssim"),
     ) -> None:
         self.lpips = lpips
         self.weights = weights
@@ -35,18 +41,32 @@ class PairedScores:
         self.value_range = value_range
         self.ssim_definition = ssim_definition
         self.excluded_frames = excluded_frames
+        self.metrics = metrics
         self._per_frame: dict[str, list[Tensor]] = {}
 
     def update(self, original: Tensor, prediction: Tensor) -> None:
         """Score a batch of clips, both as `evaluation.psnr` takes them."""
         arguments = (original, prediction, self.value_range, self.quantize)
-        values = {self._id("psnr-frame"): psnr_per_frame(*arguments)}
-        window = "gaussian11" if self.ssim_definition == "standard" else self.ssim_definition
-        values[self._id(f"ssim-{window}")] = ssim_per_frame(*arguments, self.ssim_definition)
+        values = {}
+        if "psnr" in self.metrics:
+            values[self._id("psnr-frame")] = psnr_per_frame(*arguments)
+        if "ssim" in self.metrics:
+            window = "gaussian11" if self.ssim_definition == "standard" else self.ssim_definition
+            values[self._id(f"ssim-{window}")] = ssim_per_frame(*arguments, self.ssim_definition)
         if self.lpips:
             values[self._id(f"lpips-{self.lpips}")] = lpips_per_frame(*arguments, self.lpips, self.weights)
         for definition, value in values.items():
             self._per_frame.setdefault(definition, []).append(value[:, self.excluded_frames :].cpu())
+
+    def over_processes(self) -> PairedScores:
+        """The scores of all processes, which deal the batches out in turn: a new object."""
+        total = copy(self)
+        total._per_frame = merge_dicts(gather_batches(self._batches()))
+        return total
+
+    def _batches(self) -> list[dict[str, Tensor]]:
+        names = list(self._per_frame)
+        return [dict(zip(names, rows, strict=True)) for rows in zip(*self._per_frame.values(), strict=True)]
 
     def scores(self) -> list[Score]:
         """One Score per metric over all batches; clips may differ in length."""
@@ -66,3 +86,18 @@ class PairedScores:
 
     def _id(self, metric: str) -> str:
         return f"{metric}-{'8bit' if self.quantize else 'raw'}"
+
+
+def scores_over_samples(samples: list[PairedScores], label: str = "") -> list[Score]:
+    """Scores over all processes; of several samples for each clip, the mean over them, and the best of them."""
+    rows = [collected.over_processes().scores() for collected in samples]
+    if len(rows) == 1:
+        return [replace(score, label=label) for score in rows[0]]
+    means, best = [], []
+    for scores in zip(*rows, strict=True):
+        definition, values = scores[0].definition, list(zip(*(score.per_clip for score in scores), strict=True))
+        choose = max if definition_of(definition).better == "higher" else min
+        notes = scores[0].notes
+        means.append(Score(definition, [fmean(row) for row in values], label, notes=notes))
+        best.append(Score(definition, [choose(row) for row in values], f"best of {len(samples)}", notes=notes))
+    return means + best

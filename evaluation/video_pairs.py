@@ -26,15 +26,20 @@ FRAMES_AT_A_TIME = 16
 
 @dataclass
 class VideoPairScores:
-    """Collects the scores of pairs of videos. `window`: frames after which a window border is expected; 0: none."""
+    """Collects the scores of pairs of videos.
+
+    `window`: frames after which a window border is expected; 0: none. `context`: given frames, not scored.
+    """
 
     window: int = 0
     lpips: str | None = None
     weights: Path | str | None = None
+    context: int = 0
+    metrics: tuple[str, ...] = ("psnr", "ssim", "boundary", "brightness")
     values: dict[str, list[float]] = field(default_factory=dict)  # definition -> one value per video
 
     def update(self, original: Path, prediction: Path) -> dict[str, float]:
-        """Score one pair; raises VideoError when sizes or numbers of frames differ."""
+        """Score one pair; raises VideoError when sizes or numbers of frames differ, or nothing is left to score."""
         frames: dict[str, list[float]] = {}
         jumps: list[float] = []
         last: np.ndarray | None = None
@@ -42,12 +47,15 @@ class VideoPairScores:
             for name, values in self._score(torch.from_numpy(a)[None], torch.from_numpy(b)[None]).items():
                 frames.setdefault(name, []).extend(values[0].tolist())
             error = b.astype(np.float32) - a
-            frames.setdefault("brightness-bias", []).extend(error.mean(axis=(1, 2, 3), dtype=np.float64).tolist())
+            if "brightness" in self.metrics:
+                frames.setdefault("brightness-bias", []).extend(error.mean(axis=(1, 2, 3), dtype=np.float64).tolist())
             before = error if last is None else np.concatenate([last[None], error])
             jumps += np.abs(np.diff(before, axis=0)).mean(axis=(1, 2, 3), dtype=np.float64).tolist()
             last = error[-1]
-        scores = {name: fmean(values) for name, values in frames.items()}
-        ratio = ratio_of_jumps(jumps, self.window)
+        if last is None or len(jumps) < self.context:
+            raise VideoError(prediction, f"has no frame after the {self.context} given ones")
+        scores = {name: fmean(values[self.context :]) for name, values in frames.items()}
+        ratio = ratio_of_jumps(jumps, self.window) if "boundary" in self.metrics else None
         scores |= {} if ratio is None else {"boundary-ratio": ratio}
         for name, value in scores.items():
             self.values.setdefault(name, []).append(value)
@@ -58,8 +66,8 @@ class VideoPairScores:
         return [Score(name, per_clip=values) for name, values in self.values.items()]
 
     def _score(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        scores = {"psnr-frame-8bit": psnr_per_frame(a, b)}
-        if min(a.shape[2:4]) >= 11:  # the window of SSIM
+        scores = {"psnr-frame-8bit": psnr_per_frame(a, b)} if "psnr" in self.metrics else {}
+        if "ssim" in self.metrics and min(a.shape[2:4]) >= 11:  # the window of SSIM
             scores["ssim-gaussian11-8bit"] = ssim_per_frame(a, b)
         if self.lpips:
             scores[f"lpips-{self.lpips}-8bit"] = lpips_per_frame(a, b, net=self.lpips, weights=self.weights)

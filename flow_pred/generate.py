@@ -133,11 +133,7 @@ def predict_batch(
 ) -> Prediction:
     """The predictions of the clips with these numbers."""
     context, target = plan.split(torch.stack([clips[item] for item in items]))
-    generator = torch.Generator().manual_seed(derive_seed(plan.seed, "generate"))
-    with at_rest(predictor):
-        latents = encode_clip(predictor.autoencoder, context.to(device))
-        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **plan.options)
-        new = decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()
+    new = predict_frames(predictor, context, plan, items, plan.seed, device)
     return Prediction(torch.cat([context, new], dim=2), target, items)
 
 
@@ -149,6 +145,22 @@ def gathered(prediction: Prediction | None) -> Iterator[Prediction]:
         dist.gather_object(prediction, places)
         found = places or []
     yield from (entry for entry in found if entry is not None)
+
+
+def predict_frames(
+    predictor: RiverPredictor | NeuralSDE,
+    context: Tensor,
+    plan: Plan,
+    items: list[int],
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """What follows the context (B, 3, n, H, W) of the clips with these numbers: (B, 3, frames * res, H, W)."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "generate"))
+    with at_rest(predictor):
+        latents = encode_clip(predictor.autoencoder, context.to(device))
+        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **plan.options)
+        return decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()
 
 
 def baselines(prediction: Prediction, plan: Plan) -> dict[str, Tensor]:

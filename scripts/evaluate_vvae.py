@@ -1,4 +1,7 @@
-"""Videos against their originals: evaluate_vvae.py ORIGINALS RECONSTRUCTIONS [--chunk_size 16 --overlap 4]"""
+"""Videos against their originals: evaluate_vvae.py ORIGINALS RECONSTRUCTIONS [--chunk_size 16 --overlap 4]
+
+The same as `evaluate.py videos`, with the borders of the windows where VideoVAE+ has them.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from evaluation.report import Report
-from evaluation.video_pairs import VideoPairScores, pairs_by_name
+from evaluation.video_folders import score_folders
 from training.cli import make_parser, run
-from videodata.video import probe
+
+METRICS = ("psnr", "ssim", "boundary", "brightness")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,15 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Score each pair, print the means, write the JSON file."""
     args = build_parser().parse_args(argv)
-    scores = VideoPairScores(args.chunk_size - args.overlap, args.lpips, args.lpips_weights)
-    videos = {}
-    pairs = pairs_by_name(args.originals, args.reconstructions)
-    for original, reconstruction in pairs:
-        videos[reconstruction.name] = scores.update(original, reconstruction)
-    first = probe(pairs[0][0])
-    report = Report("vvae", None, str(args.originals), 0, 1, first.height, first.width, resize="none")
-    report.scores = scores.scores()
-    report.details = {"reconstructions": str(args.reconstructions), "videos": videos}
+    report = score_folders(
+        args.originals,
+        args.reconstructions,
+        METRICS,
+        window=args.chunk_size - args.overlap,
+        lpips=args.lpips,
+        lpips_weights=args.lpips_weights,
+    )
     print(report.table())
     print(f"\nwritten to {report.write(args.output)}")
 

@@ -1,59 +1,71 @@
-"""How well a trained video VAE reconstructs clips, and how many bits its latents cost."""
+"""How well a trained video VAE reconstructs clips, how many bits its latents cost, and what it draws from its prior."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from evaluation.paired import PairedScores
+from evaluation.gather import gather_batches, merge_dicts
 from evaluation.report import Score
+from evaluation.subject import Batch, Subject
 from training.randomness import SampleNoise
 from video_vae.measures import kl_bits
 from video_vae.model import TransformerNetwork
 
 
-@torch.no_grad()
-def score_reconstructions(
-    network: TransformerNetwork,
-    clips: Dataset,
-    batch_size: int = 4,
-    seed: int = 0,
-    mean_latents: bool = False,
-    lpips: str | None = None,
-    weights: Path | str | None = None,
-) -> list[Score]:
-    """PSNR, SSIM and LPIPS of the reconstructions, PSNR of the mean frame of each clip, and KL in bits.
+class Reconstructions(Subject):
+    """Clips through the latents and back; latents are drawn from the posterior, unless `mean_latents`."""
 
-    Latents are drawn from the posterior, unless `mean_latents`. clips gives float (3, T, H, W) in [-1, 1].
-    """
-    reconstructions, mean_frames = PairedScores(lpips, weights), PairedScores()
-    bits: dict[str, list[float]] = {}
-    device = network.canvas.device
-    for first in range(0, len(clips), batch_size):
-        items = range(first, min(first + batch_size, len(clips)))
-        batch = torch.stack([clips[item] for item in items]).to(device)
-        noise = None if mean_latents else SampleNoise(seed, items, device)
-        reconstruction, terms = network(batch, noise)
-        reconstructions.update(batch.cpu(), reconstruction.cpu())
-        mean_frames.update(batch.cpu(), mean_frame(batch).cpu())
-        for name, values in kl_bits(terms).items():
-            bits.setdefault(name, []).extend(values.tolist())
-    kl = [Score("kl-bits", values, label=level_name(name)) for name, values in bits.items()]
-    return [*reconstructions.scores(), labelled(mean_frames.scores()[0], "of the mean frame"), *kl]
+    own_metrics = ("kl",)
+
+    def __init__(self, network: TransformerNetwork, mean_latents: bool = False) -> None:
+        self.network, self.mean_latents, self.random = network, mean_latents, not mean_latents
+        self._bits: list[dict[str, list[float]]] = []
+
+    @torch.no_grad()
+    def make(self, batch: Batch) -> Tensor:
+        device = self.network.canvas.device
+        noise = None if self.mean_latents else SampleNoise(batch.seed, batch.items, device)
+        reconstruction, terms = self.network(batch.clips.to(device), noise)
+        if batch.sample == 0:
+            self._bits.append({name: values.tolist() for name, values in kl_bits(terms).items()})
+        return reconstruction.cpu()
+
+    def baselines(self, clips: Tensor) -> dict[str, Tensor]:
+        return {"of the mean frame": mean_frame(clips)}
+
+    def own_scores(self) -> dict[str, list[Score]]:
+        merged, self._bits = merge_dicts(gather_batches(self._bits)), []
+        values = {name: [value for batch in batches for value in batch] for name, batches in merged.items()}
+        return {"kl": [Score("kl-bits", bits, label=level_name(name)) for name, bits in values.items()]}
+
+    def facts(self) -> dict[str, Any]:
+        return {"latents": "means of the posterior" if self.mean_latents else "drawn from the posterior"}
+
+
+class Samples(Subject):
+    """Clips from the prior, of the length and size of those they are compared with."""
+
+    paired, random = False, True
+
+    def __init__(self, network: TransformerNetwork, temperature: float = 1.0) -> None:
+        self.network, self.temperature = network, temperature
+
+    @torch.no_grad()
+    def make(self, batch: Batch) -> Tensor:
+        noise = SampleNoise(batch.seed, batch.items, self.network.canvas.device)
+        frames, size = batch.clips.shape[2], tuple(batch.clips.shape[3:])
+        return self.network.decode(self.network.draw_latents(noise, frames, size, self.temperature)).cpu()
+
+    def facts(self) -> dict[str, Any]:
+        return {"temperature": self.temperature}
 
 
 def mean_frame(clips: Tensor) -> Tensor:
     """The best still picture of each clip, as a clip: what a model that sees no motion can reach at most."""
     return clips.mean(dim=2, keepdim=True).expand_as(clips)
-
-
-def labelled(score: Score, label: str) -> Score:
-    """The score under a name that tells it from the model's own."""
-    score.label = label
-    return score
 
 
 def level_name(term: str) -> str:

@@ -121,7 +121,7 @@ class ClipDataset(Dataset):
         self.source, self.frames, self.size, self.stride, self.seed = source, frames, size, stride, seed
         self.windows, self.flip, self.dtype, self.on_error = windows, flip, dtype, on_error
         self.skipped = 0  # items replaced by their neighbour because they could not be read
-        self._reading = reading
+        self.reading = reading
         self._videos = self._long_enough(videos)
         lengths = np.array([source.length(video) for video in self._videos])
         counts = (lengths - self.span) // (frames * stride) + 1 if windows == "consecutive" else np.ones_like(lengths)
@@ -150,7 +150,7 @@ class ClipDataset(Dataset):
 
     def read(self, video: int, start: int, flip: bool = False) -> Tensor:
         """The clip of video `video` of the source that begins at frame `start`: (3, T, H, W)."""
-        pixels = self.source.read_clip(video, start, self.frames, self.stride, self.size, **self._reading)
+        pixels = self.source.read_clip(video, start, self.frames, self.stride, self.size, **self.reading)
         if flip:
             pixels = pixels[:, :, ::-1]
         clip = channels_first(pixels)

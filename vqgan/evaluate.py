@@ -3,58 +3,60 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from evaluation.codebook_usage import CodebookUsage
-from evaluation.paired import PairedScores
 from evaluation.report import Score
+from evaluation.subject import Batch, Subject
 from vqgan.model_file import Model
 from vqgan.patches import merge, split
 
 PATCHES_AT_A_TIME = 16
 
 
-@dataclass
-class ClipScores:
-    """Scores of reconstructions, the codes that they need, and what a code map of a frame costs."""
+class Reconstructions(Subject):
+    """Whole frames put together from reconstructed patches, `rows` x `columns` of them."""
 
-    scores: list[Score]
-    usage: CodebookUsage
-    bits_per_frame: float
+    own_metrics = ("codebook",)
 
+    def __init__(self, model: Model, rows: int, columns: int) -> None:
+        self.model, self.rows, self.columns = model, rows, columns
+        self.codes_per_frame = 0
+        self.usage = CodebookUsage(model.num_embeddings)
+        self._usage = CodebookUsage(model.num_embeddings)  # since the last call of own_scores
 
-@torch.no_grad()
-def score_reconstructions(
-    model: Model,
-    clips: Dataset,
-    rows: int,
-    columns: int,
-    batch_size: int = 4,
-    lpips: str | None = None,
-    weights: Path | str | None = None,
-) -> ClipScores:
-    """PSNR, SSIM and LPIPS of whole frames put together from patches, and PSNR of the mean colour of each frame.
+    @torch.no_grad()
+    def make(self, batch: Batch) -> Tensor:
+        reconstruction, indices = reconstruct(self.model, batch.clips, self.rows, self.columns)
+        if batch.sample == 0:
+            self._usage.update(indices)
+            self.codes_per_frame = indices[0].numel() * self.rows * self.columns
+        return reconstruction
 
-    clips gives float (3, T, H, W) in [-1, 1].
-    """
-    scores, mean_colors = PairedScores(lpips, weights), PairedScores()
-    usage, frames = CodebookUsage(model.num_embeddings), 0
-    for first in range(0, len(clips), batch_size):
-        batch = torch.stack([clips[item] for item in range(first, min(first + batch_size, len(clips)))])
-        reconstruction, indices = reconstruct(model, batch, rows, columns)
-        usage.update(indices)
-        scores.update(batch, reconstruction)
-        mean_colors.update(batch, batch.mean(dim=(3, 4), keepdim=True).expand_as(batch))
-        frames += batch.shape[0] * batch.shape[2]
-    baseline = mean_colors.scores()[0]
-    baseline.label = "of the mean colour"
-    bits = int(usage.counts.sum()) / frames * math.log2(model.num_embeddings)
-    return ClipScores([*scores.scores(), baseline], usage, bits)
+    def baselines(self, clips: Tensor) -> dict[str, Tensor]:
+        return {"of the mean colour": clips.mean(dim=(3, 4), keepdim=True).expand_as(clips)}
+
+    def own_scores(self) -> dict[str, list[Score]]:
+        self.usage, self._usage = self._usage.over_processes(), CodebookUsage(self.model.num_embeddings)
+        cost = Score("code-bits-per-frame", [], value=self.bits_per_frame)
+        return {"codebook": [*self.usage.scores(), cost]}
+
+    @property
+    def bits_per_frame(self) -> float:
+        """What the codes of a frame cost without a model of their distribution."""
+        return self.codes_per_frame * math.log2(self.model.num_embeddings)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "patches": [self.rows, self.columns],
+            "codes_used": self.usage.used,
+            "codebook_perplexity": self.usage.perplexity,
+            "codebook_size": self.model.num_embeddings,
+            "bits_per_frame": self.bits_per_frame,
+        }
 
 
 def reconstruct(model: Model, clips: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -51,12 +51,12 @@ def test_diversity_of_copies_is_0_and_of_constants_their_difference():
     samples = greys.expand(3, 3, 4, 8, 8).clone()
     samples[:, :, 0] = 0
     diversity = Diversity(excluded_frames=1)
-    diversity.update(samples)
-    diversity.update(samples[:1].repeat(2, 1, 1, 1, 1))
+    diversity.update(samples[None])
+    diversity.update(samples[:1].repeat(2, 1, 1, 1, 1)[None])
     score = diversity.scores()[0]
     assert score.definition == "diversity-rmse-8bit" and score.per_clip == pytest.approx([102.0, 0.0])
     with pytest.raises(UserError, match="--samples"):
-        diversity.update(samples[:1])
+        diversity.update(samples[None, :1])
 
 
 def test_borders_of_windows_in_clips():

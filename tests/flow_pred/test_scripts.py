@@ -57,6 +57,16 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     report = json.loads((tmp_path / "river" / "metrics.json").read_text())
     assert report["excluded_frames"] == 4 and report["details"]["videos"] == 2
     assert {"strip.png", "0000.mp4"} <= {path.name for path in (tmp_path / "river").iterdir()}
+    common = ["--data", "shapes:12,frames=48,size=32", "--split", "test", "--num_clips", 2, "--device", "cpu"]
+    parts = ["--denoiser", runs / "shapes_run-d-01", "--diffusion", runs / "shapes_run-g-01-nll"]
+    for name, further in (("f-01-null", parts), ("river", ["--steps", 2])):
+        output = tmp_path / f"{name}.json"
+        arguments = ["--checkpoint", runs / f"shapes_run-{name}", "--frames", 6, "--output", output, *further]
+        command("evaluate.py", "flow_pred", *common, *arguments)
+        stored = json.loads(output.read_text())
+        scores = {score["name"]: score for score in stored["scores"]}
+        assert {"PSNR", "SSIM", "PSNR last frame repeated"} <= set(scores) and stored["excluded_frames"] == 4
+        assert len(scores["PSNR"]["per_frame"]) == 2 and stored["details"]["steps"] == 2
     with pytest.raises(UserError, match="no time between frames"):
         command("generate_flow_videos.py", "--ckpt", runs / "shapes_run-river", "--res", 2)
     arguments = ["--config", river, "--run-name", "river", "--runs", runs, "--num-gpus", 0, "--resume-step", 7]

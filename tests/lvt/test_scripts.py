@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lvt.train import VQVAERecipe
-from scripts import generate_videos, train_lvt
+from scripts import evaluate, generate_videos, train_lvt
 from training.cli import run
 from videodata import read_video
 
@@ -65,6 +65,29 @@ def trained(tmp_path_factory):
         "DATASETS.VIDEOS", "('shapes:6#val',)",
     ) == 0  # fmt: skip
     return {"vqvae": vqvae, "vt": vt, "options": options, "folder": folder}
+
+
+def test_both_networks_are_evaluated(trained, tmp_path):
+    """evaluate.py lvt: continuations with bits, best of the samples and baselines; reconstructions of the VQ-VAE."""
+    common = ("--data", "shapes:6", "--num_clips", 2, "--device", "cpu", "--output", tmp_path / "e.json")
+    metrics = ("psnr", "bits", "codebook", "diversity", "fvd")
+    assert call(
+        evaluate.main, "lvt", "--checkpoint", trained["vt"], *common, "--metrics", *metrics, "--samples", 2,
+        "--allow-random-features", "--force", "--feature_cache", "none",
+    ) == 0  # fmt: skip
+    stored = json.loads((tmp_path / "e.json").read_text())
+    scores = {score["name"]: score for score in stored["scores"]}
+    assert {
+        "PSNR", "PSNR best of 2", "PSNR last frame repeated", "PSNR reconstruction of the true frames",
+        "bits per token", "bits per subpixel", "diversity RMSE", "FVD-RANDOM", "codebook usage codebook 2",
+    } <= set(scores)  # fmt: skip
+    assert stored["excluded_frames"] == 2 and stored["details"]["codes_per_frame"] == 2 * 4 * 4
+    assert scores["bits per token"]["tokens"] == stored["details"]["clips"] * 2 * 2 * 4 * 4
+    assert call(evaluate.main, "lvt", "--checkpoint", trained["vqvae"], *common, "--metrics", "psnr", "codebook") == 0
+    stored = json.loads((tmp_path / "e.json").read_text())
+    assert stored["excluded_frames"] == 0 and stored["scores"][0]["name"] == "PSNR"
+    with pytest.raises(SystemExit):
+        evaluate.main(["lvt", "--checkpoint", str(trained["vt"]), "--metrics", "cucumber"])
 
 
 def test_everything_that_is_promised_is_written(trained):

@@ -211,6 +211,11 @@ def test_evaluation_reports_each_level_and_the_mean_frame(folder):
     error = ((np.load("clips.npy") - mean) / 255) ** 2
     expected = (-10 * np.log10(error.mean(axis=(2, 3, 4)))).mean()
     assert scores["PSNR of the mean frame"] == pytest.approx(expected, abs=0.01)
+    options = ["--metrics", "fvd", "diversity", "--samples", "2", "--allow-random-features", "--force"]
+    evaluate.main(["video_vae", "--checkpoint", "runs/r", "--data", "clips.npy", "--device", "cpu", "--generate",
+                   *options, "--feature_cache", "none"])  # fmt: skip
+    names = [score["name"] for score in json.loads(Path("evaluation.json").read_text())["scores"]]
+    assert names == ["FVD-RANDOM", "diversity RMSE"]
 
 
 def test_the_kl_weight_warms_up():

@@ -117,6 +117,18 @@ def _decoded(
         start += streaming.windows.size - streaming.windows.overlap
 
 
+def reconstruct_clip(model: nn.Module, frames: np.ndarray, streaming: Streaming | None = None) -> Tensor:
+    """What `reconstruct` makes of frames uint8 (T, H, W, 3), before it is rounded: float32 (3, T, H, W) in [-1, 1]."""
+    streaming = streaming or Streaming()
+    height, width = frames.shape[1:3]
+    blender, parts = Blender(streaming.windows.overlap), []
+    for window, last in cut(frames, streaming.windows):
+        latent = encode_window(model, window, streaming)
+        clip = decode_window(model, latent, streaming)[:, : len(window), :height, :width]
+        parts.append(blender.push(clip, last).float().cpu())
+    return torch.cat(parts, dim=1).clamp(-1, 1)
+
+
 @torch.inference_mode()
 def encode_window(model: nn.Module, frames: list[np.ndarray], streaming: Streaming) -> Tensor:
     """Latent (z, t/4, h, w) of up to a window of frames; shorter ones are padded by their last frame."""

@@ -1,0 +1,82 @@
+"""How an evaluation is done: which metrics, on what part of what the model makes, how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.paired import PairedScores
+from evaluation.video_features import FeatureExtractor, open_extractor
+from videodata.errors import UserError
+
+PAIRED_METRICS = ("psnr", "ssim", "lpips")
+SET_METRICS = ("fvd", "diversity")
+FVD_FRAMES = ("all", "predicted")
+
+
+@dataclass
+class Protocol:
+    """Every choice that changes a number."""
+
+    metrics: tuple[str, ...] = ("psnr", "ssim")
+    seed: int = 0
+    repetitions: int = 1  # whole evaluations, with seeds seed, seed + 1, ...: of the windows and of the model's noise
+    samples: int = 1  # clips that a random model makes of each clip
+    batch_size: int = 4
+    quantize: bool = True  # to 8 bit, before scoring
+    ssim_definition: str = "standard"
+    lpips: str = "alex"
+    lpips_weights: Path | str | None = None
+    extractor: str = "i3d"
+    fvd_weights: Path | str | None = None
+    fvd_frames: str = "all"  # or "predicted": without the given ones
+    download: bool = False
+    allow_random_features: bool = False
+    force: bool = False  # FVD of too few clips
+    feature_cache: Path | None = None
+    device: torch.device | str = "cpu"
+
+    @property
+    def lpips_network(self) -> str | None:
+        """The network of LPIPS, where that is asked for."""
+        return self.lpips if "lpips" in self.metrics else None
+
+    def paired_scores(self, excluded_frames: int) -> PairedScores:
+        """A collector of the scores of pairs."""
+        return PairedScores(
+            self.lpips_network,
+            self.lpips_weights,
+            self.quantize,
+            ssim_definition=self.ssim_definition,
+            excluded_frames=excluded_frames,
+            metrics=self.metrics,
+        )
+
+    def open_extractor(self) -> FeatureExtractor | None:
+        """The feature network of FVD, where that is asked for. Raises UserError."""
+        if "fvd" not in self.metrics:
+            return None
+        return open_extractor(self.extractor, self.fvd_weights, self.download, self.device, self.allow_random_features)
+
+    def check(self, known: tuple[str, ...]) -> None:
+        """Raises UserError for metrics that are not among those known, and for numbers below 1."""
+        for name in self.metrics:
+            if name not in known:
+                raise UserError(f"--metrics {name}: this model has {', '.join(known)}")
+        if min(self.repetitions, self.samples, self.batch_size) < 1:
+            raise UserError("--repetitions, --samples and --batch_size must be at least 1")
+        if "diversity" in self.metrics and self.samples < 2:
+            raise UserError("diversity needs at least two samples for each clip: --samples 2")
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says about it."""
+        return {
+            "seed": self.seed,
+            "repetitions": self.repetitions,
+            "samples": self.samples,
+            "rounded_to_8_bit": self.quantize,
+            "fvd_frames": self.fvd_frames if "fvd" in self.metrics else None,
+        }

@@ -1,0 +1,152 @@
+"""The evaluation of any model: clips through the model, everything that was asked for measured, as often as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.boundary_ratio import boundary_ratio
+from evaluation.diversity import Diversity
+from evaluation.feature_cache import FeatureCache
+from evaluation.fvd import FVD
+from evaluation.gather import gather_batches
+from evaluation.paired import PairedScores, scores_over_samples
+from evaluation.protocol import PAIRED_METRICS, Protocol
+from evaluation.repetitions import merge_repetitions
+from evaluation.report import Score
+from evaluation.subject import Batch, Subject
+from evaluation.video_features import FeatureExtractor
+from training import distributed
+from training.randomness import derive_seed
+from videodata.clips import ClipDataset
+
+
+def evaluate(subject: Subject, open_data: Callable[[int], ClipDataset], protocol: Protocol) -> list[Score]:
+    """The scores of a model on the clips that `open_data` gives for a seed; all processes get the same.
+
+    Processes deal the batches out in turn. Raises UserError before anything is computed where the protocol does not
+    fit the model or weights are missing.
+    """
+    protocol.check(metrics_of(subject))
+    extractor = protocol.open_extractor()
+    runs = []
+    for repetition in range(protocol.repetitions):
+        seed = protocol.seed + repetition
+        runs.append(Pass(subject, open_data(seed), protocol, extractor, seed).scores())
+    return merge_repetitions(runs)
+
+
+def metrics_of(subject: Subject) -> tuple[str, ...]:
+    """The names of everything that can be measured of a model."""
+    paired = PAIRED_METRICS if subject.paired else ()
+    borders = ("boundary",) if subject.paired and subject.window else ()
+    return (*paired, "fvd", *(("diversity",) if subject.random else ()), *borders, *subject.own_metrics)
+
+
+class Pass:
+    """One evaluation of all clips."""
+
+    def __init__(
+        self, subject: Subject, clips: ClipDataset, protocol: Protocol, extractor: FeatureExtractor | None, seed: int
+    ) -> None:
+        self.subject, self.clips, self.protocol, self.seed = subject, clips, protocol, seed
+        self.samples = protocol.samples if subject.random else 1
+        self.paired: dict[str, list[PairedScores]] = {}  # name of the row -> one collector per sample
+        self.diversity = Diversity(protocol.lpips_network, protocol.lpips_weights, subject.context)
+        self.ratios: list[list[float]] = []
+        self.fvd = FVD(extractor, quantize=protocol.quantize, force=protocol.force) if extractor else None
+        self.cache = FeatureCache(protocol.feature_cache, self._cache_key())
+
+    def scores(self) -> list[Score]:
+        """Every clip through the model, then the numbers."""
+        known = self.cache.read(len(self.clips)) if self.fvd else None
+        fresh: list[Tensor] = []
+        for batch in self._batches():
+            made = torch.stack([self._make(batch, sample) for sample in range(self.samples)], dim=1)
+            self._score(batch.clips, made)
+            if self.fvd:
+                features = None if known is None else known[batch.items]
+                fresh.append(self._collect_features(batch.clips, made[:, 0], features))
+        if self.fvd and known is None:
+            self._keep(gather_batches(fresh))
+        return self._collected()
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of this process."""
+        size = self.protocol.batch_size
+        starts = range(0, len(self.clips), size)
+        own = list(islice(starts, distributed.rank(), None, distributed.world_size()))
+        for start in tqdm(own, desc="evaluating", unit="batch", disable=None if distributed.is_main() else True):
+            items = list(range(start, min(start + size, len(self.clips))))
+            yield Batch(torch.stack([self.clips[item] for item in items]), items, self.seed)
+
+    def _make(self, batch: Batch, sample: int) -> Tensor:
+        seed = self.seed if sample == 0 else derive_seed(self.seed, "sample", sample)
+        return self.subject.make(Batch(batch.clips, batch.items, seed, sample))
+
+    def _score(self, clips: Tensor, made: Tensor) -> None:
+        """Everything but FVD, of clips (B, 3, T, H, W) and what was made of them (B, S, 3, T, H, W)."""
+        metrics = self.protocol.metrics
+        if self.subject.paired and set(metrics) & set(PAIRED_METRICS):
+            for sample in range(made.shape[1]):
+                self._row("", sample).update(clips, made[:, sample])
+            for name, baseline in self.subject.baselines(clips).items():
+                self._row(name, 0).update(clips, baseline)
+        if "diversity" in metrics:
+            self.diversity.update(made)
+        if "boundary" in metrics:
+            self.ratios.append(boundary_ratio(clips, made[:, 0], self.subject.window, quantize=self.protocol.quantize))
+
+    def _row(self, name: str, sample: int) -> PairedScores:
+        collectors = self.paired.setdefault(name, [])
+        if sample == len(collectors):
+            collectors.append(self.protocol.paired_scores(self.subject.context))
+        return collectors[sample]
+
+    def _collect_features(self, clips: Tensor, made: Tensor, known: Tensor | None) -> Tensor:
+        """Take in the features of a batch; gives those of the real clips."""
+        start = self.subject.context if self.protocol.fvd_frames == "predicted" else 0
+        self.fvd.update(generated=made[:, :, start:])
+        real = self.fvd.features(clips[:, :, start:]) if known is None else known
+        self.fvd.add_features("real", real)
+        return real
+
+    def _keep(self, batches: list[Tensor]) -> None:
+        if distributed.is_main() and batches:
+            self.cache.write(torch.cat(batches))
+
+    def _cache_key(self) -> dict[str, object]:
+        clips, protocol = self.clips, self.protocol
+        if self.fvd is None:
+            return {}
+        start = self.subject.context if protocol.fvd_frames == "predicted" else 0
+        return {
+            "network": self.fvd.extractor.identity,
+            "data": clips.fingerprint(),
+            "windows": (clips.windows, clips.seed, clips.frames, clips.stride, clips.size, clips.reading),
+            "preprocessing": (self.fvd.extractor.text, protocol.quantize, start),
+        }
+
+    def _collected(self) -> list[Score]:
+        """All scores, over all processes."""
+        found = [score for name, rows in self.paired.items() for score in scores_over_samples(rows, name)]
+        if self.fvd:
+            score = self.fvd.over_processes().score()
+            score.notes |= {"sample": "the first of each clip", "given_frames": self._given_frames()}
+            found.append(score)
+        if "diversity" in self.protocol.metrics:
+            found += self.diversity.over_processes().scores()
+        if "boundary" in self.protocol.metrics:
+            ratios = [ratio for batch in gather_batches(self.ratios) for ratio in batch]
+            found.append(Score("boundary-ratio", ratios, notes={"window": self.subject.window}))
+        own = self.subject.own_scores()
+        return found + [score for name, scores in own.items() if name in self.protocol.metrics for score in scores]
+
+    def _given_frames(self) -> str:
+        if not self.subject.context:
+            return "none"
+        return "part of both sets" if self.protocol.fvd_frames == "all" else "left out of both sets"

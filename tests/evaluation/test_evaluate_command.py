@@ -1,0 +1,115 @@
+"""scripts/evaluate.py: two models and folders of videos; the others are evaluated in the tests that train them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import evaluate, evaluate_vvae
+from tests.vqgan.tiny import tiny_model
+from training.cli import run
+from videodata import write_video
+from videodata.errors import UserError
+from vqgan.model_file import model_config, save_model
+from vvae import AutoencoderKL2plus1D_1dcnn
+
+CLIPS = "shapes:6,frames=16,size=32"
+RANDOM = ("--allow-random-features", "--force", "--feature_cache", "none")
+
+
+def report(folder, *arguments):
+    """The JSON file that the command writes."""
+    path = folder / "scores.json"
+    evaluate.main([*map(str, arguments), "--device", "cpu", "--output", str(path)])
+    return json.loads(path.read_text())
+
+
+def names(stored):
+    return {score["name"]: score for score in stored["scores"]}
+
+
+def test_vqgan(tmp_path, capsys):
+    """Frames of patches, codebook over all of them, FVD; the table and the file say how."""
+    model = tiny_model()
+    save_model(tmp_path / "model.pt", model, config={"model": model_config(model)})
+    grid = ("--patch_size", 16, "--num_patches_h", 2, "--num_patches_w", 2)
+    stored = report(
+        tmp_path, "vqgan", "--checkpoint", tmp_path / "model.pt", "--data", CLIPS, *grid, *RANDOM,
+        "--metrics", "psnr", "fvd", "codebook",
+    )  # fmt: skip
+    scores = names(stored)
+    assert set(scores) == {
+        "PSNR", "PSNR of the mean colour", "FVD-RANDOM", "codebook usage", "codebook perplexity", "code map",
+    }  # fmt: skip
+    assert scores["codebook usage"]["tokens"] == 6 * 8 * 4 * 8 * 8 and scores["codebook usage"]["codes"] == 16
+    details = stored["details"]
+    assert details["codes_used"] == round(16 * scores["codebook usage"]["mean"]) and details["bits_per_frame"] == 1024
+    assert (stored["frames"], stored["height"], details["clips"], details["seed"]) == (8, 32, 6, 0)
+    assert len(details["checkpoint_sha256"]) == 64 and "--metrics psnr fvd codebook" in details["command"]
+    assert "FVD-RANDOM" in capsys.readouterr().out
+
+
+def test_vvae(tmp_path):
+    """Windows over clips that are longer than a window, with the ratio at their borders."""
+    torch.manual_seed(0)
+    small = {"z_channels": 4, "ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    model = AutoencoderKL2plus1D_1dcnn(ddconfig=small, ppconfig={"ch": 4, "hidden_channel": 32})
+    model.freeze().save_pretrained(tmp_path / "vvae")
+    stored = report(
+        tmp_path, "vvae", "--checkpoint", tmp_path / "vvae", "--data", CLIPS, "--num_clips", 1, "--frames", 10,
+        "--size", 32, 32, "--chunk_size", 8, "--overlap", 4,
+    )  # fmt: skip
+    scores = names(stored)
+    assert {"PSNR", "SSIM", "PSNR of the mean colour", "boundary ratio"} <= set(scores)
+    assert scores["boundary ratio"]["window"] == 4 and len(scores["PSNR"]["per_frame"]) == 10
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two folders with three videos each: the second 4 levels brighter, and the same under other names."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(3):
+        coarse = np.random.default_rng(number).integers(40, 200, (12, 3, 4, 3), dtype=np.uint8)
+        frames = coarse.repeat(8, axis=1).repeat(8, axis=2)
+        write_video(folder / "a" / f"{number}.mp4", frames, 8, lossless=True)
+        write_video(folder / "b" / f"{number}.mp4", frames + 4, 8, lossless=True)
+        write_video(folder / "c" / f"other{number}.mp4", frames, 8, lossless=True)
+    return folder
+
+
+def test_folders_of_videos(folders, tmp_path):
+    """Pairs by name, given frames left out; FVD of sets does not need names."""
+    clips = ("--frames", 10, "--size", 24, 32)
+    stored = report(
+        tmp_path, "videos", folders / "a", folders / "b", "--context", 2, *clips, *RANDOM[:2],
+        "--metrics", "psnr", "brightness", "fvd",
+    )  # fmt: skip
+    scores = names(stored)
+    assert scores["brightness bias"]["mean"] == pytest.approx(4.0) and stored["excluded_frames"] == 2
+    assert scores["PSNR"]["per_clip"] == pytest.approx([20 * np.log10(255 / 4)] * 3, abs=1e-6)
+    assert scores["FVD-RANDOM"]["mean"] > 0 and stored["details"]["fvd_clips"]["frames"] == 10
+    with pytest.raises(UserError, match="there is no video of that name"):
+        report(tmp_path, "videos", folders / "a", folders / "c")
+    same = report(tmp_path, "videos", folders / "a", folders / "c", "--metrics", "fvd", *clips, *RANDOM[:2])
+    assert names(same)["FVD-RANDOM"]["mean"] < 1e-3
+
+
+def test_evaluate_vvae_is_the_comparison_of_videos(folders, tmp_path):
+    """The documented script gives the numbers of `evaluate.py videos`."""
+    evaluate_vvae.main([str(folders / "a"), str(folders / "b"), "--output", str(tmp_path / "vvae.json")])
+    stored = names(json.loads((tmp_path / "vvae.json").read_text()))
+    assert stored == names(report(tmp_path, "videos", folders / "a", folders / "b", "--window", 12))
+
+
+def test_missing_weights_end_in_one_line_and_status_2(folders, tmp_path, monkeypatch, capsys):
+    """File, address and folder; nothing is written and nothing downloaded."""
+    for variable in ("HOME", "TORCH_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("VIDEOGEN_WEIGHTS", str(tmp_path / "weights"))
+    arguments = ["videos", folders / "a", folders / "b", "--metrics", "fvd", "--frames", 10]
+    with pytest.raises(SystemExit) as ended:
+        run(evaluate.main, [*map(str, arguments), "--output", str(tmp_path / "scores.json")])
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and "i3d_pretrained_400.pt" in line and str(tmp_path / "weights") in line
+    assert not (tmp_path / "scores.json").exists()

@@ -1,0 +1,139 @@
+"""The evaluation of any model, with a model of one line."""
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import fvd, psnr
+from evaluation.feature_cache import FeatureCache
+from evaluation.protocol import Protocol
+from evaluation.report import Score
+from evaluation.runner import evaluate, metrics_of
+from evaluation.subject import Subject
+from evaluation.video_features import RandomFeatures
+from training import distributed
+from training.randomness import SampleNoise
+from videodata import open_clips
+from videodata.errors import UserError
+
+DATA = "shapes:9,frames=12,size=24"
+
+
+class Noisy(Subject):
+    """Adds noise to what follows the first frame."""
+
+    random, context, own_metrics = True, 1, ("seen",)
+
+    def __init__(self, amount=0.1):
+        self.amount, self.seen = amount, 0
+
+    def make(self, batch):
+        noise = SampleNoise(batch.seed, batch.items).normal(*batch.clips.shape[1:])
+        noise[:, :, : self.context] = 0
+        self.seen += len(batch.items) * (batch.sample == 0)
+        return batch.clips + self.amount * noise
+
+    def baselines(self, clips):
+        return {"grey": torch.zeros_like(clips)}
+
+    def own_scores(self):
+        return {"seen": [Score("kl-bits", [], value=float(self.seen))]}
+
+
+def run(subject=None, **protocol):
+    """{name: Score} of an evaluation."""
+
+    def open_data(seed):
+        return open_clips(DATA, 6, 24, seed=seed)
+
+    scores = evaluate(subject or Noisy(), open_data, Protocol(**protocol))
+    return {score.name: score for score in scores}
+
+
+def test_rows_of_samples_baselines_and_the_models_own():
+    """Mean and best over the samples, given frames left out, baselines under their names, own metrics on request."""
+    scores = run(samples=3, metrics=("psnr", "diversity", "seen"))
+    assert set(scores) == {"PSNR", "PSNR best of 3", "PSNR grey", "diversity RMSE", "KL"}
+    assert len(scores["PSNR"].per_clip) == 9 and scores["KL"].mean == 9
+    best, mean = scores["PSNR best of 3"].per_clip, scores["PSNR"].per_clip
+    assert all(a > b for a, b in zip(best, mean, strict=True))
+    levels = 0.1 * 127.5 * 2**0.5  # two clips with that noise each; less where it was clamped
+    assert 0.7 * levels < scores["diversity RMSE"].mean < levels
+    clips = open_clips(DATA, 6, 24)
+    batch = torch.stack([clips[index] for index in range(9)])
+    assert scores["PSNR grey"].per_clip == pytest.approx(psnr(batch[:, :, 1:], 0 * batch[:, :, 1:]).tolist())
+
+
+def test_batch_size_does_not_matter_and_repetitions_have_an_interval():
+    """Values are those of the clip; a repetition has another seed, and the interval is Student's over them."""
+    one, other = run(batch_size=1)["PSNR"], run(batch_size=4)["PSNR"]
+    assert one.per_clip == pytest.approx(other.per_clip, abs=1e-9)
+    repeated = run(repetitions=3)["PSNR"]
+    values = repeated.notes["per_repetition"]
+    assert values[0] == pytest.approx(one.mean) and values[1] == pytest.approx(run(seed=1)["PSNR"].mean)
+    assert repeated.mean == pytest.approx(np.mean(values)) and len(repeated.per_clip) == 27
+    half = 4.302653 * np.std(values, ddof=1) / 3**0.5
+    assert (repeated.interval.low, repeated.interval.high) == pytest.approx(
+        (np.mean(values) - half, np.mean(values) + half)
+    )
+
+
+RANDOM = {"metrics": ("fvd",), "allow_random_features": True, "force": True}
+
+
+def test_fvd_takes_the_first_sample_and_caches_the_real_features(tmp_path, monkeypatch):
+    """The value is that of `fvd`; a second run computes no feature of a real clip, other windows do."""
+    score = run(**RANDOM, feature_cache=tmp_path)["FVD-RANDOM"]
+    clips = open_clips(DATA, 6, 24)
+    real = torch.stack([clips[index] for index in range(9)])
+    noise = SampleNoise(0, range(9)).normal(*real.shape[1:])
+    noise[:, :, :1] = 0
+    network = RandomFeatures(torch.device("cpu"))
+    assert score.mean == pytest.approx(fvd(real, real + 0.1 * noise, extractor=network, force=True), abs=1e-6)
+    assert score.notes["given_frames"] == "part of both sets" and len(list(tmp_path.iterdir())) == 1
+    calls, compute = [], RandomFeatures.__call__
+    monkeypatch.setattr(RandomFeatures, "__call__", lambda self, x: calls.append(len(x)) or compute(self, x))
+    again = run(**RANDOM, feature_cache=tmp_path)["FVD-RANDOM"]
+    assert again.mean == pytest.approx(score.mean, abs=1e-9) and sum(calls) == 9
+    predicted = run(**RANDOM, feature_cache=tmp_path, fvd_frames="predicted")["FVD-RANDOM"]
+    assert predicted.definition == "fvd-RANDOM-5f-9-8bit" and sum(calls) == 27 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_cache_is_computed_again(tmp_path):
+    """Cut files and files of another number of clips do not count."""
+    cache = FeatureCache(tmp_path, {"a": 1})
+    cache.write(torch.ones(4, 3))
+    assert torch.equal(cache.read(4), torch.ones(4, 3)) and cache.read(5) is None
+    cache.path.write_bytes(cache.path.read_bytes()[:60])
+    assert cache.read(4) is None and FeatureCache(None, {}).read(4) is None
+
+
+def two():
+    scores = run(samples=2, batch_size=2, metrics=("psnr", "fvd", "diversity"), allow_random_features=True, force=True)
+    return {name: {"mean": score.mean, "per_clip": score.per_clip} for name, score in scores.items()}
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Every number, and every value per clip in its place, in both processes."""
+    one = two()
+    for found in distributed.launch(two, 2, tmp_path):
+        assert found.keys() == one.keys()
+        for name, score in one.items():
+            assert found[name]["mean"] == pytest.approx(score["mean"], abs=1e-6)
+            assert found[name]["per_clip"] == pytest.approx(score["per_clip"])
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed():
+    """Unknown metrics, too few samples, FVD of few clips."""
+    assert metrics_of(Noisy()) == ("psnr", "ssim", "lpips", "fvd", "diversity", "seen")
+    for protocol, message in (
+        ({"metrics": ("kl",)}, "this model has psnr, ssim"),
+        ({"metrics": ("diversity",)}, "--samples 2"),
+        ({"repetitions": 0}, "at least 1"),
+    ):
+        subject = Noisy()
+        with pytest.raises(UserError, match=message):
+            run(subject, **protocol)
+        assert subject.seen == 0
+    with pytest.raises(UserError, match="FVD of 9 clips"):
+        run(metrics=("fvd",), allow_random_features=True)
