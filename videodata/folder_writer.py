@@ -207,11 +207,12 @@ class ShardWriter(FolderWriter):
     def _finish(self) -> None:
         if self._shard is None:
             return
-        shard, self._shard = self._shard, None
-        if shard.videos == 0:
-            shard.discard()
+        if self._shard.videos == 0:
+            self._shard.discard()
+            self._shard = None
             return
-        shard.finish()
+        self._shard.finish()
+        self._shard = None
         self._number += 1
         self._write_lines()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -17,7 +20,8 @@ from videodata.hdf5_source import open_hdf5
 
 COMPRESSIONS = (None, "gzip", "lzf")
 BLOCK = 8 * CHUNK_FRAMES  # frames that are held in memory while a video is written
-CACHE_BYTES = 32 << 20
+CACHE_BYTES = 8 << 20  # four chunks of 320x240
+ROOM_TO_CLOSE = CACHE_BYTES + (8 << 20)  # with what HDF5 keeps of its own structures
 
 
 class Hdf5Writer:
@@ -118,8 +122,18 @@ class _Shard:
         os.replace(self._partial, self.path)
 
     def discard(self) -> None:
-        self.file.close()
+        """Drop the shard."""
+        with suppress(OSError, RuntimeError):
+            self.file.close()
         self._partial.unlink(missing_ok=True)
+
+    def _require_room(self, size: int) -> None:
+        """Raise OSError while there is still room for what HDF5 holds.
+
+        On a full disk its files cannot be closed: it crashes, or prints tracebacks that cannot be caught.
+        """
+        if shutil.disk_usage(self.path.parent).free < size + ROOM_TO_CLOSE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class ChunkedShard(_Shard):
@@ -130,6 +144,7 @@ class ChunkedShard(_Shard):
         self._offsets, self._facts, self._end = [0], [], 0
 
     def write(self, frames: np.ndarray) -> None:
+        self._require_room(frames.nbytes)
         data, shape = self._frames(frames.shape[1:]), frames.shape[1:]
         if shape != data.shape[1:]:
             raise UserError(f"{self.path}: all videos must have one size, {data.shape[1:]}, found {shape}")
@@ -178,6 +193,7 @@ class RiverShard(_Shard):
         self.file.create_group("videos")
 
     def write(self, frames: np.ndarray) -> None:
+        self._require_room(frames.nbytes)
         video = self.file.require_group(str(self.videos))
         for count, frame in enumerate(frames, len(video)):
             video.create_dataset(str(count), data=frame, chunks=frame.shape, compression=self.compression)
