@@ -21,6 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--learning_rate", type=float, default=1e-5, help="of the optimiser, after the warm-up")
     parser.add_argument("--num_epochs", type=int, default=50, help="with --load_model: this many more")
     parser.add_argument("--load_model", action="store_true", help="continue from the exact file --model_path")
+    parser.add_argument(
+        "--epoch_every", type=int, default=1, help="write a file after every n-th epoch; after the last one always"
+    )
     add_run_arguments(parser)
     add_model_arguments(parser)
     add_loss_arguments(parser)

@@ -102,8 +102,9 @@ def build_recipe(
     network = TransformerNetwork(config, checkpointing=not args.no_checkpointing)
     if stored:
         strict_load(network, stored.trained, args.model_path)
+    files = {"epoch_stem": stem, "epoch_offset": offset, "epoch_every": args.epoch_every}
     recipe = VideoVAERecipe(
-        network, loss, args.learning_rate, args.weight_decay, args.optimizer, args.vgg_weights, stem, offset
+        network, loss, args.learning_rate, args.weight_decay, args.optimizer, args.vgg_weights, **files
     )
     if stored and stored.optimizer:
         load_moments(recipe.optimizers["vae"], stored.optimizer)

@@ -50,7 +50,8 @@ class LossConfig:
 class VideoVAERecipe(Recipe):
     """Trains a TransformerNetwork; writes `<stem>_epoch_<N>.pth` after each epoch where an `epoch_stem` is given.
 
-    `epoch_offset`: epochs that earlier runs have trained, counted on in the file names.
+    `epoch_offset`: epochs that earlier runs have trained, counted on in the file names. `epoch_every`: 1 in so many
+    epochs leaves a file.
     """
 
     name = "video_vae"
@@ -70,6 +71,7 @@ class VideoVAERecipe(Recipe):
         vgg_weights: Path | str | None = None,
         epoch_stem: Path | None = None,
         epoch_offset: int = 0,
+        epoch_every: int = 1,
     ) -> None:
         chosen = OPTIMIZERS[optimizer](network.parameters(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay)
         super().__init__({"vae": network}, {"vae": chosen})
@@ -77,6 +79,7 @@ class VideoVAERecipe(Recipe):
         self.perceptual = build_perceptual(loss.perceptual, vgg_weights)
         self.epoch_stem = epoch_stem
         self.epoch_offset = epoch_offset
+        self.epoch_every = max(1, epoch_every)
         # clips of one frame leave the generator's last states without influence
         self.find_unused_parameters = network.config.gen_iterations == 1
 
@@ -128,7 +131,7 @@ class VideoVAERecipe(Recipe):
         return {"original": batch, "reconstruction": reconstruction, "samples": samples}
 
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:
-        if self.epoch_stem is not None:
+        if self.epoch_stem is not None and epoch % self.epoch_every == 0:
             write_epoch_file(self.epoch_stem, epoch + self.epoch_offset, checkpoint())
 
 

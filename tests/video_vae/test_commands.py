@@ -69,6 +69,8 @@ def test_09_and_12_each_epoch_leaves_its_file(folder):
     """<stem>_epoch_<N>.pth for every N up to num_epochs, also for few clips and with other suffixes."""
     train("--model_path", "deep/er/model.pth", "--num_epochs", 3, "--batch_size", 6)
     assert sorted(path.name for path in Path("deep/er").iterdir()) == [f"model_epoch_{n}.pth" for n in (1, 2, 3)]
+    train("--model_path", "few.pth", "--num_epochs", 5, "--batch_size", 6, "--epoch_every", 2)
+    assert sorted(path.name for path in Path().glob("few*")) == [f"few_epoch_{n}.pth" for n in (2, 4, 5)]
     assert split_model_path(Path("a/model_epoch_12.pth")) == (Path("a/model"), 12)
     assert split_model_path(Path("a/model.v2")) == (Path("a/model.v2"), 0)
 
