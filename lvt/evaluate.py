@@ -63,6 +63,8 @@ class Reconstructions(Subject):
 class Continuations(Subject):
     """Clips of which the first `given` frames are shown and the others sampled; the given ones stay as they are.
 
+    With none given, samples belong to no clip, and only the sets are compared.
+
     options: of `generate_codes`. class_index: of a class-conditional transformer.
     """
 
@@ -74,6 +76,7 @@ class Continuations(Subject):
         class_index: int | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self.transformer, self.vqvae, self.context, self.device = transformer, vqvae, given, device
+        self.paired = given > 0
         self.class_index, self.options = class_index, options
         self.codes, self.bits, self.codes_per_frame = Codes(vqvae), BitsPerToken(), 0
 
@@ -91,12 +94,12 @@ class Continuations(Subject):
         return torch.cat([batch.clips[:, :, : self.context], frames], dim=2)
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        last = clips[:, :, self.context - 1 : self.context].expand(-1, -1, clips.shape[2] - self.context, -1, -1)
         codes = encode_clips(self.vqvae, to_uint8(clips).to(self.device))
-        return {
-            "last frame repeated": torch.cat([clips[:, :, : self.context], last], dim=2),
-            "reconstruction of the true frames": decode_clips(self.vqvae, codes).cpu(),
-        }
+        found = {"reconstruction of the true frames": decode_clips(self.vqvae, codes).cpu()}
+        if self.context:
+            last = clips[:, :, self.context - 1 : self.context].expand(-1, -1, clips.shape[2] - self.context, -1, -1)
+            found["last frame repeated"] = torch.cat([clips[:, :, : self.context], last], dim=2)
+        return found
 
     def own_scores(self) -> dict[str, list[Score]]:
         bits, self.bits = self.bits.over_processes(), BitsPerToken()

@@ -121,10 +121,10 @@ def open_lvt(args: argparse.Namespace) -> Opened:
     transformer = load_transformer(build_transformer(config), args.checkpoint).to(device).eval()
     if bool(transformer.config.class_num) != (args.class_index is not None):
         raise UserError("--class_index goes with class-conditional models, and they need it")
+    given = sampler["N_PRIME"] if args.given is None else args.given
     subject = Continuations(
-        transformer, needed_vqvae(config, device), args.given or sampler["N_PRIME"], device, args.class_index,
-        **sampling_options(sampler),
-    )  # fmt: skip
+        transformer, needed_vqvae(config, device), given, device, args.class_index, **sampling_options(sampler)
+    )
     return Opened(subject, frames, (size, size), args.stride or 1)
 
 
