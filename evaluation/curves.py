@@ -100,9 +100,10 @@ def _diagram(lines: Sequence[Line], x_label: str, title: str) -> str:
         points = _thinned(line.points)
         if line.baseline and len(points) == 1:
             points = [(x_low, points[0][1]), (x_high, points[0][1])]
-        points = points * 2 if len(points) == 1 else points  # a line without length is drawn as a dot
+        dot = " dot" if len(points) == 1 else ""
+        points = points * 2 if dot else points  # a line without length is drawn as a dot
         path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
-        parts.append(f'<polyline class="{_line_class(index, line)}" points="{path}"/>')
+        parts.append(f'<polyline class="{_line_class(index, line)}{dot}" points="{path}"/>')
     probe = f'<line class="probe" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
     return "".join([*parts, probe, "</svg>"])
 

@@ -49,9 +49,9 @@ def overview_html(sections: Sequence[Section]) -> str:
     """The results of all sections as links to them."""
     tiles = [
         f'<li><a href="#{anchor(section.name, number)}"><span class="name">{escape(section.name)}</span>'
-        f"{_tile(item)}</a></li>"
+        f"{''.join(map(_tile, section.overview))}</a></li>"
         for number, section in enumerate(sections)
-        for item in section.overview
+        if section.overview
     ]
     return f'<ul class="overview">{"".join(tiles)}</ul>' if tiles else ""
 
@@ -111,7 +111,7 @@ def _place(clips: Sequence[Clip], media: Path, name: str) -> list[Medium]:
 def _tile(item: Overview) -> str:
     return (
         f'<span class="value">{escape(item.value)}</span><span class="meaning">{escape(item.meaning)}</span>'
-        f'<span class="baseline">{escape(item.baseline)} {escape(item.baseline_meaning)}</span>'
+        f'<span class="baseline">{escape(item.baseline_meaning)}: {escape(item.baseline)}</span>'
     )
 
 

@@ -50,12 +50,18 @@ def place(clip: Clip, folder: Path, stem: str) -> Medium:
     if panel is None and suffix in CONTAINERS and (info.codec, info.pixel_format) in PLAYED and not info.rotation:
         name = _copy(path, folder / f"{stem}{suffix}")
         return Medium(name, count_frames(path), info.fps, info.width, info.height)
-    frames, fps = read_video(path)
-    if panel:
-        frames = _cut(frames, panel)
+    frames, fps = read_clip(clip)
     count, height, width, _ = frames.shape
     write_video(folder / f"{stem}.mp4", _even(frames), fps, quality=QUALITY)
     return Medium(f"{stem}.mp4", count, fps, width, height)
+
+
+def read_clip(clip: Clip) -> tuple[np.ndarray, Fraction]:
+    """Frames of a video or of a part of one, uint8 (T, H, W, 3), and their rate. Raises UserError."""
+    if not isinstance(clip, Panel):
+        return read_video(clip)
+    frames, fps = read_video(clip.path)
+    return _cut(frames, clip), fps
 
 
 def _copy(path: Path, target: Path) -> str:

@@ -7,13 +7,15 @@ import time
 from pathlib import Path
 
 from evaluation.gallery import Gallery
-from scripts.demo import video_vae
-from scripts.demo.stage import ROOT, Stage
+from scripts.demo import flow_pred, lvt, video_vae, vqgan, vvae
+from scripts.demo.picture import write_picture
+from scripts.demo.stage import FRAMES, ROOT, Stage
 from training.cli import run
 from videodata.errors import UserError
 
-MODELS = {"video_vae": video_vae}
-SHAPES = 150  # generated videos
+MODELS = {"video_vae": video_vae, "vqgan": vqgan, "vvae": vvae, "lvt": lvt, "flow_pred": flow_pred}
+SHAPES = 450  # generated videos, one clip of each
+MOST_VIDEOS = 150  # of the user's own
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -22,7 +24,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m scripts.demo", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder of videos; without it, moving shapes are generated")
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for all that is written")
+    parser.add_argument(
+        "--output", type=Path, help="folder for all that is written (default: runs/demo, or runs/demo-<name of --data>)"
+    )
+    parser.add_argument("--effort", type=float, default=1.0, help="factor on the steps of every training")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="models to show")
     return parser.parse_args(argv)
 
@@ -31,12 +36,11 @@ def prepare(stage: Stage, data: Path | None) -> str:
     """Make the clips that all models are trained on; returns a line that describes them."""
     if data is None:
         videos = stage.folder / "shapes"
-        if not videos.is_dir():
-            stage.run(
-                "generate shapes",
-                "scripts/prepare_data.py shapes",
-                *("--out", videos, "--format", "videos", "--count", SHAPES, "--frames", 48, "--size", 64),
-            )
+        stage.run(
+            "generate shapes",
+            "scripts/prepare_data.py shapes",
+            *("--out", videos, "--format", "videos", "--count", SHAPES, "--frames", 2 * FRAMES, "--size", 64),
+        )
     elif not data.is_dir():
         raise UserError(f"{data}: no such folder; DATA must name a folder of videos")
     else:
@@ -44,17 +48,22 @@ def prepare(stage: Stage, data: Path | None) -> str:
     stage.run(
         "prepare clips",
         "prepare_ucf101.py",
-        *("--video_folder", videos, "--output_npy_file", stage.clips, "--restart"),
-        *("--num_frames", 8, "--stride", 2, "--width", 64, "--height", 64, "--workers", 2),
+        *("--video_folder", videos, "--output_npy_file", stage.clips),
+        *("--num_frames", FRAMES, "--stride", 2, "--width", 64, "--height", 64, "--workers", 2),
+        *("--resize", "crop", "--max_videos", 0 if data is None else MOST_VIDEOS),
     )
-    return f"clips of 8 frames, 64x64, of {f'{SHAPES} generated videos of moving shapes' if data is None else data}"
+    source = f"{SHAPES} generated videos of moving shapes" if data is None else f"the videos in {data}"
+    return f"Clips of {FRAMES} frames of 64x64, from {source}"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the demonstration."""
     args = parse(argv)
-    folder = args.output if args.output.is_absolute() else ROOT / args.output
-    stage = Stage(folder, folder / "clips.npy")
+    if args.effort <= 0:
+        raise UserError("--effort must be above 0")
+    name = "demo" if args.data is None else f"demo-{args.data.resolve().name}"
+    folder = ROOT / (args.output or Path("runs", name))
+    stage = Stage(folder, folder / "clips.npy", args.effort)
     start = time.monotonic()
     print("data")
     described = prepare(stage, args.data)
@@ -64,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         print(name)
         lines.append(f"{name}: {MODELS[name].show(stage, gallery)}")
     page = gallery.write(folder)
+    write_picture(folder / "picture.png", gallery.sections)
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes. Open {page}")
     print("\n".join(lines))
 

@@ -3,75 +3,90 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
+import torch
 import yaml
 
 from evaluation.curves import Curve, Line, read_line
-from evaluation.gallery import Gallery, Row
-from scripts.demo.stage import Stage
+from evaluation.gallery import Gallery, Grid, Overview, Row
+from scripts.demo.stage import Stage, clip_names, read_scores
+from videodata.write_video import write_video
+from vqgan.model_file import load_model
 
 INTRO = (
     "A vector-quantised autoencoder of single frames. Each frame becomes 8x8 indices of a codebook of 128, 56 bytes "
     "in place of 12,288; the decoder paints the frame from the codes alone. Stage 1 learns to reconstruct, stage 2 "
     "adds a discriminator. The clips are of validation videos, which the model has never seen."
 )
-SHOWN = 4  # validation clips
+SIZE = 64
+STEPS, GAN_STEPS = 260, 80
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
     """Train and show the model; returns one line with its number against the trivial baseline."""
     folder = stage.folder / "vqgan"
     stage.run(
-        "train VQGAN",
+        "train the VQGAN",
         "scripts/train_vqgan.py",
         *("--preset", "test", "--config", "configs/vqgan/demo.yaml", "--data_path", stage.clips),
+        *("--steps", stage.steps(STEPS), "--gan_steps", stage.steps(GAN_STEPS)),
         *("--checkpoint_dir", folder, "--log_dir", folder / "logs", "--results_dir", folder / "results"),
     )
     model, report = folder / "best_model_gan.pt", stage.folder / "vqgan.json"
+    data = ("--split", "val", "--checkpoint", model)
+    stage.run("evaluate the VQGAN", "scripts/evaluate.py vqgan", *data, "--data", stage.clips, "--output", report)
+    pictures = folder / "pictures"
     stage.run(
-        "evaluate VQGAN",
-        "scripts/evaluate.py vqgan",
-        *("--checkpoint", model, "--data", stage.clips, "--split", "val", "--output", report),
+        "draw the codebook", "scripts/visualize_vqgan.py", *data, "--data_path", stage.clips, "--output_dir", pictures
     )
-    for number in range(SHOWN):
-        stage.run(
-            f"draw VQGAN {number}",
-            "scripts/visualize_vqgan.py",
-            *("--data_path", stage.clips, "--split", "val", "--checkpoint", model, "--video_idx", number),
-            *("--output_dir", folder / f"pictures_{number}"),
-        )
-    content = json.loads(report.read_text())
-    scores = {score["name"]: score["mean"] for score in content["scores"]}
-    details = content["details"]
-    psnr, baseline = scores["PSNR"], scores["PSNR of the mean colour"]
+    write_clips(stage, model, folder / "clips")
+    scores, details = read_scores(report), json.loads(report.read_text())["details"]
+    psnr, baseline = scores["PSNR"], stage.mean_frame_psnr(SIZE)
     used = f"{details['codes_used']} of {details['codebook_size']}"
     gallery.add_section(
         "vqgan",
         INTRO,
-        clips=rows(folder),
+        clips=groups(stage, folder / "clips", pictures),
         curves=curves(folder, baseline),
         table=[
             ("score", "mean"),
             *scores.items(),
+            ("PSNR of each clip's mean frame", baseline),
             ("codes in use", used),
             ("codebook perplexity", details["codebook_perplexity"]),
             ("bits per frame", details["bits_per_frame"]),
         ],
         config=yaml.safe_load((folder / "stage2" / "config.yaml").read_text()),
-        headline=[
-            (f"{psnr:.1f} dB", "validation PSNR"),
-            (f"{baseline:.1f} dB", "each frame's mean colour"),
-            (used, "codes in use"),
+        overview=[
+            Overview(f"{psnr:.1f} dB", "PSNR of reconstructions", f"{baseline:.1f} dB", "each clip's mean frame")
         ],
     )
-    return f"validation PSNR {psnr:.1f} dB, mean colour of each frame {baseline:.1f} dB, {used} codes in use"
+    return f"validation PSNR {psnr:.1f} dB, mean frame of each clip {baseline:.1f} dB, {used} codes in use"
 
 
-def rows(folder: Path) -> list[Row]:
+@torch.no_grad()
+def write_clips(stage: Stage, checkpoint: Path, folder: Path) -> None:
+    """The first validation clips, and what the model makes of each of their frames."""
+    model, data = load_model(checkpoint), stage.validation(SIZE)
+    for number in range(stage.shown):
+        frames = data[number].movedim(1, 0)  # (T, 3, H, W)
+        made = model(frames).frames.float().clamp(-1, 1)
+        for name, values in (("original", frames), ("reconstruction", made)):
+            write_video(folder / f"{name}_{number}.mp4", values.movedim(0, 1), Fraction(8))
+
+
+def groups(stage: Stage, clips: Path, pictures: Path) -> list[Row | Grid]:
     """What is shown side by side."""
-    clips = [folder / f"pictures_{number}" / "whole_frame" / "comparison.mp4" for number in range(SHOWN)]
-    return [Row("Original and reconstruction", [(f"clip {i + 1}", path) for i, path in enumerate(clips)])]
+    kinds = ("original", "reconstruction")
+    rows = {kind: [clips / f"{kind}_{number}.mp4" for number in range(stage.shown)] for kind in kinds}
+    found = [
+        ("codes, most used first: each decoded alone", pictures / "codebook" / "codebook_visualization.png"),
+        ("how often each code is used", pictures / "codebook" / "codebook_usage.png"),
+        ("indices of one frame", pictures / "whole_frame" / "index_map_00.png"),
+    ]
+    return [Grid("Original and reconstruction", rows, clip_names(stage.shown)), Row("The codebook", found)]
 
 
 def curves(folder: Path, baseline: float) -> list[Curve]:
@@ -83,7 +98,7 @@ def curves(folder: Path, baseline: float) -> list[Curve]:
             [
                 read_line(first, "validation/psnr", "stage 1"),
                 read_line(second, "validation/psnr", "stage 2"),
-                Line("mean colour", [(0, baseline)], baseline=True),
+                Line("mean frame", [(0, baseline)], baseline=True),
             ],
             unit="dB",
         ),

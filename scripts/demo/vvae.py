@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from evaluation.curves import Curve, Line, read_line
-from evaluation.gallery import Gallery, Row
-from evaluation.psnr import psnr
-from scripts.demo.stage import Stage
-from videodata.clips import open_clips
-from videodata.pixels import to_uint8
+from evaluation.gallery import Gallery, Grid, Overview
+from scripts.demo.stage import FRAMES, Stage, clip_names, read_scores
 from videodata.write_video import write_video
 
 INTRO = (
@@ -21,74 +16,58 @@ INTRO = (
     "This is a small one of 4 million parameters; the published ones have 485 million. "
     "The clips are of the validation set, which the model has never seen."
 )
-SHOWN = 4
+SCORED = 16  # validation clips
 SIZE = 32  # of the frames, as in the configuration
+STEPS = 180
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
     """Train and show the model; returns one line with its number against the trivial baseline."""
     run, folder = stage.folder / "vvae", stage.folder / "vvae_clips"
+    original, reconstruction = folder / "original", folder / "reconstruction"
+    steps = stage.steps(STEPS)
     stage.run(
-        "train",
+        "train VideoVAE+",
         "scripts/train_vvae.py",
         *("--config", "configs/vvae/tiny.yaml", "--data", stage.clips, "--run_dir", run),
+        *("--evaluate_every", max(1, steps // 6), "--pictures_every", steps, "--steps", steps),
     )
-    baseline = write_originals(stage.clips, folder / "original")
+    data = stage.validation(SIZE)
+    for index in range(min(SCORED, len(data))):
+        write_video(original / f"clip_{index:02d}.mp4", data[index], FRAMES)
     stage.run(
-        "reconstruct",
+        "reconstruct with VideoVAE+",
         "scripts/reconstruct_vvae.py",
-        *(folder / "original", folder / "reconstruction", "--ckpt", run, "--chunk_size", 8, "--overlap", 0),
+        *(original, reconstruction, "--ckpt", run, "--chunk_size", FRAMES, "--overlap", 0),
     )
     report = stage.folder / "vvae.json"
-    stage.run(
-        "evaluate",
-        "scripts/evaluate_vvae.py",
-        *(folder / "original", folder / "reconstruction", "--output", report),
-    )
-    scores = {score["name"]: score["mean"] for score in json.loads(report.read_text())["scores"]}
+    stage.run("evaluate VideoVAE+", "scripts/evaluate_vvae.py", original, reconstruction, "--output", report)
+    scores, baseline = read_scores(report), stage.mean_frame_psnr(SIZE)
+    psnr = scores["PSNR"]
+    shown = {path.name: sorted(path.glob("*.mp4"))[: stage.shown] for path in (original, reconstruction)}
     gallery.add_section(
         "vvae",
         INTRO,
-        clips=rows(folder),
+        clips=[Grid("Original and reconstruction", shown, clip_names(stage.shown))],
         curves=curves(run / "metrics.jsonl", baseline),
-        table=[("score", "mean"), *scores.items(), ("PSNR of the mean colour", baseline)],
+        table=[("score", "mean"), *scores.items(), ("PSNR of each clip's mean frame", baseline)],
         config=yaml.safe_load((run / "config.yaml").read_text()),
-        headline=[
-            (f"{scores['PSNR']:.1f} dB", "PSNR of the reconstructions"),
-            (f"{baseline:.1f} dB", "the clip's mean colour"),
-            (f"{scores['PSNR'] - baseline:+.1f} dB", "gain"),
+        overview=[
+            Overview(f"{psnr:.1f} dB", "PSNR of reconstructions", f"{baseline:.1f} dB", "each clip's mean frame")
         ],
     )
-    return f"PSNR {scores['PSNR']:.1f} dB at 48 to 1, mean colour of each clip {baseline:.1f} dB"
-
-
-def write_originals(clips: Path, folder: Path) -> float:
-    """Write the first validation clips as videos; returns the PSNR of each clip's mean colour, in dB."""
-    data = open_clips(str(clips), frames=8, size=SIZE, split="val")
-    values = []
-    for index in range(min(SHOWN, len(data))):
-        clip = data[index]
-        flat = clip.mean(dim=(1, 2, 3), keepdim=True).expand_as(clip)
-        values.append(float(psnr(clip[None], flat[None])))
-        write_video(folder / f"clip_{index}.mp4", np.ascontiguousarray(to_uint8(clip)), 8)
-    return float(np.mean(values))
-
-
-def rows(folder: Path) -> list[Row]:
-    """What is shown side by side."""
-    found = {name: sorted((folder / name).glob("*.mp4")) for name in ("original", "reconstruction")}
-    return [Row(name.capitalize(), [(path.stem, path) for path in paths]) for name, paths in found.items()]
+    return f"PSNR of reconstructions {psnr:.1f} dB at 48 to 1, mean frame of each clip {baseline:.1f} dB"
 
 
 def curves(metrics: Path, baseline: float) -> list[Curve]:
     """Learning curves."""
     return [
-        Curve("Training: L1 error", [read_line(metrics, "train/rec_loss", "error")]),
+        Curve("Training: L1 error", [read_line(metrics, "train/rec_loss", "training")]),
         Curve(
             "Validation PSNR",
             [
                 read_line(metrics, "validation/psnr", "reconstruction"),
-                Line("mean colour", [(0, baseline)], baseline=True),
+                Line("mean frame", [(0, baseline)], baseline=True),
             ],
             unit="dB",
         ),
