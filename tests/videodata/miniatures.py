@@ -50,7 +50,7 @@ def video(number: int, suffix: str = ".avi", frames: int = FRAMES) -> bytes:
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=25, width=32, height=24, pix_fmt="yuv420p", options=options)
             for index in range(frames):
-                grey = np.full((24, 32, 3), 16 * number + 4 * index, np.uint8)
+                grey = np.full((24, 32, 3), (16 * number + 4 * index) % 256, np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
             container.mux(stream.encode())
         return path.read_bytes()

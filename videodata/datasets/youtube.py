@@ -72,6 +72,8 @@ class YouTube:
             rest = [clip for clip in clips if not _is_settled(clip, ledger, folder)]
             logger.info("%s: %d of %d clips are settled already", path, len(clips) - len(rest), len(clips))
             with open(path, "a", encoding="utf-8") as lines:
+                if path.stat().st_size:
+                    lines.write("\n")  # a line that a kill tore off must not swallow the next; empty ones do not count
                 for outcome in self._outcomes(library, rest, folder):
                     ledger[outcome.clip.stem] = outcome.status
                     lines.write(json.dumps({"clip": outcome.clip.stem, **_shown(outcome)}) + "\n")
