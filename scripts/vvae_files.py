@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from training.checkpoint import newest_checkpoint
 from training.device import resolve_device
 from videodata.errors import UserError
 from vvae import AutoencoderKL2plus1D_1dcnn, VVAEError, instantiate_from_config, load_config, load_text
+from vvae.src.caption_cache import CaptionCache, caption_embedder
 from vvae.src.streaming import Streaming
 from vvae.src.windows import Windows
 
 logger = logging.getLogger(__name__)
+Pair = tuple[Path, Path]  # a file and the place of its result
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,8 +49,17 @@ def add_window_arguments(parser: argparse.ArgumentParser) -> None:
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """Captions of the text-guided models."""
     group = parser.add_argument_group("captions (text-guided models; default: NAME.txt beside the video, else none)")
-    group.add_argument("--caption", help="one caption for all videos; needs T5")
-    group.add_argument("--text", metavar="FILE", help="caption embeddings written by vvae.save_text")
+    group.add_argument("--caption", help="one caption for all videos; needs the text encoder")
+    group.add_argument("--text_encoder", metavar="FOLDER", help="folder of google/flan-t5-large (default: its cache)")
+    group.add_argument(
+        "--text", type=Path, metavar="PATH",
+        help="embeddings of one caption, written by vvae.save_text; or a folder that keeps those of all captions",
+    )  # fmt: skip
+
+
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do with a folder of files."""
+    parser.add_argument("--skip_existing", action="store_true", help="leave out files whose result is there already")
 
 
 @contextmanager
@@ -94,8 +107,12 @@ def _build(args: argparse.Namespace) -> AutoencoderKL2plus1D_1dcnn:
     )  # fmt: skip
 
 
-def streaming_from(args: argparse.Namespace, text: tuple[Tensor, Tensor] | None = None) -> Streaming:
-    """The settings of a pass over files that the flags describe."""
+def streaming_from(
+    args: argparse.Namespace,
+    text: tuple[Tensor, Tensor] | None = None,
+    on_frames: Callable[[int], object] = lambda count: None,
+) -> Streaming:
+    """The settings of a pass over files that the flags describe; without the rest, a check of the flags."""
     with own_errors():
         return Streaming(
             Windows(args.chunk_size, args.overlap),
@@ -103,6 +120,7 @@ def streaming_from(args: argparse.Namespace, text: tuple[Tensor, Tensor] | None 
             resolution=getattr(args, "resolution", None),
             keep_damaged=getattr(args, "keep_damaged", False),
             quality=getattr(args, "quality", 6),
+            on_frames=on_frames,
         )
 
 
@@ -112,10 +130,15 @@ def text_for(model: nn.Module, args: argparse.Namespace, path: Path) -> tuple[Te
         if args.text or args.caption:
             raise UserError("this model takes no captions; leave out --caption and --text")
         return None
-    if args.text:
+    model.text_encoder = args.text_encoder or model.text_encoder
+    if args.text and not args.text.is_dir():
         return load_text(args.text)
     beside = path.with_suffix(".txt")
     caption = args.caption if args.caption is not None else beside.read_text().strip() if beside.is_file() else None
+    if args.text:
+        cache = CaptionCache(args.text)
+        cache.fill([caption or ""], caption_embedder(model))
+        return load_text(cache.path(caption or ""))
     return None if caption is None else model.encode_text(caption)
 
 
@@ -131,30 +154,66 @@ def files_in(source: Path, suffixes: frozenset[str] | tuple[str, ...]) -> list[P
     return files
 
 
-def outputs_for(source: Path, files: list[Path], out: Path, suffix: str, keep: tuple[str, ...] = ()) -> list[Path]:
-    """Where the result of each file goes: `out` itself for a single file, else a file of the same name in `out`.
+def places_for(source: Path, files: list[Path], out: Path, suffix: str, keep: tuple[str, ...] = ()) -> list[Pair]:
+    """Each file with the place of its result: `out` itself for a single file, else a file of its name in `out`.
 
     Suffixes other than those to keep become `suffix`; where that makes two names equal, the old suffix stays too.
     """
+    if source.is_dir() and out.suffix.lower() in (suffix, *keep) and not out.is_dir():
+        raise UserError(f"{source} is a folder, so the output must be one too, found {out}")
     if source.is_file() and out.suffix:
-        return [out]
+        return [(files[0], out)]
     plain = [path.name if path.suffix.lower() in keep else f"{path.stem}{suffix}" for path in files]
     names = [
         f"{path.name}{suffix}" if plain.count(name) > 1 and path.name != name else name
         for path, name in zip(files, plain, strict=True)
     ]
-    return [out / name for name in names]
+    return [(path, out / name) for path, name in zip(files, names, strict=True)]
 
 
-def for_each(files: list[Path], outputs: list[Path], work: Callable[[Path, Path], str]) -> None:
-    """Do the work for every file and print its line; files that fail are reported together at the end (UserError)."""
+def pending(pairs: list[Pair], skip_existing: bool, beside: str | None = None) -> list[Pair]:
+    """The files to work on, each with the place of its result; `skip_existing` leaves out those that have one.
+
+    beside: suffix of a second file of the result. Results appear when they are complete, so that one that exists is
+    finished. Raises UserError where a result would take the place of its source.
+    """
+    left = []
+    for path, output in pairs:
+        if output.exists() and output.samefile(path):
+            raise UserError(f"{output}: the result would replace its source; name another output")
+        results = [output] if beside is None else [output, output.with_suffix(beside)]
+        if not (skip_existing and all(result.exists() for result in results)):
+            left.append((path, output))
+    if len(left) < len(pairs):
+        print(f"{len(pairs) - len(left)} of {len(pairs)} are there already")
+    return left
+
+
+def for_each(pairs: list[Pair], work: Callable[[Path, Path], str]) -> list[VVAEError]:
+    """Do the work for every file and print its line; returns the errors of files that failed."""
     failures = []
-    for number, (path, output) in enumerate(zip(files, outputs, strict=True), start=1):
+    for number, (path, output) in enumerate(pairs, start=1):
         try:
-            print(f"[{number}/{len(files)}] {path} -> {output}: {work(path, output)}")
+            line = work(path, output)
         except VVAEError as error:
-            failures.append(str(error))
-            logger.error("%s", error)
-    if failures:
-        rest = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        raise UserError(f"{len(failures)} of {len(files)} files failed: {failures[0]}{rest}")
+            failures.append(error)
+            if len(pairs) > 1:
+                logger.error("[%d/%d] failed: %s", number, len(pairs), error)
+        else:
+            print(f"[{number}/{len(pairs)}] {path} -> {output}: {line}")
+    return failures
+
+
+def require_success(failures: Sequence[VVAEError], files: Sequence[Path]) -> None:
+    """Raises UserError, which gives the command its exit status, when files have failed."""
+    if not failures:
+        return
+    if len(files) == 1:
+        raise UserError(str(failures[0]))
+    rest = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    raise UserError(f"{len(failures)} of {len(files)} files failed: {failures[0]}{rest}")
+
+
+def frame_bar(path: Path, frames: int) -> tqdm:
+    """A bar on stderr that counts the frames of a file; `frames`: as far as known, else 0. Only on a terminal."""
+    return tqdm(total=frames or None, desc=path.name, unit="frame", leave=False, disable=None)

@@ -47,7 +47,7 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
         for value in network.state_dict().values():
             dist.broadcast(value, src=0)
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
-    for module in list(network.modules()):
+    for module in reversed(list(network.modules())):  # the inner ones first, as FSDP2 wants it
         if module is not network and isinstance(module, recipe.shard_types):
             fully_shard(module, mesh=mesh)
     fully_shard(network, mesh=mesh)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     Frames = np.ndarray | Tensor | Iterable[np.ndarray]
 
+CHROMA_IN_THE_MIDDLE = (
+    "chromaloc=1"  # of its 2x2 pixels, as `to_yuv` averages; readers assume their left edge otherwise
+)
+
 
 def write_video(
     path: str | Path, frames: Frames, fps: int | float | str | Fraction, *, quality: int = 15, lossless: bool = False
@@ -95,7 +99,8 @@ def _write_mp4(
             stream.pix_fmt, stream.options = "rgb24", {"qp": "0"}
         else:
             stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-            stream.options = {"crf": str(quality), "preset": "medium"}
+            siting = {"x264-params": CHROMA_IN_THE_MIDDLE} if stream.pix_fmt == "yuv420p" else {}
+            stream.options = {"crf": str(quality), "preset": "medium", **siting}
             tag(stream.codec_context, height)
         for index, picture in enumerate(pictures):
             if lossless:

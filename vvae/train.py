@@ -30,6 +30,7 @@ from vvae.src.distributions import DiagonalGaussianDistribution
 from vvae.src.errors import VVAEError
 from vvae.src.models.autoencoder import Level, Middle
 from vvae.src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
+from vvae.src.modules.ae_modules import Downsample, Upsample
 from vvae.src.modules.losses.contperceptual import LPIPSWithDiscriminator, flatten_frames
 from vvae.utils.common_utils import instantiate_from_config
 
@@ -47,7 +48,7 @@ class VVAERecipe(Recipe):
     name = "vvae"
     best_metric = ("rec_loss", "min")
     ema_networks = ("autoencoder",)
-    shard_types = (Level, Middle)
+    shard_types = (Level, Middle, Downsample, Upsample)
     forward_methods = ("encode", "decode")
     free_keys = FREE_KEYS
 
@@ -223,6 +224,7 @@ def open_data(data: dict[str, Any], model: AutoencoderKL2plus1D_1dcnn, seed: int
         training, validation = open_clips(data["path"], flip=data.get("flip", False), **shape), None
     if not model.config.caption_guide:
         return training, validation
+    model.text_encoder = data.get("text_encoder") or model.text_encoder
     try:
         return tuple(captioned(clips, data.get("text_folder") or "captions", model) for clips in (training, validation))
     except VVAEError as error:

@@ -1,6 +1,7 @@
 """Training: what every model promises, and the steps that this one takes."""
 
 import csv
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from torch.utils.data import Dataset
 from tests.contract import ModelContract
 from tests.vvae.conftest import TINY
 from tests.vvae.test_files import smooth_clip
-from training import Step, TrainSettings, train
+from training import Step, TrainSettings, distributed, train
+from training.checkpoint import load_checkpoint as load_state
 from training.config import load_config
 from training.randomness import SampleNoise
+from training.state import flatten
 from videodata.errors import UserError
 from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
 from vvae.src.caption_cache import CaptionCache
@@ -63,11 +66,23 @@ class TestVVAE(ModelContract):
         # SGD, because Adam's first steps are as large where a gradient is pure rounding error as anywhere else.
         made = recipe(**overrides)
         for name in made.optimizers:
-            made.optimizers[name] = torch.optim.SGD(made.bare[name].parameters(), lr=1e-5)
+            made.optimizers[name] = torch.optim.SGD(made.bare[name].parameters(), lr=1e-3)
         return made
 
     def dataset(self):
         return Gradients()
+
+    @pytest.mark.slow
+    def test_two_sharded_processes_equal_one(self, tmp_path):
+        """With --fsdp, two processes with a part of the weights each end with those of one process."""
+        self.train(tmp_path / "one")
+        train_sharded = partial(self.train, fsdp=True)
+        digests = distributed.launch(train_sharded, 2, tmp_path / "launch", tmp_path / "two")
+        assert digests[0] == digests[1]
+        one, two = (dict(flatten(load_state(tmp_path / name)["networks"])) for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=0, atol=self.tolerance)
 
 
 def run(folder, made: VVAERecipe, steps: int = 4, **changes):

@@ -78,8 +78,6 @@ def caption_embedder(model: Any) -> Embed:
         try:
             return model.encode_text(caption)
         except VVAEError as error:
-            raise VVAEError(
-                f"captions without stored embeddings need T5 ({error}); or fill data.text_folder"
-            ) from error
+            raise VVAEError(f"captions without stored embeddings need the text encoder: {error}") from error
 
     return embed

@@ -106,17 +106,19 @@ def _keep_brightness(rgb: np.ndarray, frame: av.VideoFrame) -> None:
     """Move some luma samples by one level, so that the mean of the picture comes back as it was.
 
     Chroma is averaged over 2x2 pixels; where colours are saturated the result leaves the RGB cube and is clipped, which
-    shifts the mean. The samples that move are spread by an ordered dither.
+    shifts the mean. The samples that move are spread by an ordered dither. Where many are at an end of the range and
+    cannot move, one round does not suffice.
     """
     frame.colorspace, frame.color_range = matrix_for(rgb.shape[0]), LIMITED
-    shift = float(to_rgb(frame).mean() - rgb.mean()) * 219 / 255
-    if abs(shift) < 0.01:
-        return
     plane = frame.planes[0]
     luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
     rows, columns = -(-plane.height // 8), -(-plane.width // 8)
     threshold = np.tile(_dither(), (rows, columns))[: plane.height, : plane.width]
-    luma[:] = np.clip(luma + np.floor(threshold - shift), 1, 254)
+    for _ in range(4):
+        shift = float(to_rgb(frame).mean() - rgb.mean()) * 219 / 255
+        if abs(shift) < 0.015:  # what the 64 steps of the dither can put right
+            return
+        luma[:] = np.clip(luma + np.floor(threshold - shift), 1, 254)
 
 
 def _dither() -> np.ndarray:

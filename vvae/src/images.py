@@ -40,15 +40,23 @@ def write_image(path: str | Path, pixels: np.ndarray) -> None:
 
 
 def reconstruct_images(
-    model: nn.Module, sources: Sequence[Path], targets: Sequence[Path], batch_size: int = 16, **text: Tensor
+    model: nn.Module,
+    sources: Sequence[Path],
+    targets: Sequence[Path],
+    batch_size: int = 16,
+    failures: list[VideoFileError] | None = None,
+    **text: Tensor,
 ) -> int:
-    """Encode and decode images in image mode, consecutive images of one size in a batch; returns their number."""
+    """Encode and decode images in image mode, consecutive images of one size in a batch; returns their number.
+
+    Images that cannot be read raise VideoFileError, or are left out and noted in `failures` where that is given.
+    """
     count = 0
-    for paths, outputs, pixels in _batches(list(zip(sources, targets, strict=True)), batch_size):
+    for outputs, pixels in _batches(list(zip(sources, targets, strict=True)), batch_size, failures):
         drawn = reconstruct_batch(model, np.stack(pixels), **text)
         for output, image in zip(outputs, drawn, strict=True):
             write_image(output, image)
-        count += len(paths)
+        count += len(outputs)
     return count
 
 
@@ -63,19 +71,24 @@ def reconstruct_batch(model: nn.Module, pixels: np.ndarray, **text: Tensor) -> n
 
 
 def _batches(
-    pairs: list[tuple[Path, Path]], batch_size: int
-) -> Iterator[tuple[list[Path], list[Path], list[np.ndarray]]]:
-    paths, outputs, pixels = [], [], []
+    pairs: list[tuple[Path, Path]], batch_size: int, failures: list[VideoFileError] | None
+) -> Iterator[tuple[list[Path], list[np.ndarray]]]:
+    outputs, pixels = [], []
     for source, target in pairs:
-        image = read_image(source)
+        try:
+            image = read_image(source)
+        except VideoFileError as error:
+            if failures is None:
+                raise
+            failures.append(error)
+            continue
         if pixels and (len(pixels) == batch_size or pixels[0].shape != image.shape):
-            yield paths, outputs, pixels
-            paths, outputs, pixels = [], [], []
-        paths.append(source)
+            yield outputs, pixels
+            outputs, pixels = [], []
         outputs.append(target)
         pixels.append(image)
     if pixels:
-        yield paths, outputs, pixels
+        yield outputs, pixels
 
 
 def _pillow() -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import VVAEError
 from .files import replaced
+from .padding import FRAMES, PIXELS, padded_length
 
 SUFFIXES = (".npy", ".hdf5", ".h5")
 HEADER_BYTES = 128  # of a .npy: fixed, so that the number of frames can be filled in at the end
@@ -44,10 +45,9 @@ class LatentInfo:
     def from_dict(cls, values: dict[str, Any], path: object) -> LatentInfo:
         """The inverse of `to_dict`. Raises VVAEError where facts are missing."""
         try:
-            info = cls(**{entry.name: values[entry.name] for entry in fields(cls)})
-            info.fps = Fraction(info.fps)
-            return info
-        except (KeyError, ValueError, TypeError) as error:
+            kinds = {"source": str, "fps": Fraction}
+            return cls(**{entry.name: kinds.get(entry.name, int)(values[entry.name]) for entry in fields(cls)})
+        except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
             raise VVAEError(f"{path}: not the description of a latent file (no valid {error})") from error
 
 
@@ -84,38 +84,59 @@ def open_latents(path: str | Path) -> Iterator[tuple[LatentInfo, Iterator[np.nda
     path = Path(path)
     if not path.is_file():
         raise VVAEError(f"{path}: no such file")
+    if path.suffix not in SUFFIXES:
+        raise VVAEError(f"{path}: not a latent file; its name must end in {', '.join(SUFFIXES)}")
     if path.suffix == ".npy":
-        yield _read_facts(path), iter(_read_npy(path))
+        latents = _read_npy(path)
+        yield _fitting(_read_facts(path), latents.shape, path), iter(latents)
         return
     try:
         file = _h5py().File(path, "r")
     except OSError as error:
         raise VVAEError(f"{path}: not a readable .hdf5 file") from error
     with file:
-        if "latents" not in file:
-            raise VVAEError(f"{path}: holds no data set `latents`")
-        latents = file["latents"]
-        yield LatentInfo.from_dict(json.loads(latents.attrs["info"]), path), (frame for frame in latents)
+        latents = file.get("latents")
+        if latents is None or "info" not in latents.attrs:
+            raise VVAEError(f"{path}: holds no data set `latents` with its facts; encode_vvae.py writes such files")
+        info = LatentInfo.from_dict(_parsed(latents.attrs["info"], path), path)
+        yield _fitting(info, latents.shape, path), (frame for frame in latents)
+
+
+def read_info(path: str | Path) -> LatentInfo:
+    """The facts of a latent file. Raises VVAEError."""
+    with open_latents(path) as (info, _):
+        return info
+
+
+def _fitting(info: LatentInfo, shape: tuple[int, ...], path: Path) -> LatentInfo:
+    """The facts, once they are known to describe latents of that shape."""
+    cells = (padded_length(info.frames, FRAMES) // FRAMES, info.channels)
+    expected = (*cells, padded_length(info.height, PIXELS) // PIXELS, padded_length(info.width, PIXELS) // PIXELS)
+    if tuple(shape) != expected:
+        raise VVAEError(f"{path}: the latents are {tuple(shape)}, but their facts describe {expected}")
+    return info
+
+
+def _parsed(text: str, path: object) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise VVAEError(f"{path}: not valid JSON ({error})") from error
 
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        latents = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise VVAEError(f"{path}: not a readable .npy file ({error})") from error
-    if latents.ndim != 4:
-        raise VVAEError(f"{path}: latents must be (T/4, z, H/8, W/8), found shape {latents.shape}")
-    return latents
 
 
 def _read_facts(path: Path) -> LatentInfo:
     facts = path.with_suffix(".json")
     try:
-        return LatentInfo.from_dict(json.loads(facts.read_text()), facts)
+        return LatentInfo.from_dict(_parsed(facts.read_text(), facts), facts)
     except FileNotFoundError as error:
         raise VVAEError(f"{facts}: no such file; encode_vvae.py writes it beside the latents") from error
-    except json.JSONDecodeError as error:
-        raise VVAEError(f"{facts}: not valid JSON ({error})") from error
 
 
 class _NpyWriter:

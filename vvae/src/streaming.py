@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ class Streaming:
     """How files go through the model.
 
     windows: see `Windows`. text: embeddings and mask of one caption. resolution: frames larger than this (height,
-    width) are scaled down, with their aspect ratio; None keeps every size.
+    width) are scaled down, with their aspect ratio; None keeps every size. on_frames: called with the number of frames
+    that a window has finished.
     """
 
     windows: Windows = field(default_factory=Windows)
@@ -31,6 +32,7 @@ class Streaming:
     resolution: tuple[int, int] | None = None
     keep_damaged: bool = False
     quality: int = 6
+    on_frames: Callable[[int], object] = lambda count: None
 
     def text_options(self) -> dict[str, Tensor]:
         """Arguments of encode and decode."""
@@ -100,10 +102,12 @@ def _encoded(
     blender = Blender(streaming.windows.in_latents.overlap)
     for window, last in cut(frames, streaming.windows):
         latent = encode_window(model, window, streaming)
-        info.frames += len(window) - (streaming.windows.overlap if info.frames else 0)
+        added = len(window) - (streaming.windows.overlap if info.frames else 0)
+        info.frames += added
         if keep is not None:
             keep.append(blender.push(latent, last))
         yield latent, len(window), last
+        streaming.on_frames(added)
 
 
 def _decoded(
@@ -113,7 +117,9 @@ def _decoded(
     for window, last in cut(latents, streaming.windows.in_latents):
         latent = torch.from_numpy(np.stack(window, axis=1).astype(np.float32))  # (z, t, h, w)
         clip = decode_window(model, latent, streaming)[:, : info.frames - start, : info.height, : info.width]
-        yield from to_frames(blender.push(clip, last))
+        finished = to_frames(blender.push(clip, last))
+        yield from finished
+        streaming.on_frames(len(finished))
         start += streaming.windows.size - streaming.windows.overlap
 
 

@@ -32,6 +32,9 @@ READ_SUFFIXES = frozenset(
     )
 )
 WRITE_SUFFIXES = (".mp4", ".mov", ".mkv")
+CHROMA_IN_THE_MIDDLE = (
+    "chromaloc=1"  # of its 2x2 pixels, as `to_yuv` averages; readers assume their left edge otherwise
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class VideoInfo:
     width: int
     fps: Fraction
     audio: bool
+    frames: int  # as the header says, 0 where it does not; only counting them is exact
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -52,7 +56,7 @@ def probe(path: str | Path) -> VideoInfo:
             raise VideoFileError(path, "no frame can be decoded")
         upright = round(frame.rotation / 90) % 2 == 0
         height, width = (frame.height, frame.width) if upright else (frame.width, frame.height)
-        return VideoInfo(height, width, _rate(stream, path), bool(container.streams.audio))
+        return VideoInfo(height, width, _rate(stream, path), bool(container.streams.audio), stream.frames)
 
 
 def read_frames(
@@ -128,7 +132,8 @@ def _add_stream(
     stream.height, stream.width = size
     stream.codec_context.time_base = 1 / rate
     stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
-    stream.options = {"crf": str(quality), "preset": "medium"}
+    siting = {"x264-params": CHROMA_IN_THE_MIDDLE} if stream.pix_fmt == "yuv420p" else {}
+    stream.options = {"crf": str(quality), "preset": "medium", **siting}
     tag(stream.codec_context, size[0])
     return stream
 

@@ -185,10 +185,12 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
         noise: Noise | None = None,
     ) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstruction (B, 3, T, H, W) of a clip, and the posterior of its latent. Arguments as for `encode`."""
-        latent, posterior = self.encode(
-            video, text_embeddings, text_attn_mask, sample_posterior, mask_temporal, generator, noise
+        # The class's methods: FSDP wraps those of the object, and would give back the parameters of a wrapped call in
+        # another wrapped call too early in the backward pass.
+        latent, posterior = type(self).encode(
+            self, video, text_embeddings, text_attn_mask, sample_posterior, mask_temporal, generator, noise
         )
-        return self.decode(latent, text_embeddings, text_attn_mask, mask_temporal), posterior
+        return type(self).decode(self, latent, text_embeddings, text_attn_mask, mask_temporal), posterior
 
     def encode_image(self, images: Tensor, **options: Any) -> DiagonalGaussianDistribution:
         """Posterior (B, z, 1, H/8, W/8) of images (B, 3, H, W) or (B, 3, 1, H, W) in [-1, 1], each on its own."""

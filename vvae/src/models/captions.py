@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import VVAEError
 from ..modules.attention_temporal_videoae import TEXT_WIDTH, Text, mask_bias
-from ..modules.t5 import T5Embedder
+from ..modules.t5 import NAME, T5Embedder
 from .settings import ModelSettings
 
 
@@ -17,19 +17,22 @@ class Captions:
     """Text conditioning; mixed into the autoencoder. The text encoder is no submodule and is made on first use."""
 
     config: ModelSettings
+    text_encoder: str = NAME  # or the folder that holds it
     _embedder: T5Embedder | None = None
     _no_caption: tuple[Tensor, Tensor] | None = None
 
     def encode_text(
         self, captions: str | Sequence[str], clean: bool = True, local_files_only: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, L, 1024) and mask (B, L) of captions, with google/flan-t5-large (needs transformers).
+        """Embeddings (B, L, 1024) and mask (B, L) of captions, by the model's `text_encoder` (needs transformers).
 
         clean: normalise the captions as in the training of the published models. Keep the result with
         `vvae.save_text` to work without T5 later.
         """
         if self._embedder is None:
-            self._embedder = T5Embedder(self.config.t5_model_max_length, local_files_only=local_files_only)
+            self._embedder = T5Embedder(
+                self.config.t5_model_max_length, self.text_encoder, local_files_only=local_files_only
+            )
         captions = [captions] if isinstance(captions, str) else list(captions)
         return self._embedder(captions, clean, next(self.parameters()).device)
 

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from ..errors import VVAEError
+from .attention_temporal_videoae import TEXT_WIDTH
 from .caption_cleaning import clean_caption
 
 NAME = "google/flan-t5-large"
+URL = f"https://huggingface.co/{NAME}"
 
 
 class T5Embedder:
     """Captions -> (embeddings (B, L, 1024), mask (B, L)), padded or cut to L tokens; frozen, bfloat16 inside.
 
-    name: a model name or a folder. Raises VVAEError when transformers or the model is not there.
+    name: a model name or a folder. Raises VVAEError when transformers or the model is not there, or is no T5-large.
     """
 
     def __init__(
@@ -37,7 +39,12 @@ class T5Embedder:
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise VVAEError(f"the text encoder {name} cannot be loaded: {reason}") from error
+            raise VVAEError(
+                f"the text encoder {name} cannot be loaded: {reason}. Its files are at {URL}; put them into a "
+                "folder and name that as text encoder"
+            ) from error
+        if model.config.d_model != TEXT_WIDTH:
+            raise VVAEError(f"the text encoder {name} gives {model.config.d_model} numbers per token, not {TEXT_WIDTH}")
         self.model = model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
