@@ -14,6 +14,10 @@ from videodata.errors import UserError
 Weights = dict[str, Tensor]
 REGRESSOR = "vector_field_regressor."
 AUTOENCODER_PREFIX = {"ours": "ae.backbone.", "ldm-vq": "ae.", "sd-vae-ft-mse": "ae.backbone."}
+WHENCE = {
+    "ours": "scripts/train_flow_autoencoder.py makes one",
+    "ldm-vq": "scripts/train_vqgan.py --ldm NAME makes one, latent diffusion published others",
+}
 NOT_WEIGHTS = ("loss.",)  # perceptual loss and discriminator in files of VQGAN trainings
 
 
@@ -84,8 +88,7 @@ def autoencoder_weights(path: str | Path, kind: str) -> Weights:
     """Weights of an autoencoder: from a training of ours, a file of its own, or a video model that contains it."""
     path = Path(path)
     if not path.exists():
-        command = "scripts/train_flow_autoencoder.py makes one" if kind == "ours" else "name the file in ckpt_path"
-        raise UserError(f"{path}: no such autoencoder checkpoint; {command}")
+        raise UserError(f"{path}: no such autoencoder checkpoint; {WHENCE[kind]}, or name one in ckpt_path")
     foreign = path.is_file() and path.suffix != ".safetensors"
     state = read_state(path) if foreign else load_checkpoint(path)
     if "networks" in state:
