@@ -46,7 +46,7 @@ def make_zip(path: Path, tree: Path) -> Path:
     return path
 
 
-def make_rar(path: Path, tree: Path) -> Path:
+def make_rar(path: Path, tree: Path, suffix: str = ".mp4") -> Path:
     """A RAR 4 archive with stored members."""
 
     def block(kind: int, flags: int, fields: bytes, data: bytes = b"") -> bytes:
@@ -54,7 +54,7 @@ def make_rar(path: Path, tree: Path) -> Path:
         return struct.pack("<H", zlib.crc32(body) & 0xFFFF) + body + data
 
     parts = [b"Rar!\x1a\x07\x00", block(0x73, 0, bytes(6))]
-    for file in sorted(tree.rglob("*.mp4")):
+    for file in sorted(tree.rglob(f"*{suffix}")):
         data, name = file.read_bytes(), file.relative_to(tree.parent).as_posix().encode()
         sizes = struct.pack("<II", len(data), len(data))
         system, time, attributes = 3, 0x58210000, 0o100644  # Unix
