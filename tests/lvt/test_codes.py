@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from lvt import codes_file
+from lvt import config as configuration
 from lvt.codes import CodeWindows, open_codes
 from lvt.codes_file import write_codes
+from lvt.datasets import open_code_windows
+from lvt.run import shape_of_model
+from tests.lvt.test_config import CONFIGS
 from videodata.errors import UserError
 
 
@@ -92,6 +96,23 @@ def test_windows_follow_seed_and_position(tmp_path):
     assert len(starts) > 8
     with pytest.raises(UserError, match="no video has 31 frames"):
         CodeWindows(source, 31, random=False)
+
+
+def test_classes_are_numbered_by_the_training_data(tmp_path):
+    """Each data set gives a class the same number, whichever others it has; unknown and too many classes are named."""
+    for name, labels in (("train", ["b", "a", "c"]), ("val", ["c"]), ("other", ["x"])):
+        videos = [(label, label, 4) for label in labels]
+        write_codes(tmp_path / name / "codes.npy", videos, some_codes([4] * len(labels)).__getitem__, 512)
+    changes = ["MODEL.AUTOREGRESSIVE.VT.CLASS_NUM", "3", "DATASETS.TRAIN", f"('{tmp_path}/train',)"]
+    changes += ["INPUT.N_FRAMES_PER_VIDEO_TEST", "4"]
+    config = configuration.load(CONFIGS / "VT_tiny.yaml", changes)
+    assert open_code_windows(config, f"{tmp_path}/val", training=False)[0]["class_index"] == 2
+    assert shape_of_model(config)["CLASSES"] == ["a", "b", "c"]
+    with pytest.raises(UserError, match="'x' is not among"):
+        open_code_windows(config, f"{tmp_path}/other", training=False)
+    changes[1] = "2"
+    with pytest.raises(UserError, match="has 3 classes"):
+        open_code_windows(configuration.load(CONFIGS / "VT_tiny.yaml", changes), f"{tmp_path}/val", training=False)
 
 
 def test_damage_is_one_clear_line(tmp_path):

@@ -114,6 +114,21 @@ def test_learning_rates_equal_the_original(load_fixture, name):
     assert_close(torch.tensor(rates).double(), expected)
 
 
+@pytest.mark.parametrize("kind", ["normal", "xavier_uniform"])
+def test_fresh_weights_have_the_spread_that_the_file_names(kind):
+    """INIT_TYPE sets convolutions and linear layers; biases are zero, other weights keep their own rule."""
+    torch.manual_seed(0)
+    model = build_transformer(configuration.load(CONFIGS / "VT_tiny.yaml", ["MODEL.INIT_TYPE", kind]))
+    conv, linear = model.encoder.conv.weight, model.ch_predictor.U[0].weight  # (64, 256, 7, 1, 1), (128, 128)
+    expected = {"normal": (1.04 * 64 * 256 * 7) ** -0.5, "xavier_uniform": (2 / (7 * (64 + 256))) ** 0.5}
+    assert_close(conv.std().item(), expected[kind], rtol=0.02, atol=0)
+    assert_close(
+        linear.std().item(), {"normal": (1.04 * 128) ** -0.5, "xavier_uniform": 128**-0.5}[kind], rtol=0.03, atol=0
+    )
+    assert not model.encoder.conv.bias.any()
+    assert_close(model.encoder.slice_embedding.weight.std().item(), 1.0, rtol=0.2, atol=0)
+
+
 def test_all_files_load():
     """Every file in configs/lvt has only known keys of the right type."""
     files = sorted(CONFIGS.rglob("*.yaml"))

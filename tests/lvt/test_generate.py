@@ -166,12 +166,14 @@ def test_long_clips_continue_window_by_window():
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
         ({"seeds": [1, 2]}, "one per sample"),
+        ({"class_idx": torch.tensor([3]), "model": {"CLASS_NUM": 3}}, "classes must be 0 .. 2"),
+        ({"model": {"CLASS_NUM": 3}}, "one class index per clip"),
         ({"class_idx": torch.zeros(1, dtype=torch.int64)}, "CLASS_NUM"),
     ],
 )
 def test_what_cannot_be_sampled_is_one_clear_line(change, message):
     """Wrong shapes, ranges and options are refused before any work."""
-    model, clip = random_model("single-frame")
-    arguments = {"codes": torch.zeros(1, 2, *clip, dtype=torch.int64), "n_prime": 1, **change}
+    model, clip = random_model("single-frame", **change.get("model", {}))
+    arguments = {"codes": torch.zeros(1, 2, *clip, dtype=torch.int64), "n_prime": 1, **change, "model": model}
     with pytest.raises(UserError, match=message):
-        generate_codes(model, **arguments)
+        generate_codes(**arguments)

@@ -150,6 +150,11 @@ def test_given_frames_are_continued(trained, clips):
     assert call(generate_videos.main, *command, "--seed", 7, "--frames", 6, *options, 1, "OUTPUT_DIR", alone) == 0
     assert len(list(alone.glob("*.png"))) == 6
     assert all(np.array_equal(np.asarray(Image.open(alone / f"{number}.png")), other[number]) for number in range(3))
+    # Nothing given: no folder is needed.
+    nothing = ["--config-file", config("VT_tiny.yaml"), *options, 1, "TEST.VT_SAMPLER.N_PRIME", 0]
+    assert call(generate_videos.main, *nothing, "OUTPUT_DIR", trained["folder"] / "invented") == 0
+    assert read_video(trained["folder"] / "invented" / "video.mp4")[0].shape == (4, 16, 16, 3)
+    assert call(generate_videos.main, "--config-file", config("VT_tiny.yaml"), *options, 1) == 2
 
 
 @pytest.mark.parametrize(
