@@ -23,6 +23,11 @@ def font(size: int = 12) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
+def number(value: float) -> str:
+    """A value at the end of an axis."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def picture(frame: Tensor) -> Image.Image:
     """A frame (3, H, W) in [-1, 1] as an image of at least 64 pixels a side."""
     image = Image.fromarray(denormalize(frame).movedim(0, -1).contiguous().cpu().numpy())
@@ -38,10 +43,10 @@ def grid(frames: Sequence[Tensor], columns: int, captions: Sequence[str] = ()) -
     rows = -(-len(images) // columns)
     canvas = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    for number, image in enumerate(images):
-        x, y = GAP + number % columns * width, GAP + number // columns * height
+    for place, image in enumerate(images):
+        x, y = GAP + place % columns * width, GAP + place // columns * height
         if captions:
-            draw.text((x, y), captions[number], INK, font(11))
+            draw.text((x, y), captions[place], INK, font(11))
         canvas.paste(image, (x, y + (CAPTION if captions else 0)))
     return canvas
 
@@ -63,8 +68,8 @@ def panels(charts: Sequence[Image.Image], columns: int = 2) -> Image.Image:
     """Charts of one size, in rows."""
     width, height = charts[0].size
     canvas = Image.new("RGB", (columns * width, -(-len(charts) // columns) * height), "white")
-    for number, chart in enumerate(charts):
-        canvas.paste(chart, (number % columns * width, number // columns * height))
+    for place, chart in enumerate(charts):
+        canvas.paste(chart, (place % columns * width, place // columns * height))
     return canvas
 
 
@@ -80,9 +85,9 @@ class Chart:
         self.draw.rectangle(self.box, outline=FAINT)
         self.draw.text((PANEL[0] // 2, TOP // 2), title, INK, font(14), anchor="mm")
         for value, place, anchor in ((x[0], left, "la"), (x[1], right, "ra")):
-            self.draw.text((place, bottom + 5), f"{value:.4g}", INK, font(11), anchor=anchor)
+            self.draw.text((place, bottom + 5), number(value), INK, font(11), anchor=anchor)
         for value, place, anchor in ((self.y[0], bottom, "rd"), (self.y[1], top, "ra")):
-            self.draw.text((left - 5, place), f"{value:.4g}", INK, font(11), anchor=anchor)
+            self.draw.text((left - 5, place), number(value), INK, font(11), anchor=anchor)
         self.draw.text(((left + right) // 2, bottom + 16), labels[0], INK, font(11), anchor="ma")
         self.draw.text((left, top - 3), labels[1], INK, font(11), anchor="ld")
 
@@ -121,10 +126,10 @@ def scatter(x: np.ndarray, y: np.ndarray, title: str, labels: tuple[str, str]) -
 
 
 def heat_map(counts: np.ndarray, title: str, labels: tuple[str, str]) -> Image.Image:
-    """A table (rows, columns) as shades, its first row at the bottom."""
+    """A table (rows, columns) as shades (of the roots, so that small counts show), its first row at the bottom."""
     chart = Chart(title, (0, counts.shape[1] - 1), (0, counts.shape[0] - 1), labels)
     left, top, right, bottom = chart.box
-    share = counts[::-1] / max(counts.max(), 1)
+    share = np.sqrt(counts[::-1] / max(counts.max(), 1))
     shades = np.stack([255 - share * (255 - channel) for channel in FILL], axis=-1).round().astype(np.uint8)
     area = Image.fromarray(shades).resize((right - left - 1, bottom - top - 1), Image.Resampling.NEAREST)
     chart.image.paste(area, (left + 1, top + 1))
