@@ -59,25 +59,30 @@ DEFINITIONS = {
     "brightness-bias": Definition("brightness bias", "levels", "lower", "mean of prediction minus original, of 255"),
 }
 
-_FVD = re.compile(r"fvd-(?P<network>[A-Za-z0-9-]+)-(?P<frames>\d+)f-(?P<clips>\d+)-(?P<rounding>8bit|raw)")
+_SETS = re.compile(
+    r"(?P<metric>fvd|fid)-(?P<network>[A-Za-z0-9-]+?)(?:-(?P<frames>\d+)f)?-(?P<count>\d+)-(?P<rounding>8bit|raw)"
+)
+_USUAL_NETWORK = {"fvd": "i3d", "fid": "pytorch"}
 
 
-def fvd_definition(network: str, frames: int, clips: int, quantize: bool) -> str:
-    """The id of an FVD: other networks, lengths and numbers of clips give other numbers, so they are part of it."""
-    return f"fvd-{network}-{frames}f-{clips}-{'8bit' if quantize else 'raw'}"
+def set_definition(metric: str, network: str, frames: str, count: int, quantize: bool) -> str:
+    """The id of an FVD or FID: other networks, lengths and numbers give other values, so they are part of it."""
+    parts = (metric, network, frames, str(count), "8bit" if quantize else "raw")
+    return "-".join(part for part in parts if part)
 
 
 def definition_of(name: str) -> Definition:
     """The definition of an id. Raises ValueError for an unknown one."""
     if name in DEFINITIONS:
         return DEFINITIONS[name]
-    found = _FVD.fullmatch(name)
+    found = _SETS.fullmatch(name)
     if not found:
         raise ValueError(f"no definition named {name!r}; add it to evaluation/definitions.py")
-    label = "FVD" if found["network"] == "i3d" else f"FVD-{found['network']}"
-    rounding = _ROUNDED if found["rounding"] == "8bit" else _RAW
+    metric, network = found["metric"], found["network"]
+    label = metric.upper() if network == _USUAL_NETWORK[metric] else f"{metric.upper()}-{network}"
+    what = f"{found['count']} clips of {found['frames']} frames" if found["frames"] else f"{found['count']} frames"
     text = (
-        f"Frechet distance of {found['network']} features, {found['clips']} clips of {found['frames']} frames on each "
-        f"side, unbiased covariance; falls as the number of clips grows; {rounding}"
+        f"Frechet distance of {network} features, {what} on each side, unbiased covariance; falls as their number "
+        f"grows; {_ROUNDED if found['rounding'] == '8bit' else _RAW}"
     )
     return Definition(label, "", "lower", text)

@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 
+from evaluation.features import FeatureExtractor
+from evaluation.fid import FID, open_inception
+from evaluation.fvd import FVD
 from evaluation.paired import PairedScores
-from evaluation.video_features import FeatureExtractor, open_extractor
+from evaluation.set_distance import SetDistance
+from evaluation.video_features import open_extractor
 from videodata.errors import UserError
 
 PAIRED_METRICS = ("psnr", "ssim", "lpips")
-SET_METRICS = ("fvd", "diversity")
 FVD_FRAMES = ("all", "predicted")
+Network = tuple[type[SetDistance], FeatureExtractor]
 
 
 @dataclass
@@ -32,10 +36,11 @@ class Protocol:
     lpips_weights: Path | str | None = None
     extractor: str = "i3d"
     fvd_weights: Path | str | None = None
-    fvd_frames: str = "all"  # or "predicted": without the given ones
+    fid_weights: Path | str | None = None
+    fvd_frames: str = "all"  # or "predicted": without the given ones; of FID, too
     download: bool = False
     allow_random_features: bool = False
-    force: bool = False  # FVD of too few clips
+    force: bool = False  # FVD of too few clips, FID of too few frames
     feature_cache: Path | None = None
     device: torch.device | str = "cpu"
 
@@ -55,11 +60,15 @@ class Protocol:
             metrics=self.metrics,
         )
 
-    def open_extractor(self) -> FeatureExtractor | None:
-        """The feature network of FVD, where that is asked for. Raises UserError."""
-        if "fvd" not in self.metrics:
-            return None
-        return open_extractor(self.extractor, self.fvd_weights, self.download, self.device, self.allow_random_features)
+    def open_networks(self) -> list[Network]:
+        """The distances between sets that are asked for, with their feature networks. Raises UserError."""
+        found: list[Network] = []
+        options = (self.download, self.device, self.allow_random_features)
+        if "fvd" in self.metrics:
+            found.append((FVD, open_extractor(self.extractor, self.fvd_weights, *options)))
+        if "fid" in self.metrics:
+            found.append((FID, open_inception(self.fid_weights, *options)))
+        return found
 
     def check(self, known: tuple[str, ...]) -> None:
         """Raises UserError for metrics that are not among those known, and for numbers below 1."""
@@ -78,5 +87,5 @@ class Protocol:
             "repetitions": self.repetitions,
             "samples": self.samples,
             "rounded_to_8_bit": self.quantize,
-            "fvd_frames": self.fvd_frames if "fvd" in self.metrics else None,
+            "fvd_frames": self.fvd_frames if {"fvd", "fid"} & set(self.metrics) else None,
         }

@@ -11,15 +11,13 @@ from tqdm import tqdm
 
 from evaluation.boundary_ratio import boundary_ratio
 from evaluation.diversity import Diversity
-from evaluation.feature_cache import FeatureCache
-from evaluation.fvd import FVD
 from evaluation.gather import gather_batches
 from evaluation.paired import PairedScores, scores_over_samples
-from evaluation.protocol import PAIRED_METRICS, Protocol
+from evaluation.protocol import PAIRED_METRICS, Network, Protocol
 from evaluation.repetitions import merge_repetitions
 from evaluation.report import Score
+from evaluation.set_scores import SetScores
 from evaluation.subject import Batch, Subject
-from evaluation.video_features import FeatureExtractor
 from training import distributed
 from training.randomness import derive_seed
 from videodata.clips import ClipDataset
@@ -32,11 +30,11 @@ def evaluate(subject: Subject, open_data: Callable[[int], ClipDataset], protocol
     fit the model or weights are missing.
     """
     protocol.check(metrics_of(subject))
-    extractor = protocol.open_extractor()
+    networks = protocol.open_networks()
     runs = []
     for repetition in range(protocol.repetitions):
         seed = protocol.seed + repetition
-        runs.append(Pass(subject, open_data(seed), protocol, extractor, seed).scores())
+        runs.append(Pass(subject, open_data(seed), protocol, networks, seed).scores())
     return merge_repetitions(runs)
 
 
@@ -44,35 +42,29 @@ def metrics_of(subject: Subject) -> tuple[str, ...]:
     """The names of everything that can be measured of a model."""
     paired = PAIRED_METRICS if subject.paired else ()
     borders = ("boundary",) if subject.paired and subject.window else ()
-    return (*paired, "fvd", *(("diversity",) if subject.random else ()), *borders, *subject.own_metrics)
+    return (*paired, "fvd", "fid", *(("diversity",) if subject.random else ()), *borders, *subject.own_metrics)
 
 
 class Pass:
     """One evaluation of all clips."""
 
     def __init__(
-        self, subject: Subject, clips: ClipDataset, protocol: Protocol, extractor: FeatureExtractor | None, seed: int
+        self, subject: Subject, clips: ClipDataset, protocol: Protocol, networks: list[Network], seed: int
     ) -> None:
         self.subject, self.clips, self.protocol, self.seed = subject, clips, protocol, seed
         self.samples = protocol.samples if subject.random else 1
         self.paired: dict[str, list[PairedScores]] = {}  # name of the row -> one collector per sample
         self.diversity = Diversity(protocol.lpips_network, protocol.lpips_weights, subject.context)
         self.ratios: list[list[float]] = []
-        self.fvd = FVD(extractor, quantize=protocol.quantize, force=protocol.force) if extractor else None
-        self.cache = FeatureCache(protocol.feature_cache, self._cache_key())
+        self.sets = [SetScores(*network, clips, protocol, subject.context) for network in networks]
 
     def scores(self) -> list[Score]:
         """Every clip through the model, then the numbers."""
-        known = self.cache.read(len(self.clips)) if self.fvd else None
-        fresh: list[Tensor] = []
         for batch in self._batches():
             made = torch.stack([self._make(batch, sample) for sample in range(self.samples)], dim=1)
             self._score(batch.clips, made)
-            if self.fvd:
-                features = None if known is None else known[batch.items]
-                fresh.append(self._collect_features(batch.clips, made[:, 0], features))
-        if self.fvd and known is None:
-            self._keep(gather_batches(fresh))
+            for distance in self.sets:
+                distance.update(batch.clips, made[:, 0], batch.items)
         return self._collected()
 
     def _batches(self) -> Iterator[Batch]:
@@ -89,7 +81,7 @@ class Pass:
         return self.subject.make(Batch(batch.clips, batch.items, seed, sample))
 
     def _score(self, clips: Tensor, made: Tensor) -> None:
-        """Everything but FVD, of clips (B, 3, T, H, W) and what was made of them (B, S, 3, T, H, W)."""
+        """Everything but FVD and FID, of clips (B, 3, T, H, W) and what was made of them (B, S, 3, T, H, W)."""
         metrics = self.protocol.metrics
         if self.subject.paired and set(metrics) & set(PAIRED_METRICS):
             for sample in range(made.shape[1]):
@@ -107,37 +99,10 @@ class Pass:
             collectors.append(self.protocol.paired_scores(self.subject.context))
         return collectors[sample]
 
-    def _collect_features(self, clips: Tensor, made: Tensor, known: Tensor | None) -> Tensor:
-        """Take in the features of a batch; gives those of the real clips."""
-        start = self.subject.context if self.protocol.fvd_frames == "predicted" else 0
-        self.fvd.update(generated=made[:, :, start:])
-        real = self.fvd.features(clips[:, :, start:]) if known is None else known
-        self.fvd.add_features("real", real)
-        return real
-
-    def _keep(self, batches: list[Tensor]) -> None:
-        if distributed.is_main() and batches:
-            self.cache.write(torch.cat(batches))
-
-    def _cache_key(self) -> dict[str, object]:
-        clips, protocol = self.clips, self.protocol
-        if self.fvd is None:
-            return {}
-        start = self.subject.context if protocol.fvd_frames == "predicted" else 0
-        return {
-            "network": self.fvd.extractor.identity,
-            "data": clips.fingerprint(),
-            "windows": (clips.windows, clips.seed, clips.frames, clips.stride, clips.size, clips.reading),
-            "preprocessing": (self.fvd.extractor.text, protocol.quantize, start),
-        }
-
     def _collected(self) -> list[Score]:
         """All scores, over all processes."""
         found = [score for name, rows in self.paired.items() for score in scores_over_samples(rows, name)]
-        if self.fvd:
-            score = self.fvd.over_processes().score()
-            score.notes |= {"sample": "the first of each clip", "given_frames": self._given_frames()}
-            found.append(score)
+        found += [distance.score() for distance in self.sets]
         if "diversity" in self.protocol.metrics:
             found += self.diversity.over_processes().scores()
         if "boundary" in self.protocol.metrics:
@@ -145,8 +110,3 @@ class Pass:
             found.append(Score("boundary-ratio", ratios, notes={"window": self.subject.window}))
         own = self.subject.own_scores()
         return found + [score for name, scores in own.items() if name in self.protocol.metrics for score in scores]
-
-    def _given_frames(self) -> str:
-        if not self.subject.context:
-            return "none"
-        return "part of both sets" if self.protocol.fvd_frames == "all" else "left out of both sets"

@@ -4,7 +4,6 @@ line in EXTRACTORS.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,45 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evaluation.features import FeatureExtractor
 from evaluation.i3d import CLASSES, I3D, MINIMUM_FRAMES, SIDE
 from losses.weights import find_weights, read_state_dict
-from videodata.download import sha256_of
 from videodata.errors import UserError
 
 RANDOM = "RANDOM"
-RANDOM_SIDE = 64
+RANDOM_SIDE = 32
 RANDOM_FEATURES = 32
 RANDOM_SCALE = 10.0  # about the spread of the logits of I3D
-
-
-class FeatureExtractor(ABC):
-    """Clips float32 (B, 3, T, H, W) in [-1, 1] -> features (B, dimensions)."""
-
-    name: str  # part of the definition's id
-    text: str  # what happens to a clip, in words
-    dimensions: int
-    minimum_frames: int
-
-    def __init__(self, weights: Path | None) -> None:
-        self.weights = weights
-        self.sha256 = sha256_of(weights) if weights else None
-
-    @abstractmethod
-    def __call__(self, clips: Tensor) -> Tensor: ...
-
-    @property
-    def identity(self) -> str:
-        """Changes when the features would."""
-        return f"{self.name}-{(self.sha256 or 'none')[:16]}"
-
-    def facts(self) -> dict[str, str | None]:
-        """What a result says about the network."""
-        return {
-            "name": self.name,
-            "text": self.text,
-            "file": self.weights.name if self.weights else None,
-            "sha256": self.sha256,
-        }
 
 
 class I3DFeatures(FeatureExtractor):

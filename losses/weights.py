@@ -72,6 +72,14 @@ WEIGHT_FILES = {
         purpose="FVD with the TorchScript I3D",
         without="leave out fvd",
     ),
+    "inception": WeightFile(
+        filename="pt_inception-2015-12-05-6726825d.pth",
+        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        megabytes=91,
+        sha256="6726825d",
+        purpose="FID",
+        without="leave out fid",
+    ),
 }
 
 LPIPS_HEADS_SHA256 = {  # linear heads v0.1, shipped inside the lpips package

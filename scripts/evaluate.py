@@ -37,12 +37,15 @@ def add_metric_arguments(parser: argparse.ArgumentParser, known: tuple[str, ...]
     group.add_argument("--lpips_weights", metavar="PATH", help="its weight file or folder (default: found by name)")
     group.add_argument("--extractor", choices=tuple(EXTRACTORS), default="i3d", help="feature network of FVD")
     group.add_argument("--fvd_weights", metavar="PATH", help="its weight file or folder (default: found by name)")
-    group.add_argument("--download", action="store_true", help="fetch a missing weight file of FVD")
+    group.add_argument("--fid_weights", metavar="PATH", help="weight file or folder of FID (default: found by name)")
+    group.add_argument("--download", action="store_true", help="fetch a missing weight file of FVD or FID")
     group.add_argument(
         "--allow_random_features", "--allow-random-features", action="store_true",
-        help="FVD with a small network of random weights, named FVD-RANDOM: to try things out",
+        help="FVD and FID with small networks of random weights, named FVD-RANDOM: to try things out",
     )  # fmt: skip
-    group.add_argument("--force", action="store_true", help="FVD of fewer than 256 clips, too")
+    group.add_argument(
+        "--force", action="store_true", help="FVD of fewer than 256 clips, FID of fewer than 2048 frames"
+    )
     group.add_argument("--seed", type=int, default=0, help="of the windows and of the model's noise")
     group.add_argument("--output", type=Path, default=Path("evaluation.json"), help="the JSON file")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -77,7 +80,7 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
         metrics=metrics, seed=args.seed, repetitions=args.repetitions, samples=args.samples,
         batch_size=args.batch_size, quantize=not args.no_quantize, ssim_definition=args.ssim_definition,
         lpips=args.lpips or "alex", lpips_weights=args.lpips_weights, extractor=args.extractor,
-        fvd_weights=args.fvd_weights, fvd_frames=args.fvd_frames, download=args.download,
+        fvd_weights=args.fvd_weights, fid_weights=args.fid_weights, fvd_frames=args.fvd_frames, download=args.download,
         allow_random_features=args.allow_random_features, force=args.force, feature_cache=cache,
         device=resolve_device(args.device),
     )  # fmt: skip
@@ -136,7 +139,7 @@ def add_videos_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("predictions", type=Path, help="the same, with the same names (but for fvd alone)")
     parser.add_argument("--window", type=int, default=0, help="frames from one window border to the next, for boundary")
     parser.add_argument("--context", type=int, default=0, help="given frames at the start, not scored")
-    group = parser.add_argument_group("clips for FVD (the other metrics are of whole videos)")
+    group = parser.add_argument_group("clips for FVD and FID (the other metrics are of whole videos)")
     group.add_argument("--frames", type=int, default=16, help="per clip")
     group.add_argument("--stride", type=int, default=1, help="frames from one frame of a clip to the next")
     group.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"), help="of the frames")
@@ -151,6 +154,7 @@ def evaluate_videos(args: argparse.Namespace) -> Report:
         frames=args.frames, stride=args.stride, size=tuple(args.size), num_clips=args.num_clips,
         protocol=Protocol(
             metrics=tuple(args.metrics), seed=args.seed, extractor=args.extractor, fvd_weights=args.fvd_weights,
+            fid_weights=args.fid_weights,
             download=args.download, allow_random_features=args.allow_random_features, force=args.force,
             device=resolve_device(args.device),
         ),
@@ -166,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=model.summary, **shown)
         add_model_arguments(command)
         model.add_arguments(command)
-        known = (*PAIRED_METRICS, "fvd", "diversity", "boundary", "kl", "codebook", "bits")
+        known = (*PAIRED_METRICS, "fvd", "fid", "diversity", "boundary", "kl", "codebook", "bits")
         add_metric_arguments(command, known, model.metrics)
     command = commands.add_parser("videos", help="videos against their originals, or two sets of videos", **shown)
     add_videos_arguments(command)

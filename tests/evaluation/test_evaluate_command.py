@@ -88,7 +88,7 @@ def test_folders_of_videos(folders, tmp_path):
     scores = names(stored)
     assert scores["brightness bias"]["mean"] == pytest.approx(4.0) and stored["excluded_frames"] == 2
     assert scores["PSNR"]["per_clip"] == pytest.approx([20 * np.log10(255 / 4)] * 3, abs=1e-6)
-    assert scores["FVD-RANDOM"]["mean"] > 0 and stored["details"]["fvd_clips"]["frames"] == 10
+    assert scores["FVD-RANDOM"]["mean"] > 0 and stored["details"]["set_clips"]["frames"] == 10
     with pytest.raises(UserError, match="there is no video of that name"):
         report(tmp_path, "videos", folders / "a", folders / "c")
     same = report(tmp_path, "videos", folders / "a", folders / "c", "--metrics", "fvd", *clips, *RANDOM[:2])

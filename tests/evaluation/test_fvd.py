@@ -8,9 +8,10 @@ from torch import nn
 
 from evaluation import fvd
 from evaluation.definitions import definition_of
+from evaluation.features import FeatureExtractor
 from evaluation.fvd import FVD
 from evaluation.i3d import I3D
-from evaluation.video_features import EXTRACTORS, FeatureExtractor, RandomFeatures, centre_square, open_extractor
+from evaluation.video_features import EXTRACTORS, RandomFeatures, centre_square, open_extractor
 from training import distributed
 from videodata import open_clips
 from videodata.errors import UserError

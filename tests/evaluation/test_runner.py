@@ -99,6 +99,13 @@ def test_fvd_takes_the_first_sample_and_caches_the_real_features(tmp_path, monke
     assert predicted.definition == "fvd-RANDOM-5f-9-8bit" and sum(calls) == 27 and len(list(tmp_path.iterdir())) == 2
 
 
+def test_fid_is_of_all_frames_and_caches_them(tmp_path):
+    """Features are kept frame by frame; with them the value is the same."""
+    values = [run(**{**RANDOM, "metrics": ("fid",)}, feature_cache=tmp_path)["FID-RANDOM"] for _ in range(2)]
+    assert values[0].definition == "fid-RANDOM-54-8bit" and values[0].mean > 1e-4
+    assert values[1].mean == pytest.approx(values[0].mean, abs=1e-9) and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_damaged_cache_is_computed_again(tmp_path):
     """Cut files and files of another number of clips do not count."""
     cache = FeatureCache(tmp_path, {"a": 1})
@@ -125,15 +132,15 @@ def test_two_processes_equal_one(tmp_path):
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed():
     """Unknown metrics, too few samples, FVD of few clips."""
-    assert metrics_of(Noisy()) == ("psnr", "ssim", "lpips", "fvd", "diversity", "seen")
+    assert metrics_of(Noisy()) == ("psnr", "ssim", "lpips", "fvd", "fid", "diversity", "seen")
     for protocol, message in (
         ({"metrics": ("kl",)}, "this model has psnr, ssim"),
         ({"metrics": ("diversity",)}, "--samples 2"),
         ({"repetitions": 0}, "at least 1"),
+        ({"metrics": ("fvd",), "allow_random_features": True}, "FVD of 9 clips"),
+        ({"metrics": ("fid",), "allow_random_features": True}, "FID of 54 frames"),
     ):
         subject = Noisy()
         with pytest.raises(UserError, match=message):
             run(subject, **protocol)
         assert subject.seen == 0
-    with pytest.raises(UserError, match="FVD of 9 clips"):
-        run(metrics=("fvd",), allow_random_features=True)
