@@ -6,6 +6,7 @@ import argparse
 
 from training import add_training_arguments
 from training.cli import make_parser, run
+from training.distributed import print0
 from video_vae.config import PRESETS
 from video_vae.run import train_video_vae
 from video_vae.train import OPTIMIZERS
@@ -86,7 +87,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the arguments say, or continue where the same command stopped."""
-    print(train_video_vae(build_parser().parse_args(argv)))
+    print0(train_video_vae(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":
