@@ -80,7 +80,8 @@ def _load(root: Path) -> dict[str, dict]:
 
 def _save(root: Path, entries: dict[str, dict]) -> None:
     text = json.dumps({"format": FORMAT, "version": VERSION, "videos": entries}, indent=0, sort_keys=True)
-    for place in _places(root):
+    read_only = not root.stat().st_mode & 0o222  # for everybody; the administrator, who may write, should not either
+    for place in _places(root)[1 if read_only else 0 :]:
         try:
             with atomic_path(place) as temporary:
                 temporary.write_text(text)

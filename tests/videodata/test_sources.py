@@ -119,8 +119,9 @@ def test_a_foreign_index_is_made_anew(tmp_path, content):
     assert open_source(tmp_path).length(1) == 4
 
 
-def test_the_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch):
-    """Nothing is written beside the videos when that fails, and the index still saves the second examination."""
+@pytest.mark.parametrize("marked", [True, False])
+def test_the_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch, marked):
+    """Nothing is written beside the videos when that fails or should (even for root), and the index is still of use."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = tmp_path / "data"
     for k in range(2):
@@ -132,8 +133,12 @@ def test_the_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch
             raise PermissionError(13, "read-only", str(place))
         return real(place)
 
-    monkeypatch.setattr(index_module, "atomic_path", refuse_data)
+    if marked:
+        data.chmod(0o555)
+    else:
+        monkeypatch.setattr(index_module, "atomic_path", refuse_data)
     open_source(data)
+    data.chmod(0o755)
     assert sorted(os.listdir(data)) == ["0.mp4", "1.mp4"]
     monkeypatch.setattr(index_module, "_examine", lambda file: pytest.fail("examined again"))
     assert open_source(data).length(0) == 4
