@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/runtime.installed
-	$(BIN)/python -m scripts.demo $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m scripts.demo $(if $(DATA),--data "$(DATA)") $(if $(EFFORT),--effort $(EFFORT))
 
 test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4

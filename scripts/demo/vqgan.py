@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,27 +12,28 @@ import yaml
 
 from evaluation.curves import Curve, Line, read_line
 from evaluation.gallery import Gallery, Grid, Overview, Row
-from scripts.demo.stage import Stage, clip_names, read_scores
+from scripts.demo.stage import ROOT, Stage, clip_names, read_scores
 from videodata.write_video import write_video
 from vqgan.model_file import load_model
+from vqgan.patches import merge, split
 
 INTRO = (
-    "A vector-quantised autoencoder of single frames. Each frame becomes 8x8 indices of a codebook of 128, 56 bytes "
-    "in place of 12,288; the decoder paints the frame from the codes alone. Stage 1 learns to reconstruct, stage 2 "
-    "adds a discriminator. The clips are of validation videos, which the model has never seen."
+    "A vector-quantised autoencoder of single frames. Each frame becomes {indices} indices of a codebook of {codes}, "
+    "{bytes} bytes in place of {raw}; the decoder paints the frame from the codes alone. Stage 1 learns to "
+    "reconstruct, stage 2 adds a discriminator. The clips are of validation videos, which the model has never seen."
 )
 SIZE = 64
-STEPS, GAN_STEPS = 260, 80
+CONFIG = "configs/vqgan/demo.yaml"
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
     """Train and show the model; returns one line with its number against the trivial baseline."""
-    folder = stage.folder / "vqgan"
+    folder, settings = stage.folder / "vqgan", yaml.safe_load((ROOT / CONFIG).read_text())
     stage.run(
         "train the VQGAN",
         "scripts/train_vqgan.py",
-        *("--preset", "test", "--config", "configs/vqgan/demo.yaml", "--data_path", stage.clips),
-        *("--steps", stage.steps(STEPS), "--gan_steps", stage.steps(GAN_STEPS)),
+        *("--preset", "test", "--config", CONFIG, "--data_path", stage.clips),
+        *("--steps", stage.steps(settings["steps"]), "--gan_steps", stage.steps(settings["gan_steps"])),
         *("--checkpoint_dir", folder, "--log_dir", folder / "logs", "--results_dir", folder / "results"),
     )
     model, report = folder / "best_model_gan.pt", stage.folder / "vqgan.json"
@@ -41,13 +43,13 @@ def show(stage: Stage, gallery: Gallery) -> str:
     stage.run(
         "draw the codebook", "scripts/visualize_vqgan.py", *data, "--data_path", stage.clips, "--output_dir", pictures
     )
-    write_clips(stage, model, folder / "clips")
+    write_clips(stage, model, settings["num_patches_h"], settings["num_patches_w"], folder / "clips")
     scores, details = read_scores(report), json.loads(report.read_text())["details"]
     psnr, baseline = scores["PSNR"], stage.mean_frame_psnr(SIZE)
     used = f"{details['codes_used']} of {details['codebook_size']}"
     gallery.add_section(
         "vqgan",
-        INTRO,
+        describe(details["bits_per_frame"], details["codebook_size"]),
         clips=groups(stage, folder / "clips", pictures),
         curves=curves(folder, baseline),
         table=[
@@ -66,13 +68,19 @@ def show(stage: Stage, gallery: Gallery) -> str:
     return f"validation PSNR {psnr:.1f} dB, mean frame of each clip {baseline:.1f} dB, {used} codes in use"
 
 
+def describe(bits: float, codes: int) -> str:
+    """What the model is, with its numbers for one frame."""
+    indices = round(bits / math.log2(codes))
+    return INTRO.format(indices=indices, codes=codes, bytes=math.ceil(bits / 8), raw=f"{3 * SIZE * SIZE:,}")
+
+
 @torch.no_grad()
-def write_clips(stage: Stage, checkpoint: Path, folder: Path) -> None:
+def write_clips(stage: Stage, checkpoint: Path, rows: int, columns: int, folder: Path) -> None:
     """The first validation clips, and what the model makes of each of their frames."""
     model, data = load_model(checkpoint), stage.validation(SIZE)
     for number in range(stage.shown):
         frames = data[number].movedim(1, 0)  # (T, 3, H, W)
-        made = model(frames).frames.float().clamp(-1, 1)
+        made = merge(model(split(frames, rows, columns)).frames, rows, columns).float().clamp(-1, 1)
         for name, values in (("original", frames), ("reconstruction", made)):
             write_video(folder / f"{name}_{number}.mp4", values.movedim(0, 1), Fraction(8))
 
