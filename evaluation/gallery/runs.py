@@ -123,10 +123,13 @@ def read_reports(folder: Path) -> Iterator[dict[str, Any]]:
 
 def report_table(report: dict[str, Any]) -> Table:
     """A result with its definitions in words."""
-    rows = [("metric", "mean", "std over clips", "clips", "definition")]
+    rows = [("metric", "mean", "95 % interval", "std over clips", "clips", "definition")]
     for score in report["scores"]:
-        rows.append((score["name"], with_unit(score), score.get("deviation_over_clips", ""), score.get("clips", ""),
-                     score.get("meaning", "")))  # fmt: skip
+        interval = score.get("interval") or {}
+        bounds = f"{interval['low']:.4g} ... {interval['high']:.4g}" if is_number(interval.get("low")) else ""
+        deviation = score.get("deviation_over_clips")
+        cells = with_unit(score), bounds, "" if deviation is None else deviation, score.get("clips") or ""
+        rows.append((score["name"], *cells, score.get("meaning", "")))
     return Table(rows, f"{report['file']}: {protocol(report)}")
 
 
