@@ -70,13 +70,15 @@ class Protocol:
             found.append((FID, open_inception(self.fid_weights, *options)))
         return found
 
-    def check(self, known: tuple[str, ...]) -> None:
-        """Raises UserError for metrics that are not among those known, and for numbers below 1."""
+    def check(self, known: tuple[str, ...], random: bool) -> None:
+        """Raises UserError for unknown metrics, numbers below 1, and several samples of a model that draws nothing."""
         for name in self.metrics:
             if name not in known:
                 raise UserError(f"--metrics {name}: this model has {', '.join(known)}")
         if min(self.repetitions, self.samples, self.batch_size) < 1:
             raise UserError("--repetitions, --samples and --batch_size must be at least 1")
+        if self.samples > 1 and not random:
+            raise UserError(f"--samples {self.samples}: this model makes the same of a clip each time")
         if "diversity" in self.metrics and self.samples < 2:
             raise UserError("diversity needs at least two samples for each clip: --samples 2")
 

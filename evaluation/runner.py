@@ -29,7 +29,7 @@ def evaluate(subject: Subject, open_data: Callable[[int], ClipDataset], protocol
     Processes deal the batches out in turn. Raises UserError before anything is computed where the protocol does not
     fit the model or weights are missing.
     """
-    protocol.check(metrics_of(subject))
+    protocol.check(metrics_of(subject), subject.random)
     networks = protocol.open_networks()
     runs = []
     for repetition in range(protocol.repetitions):
@@ -52,7 +52,6 @@ class Pass:
         self, subject: Subject, clips: ClipDataset, protocol: Protocol, networks: list[Network], seed: int
     ) -> None:
         self.subject, self.clips, self.protocol, self.seed = subject, clips, protocol, seed
-        self.samples = protocol.samples if subject.random else 1
         self.paired: dict[str, list[PairedScores]] = {}  # name of the row -> one collector per sample
         self.diversity = Diversity(protocol.lpips_network, protocol.lpips_weights, subject.context)
         self.ratios: list[list[float]] = []
@@ -61,7 +60,7 @@ class Pass:
     def scores(self) -> list[Score]:
         """Every clip through the model, then the numbers."""
         for batch in self._batches():
-            made = torch.stack([self._make(batch, sample) for sample in range(self.samples)], dim=1)
+            made = torch.stack([self._make(batch, sample) for sample in range(self.protocol.samples)], dim=1)
             self._score(batch.clips, made)
             for distance in self.sets:
                 distance.update(batch.clips, made[:, 0], batch.items)

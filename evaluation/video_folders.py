@@ -45,6 +45,8 @@ def score_folders(
     report.excluded_frames = context
     report.details = {"predictions": str(predictions), "window": window}
     paired = set(metrics) - {"fvd", "fid"}
+    if "boundary" in paired and window < 2:
+        raise UserError("boundary needs the number of frames from one window border to the next: --window")
     if paired:
         scores = VideoPairScores(window, lpips, lpips_weights, context=context, metrics=tuple(metrics))
         videos = {b.name: scores.update(a, b) for a, b in pairs_by_name(originals, predictions)}

@@ -93,7 +93,7 @@ def evaluate_model(args: argparse.Namespace) -> Report:
     distributed.join_processes(args.device)
     protocol = protocol_of(args)
     opened = MODELS[args.model].open(args)
-    protocol.check(metrics_of(opened.subject))
+    protocol.check(metrics_of(opened.subject), opened.subject.random)
     frames, (height, width) = opened.frames, opened.size
     if frames <= opened.subject.context:
         raise UserError(f"--frames {frames}: {opened.subject.context} of them are given, so nothing is left to score")
@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_metric_arguments(command, known, model.metrics)
     command = commands.add_parser("videos", help="videos against their originals, or two sets of videos", **shown)
     add_videos_arguments(command)
-    add_metric_arguments(command, FOLDER_METRICS, ("psnr", "ssim", "boundary", "brightness"))
+    add_metric_arguments(command, FOLDER_METRICS, ("psnr", "ssim", "brightness"))
     return parser
 
 
@@ -184,8 +184,8 @@ def main(argv: list[str] | None = None) -> None:
     args.command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     report = evaluate_videos(args) if args.model == "videos" else evaluate_model(args)
     if distributed.is_main():
-        print(report.table())
-        print(f"\nwritten to {report.write(args.output)}")
+        path = report.write(args.output)  # first: whoever reads the table may leave
+        print(f"{report.table()}\n\nwritten to {path}")
 
 
 if __name__ == "__main__":

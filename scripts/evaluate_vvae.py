@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
         lpips=args.lpips,
         lpips_weights=args.lpips_weights,
     )
-    print(report.table())
-    print(f"\nwritten to {report.write(args.output)}")
+    path = report.write(args.output)  # first: whoever reads the table may leave
+    print(f"{report.table()}\n\nwritten to {path}")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,10 @@ def test_evaluate_vvae_is_the_comparison_of_videos(folders, tmp_path):
     """The documented script gives the numbers of `evaluate.py videos`."""
     evaluate_vvae.main([str(folders / "a"), str(folders / "b"), "--output", str(tmp_path / "vvae.json")])
     stored = names(json.loads((tmp_path / "vvae.json").read_text()))
-    assert stored == names(report(tmp_path, "videos", folders / "a", folders / "b", "--window", 12))
+    assert stored == names(report(tmp_path, "videos", folders / "a", folders / "b", "--window", 12,
+                                "--metrics", "psnr", "ssim", "boundary", "brightness"))  # fmt: skip
+    with pytest.raises(UserError, match="--window"):
+        report(tmp_path, "videos", folders / "a", folders / "b", "--metrics", "boundary")
 
 
 def test_missing_weights_end_in_one_line_and_status_2(folders, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from evaluation.definitions import definition_of
 from evaluation.features import FeatureExtractor
 from evaluation.fvd import FVD
 from evaluation.i3d import I3D
-from evaluation.video_features import EXTRACTORS, RandomFeatures, centre_square, open_extractor
+from evaluation.video_features import EXTRACTORS, I3DFeatures, RandomFeatures, centre_square, open_extractor
 from training import distributed
 from videodata import open_clips
 from videodata.errors import UserError
@@ -90,6 +90,13 @@ def test_what_would_mislead_is_refused(network):
         fvd(clips, clips[:, :, :3], extractor=network, force=True)
     with pytest.raises(ValueError, match="declared range"):
         fvd((clips + 1) * 127.5, clips, extractor=network, force=True)
+
+
+def test_clips_that_are_too_short_for_i3d_are_named(monkeypatch):
+    """Eight frames leave its last pooling without input: the line says so before anything runs."""
+    monkeypatch.setattr(I3DFeatures, "__init__", lambda self: None)
+    with pytest.raises(UserError, match="8 frames are too short for FVD: i3d needs 9"):
+        fvd(smooth_clips(2, frames=8), smooth_clips(2, frames=8), extractor=I3DFeatures(), force=True)
 
 
 class Still(FeatureExtractor):

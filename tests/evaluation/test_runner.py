@@ -137,10 +137,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed():
         ({"metrics": ("kl",)}, "this model has psnr, ssim"),
         ({"metrics": ("diversity",)}, "--samples 2"),
         ({"repetitions": 0}, "at least 1"),
+        ({"samples": 2}, "the same of a clip each time"),
         ({"metrics": ("fvd",), "allow_random_features": True}, "FVD of 9 clips"),
         ({"metrics": ("fid",), "allow_random_features": True}, "FID of 54 frames"),
     ):
         subject = Noisy()
+        subject.random = protocol != {"samples": 2}
         with pytest.raises(UserError, match=message):
             run(subject, **protocol)
         assert subject.seen == 0
