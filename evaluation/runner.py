@@ -100,7 +100,11 @@ class Pass:
 
     def _collected(self) -> list[Score]:
         """All scores, over all processes."""
-        found = [score for name, rows in self.paired.items() for score in scores_over_samples(rows, name)]
+        rows = dict(gather_batches([(name, len(samples)) for name, samples in self.paired.items()]))
+        for name, samples in rows.items():
+            for sample in range(samples):
+                self._row(name, sample)  # a process that had no batch asks for the same rows as the others
+        found = [score for name in rows for score in scores_over_samples(self.paired[name], name)]
         found += [distance.score() for distance in self.sets]
         if "diversity" in self.protocol.metrics:
             found += self.diversity.over_processes().scores()

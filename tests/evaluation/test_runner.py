@@ -115,15 +115,18 @@ def test_a_damaged_cache_is_computed_again(tmp_path):
     assert cache.read(4) is None and FeatureCache(None, {}).read(4) is None
 
 
-def two():
-    scores = run(samples=2, batch_size=2, metrics=("psnr", "fvd", "diversity"), allow_random_features=True, force=True)
+def two(batch_size):
+    scores = run(
+        samples=2, batch_size=batch_size, metrics=("psnr", "fvd", "diversity"), allow_random_features=True, force=True
+    )
     return {name: {"mean": score.mean, "per_clip": score.per_clip} for name, score in scores.items()}
 
 
-def test_two_processes_equal_one(tmp_path):
-    """Every number, and every value per clip in its place, in both processes."""
-    one = two()
-    for found in distributed.launch(two, 2, tmp_path):
+@pytest.mark.parametrize("batch_size", [2, 9])
+def test_two_processes_equal_one(tmp_path, batch_size):
+    """Every number, and every value per clip in its place, in both processes, even if one of them got no clip."""
+    one = two(batch_size)
+    for found in distributed.launch(two, 2, tmp_path, batch_size):
         assert found.keys() == one.keys()
         for name, score in one.items():
             assert found[name]["mean"] == pytest.approx(score["mean"], abs=1e-6)
