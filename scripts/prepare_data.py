@@ -97,12 +97,10 @@ def make_job(args: argparse.Namespace) -> Job:
         share=shard.count > 1,
         delete_archives=getattr(args, "delete_archives", False),
     )
-    if chosen.split_file:
-        raise UserError("--split_file belongs to prepare_ucf101.py; here --split and --fold choose the official parts")
     return Job(
         dataset, place, Path(args.out), args.format, settings_of(args), _splits(dataset, args), shard,
         tuple(check_classes(chosen.classes)) if args.dataset == "ucf101" else chosen.classes,
-        chosen.max_videos, args.clips_per_video, args.keep_going,
+        chosen.max_videos, chosen.split_file, args.clips_per_video, args.keep_going,
     )  # fmt: skip
 
 
@@ -125,7 +123,7 @@ def _shapes(args: argparse.Namespace) -> DataSet:
 MAKERS: dict[str, Callable[[argparse.Namespace], DataSet]] = {
     "ucf101": lambda args: Ucf101(args.fold, args.source),
     "bair": lambda args: Bair(args.camera),
-    "kinetics600": lambda args: Kinetics600(args.source, keep_going=args.keep_going),
+    "kinetics600": lambda args: Kinetics600(args.source, keep_going=args.keep_going, classes=selection(args).classes),
     "kth": lambda args: Kth(args.protocol, args.whole_films),
     "clevrer": lambda args: Clevrer(),
     "folder": lambda args: Folder(Path(args.video_folder)),

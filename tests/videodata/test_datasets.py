@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,8 @@ def assert_complete(made, root: Path) -> None:
 
 @pytest.mark.parametrize("form", ["npy", "hdf5", "frames"])
 def test_from_the_server_to_clips(dataset, server, tmp_path, form, capsys):
-    """All parts in every format: the videos of each, their labels and sources, the counts, the frames themselves."""
-    prepare(server, dataset, tmp_path, form=form)
+    """All parts as arrays, one in other formats: its videos, their labels, the counts, the frames themselves."""
+    prepare(server, dataset, tmp_path, "--split", "all" if form == "npy" else dataset.split, form=form)
     assert_complete(dataset, tmp_path)
     content = sidecar(tmp_path, dataset.split)
     assert content["dataset"] == dataset.name and content["licence"]
@@ -170,6 +171,7 @@ def test_existing_videos_need_no_network(dataset, server, tmp_path):
     assert server.requests == [] and (tmp_path / "h5" / dataset.split).is_dir()
 
 
+@pytest.mark.parametrize("dataset", ["ucf101", "bair", "kinetics600"], indirect=True)
 def test_shares_and_their_index(dataset, server, tmp_path):
     """Two shares, merged by an index alone, hold the same sequences as one run; a missing share is named."""
     prepare(server, dataset, tmp_path)
@@ -187,3 +189,38 @@ def test_shares_and_their_index(dataset, server, tmp_path):
     assert len(merged) == len(whole) > 1
     names = [(data.describe(index)["id"], data[index].sum()) for data in (whole,) for index in range(len(data))]
     assert names == [(merged.describe(index)["id"], merged[index].sum()) for index in range(len(merged))]
+
+
+def test_shares_that_run_at_the_same_time(server, tmp_path, monkeypatch):
+    """Two shares on one disk: one fetches and unpacks the archive, the other waits for it and uses it."""
+    made = miniature("ucf101")
+    server.files = dict(made.files)
+    for target, name, value in made.patches:
+        monkeypatch.setattr(target, name, value)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(prepare, server, made, tmp_path, "--shard", f"{number}/2") for number in (1, 2)]
+        for run in runs:
+            run.result()
+    assert [path for path, _ in server.requests] == [made.archive]
+    prepare_data.main(["merge", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "test.json").read_text())["videos"] == 2
+
+
+def test_only_the_archives_of_the_classes(server, tmp_path):
+    """--classes fetches the archives of these classes alone."""
+    made = miniature("kinetics600")
+    server.files = dict(made.files)
+    prepare(server, made, tmp_path, "--split", "train", "--classes", "Playing Chess")
+    archives = {path for path, _ in server.requests if "/train/" in path and path.endswith(".tar.gz")}
+    assert archives == {"/kinetics/600/train/playing chess.tar.gz"}
+    assert sidecar(tmp_path, "train")["classes"] == ["playing chess"]
+
+
+def test_a_list_of_addresses_cannot_choose_other_folders(server, tmp_path):
+    """A mirror's list whose addresses end in `..%2F` names is refused."""
+    made = miniature("kinetics600")
+    listing = b"https://example.org/..%2F..%2Fescaped.tar.gz\n"
+    server.files = made.files | {"/kinetics/600/val/k600_val_path.txt": listing}
+    with pytest.raises(UserError, match="does not end in the name of a file"):
+        prepare_part(server, made, tmp_path / "in")
+    assert os.listdir(tmp_path) == ["in"]

@@ -32,15 +32,22 @@ class Kinetics600(DataSet):
     shares_archives = True
     about = {"train": 383_393, "val": 30_000, "test": 72_924}  # clips of a good copy
 
-    def __init__(self, source: str = "mirror", youtube: YouTube | None = None, keep_going: bool = False) -> None:
-        """keep_going: do without archives that cannot be had."""
+    def __init__(
+        self,
+        source: str = "mirror",
+        youtube: YouTube | None = None,
+        keep_going: bool = False,
+        classes: Sequence[str] = (),
+    ) -> None:
+        """keep_going: do without archives that cannot be had. classes: fetch these alone; (): all."""
         self.source, self.youtube, self.keep_going = source, youtube or YouTube(trim=True), keep_going
+        self._wanted = {name.lower() for name in classes}
         self._clips: dict[tuple[Path, str], list[Clip]] = {}
 
     def obtain(self, place: Place, split: str | None, shard: Shard) -> None:
         place.unpack(LISTS, "kinetics600/lists", f"kinetics600/{LISTS.name}")
         if self.source == "youtube":
-            clips = shard.of(self.clips(place, split))
+            clips = [clip for clip in shard.of(self.clips(place, split)) if self._is_wanted(clip.label)]
             self.youtube.download(clips, self._folder(place, split), shard.suffix)
             return
         failures = []
@@ -104,10 +111,16 @@ class Kinetics600(DataSet):
         urls = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not all(url.startswith(("http://", "https://")) for url in urls) or not urls:
             raise UserError(f"{path}: is no list of addresses; delete it and run the same command again")
-        return [RemoteFile(url, hint=YOUTUBE_HINT) for url in shard.of(urls)]
+        files = [RemoteFile(url, hint=YOUTUBE_HINT) for url in urls]
+        known = {clip.label for clip in self.clips(place, "train")}
+        # The archives of a part without labels are not named after classes: all of them are needed.
+        return shard.of([file for file in files if _stem(file) not in known or self._is_wanted(_stem(file))])
+
+    def _is_wanted(self, label: str | None) -> bool:
+        return not self._wanted or (label or "").lower() in self._wanted
 
     def _unpacked(self, split: str | None, file: RemoteFile) -> str:
-        return f"kinetics600/videos/{split}/{file.name.removesuffix('.tar.gz').removesuffix('.tar')}"
+        return f"kinetics600/videos/{split}/{_stem(file)}"
 
     def _files(self, place: Place, split: str | None, shard: Shard) -> list[tuple[str, Path]]:
         """(folder, file) of every video of this share."""
@@ -121,3 +134,8 @@ class Kinetics600(DataSet):
 
     def _folder(self, place: Place, split: str | None) -> Path:
         return place.root / "kinetics600" / "videos" / split
+
+
+def _stem(file: RemoteFile) -> str:
+    """Name of an archive, which is that of its class."""
+    return file.name.removesuffix(".tar.gz").removesuffix(".tar")

@@ -28,8 +28,11 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """File name, without the quoting of the address."""
-        return urllib.parse.unquote(urllib.parse.urlsplit(self.url).path.rpartition("/")[2])
+        """File name, without the quoting of the address. Raises UserError for one that is no plain name."""
+        name = urllib.parse.unquote(urllib.parse.urlsplit(self.url).path.rpartition("/")[2])
+        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+            raise UserError(f"{self.url}: does not end in the name of a file")
+        return name
 
     @property
     def bytes(self) -> int:

@@ -13,6 +13,7 @@ from videodata.errors import UserError
 from videodata.npy_writer import sidecar_path
 from videodata.parts import read_sidecar
 from videodata.prepare import SequenceSettings, Summary, prepare_videos, size
+from videodata.ucf101 import read_split_file
 from videodata.video_list import InputVideo
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Job:
     shard: Shard = Shard()
     classes: tuple[str, ...] = ()
     max_videos: int = 0  # of each part, 0: all
+    split_file: str | None = None  # a list such as trainlist01.txt: only its videos
     clips_per_video: int = 0  # 0: all windows
     incomplete: bool = False  # do not mind when there are fewer videos than published
 
@@ -118,6 +120,9 @@ def _collect(job: Job, splits: Sequence[str | None]) -> tuple[list[InputVideo], 
         if job.classes:
             wanted = {name.lower() for name in job.classes}
             videos = [video for video in videos if (video.label or "").lower() in wanted]
+        if job.split_file:
+            stems = read_split_file(job.split_file)
+            videos = [video for video in videos if video.path.stem.lower() in stems]
         videos = videos[: job.max_videos] if job.max_videos else videos
         chosen += videos if job.dataset.shares_archives else job.shard.of(videos)
     if not chosen:
