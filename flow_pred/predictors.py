@@ -32,14 +32,17 @@ class Component:
     config: dict[str, Any]  # plain, complete
 
     def autoencoder(self, path: str | None = None) -> LatentSpace:
-        """The latent space that it was trained in. path: the autoencoder's file, in place of the one on record."""
+        """The latent space that it was trained in.
+
+        The autoencoder is that of the file `path`, else the one inside the component's file, else the one on record.
+        """
         settings = dict(self.model.autoencoder)
-        path = path or settings.get("ckpt_path") or self.config.get("checkpoints", {}).get("autoencoder")
         inside = self.stored.networks.get("autoencoder")
         if inside is not None and path is None:
             module = build_autoencoder({**settings, "ckpt_path": None})
             strict_load(inner(module), inside, self.stored.source)
         else:
+            path = path or settings.get("ckpt_path") or self.config.get("checkpoints", {}).get("autoencoder")
             module = build_autoencoder({**settings, "ckpt_path": path})
         mean, std = (value if isinstance(value, list) else None for value in self.moments)
         return LatentSpace(module, mean, std)

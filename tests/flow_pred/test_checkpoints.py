@@ -20,6 +20,16 @@ VQVAE = {
     "decoder": {"in_channels": 3, "out_channels": 3, "width": 2},
     "vector_quantizer": {"num_embeddings": 8, "embedding_dimension": 3},
 }
+LDM_VQ = {
+    "type": "ldm-vq",
+    "ddconfig": {
+        "double_z": False, "z_channels": 3, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    },
+    "n_embed": 8,
+    "embed_dim": 3,
+}  # fmt: skip
+AUTOENCODERS = {"ours": VQVAE, "ldm-vq": LDM_VQ}
 
 
 def trained(tmp_path, func: str):
@@ -37,13 +47,14 @@ def config_file(tmp_path, func: str, **model):
     return path
 
 
-def original(tmp_path, func: str, prefix: str):
+def original(tmp_path, func: str, prefix: str, kind: str = "ours"):
     """A file as the original writes it: everything in one state dict, the autoencoder inside."""
     from flow_pred import build_autoencoder
 
-    recipe, autoencoder = tiny_recipe(func), build_autoencoder(VQVAE)
+    recipe, autoencoder = tiny_recipe(func), build_autoencoder(AUTOENCODERS[kind])
+    inside = {"ours": "ae.backbone.", "ldm-vq": "ae."}[kind]
     state = {f"vector_field_regressor.{key}": value for key, value in recipe.bare["regressor"].state_dict().items()}
-    state |= {f"ae.backbone.{key}": value for key, value in autoencoder.state_dict().items()}
+    state |= {inside + key: value for key, value in autoencoder.state_dict().items()}
     path = tmp_path / f"step_{func}.pth"
     content = {"model": {prefix + key: value for key, value in state.items()}, "global_step": 7, "optimizer": {}}
     torch.save(content, path)
@@ -51,10 +62,14 @@ def original(tmp_path, func: str, prefix: str):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_original_files_load_with_their_autoencoder_inside(tmp_path, prefix):
-    """With and without the prefix of distributed training; the network and the autoencoder give the same values."""
-    path, network, autoencoder = original(tmp_path, "river", prefix)
-    config = config_file(tmp_path, "river", autoencoder=VQVAE)
+@pytest.mark.parametrize("kind", ["ours", "ldm-vq"])
+def test_original_files_load_with_their_autoencoder_inside(tmp_path, prefix, kind):
+    """With and without the prefix of distributed training; the network and the autoencoder give the same values.
+
+    The autoencoder's own file is not needed, even where the configuration names one.
+    """
+    path, network, autoencoder = original(tmp_path, "river", prefix, kind)
+    config = config_file(tmp_path, "river", autoencoder={**AUTOENCODERS[kind], "ckpt_path": "absent.ckpt"})
     predictor, _ = load_river(str(path), str(config), torch.device("cpu"))
     for key, value in network.state_dict().items():
         assert torch.equal(predictor.regressor.state_dict()[key], value)
