@@ -23,7 +23,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 DISTINCT = 8  # films that are encoded; the others are links to them
-CLIPS, CLIP_FRAMES = 200, 100
+CLIPS, CLIP_FRAMES = 200, 64
 FILM_FRAMES = 300
 SIZE, WINDOW = 64, 16
 

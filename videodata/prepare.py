@@ -16,7 +16,8 @@ from tqdm import tqdm
 from videodata.decode_pool import End
 from videodata.decoders import Decoder, decode_files
 from videodata.errors import UserError, VideoError
-from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer, ShardWriter
+from videodata.folder_formats import FrameWriter, Mp4Writer, ShardWriter
+from videodata.folder_writer import FORMAT, FolderWriter
 from videodata.npy_header import npy_header
 from videodata.npy_writer import NpyWriter, is_finished, partial_path, sidecar_path
 from videodata.video import probe

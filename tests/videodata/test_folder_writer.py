@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videodata import decoders, folder_writer, open_clips
+from videodata import decoders, folder_formats, open_clips
 from videodata.decode_pool import End, Frames
 from videodata.errors import UserError
 from videodata.prepare import FORMATS, SequenceSettings, prepare_videos
@@ -63,7 +63,7 @@ def content(root: Path) -> dict[str, bytes]:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Two videos to a shard."""
-    make = folder_writer.ShardWriter
+    make = folder_formats.ShardWriter
     for form, layout in (("hdf5", "chunked"), ("river", "river")):
         monkeypatch.setitem(FORMATS, form, lambda *a, x=layout: make(*a, layout=x, videos_per_shard=2))
 
