@@ -21,6 +21,7 @@ _RAW = "predictions clamped, not rounded"
 _PSNR = "10 log10(1/MSE) of each frame in [0, 1], at most 100 dB, mean over frames, then over clips"
 _SSIM = "Gaussian window 11x11, sigma 1.5, data range 1, per channel, inner pixels, mean over frames, then over clips"
 _LPIPS = "v0.1, frames at their own size, mean over frames, then over clips"
+_NO_NUMBER = "a network of RANDOM weights: no number to report"
 _PAIRS = "mean over pairs of samples for one condition, then over conditions"
 
 DEFINITIONS = {
@@ -34,6 +35,8 @@ DEFINITIONS = {
     "lpips-alex-raw": Definition("LPIPS-alex", "", "lower", f"{_LPIPS}; {_RAW}"),
     "lpips-vgg-8bit": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
     "lpips-vgg-raw": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_RAW}"),
+    "lpips-RANDOM-8bit": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_ROUNDED}"),
+    "lpips-RANDOM-raw": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_RAW}"),
     "kl-bits": Definition("KL", "bits", "lower", "divergence of the posterior from the prior, bits per clip"),
     "bits-per-token": Definition(
         "bits per token", "bits", "lower", "negative log-likelihood in bits per predicted latent token, not per pixel"
@@ -52,6 +55,9 @@ DEFINITIONS = {
         "diversity RMSE", "levels", "higher", f"root mean square difference, of 255, {_PAIRS}; {_ROUNDED}"
     ),
     "diversity-lpips-alex-8bit": Definition("diversity LPIPS-alex", "", "higher", f"LPIPS v0.1 {_PAIRS}; {_ROUNDED}"),
+    "diversity-lpips-RANDOM-8bit": Definition(
+        "diversity LPIPS-RANDOM", "", "higher", f"LPIPS {_PAIRS}; {_NO_NUMBER}; {_ROUNDED}"
+    ),
     "diversity-lpips-vgg-8bit": Definition("diversity LPIPS-vgg", "", "higher", f"LPIPS v0.1 {_PAIRS}; {_ROUNDED}"),
     "boundary-ratio": Definition(
         "boundary ratio", "", "lower", "mean change of the error from frame to frame at window borders / elsewhere"

@@ -45,6 +45,7 @@ class Diversity:
 
     def _distances(self, samples: Tensor) -> dict[str, float]:
         """Of the samples (S, 3, T, H, W) of one condition."""
+        samples = samples.clamp(-1, 1)  # networks overshoot; the metrics of pairs take that for another range
         unit = unit_frames(samples, (-1.0, 1.0), quantize=True)
         pairs = list(combinations(range(len(samples)), 2))
         found = {"diversity-rmse-8bit": 255 * fmean(float(((unit[a] - unit[b]) ** 2).mean().sqrt()) for a, b in pairs)}

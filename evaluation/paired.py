@@ -12,17 +12,16 @@ from torch import Tensor
 
 from evaluation.definitions import definition_of
 from evaluation.gather import gather_batches, merge_dicts
-from evaluation.lpips_distance import lpips_metric, lpips_per_frame
+from evaluation.lpips_distance import lpips_facts, lpips_per_frame
 from evaluation.psnr import CAP, psnr_per_frame
 from evaluation.report import Score
 from evaluation.ssim import ssim_per_frame
-from videodata.download import sha256_of
 
 
 class PairedScores:
     """PSNR, SSIM (or one of `metrics`) and, when `lpips` names a network (alex or vgg), LPIPS of any number of batches.
 
-    `excluded_frames`: frames at the start of each clip that were given to the model, and are not scored.
+    Computed on `device`. `excluded_frames`: frames at the start of each clip that were given to the model, not scored.
     """
 
     def __init__(
@@ -34,6 +33,7 @@ class PairedScores:
         ssim_definition: str = "standard",
         excluded_frames: int = 0,
         metrics: tuple[str, ...] = ("psnr", "ssim"),
+        device: torch.device | str = "cpu",
     ) -> None:
         self.lpips = lpips
         self.weights = weights
@@ -42,11 +42,13 @@ class PairedScores:
         self.ssim_definition = ssim_definition
         self.excluded_frames = excluded_frames
         self.metrics = metrics
+        self.device = device
         self._per_frame: dict[str, list[Tensor]] = {}
 
     def update(self, original: Tensor, prediction: Tensor) -> None:
         """Score a batch of clips, both as `evaluation.psnr` takes them."""
-        arguments = (original, prediction, self.value_range, self.quantize)
+        pair = (clips.to(self.device) for clips in (original, prediction))
+        arguments = (*pair, self.value_range, self.quantize)
         values = {}
         if "psnr" in self.metrics:
             values[self._id("psnr-frame")] = psnr_per_frame(*arguments)
@@ -80,8 +82,7 @@ class PairedScores:
         if definition.startswith("psnr"):
             score.notes["frames_at_the_cap"] = sum(int((row >= CAP).sum()) for row in clips)
         if definition.startswith("lpips"):
-            file = lpips_metric(self.lpips, None if self.weights is None else str(self.weights)).weights_file()
-            score.notes["feature_network"] = {"file": file.name, "sha256": sha256_of(file)}
+            score.notes["feature_network"] = lpips_facts(self.lpips, self.weights)
         return score
 
     def _id(self, metric: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from evaluation.features import FeatureExtractor
 from evaluation.fid import FID, open_inception
 from evaluation.fvd import FVD
+from evaluation.lpips_distance import RANDOM
 from evaluation.paired import PairedScores
 from evaluation.set_distance import SetDistance
 from evaluation.video_features import open_extractor
@@ -47,7 +48,9 @@ class Protocol:
     @property
     def lpips_network(self) -> str | None:
         """The network of LPIPS, where that is asked for."""
-        return self.lpips if "lpips" in self.metrics else None
+        if "lpips" not in self.metrics:
+            return None
+        return RANDOM if self.allow_random_features else self.lpips
 
     def paired_scores(self, excluded_frames: int) -> PairedScores:
         """A collector of the scores of pairs."""
@@ -58,6 +61,7 @@ class Protocol:
             ssim_definition=self.ssim_definition,
             excluded_frames=excluded_frames,
             metrics=self.metrics,
+            device=self.device,
         )
 
     def open_networks(self) -> list[Network]:

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from evaluation.feature_cache import DEFAULT_FOLDER
+from evaluation.lpips_distance import RANDOM
 from evaluation.protocol import FVD_FRAMES, PAIRED_METRICS, Protocol
 from evaluation.report import Report
 from evaluation.runner import evaluate, metrics_of
@@ -41,7 +42,7 @@ def add_metric_arguments(parser: argparse.ArgumentParser, known: tuple[str, ...]
     group.add_argument("--download", action="store_true", help="fetch a missing weight file of FVD or FID")
     group.add_argument(
         "--allow_random_features", "--allow-random-features", action="store_true",
-        help="FVD and FID with small networks of random weights, named FVD-RANDOM: to try things out",
+        help="FVD, FID, LPIPS with networks of random weights, named FVD-RANDOM, ...: to try things out",
     )  # fmt: skip
     group.add_argument(
         "--force", action="store_true", help="FVD of fewer than 256 clips, FID of fewer than 2048 frames"
@@ -150,7 +151,7 @@ def evaluate_videos(args: argparse.Namespace) -> Report:
     """Compare the files."""
     return score_folders(
         args.originals, args.predictions, tuple(args.metrics), window=args.window, context=args.context,
-        lpips=args.lpips or ("alex" if "lpips" in args.metrics else None), lpips_weights=args.lpips_weights,
+        lpips=lpips_of(args), lpips_weights=args.lpips_weights,
         frames=args.frames, stride=args.stride, size=tuple(args.size), num_clips=args.num_clips,
         protocol=Protocol(
             metrics=tuple(args.metrics), seed=args.seed, extractor=args.extractor, fvd_weights=args.fvd_weights,
@@ -159,6 +160,12 @@ def evaluate_videos(args: argparse.Namespace) -> Report:
             device=resolve_device(args.device),
         ),
     )  # fmt: skip
+
+
+def lpips_of(args: argparse.Namespace) -> str | None:
+    """The network of LPIPS that the flags ask for."""
+    wanted = args.lpips or ("alex" if "lpips" in args.metrics else None)
+    return RANDOM if wanted and args.allow_random_features else wanted
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -99,6 +99,21 @@ def test_fvd_takes_the_first_sample_and_caches_the_real_features(tmp_path, monke
     assert predicted.definition == "fvd-RANDOM-5f-9-8bit" and sum(calls) == 27 and len(list(tmp_path.iterdir())) == 2
 
 
+def test_lpips_can_be_tried_without_weights():
+    """A random network has its own name and no file; identical clips are at distance 0, diverse samples are not."""
+
+    def open_data(seed):
+        return open_clips("shapes:2,frames=4,size=32", 2, 32, seed=seed)
+
+    protocol = Protocol(metrics=("lpips", "diversity"), samples=2, allow_random_features=True)
+    scores = {score.name: score for score in evaluate(Noisy(), open_data, protocol)}
+    assert {"LPIPS-RANDOM", "LPIPS-RANDOM best of 2", "LPIPS-RANDOM grey", "diversity LPIPS-RANDOM"} <= set(scores)
+    assert scores["LPIPS-RANDOM"].mean > 0 and scores["diversity LPIPS-RANDOM"].mean > 0
+    assert scores["LPIPS-RANDOM"].notes["feature_network"]["sha256"] is None
+    still = {score.name: score for score in evaluate(Noisy(0.0), open_data, protocol)}
+    assert still["LPIPS-RANDOM"].mean == 0
+
+
 def test_fid_is_of_all_frames_and_caches_them(tmp_path):
     """Features are kept frame by frame; with them the value is the same."""
     values = [run(**{**RANDOM, "metrics": ("fid",)}, feature_cache=tmp_path)["FID-RANDOM"] for _ in range(2)]
