@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=1.0, help="factor on the prior's standard deviations")
     parser.add_argument("--data", help="any source of clips: also reconstructions, an interpolation and traversals")
     parser.add_argument("--split", choices=("train", "val", "test"), help="part of --data")
-    parser.add_argument("--num_clips", type=int, default=4, help="clips of --data that are reconstructed")
+    parser.add_argument("--num_clips", type=int, default=4, help="clips to reconstruct, evenly spread over --data")
     parser.add_argument("--steps", type=int, default=5, help="clips per interpolation and traversal, ends included")
     parser.add_argument("--only", nargs="+", choices=("samples", *OF_CLIPS), help="make these alone")
     parser.add_argument("--fps", default="12", help="frames per second of the files, such as 25 or 30000/1001")
@@ -85,7 +85,7 @@ def write_from_clips(
     if len(source) < needed:
         raise UserError(f"{args.data}: {needed} clips are needed, it has {len(source)}; leave out interpolation")
     count = max(needed, min(args.num_clips, len(source)))
-    clips = torch.stack([source[index] for index in range(count)]).to(network.canvas.device)
+    clips = torch.stack([source[index * len(source) // count] for index in range(count)]).to(network.canvas.device)
     if "reconstructions" in wanted:
         pairs = torch.cat([clips.cpu(), reconstruct(network, clips)], dim=4)  # original left, reconstruction right
         write_strip(folder / "reconstructions.png", torch.stack(pairs.chunk(2, dim=4), dim=1).flatten(0, 1))
