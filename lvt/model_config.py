@@ -84,12 +84,15 @@ class CodebookConfig:
     ema: bool = False  # codes follow the mean of their vectors, in place of gradients
     beta: float = 1.0  # weight of the commitment loss
     init_from_data: bool = True  # a fresh codebook starts from vectors of the first batch
+    start_after: float = 0.0  # share of the training in which nothing is quantised yet
     restart_below: float = 0.0  # a code that gets fewer vectors per batch (running mean) is replaced; 0: never
     weights: str = ""
 
     def __post_init__(self) -> None:
         if self.num < 1 or self.dim % self.num:
             raise UserError(f"CODEBOOK: NUM {self.num} must divide DIM {self.dim}")
+        if not 0 <= self.start_after < 1 or (self.start_after and not (self.ema and self.init_from_data)):
+            raise UserError("CODEBOOK: START_AFTER is a share below 1, and needs EMA and INIT_FROM_DATA")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class VQVAERecipe(Recipe):
         optimizer = build_optimizer(model, config["SOLVER"])
         super().__init__({"vqvae": model}, {"vqvae": optimizer})
         self.schedule = ScheduledOptimizers(config["SOLVER"], optimizer)
+        self.first_quantized = int(config["SOLVER"]["MAX_ITER"] * model.config.codebook.start_after)  # step
         weight, file = config["LOSS"]["PERCEPTUAL"]["LAMBDA"], config["LOSS"]["PERCEPTUAL"]["WEIGHTS"]
         self.perceptual_weight = weight
         self.perceptual = LPIPS(weights=file or None) if weight > 0 else None
@@ -69,13 +70,14 @@ class VQVAERecipe(Recipe):
         self.schedule.step = step.index
         model = self.bare["vqvae"]
         frames = model.normalize(frames_of(batch))
-        out = self.networks["vqvae"](frames)
+        out = self.networks["vqvae"](frames, step.index >= self.first_quantized)
         terms = model.losses(frames, out)
         if self.perceptual is not None:
             distance = self.perceptual(out.reconstruction, frames)
             terms["perceptual"] = self.perceptual_weight * distance.mean()
         logged = {name: value.detach() for name, value in terms.items()}
-        yield Losses(sum(terms.values()), {**logged, **model.quantizer.usage(out.codes)})
+        usage = {} if out.codes is None else model.quantizer.usage(out.codes)
+        yield Losses(sum(terms.values()), {**logged, **usage})
 
     def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
         original, shown, codes = self.reconstruct(batch)

@@ -25,7 +25,7 @@ class Quantized(NamedTuple):
     reconstruction: Tensor  # (N, 3, H, W)
     z: Tensor  # (N, D, h, w)
     z_code: Tensor  # (N, D, h, w), after the codebooks' update
-    codes: Tensor  # (N, h, w) or (N, num, h, w)
+    codes: Tensor | None  # (N, h, w) or (N, num, h, w); None when nothing was quantised
 
 
 class VQVAE(nn.Module):
@@ -53,13 +53,15 @@ class VQVAE(nn.Module):
         """The decoder's output (N, 3, H, W) -> [0, 1]."""
         return (frames * self.pixel_std + self.pixel_mean).clamp(0, 1)
 
-    def forward(self, frames: Tensor) -> Quantized:
-        """Normalised frames (N, 3, H, W) through encoder, codebooks and decoder.
+    def forward(self, frames: Tensor, quantized: bool = True) -> Quantized:
+        """Normalised frames (N, 3, H, W) through encoder, codebooks (unless `quantized` is False) and decoder.
 
         Gradients pass the quantisation unchanged. In training mode, codebooks with moving averages are updated after
         the codes were chosen and before the vectors of the commitment loss are looked up.
         """
         z = self.encoder(frames)
+        if not quantized:
+            return Quantized(self.decoder(z), z, z, None)
         learns = self.training and self.config.codebook.ema
         if learns:
             self.quantizer.start_from(z)

@@ -18,7 +18,8 @@ from videodata.clips import open_clips
 
 VQVAE_SIZES = {
     "MODEL.ENCODER": {"NF": 16, "RES_CHANNELS": 8}, "MODEL.GENERATOR": {"IN_CHANNELS": 16, "NF": 16, "RES_CHANNELS": 8},
-    "MODEL.CODEBOOK": {"SIZE": 16, "DIM": 16, "RESTART_BELOW": 0.985},
+    "MODEL.CODEBOOK": {"SIZE": 16, "DIM": 16, "START_AFTER": 0.25, "RESTART_BELOW": 0.985},
+    "SOLVER": {"MAX_ITER": 4},
 }  # fmt: skip
 VT_SIZES = {
     "MODEL.AUTOREGRESSIVE.VT": {
@@ -38,7 +39,7 @@ def tiny(name, changes, **more):
 
 
 class TestVQVAE(ModelContract):
-    """The contract for the VQ-VAE, codebooks that start from the data and restart unused codes included."""
+    """The contract for the VQ-VAE, codebooks that start late, from the data, and restart unused codes included."""
 
     def build_recipe(self, **overrides):
         config = tiny("VQVAE_tiny.yaml", VQVAE_SIZES, **overrides)
@@ -118,7 +119,7 @@ def test_the_published_evaluation_is_reproduced(load_fixture):
 def test_a_fresh_codebook_learns_and_its_codes_are_used():
     """With the default recipe, a few steps lower the error and most codes stay in use."""
     sizes = {**VQVAE_SIZES, "MODEL.CODEBOOK": {"SIZE": 16, "DIM": 16, "RESTART_BELOW": 0.5}}
-    config = tiny("VQVAE_tiny.yaml", sizes, **{"SOLVER.LR_SCHEDULER_NAME": "Identity"})
+    config = tiny("VQVAE_tiny.yaml", sizes, **{"SOLVER.LR_SCHEDULER_NAME": "Identity", "SOLVER.MAX_ITER": 100})
     recipe = VQVAERecipe(build_vqvae(config), config)
     data = TensorDataset(torch.stack([open_clips("shapes:8", frames=1, size=16, dtype="uint8")[i] for i in range(8)]))
     batch = torch.stack([data[i][0] for i in range(8)])
