@@ -1,14 +1,19 @@
 """To a folder of UCF101 videos from whatever is there already: download and extract what is missing."""
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 
 from videodata import ucf101
 from videodata.archive import extract
 from videodata.download import download
+from videodata.natural_order import is_hidden, natural_key
 from videodata.prepare import SequenceSettings, expected_sequences, size
-from videodata.video_list import InputVideo, list_videos
+from videodata.remote_zip import NoRanges, fetch_members
+from videodata.video import VIDEO_SUFFIXES
+from videodata.video_list import InputVideo, choose_videos, describe_videos, list_videos
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +40,21 @@ class Origin:
         """Size and checksum, for an address that is known."""
         return next((known for known in ucf101.SOURCES.values() if known.url == self.url), None)
 
-    def plan(self) -> list[str]:
-        """What `obtain` would do, one line per step."""
+    def comes_in_parts(self, selection: "Selection") -> bool:
+        """Whether the chosen videos can be fetched one by one: from a zip on a web server, while nothing is here."""
+        parts = urllib.parse.urlsplit(self.url)
+        remote_zip = parts.scheme in ("http", "https") and parts.path.endswith(".zip")
+        return remote_zip and selection.is_partial and not (self.folder.exists() or self.archive.exists())
+
+    @property
+    def some(self) -> Path:
+        """Folder of the videos that were fetched one by one; the name without the ending stands for all of them."""
+        return self.folder.with_name(self.folder.name + ".some")
+
+    def plan(self, selection: "Selection | None" = None) -> list[str]:
+        """What `obtain` would do, or `obtain_some` with a selection, one line per step."""
+        if selection and self.comes_in_parts(selection):
+            return [f"download the chosen videos alone from {self.url} to {self.some}"]
         if self.folder.exists():
             return [f"{self.folder} exists: download and extraction are skipped"]
         size = f" ({self.card.size / 1e9:.2f} GB)" if self.card else ""
@@ -71,6 +89,31 @@ def obtain(origin: Origin, output_bytes: int = 0) -> Path:
     return extract(origin.archive, origin.folder, hint=ucf101.MIRROR_HINT)
 
 
+def obtain_some(origin: Origin, selection: "Selection", output_bytes: int) -> list[InputVideo]:
+    """The chosen videos, fetched one by one out of a zip on a web server; those that are there stay.
+
+    Raises UserError, and NoRanges for a server that sends whole files only.
+    """
+    logger.info("%s", *origin.plan(selection))
+    chosen: list[InputVideo] = []
+
+    def choose(names: Sequence[str]) -> list[str]:
+        videos = [name for name in sorted(names, key=natural_key) if is_video(name)]
+        videos = describe_videos(origin.some, [origin.some / name for name in videos])
+        chosen.extend(choose_videos(origin.url, videos, selection.classes, selection.split_file, selection.max_videos))
+        return [video.path.relative_to(origin.some).as_posix() for video in chosen]
+
+    size = origin.card and origin.card.size
+    fetch_members(origin.url, origin.some, choose, size=size, insecure=origin.insecure, reserve=output_bytes)
+    return chosen
+
+
+def is_video(name: str) -> bool:
+    """Whether a member of an archive is a video by its name; hidden ones are notes of an operating system."""
+    path = PurePath(name)
+    return path.suffix.lower() in VIDEO_SUFFIXES and not any(map(is_hidden, path.parts))
+
+
 def _warn_about_size(archive: Path, card: ucf101.Download | None) -> None:
     found = archive.stat().st_size
     if card and found != card.size:
@@ -88,20 +131,31 @@ class Selection:
     split_file: str | None = None
     max_videos: int = 0  # 0: all
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether it leaves anything out."""
+        return bool(self.classes or self.split_file or self.max_videos)
+
 
 def find_videos(origin: Origin | Path, selection: Selection, settings: SequenceSettings) -> list[InputVideo]:
     """The chosen videos of a folder, or of UCF101 after it was obtained. Raises UserError."""
     if isinstance(origin, Path):
         return list_videos(origin, selection.classes, selection.split_file, selection.max_videos)
-    classes = ucf101.check_classes(selection.classes)
-    folder = obtain(origin, _expected(selection, settings) * settings.sequence_bytes)
-    return list_videos(folder, classes, selection.split_file, selection.max_videos)
+    selection = replace(selection, classes=tuple(ucf101.check_classes(selection.classes)))
+    output_bytes = _expected(selection, settings) * settings.sequence_bytes
+    if origin.comes_in_parts(selection):
+        try:
+            return obtain_some(origin, selection, output_bytes)
+        except NoRanges as error:
+            logger.warning("%s: the whole archive is downloaded", error)
+    folder = obtain(origin, output_bytes)
+    return list_videos(folder, selection.classes, selection.split_file, selection.max_videos)
 
 
 def plan(origin: Origin | Path, selection: Selection, settings: SequenceSettings, output: Path) -> list[str]:
     """What `find_videos` and `prepare_npy` would do, without doing any of it."""
     folder = origin if isinstance(origin, Path) else origin.folder
-    lines = [] if isinstance(origin, Path) else origin.plan()
+    lines = [] if isinstance(origin, Path) else origin.plan(selection)
     if folder.exists():
         videos = find_videos(folder, selection, settings)
         sequences = expected_sequences(videos, settings)

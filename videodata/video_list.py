@@ -48,6 +48,13 @@ def list_videos(
     videos = describe_videos(root, find_files(root, VIDEO_SUFFIXES))
     if not videos:
         raise UserError(f"{root}: holds no video file (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
+    return choose_videos(root, videos, classes, split_file, max_videos)
+
+
+def choose_videos(
+    root: object, videos: list[InputVideo], classes: Sequence[str], split_file: str | None, max_videos: int
+) -> list[InputVideo]:
+    """Those of some classes or of a UCF101 split list, and the first of them. Raises UserError when none is left."""
     if classes:
         wanted = {name.lower() for name in classes}
         videos = [video for video in videos if (video.label or "").lower() in wanted]
