@@ -22,13 +22,12 @@ from videodata.lock import exclusive
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
 
 
-def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str = "", share: bool = False) -> Path:
+def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str = "") -> Path:
     """Extract `archive` to the new folder `folder` and return it; an existing folder is returned as it is.
 
     Members go to `<folder>.partial` first; a run that was interrupted continues with the missing ones. Every file is
     checked (size, and CRC-32 where the archive has one) before the folder gets its name. hint: other source of the
-    same data, for the line that says that no rar extractor is installed. share: wait for another process that extracts
-    to the same folder. Raises ArchiveError or UserError.
+    same data, for the line that says that no rar extractor is installed. Raises ArchiveError or UserError.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.exists():
@@ -36,9 +35,7 @@ def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str 
     if not archive.is_file():
         raise UserError(f"{archive}: no such file")
     partial = folder.with_name(folder.name + ".partial")
-    with exclusive(folder, "extracting to", wait=share):
-        if folder.exists():  # another process was faster
-            return folder
+    with exclusive(folder, "extracting to"):
         partial.mkdir(parents=True, exist_ok=True)
         try:
             _extractor(archive)(archive, partial, hint)

@@ -30,7 +30,6 @@ def download(
     wait: float = 1.0,
     timeout: float = 60.0,
     reserve: int = 0,
-    share: bool = False,
 ) -> Path:
     """Fetch `url` to `path` and return the path; `path` appears only when it is complete and checked.
 
@@ -38,8 +37,7 @@ def download(
     is used when it agrees with them. A part left by a former run is continued when the server still has the same file.
     insecure: accept any TLS certificate. allow_file: `file://` is allowed as well. hint ends every error line.
     tries: attempts in a row that bring nothing new; wait: seconds before the second, doubled each time.
-    reserve: bytes that must stay free on the disk besides the file. share: wait for another process that downloads the
-    same file, and use what it got. Raises DownloadError or UserError.
+    reserve: bytes that must stay free on the disk besides the file. Raises DownloadError or UserError.
     """
     target = Path(path)
     if target.exists():
@@ -47,7 +45,7 @@ def download(
         return target
     _check_scheme(url, allow_file)
     transfer = Transfer(url, target, size, sha256, insecure, hint, timeout, reserve)
-    with exclusive(target, "downloading", wait=share):
+    with exclusive(target, "downloading"):
         if target.exists():  # another process was faster
             _check_existing(target, size, sha256)
         elif urllib.parse.urlsplit(url).scheme == "file":

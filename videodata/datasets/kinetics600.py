@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,7 +90,8 @@ class Kinetics600(DataSet):
         """The published list of a part."""
         root = place.root / "kinetics600" / "lists"
         if (root, split) not in self._clips:
-            found = sorted(path for path in root.rglob("*.csv") if path.stem.lower().startswith(split))
+            named = [path for path in root.rglob("*.csv") if re.search(f"(^|[_-]){split}", path.stem.lower())]
+            found = sorted(named, key=lambda path: (len(path.stem), path))  # test.csv before holdout_test.csv
             if not found:
                 raise UserError(f"{root}: has no list {split}*.csv; delete this folder and run the same command again")
             self._clips[root, split] = read_clips(found[0])

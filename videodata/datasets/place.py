@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import urllib.parse
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from videodata.archive import extract
 from videodata.archive_members import ArchiveError
 from videodata.download import download
 from videodata.errors import UserError
+from videodata.lock import exclusive
 
 logger = logging.getLogger(__name__)
 
@@ -69,35 +71,36 @@ class Place:
         path = self.root / (name or file.name)
         if path.exists() and file.size is None:
             return path
-        return download(
-            self.address(file.url),
-            path,
-            size=file.size,
-            sha256=file.sha256,
-            insecure=self.insecure,
-            allow_file=True,
-            hint=file.hint,
-            tries=self.tries,
-            wait=self.wait,
-            reserve=reserve,
-            share=self.share,
-        )
+        with self._turn(path):
+            if path.exists() and file.size is None:  # another process was faster
+                return path
+            return download(
+                self.address(file.url), path, size=file.size, sha256=file.sha256, insecure=self.insecure,
+                allow_file=True, hint=file.hint, tries=self.tries, wait=self.wait, reserve=reserve,
+            )  # fmt: skip
 
     def unpack(self, file: RemoteFile, folder: str, name: str | None = None) -> Path:
         """Download and extract an archive to `root/folder`, unless that is there. Raises UserError."""
         target = self.root / folder
-        if target.is_dir():
+        if target.is_dir():  # perhaps on a disk that only can be read
             logger.info("%s exists: download and extraction are skipped", target)
             return target
-        archive = self.fetch(file, name, reserve=file.bytes)  # videos hardly shrink: as much again when unpacked
-        try:
-            extract(archive, target, hint=file.hint, share=self.share)
-        except ArchiveError as error:
-            again = "if it came damaged, delete it and run the same command again"
-            raise UserError(f"{error}; {again}") from error
-        if self.delete_archives:
-            archive.unlink(missing_ok=True)
-        return target
+        with self._turn(target):
+            if target.is_dir():  # another process was faster
+                return target
+            archive = self.fetch(file, name, reserve=file.bytes)  # videos hardly shrink: as much again when unpacked
+            try:
+                extract(archive, target, hint=file.hint)
+            except ArchiveError as error:
+                again = "if it came damaged, delete it and run the same command again"
+                raise UserError(f"{error}; {again}") from error
+            if self.delete_archives:
+                archive.unlink(missing_ok=True)
+            return target
+
+    def _turn(self, path: Path) -> AbstractContextManager[None]:
+        """One process at a time fetches a file or folder; the others wait where they share the place."""
+        return exclusive(path.with_name(path.name + ".fetch"), "fetching", wait=self.share)
 
     def plan(self, file: RemoteFile, folder: str, name: str | None = None) -> str:
         """What `unpack` would do."""
