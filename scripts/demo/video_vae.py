@@ -17,7 +17,6 @@ INTRO = (
     "The clips are of the validation set, which the model has never seen."
 )
 STEPS, BATCH = 110, 8
-MOST_EPOCHS = 40  # a weight file is written after each
 MINUTES = 8  # of training at most: an epoch of many videos is long
 
 
@@ -25,13 +24,14 @@ def show(stage: Stage, gallery: Gallery) -> str:
     """Train and show the model; returns one line with its number against the trivial baseline."""
     run, clips = stage.folder / "video_vae", stage.folder / "video_vae_clips"
     count = len(open_clips(str(stage.clips), frames=FRAMES, size=48, split="train"))
-    epochs = min(MOST_EPOCHS, max(1, round(stage.steps(STEPS) * BATCH / count)))
+    epochs = max(1, round(stage.steps(STEPS) * BATCH / count))
     stage.run(
         "train the video VAE",
         "main.py",
         *("--npy_file", stage.clips, "--run_dir", run, "--model_path", stage.folder / "video_vae.pth"),
         *("--preset", "tiny", "--size", 48, 48, "--perceptual_weight", 0, "--no_checkpointing"),
-        *("--batch_size", min(BATCH, count), "--num_epochs", epochs, "--frames_warmup_steps", stage.steps(50)),
+        *("--batch_size", min(BATCH, count), "--num_epochs", epochs, "--epoch_every", epochs),
+        *("--frames_warmup_steps", stage.steps(50)),
         *("--optimizer", "muon", "--learning_rate", 2.5e-3, "--warmup_steps", 20, "--schedule", "cosine"),
         *("--evaluate_every", stage.steps(30), "--evaluate_batches", 4, "--max_minutes", MINUTES),
     )
