@@ -68,7 +68,7 @@ DEFAULTS: dict[str, Any] = {
             "EMA": False,
             "BETA": 1.0,  # of the commitment loss
             "INIT_FROM_DATA": True,  # (new) begin with vectors of the first batch
-            "START_AFTER": 0.0,  # (new) share of the training before the codebooks begin: until then, nothing is quantised
+            "START_AFTER": 0.0,  # (new) share of the training before the codebooks begin; nothing is quantised before
             "RESTART_BELOW": 0.0,  # (new) replace codes that get fewer vectors per batch; 0: never
         },
     },
