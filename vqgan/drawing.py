@@ -12,7 +12,7 @@ from videodata.pixels import denormalize
 
 GAP = 4  # pixels between the frames of a grid
 CAPTION = 16  # pixels of height for a caption
-SMALLEST = 64  # pixels; smaller frames are enlarged for the eye
+SMALLEST = 96  # pixels; smaller frames are enlarged for the eye
 PANEL = (520, 380)  # width and height of a chart
 LEFT, TOP, RIGHT, BOTTOM = 64, 34, 18, 44  # margins of a chart
 INK, FAINT, FILL = (30, 30, 30), (200, 200, 200), (52, 101, 164)
@@ -29,7 +29,7 @@ def number(value: float) -> str:
 
 
 def picture(frame: Tensor) -> Image.Image:
-    """A frame (3, H, W) in [-1, 1] as an image of at least 64 pixels a side."""
+    """A frame (3, H, W) in [-1, 1] as an image of at least 96 pixels a side."""
     image = Image.fromarray(denormalize(frame).movedim(0, -1).contiguous().cpu().numpy())
     factor = -(-SMALLEST // min(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
@@ -38,7 +38,7 @@ def picture(frame: Tensor) -> Image.Image:
 def grid(frames: Sequence[Tensor], columns: int, captions: Sequence[str] = ()) -> Image.Image:
     """Frames (3, H, W) in rows of `columns`, each with its caption above it."""
     images = [picture(frame) for frame in frames]
-    width = images[0].width + GAP
+    width = GAP + max([images[0].width, *(round(font(11).getlength(caption)) for caption in captions)])
     height = images[0].height + GAP + (CAPTION if captions else 0)
     rows = -(-len(images) // columns)
     canvas = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
