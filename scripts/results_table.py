@@ -1,6 +1,6 @@
 """Make the README's table of measurements out of docs/results.md: results_table.py [--check]
 
-The rows of docs/results.md whose first cell is bold go into the README, between its two marks.
+The rows of docs/results.md whose first cell begins in bold go into the README, with the bold words, between its two marks.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ class Result:
         """Whether it goes into the README."""
         return self.what.startswith("**")
 
+    @property
+    def title(self) -> str:
+        """The bold words; what follows them may point to places beside the page."""
+        return self.what.split("**")[1]
+
 
 def read_results(page: str) -> list[Result]:
     """The rows of every table of the page that has the columns of a result. Raises UserError for an incomplete row."""
@@ -59,7 +64,7 @@ def read_results(page: str) -> list[Result]:
 def readme_table(results: list[Result]) -> str:
     """The chosen rows, with the columns that a first look needs."""
     lines = ["| what | result | how |", "|---|---|---|"]
-    lines += [f"| {row.what.strip('*')} | {row.result} | {row.command} |" for row in results if row.chosen]
+    lines += [f"| {row.title} | {row.result} | {row.command} |" for row in results if row.chosen]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ PAGE = """# Results
 
 | what | result | command | machine | date |
 |---|---|---|---|---|
-| **first** | 2 dB | `python main.py` | A | 2026-11-27 |
+| **first** ([more](there.md)) | 2 dB | `python main.py` | A | 2026-11-27 |
 | second | 3 \\| 4 dB | `make demo` | A | 2026-11-28 |
 """
 
@@ -50,7 +50,7 @@ def test_tables_are_read_and_written():
     """Other tables are passed over; bold rows are chosen; an incomplete row is named by its line."""
     rows = read_results(PAGE)
     assert rows == [
-        Result("**first**", "2 dB", "`python main.py`", "A", "2026-11-27"),
+        Result("**first** ([more](there.md))", "2 dB", "`python main.py`", "A", "2026-11-27"),
         Result("second", "3 \\| 4 dB", "`make demo`", "A", "2026-11-28"),
     ]
     table = readme_table(rows)
