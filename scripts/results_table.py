@@ -1,6 +1,6 @@
 """Make the README's table of measurements out of docs/results.md: results_table.py [--check]
 
-The rows of docs/results.md whose first cell begins in bold go into the README, with the bold words, between its two marks.
+Rows of docs/results.md whose first cell begins in bold go into the README, between its two marks, with the bold words.
 """
 
 from __future__ import annotations
