@@ -1,9 +1,9 @@
 """Memory and time of VideoVAE+ at its published width.
 
 Memory: peak of live tensors of one encoding and one decoding, weights not counted, on fake tensors (sizes only, so that
-720p can be measured anywhere), beside the peaks that were counted so for the original. Time: CPU seconds of
-one thread for clips of --frames x --size x --size, as it is, without slices and without the phase convolutions
-("plain"), and in bfloat16.
+720p can be measured anywhere), beside the peaks that were counted so for the original. Time: CPU seconds, medians over
+rounds, for clips of --frames x --size x --size: without slices and phase convolutions ("plain"), as it is, and that in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +27,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/...` finds the packages
 
 from training.cli import make_parser, run
 from vvae import AutoencoderKL2plus1D_1dcnn
-from vvae.src.modules import ae_modules
+from vvae.src.modules import ae_modules, slices
 from vvae.src.modules.slices import each
 
 GIB = 2**30
@@ -81,34 +87,44 @@ def upsample_plainly(layer: ae_modules.Upsample, x: list[Tensor]) -> list[Tensor
     return each(lambda part: layer.conv(F.interpolate(part, scale_factor=(1, 2, 2))), x)
 
 
-def seconds(function: Callable[[Tensor], object], value: Tensor) -> float:
-    """CPU time of one call, after a warm-up on a smaller clip."""
-    with torch.inference_mode():
-        function(value[..., :4, :4] if value.shape[1] == 16 else value[..., :32, :32])
-        start = time.process_time()
-        function(value)
-        return time.process_time() - start
+def cpu_seconds(function: Callable[[Tensor], object], value: Tensor) -> float:
+    """CPU time of one call."""
+    start = time.process_time()
+    function(value)
+    return time.process_time() - start
 
 
-def timings(frames: int, size: int) -> list[tuple[str, ...]]:
-    """Rows of the table of time."""
-    model = published_model()
+@contextmanager
+def straightforward() -> Iterator[None]:
+    """Inside, clips are one slice and up-sampling is computed as it is usually written."""
+    with (
+        patch.object(ae_modules.Upsample, "forward", upsample_plainly),
+        patch.object(slices, "SLICE_BYTES", 1 << 60),
+    ):
+        yield
+
+
+def timings(frames: int, size: int, rounds: int) -> list[tuple[str, ...]]:
+    """Rows of the table of time: medians over rounds, in each of which every variant runs once."""
+    exact = published_model()
+    half = deepcopy(exact).to(torch.bfloat16)
     video = torch.rand(1, 3, frames, size, size) * 2 - 1
     latent = torch.randn(1, 16, frames // 4, size // 8, size // 8)
-    found: dict[str, tuple[float, float]] = {}
-    found["as it is"] = (seconds(model.encoder, video), seconds(model.decoder, latent))
-    sliced, model.encoder.slice_frames, model.decoder.slice_frames = ae_modules.Upsample.forward, frames, frames
-    ae_modules.Upsample.forward = upsample_plainly
-    found["plain"] = (seconds(model.encoder, video), seconds(model.decoder, latent))
-    ae_modules.Upsample.forward = sliced
-    model.encoder.slice_frames = model.decoder.slice_frames = None
-    model.to(torch.bfloat16)
-    found["bfloat16"] = (seconds(model.encoder, video.bfloat16()), seconds(model.decoder, latent.bfloat16()))
-    base = found["as it is"]
-    rows = [("variant", "encode", "decode", "of the first, encode", "decode")]
-    for name, times in found.items():
-        ratios = (f"{value / first:.2f}" for value, first in zip(times, base, strict=True))
-        rows.append((name, *(f"{value:.1f} s" for value in times), *ratios))
+    few_frames = slices.SLICE_BYTES * size * size // 256**2  # as many per slice as in a clip of 256x256
+    sliced = partial(patch.object, slices, "SLICE_BYTES", few_frames)
+    variants = {"plain": (exact, straightforward), "as it is": (exact, sliced), "bfloat16": (half, sliced)}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    for _ in tqdm(range(rounds), unit="round", leave=False, disable=None):
+        for name, (model, setting) in variants.items():
+            inputs = [value.to(next(model.parameters()).dtype) for value in (video, latent)]
+            with setting(), torch.inference_mode():
+                model.encoder(inputs[0][..., :4, :32, :32])  # warm-up
+                found[name].append(tuple(map(cpu_seconds, (model.encoder, model.decoder), inputs)))
+    medians = {name: [median(column) for column in zip(*times, strict=True)] for name, times in found.items()}
+    rows = [("variant", "encode: times faster", "decode: times faster", "encode", "decode")]
+    for name, base in (("plain", "plain"), ("as it is", "plain"), ("bfloat16", "as it is")):
+        ratios = [f"{first / value:.2f}" for first, value in zip(medians[base], medians[name], strict=True)]
+        rows.append((f"{name} (against {base})", *ratios, *(f"{value:.2f} s" for value in medians[name])))
     return rows
 
 
@@ -124,7 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=8, help="of the timed clip")
-    parser.add_argument("--size", type=int, default=96, help="height and width of the timed clip")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the timed clip")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each variant is timed")
     parser.add_argument("--threads", type=int, default=1, help="threads of the timed runs")
     parser.add_argument("--no_time", action="store_true", help="memory only, seconds")
     return parser
@@ -136,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     show(live_peaks())
     if not args.no_time:
-        show(timings(args.frames, args.size))
+        show(timings(args.frames, args.size, args.rounds))
 
 
 if __name__ == "__main__":

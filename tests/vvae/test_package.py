@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def run_python(code: str, folder: Path, *arguments: str) -> str:
 @pytest.mark.slow
 def test_the_code_blocks_of_the_readme_run_in_a_copied_folder(tmp_path):
     """Every Python block works as written, one after the other, with a smaller configuration and smaller clips."""
-    (tmp_path / "vvae").symlink_to(PACKAGE)
+    shutil.copytree(PACKAGE, tmp_path / "vvae", ignore=shutil.ignore_patterns("__pycache__"))
     frames = np.random.default_rng(0).integers(0, 256, (18, 40, 36, 3), dtype=np.uint8)
     write_video(tmp_path / "input.mp4", frames, "30000/1001")
     blocks = re.findall(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL)
@@ -40,7 +41,14 @@ def test_the_code_blocks_of_the_readme_run_in_a_copied_folder(tmp_path):
     for large, small in SMALLER:
         assert large in code
         code = code.replace(large, small)
-    checks = "\nassert drawn.shape == (2, 3, 32, 32) and latent.shape == (2, 16, 1, 4, 4)\nprint('all blocks ran')"
+    checks = """
+assert drawn.shape == (2, 3, 32, 32) and latent.shape == (2, 16, 1, 4, 4)
+own = [m.__file__ for name, m in sys.modules.items() if name.startswith(("src.", "utils."))]
+assert len(own) > 20 and all(os.path.realpath(path).startswith(os.path.realpath("vvae")) for path in own), own
+assert not {"training", "losses", "videodata", "evaluation"} & set(sys.modules)
+print("all blocks ran")
+"""
+    code = f"import os\n{code}"
     assert "all blocks ran" in run_python(code + checks, tmp_path)
     assert np.load(tmp_path / "latent.npy").shape == (5, 16, 5, 5)
 

@@ -63,10 +63,23 @@ class TemporalBranch(nn.Module):
         return out
 
     def _between(self, before: Tensor | None, now: Tensor, later: Tensor | None) -> Tensor:
-        """The convolution of slice `now` with one frame of its neighbours; zero frames beyond the ends of the clip."""
-        zero = torch.zeros_like(now[:, :, :1]) if before is None or later is None else None
-        halo = [zero if before is None else before, now, zero if later is None else later[:, :, :1]]
-        return F.conv3d(torch.cat(halo, dim=2), self.conv.weight, self.conv.bias, padding=(0, 1, 1))
+        """The convolution of slice `now` with one frame of its neighbours, one of which there is.
+
+        At the ends of the clip the taps that would meet zero frames are left out.
+        """
+        later = None if later is None else later[:, :, :1]
+        frames = torch.cat([part for part in (before, now, later) if part is not None], dim=2)
+        weight, parts = self.conv.weight, []
+        if before is None:
+            parts.append(self._convolve(frames[:, :, :2], weight[:, :, 1:]))
+        if frames.shape[2] > 2:
+            parts.append(self._convolve(frames, weight))
+        if later is None:
+            parts.append(self._convolve(frames[:, :, -2:], weight[:, :, :2]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _convolve(self, frames: Tensor, weight: Tensor) -> Tensor:
+        return F.conv3d(frames, weight, self.conv.bias, padding=(0, 1, 1))
 
 
 class ResnetBlock2plus1D(nn.Module):
