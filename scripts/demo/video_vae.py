@@ -16,7 +16,7 @@ INTRO = (
     "their final values are the latents, one set for the whole clip. From them the decoder draws every frame again. "
     "The clips are of the validation set, which the model has never seen."
 )
-STEPS, BATCH = 110, 8
+STEPS, BATCH = 153, 8
 MINUTES = 8  # of training at most: an epoch of many videos is long
 
 
@@ -31,7 +31,7 @@ def show(stage: Stage, gallery: Gallery) -> str:
         *("--npy_file", stage.clips, "--run_dir", run, "--model_path", stage.folder / "video_vae.pth"),
         *("--preset", "tiny", "--size", 48, 48, "--perceptual_weight", 0, "--no_checkpointing"),
         *("--batch_size", min(BATCH, count), "--num_epochs", epochs, "--epoch_every", epochs),
-        *("--frames_warmup_steps", stage.steps(50)),
+        *("--frames_warmup_steps", stage.steps(75)),
         *("--optimizer", "muon", "--learning_rate", 2.5e-3, "--warmup_steps", 20, "--schedule", "cosine"),
         *("--evaluate_every", stage.steps(30), "--evaluate_batches", 4, "--max_minutes", MINUTES),
     )
