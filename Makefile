@@ -16,7 +16,7 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/dev.installed
-	for script in prepare video_vae; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in prepare video_vae lvt_sampling; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs/demo
