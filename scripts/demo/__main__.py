@@ -52,6 +52,8 @@ def prepare(stage: Stage, data: Path | None) -> str:
         *("--num_frames", FRAMES, "--stride", 2, "--width", 64, "--height", 64, "--workers", 2),
         *("--resize", "crop", "--max_videos", 0 if data is None else MOST_VIDEOS),
     )
+    if not stage.shown:
+        raise UserError(f"{videos}: too few videos: none is left to validate with; give ten or more")
     source = f"{SHAPES} generated videos of moving shapes" if data is None else f"the videos in {data}"
     return f"Clips of {FRAMES} frames of 64x64, from {source}"
 

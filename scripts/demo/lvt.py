@@ -19,7 +19,7 @@ INTRO = (
 )
 CODES_PER_CODEBOOK = 128
 GIVEN = 4  # frames
-VQVAE_STEPS, STEPS = 400, 500
+VQVAE_STEPS, STEPS = 800, 350
 
 
 def show(stage: Stage, gallery: Gallery) -> str:

@@ -17,7 +17,7 @@ INTRO = (
     "The clips are of the validation set, which the model has never seen."
 )
 STEPS, BATCH = 153, 8
-MINUTES = 8  # of training at most: an epoch of many videos is long
+MINUTES = 30  # of training at most: an epoch of many videos is long
 
 
 def show(stage: Stage, gallery: Gallery) -> str:

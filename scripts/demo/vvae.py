@@ -18,7 +18,7 @@ INTRO = (
 )
 SCORED = 16  # validation clips
 SIZE = 32  # of the frames, as in the configuration
-STEPS = 140
+STEPS = 150
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
@@ -30,7 +30,8 @@ def show(stage: Stage, gallery: Gallery) -> str:
         "train VideoVAE+",
         "scripts/train_vvae.py",
         *("--config", "configs/vvae/tiny.yaml", "--data", stage.clips, "--run_dir", run),
-        *("--evaluate_every", max(1, steps // 6), "--pictures_every", steps, "--steps", steps),
+        *("--steps", steps, "--batch_size", 1, "--pictures_every", steps),
+        *("--evaluate_every", max(1, steps // 3), "--evaluate_batches", SCORED),
     )
     data = stage.validation(SIZE)
     for index in range(min(SCORED, len(data))):
