@@ -202,11 +202,11 @@ def test_08_discriminator_is_a_patchgan_with_spectral_norm():
 
 @pytest.mark.slow
 def test_09_stage_2_adds_the_adversarial_terms(trained):
-    """The logged terms of each stage are exactly those of its loss."""
+    """The logged terms of each stage are exactly those of its loss, beside the share of codes in use."""
     logged = {}
     for stage in (1, 2):
         logged[stage] = {name[6:] for row in log_rows(trained, stage) for name in row if name.startswith("train/")}
-    assert logged[1] == {"reconstruction", "quantizer"}
+    assert logged[1] == {"reconstruction", "quantizer", "code_usage"}
     added = {"adversarial", "adversarial_weight", "discriminator", "accuracy_real", "accuracy_fake"}
     added.add("discriminator_accuracy")
     assert logged[2] == logged[1] | added
