@@ -50,12 +50,12 @@ def generate_videos(config: dict[str, Any], video_dir: Path | None, wishes: Wish
     Raises UserError.
     """
     folder = Path(config["OUTPUT_DIR"])
+    sampler, device = config["TEST"]["VT_SAMPLER"], resolve_device(config["MODEL"]["DEVICE"])
+    given = read_given(video_dir, sampler["N_PRIME"], config["INPUT"]["SIZE"])
+    vqvae, transformer = needed_vqvae(config, device), load_for_evaluation(config).to(device).eval()
+    clips = continuations(config, transformer, vqvae, given.to(device), wishes)
     write_config(config)
     with log_file(folder / "log.txt"):
-        sampler, device = config["TEST"]["VT_SAMPLER"], resolve_device(config["MODEL"]["DEVICE"])
-        given = read_given(video_dir, sampler["N_PRIME"], config["INPUT"]["SIZE"])
-        vqvae, transformer = needed_vqvae(config, device), load_for_evaluation(config).to(device).eval()
-        clips = continuations(config, transformer, vqvae, given.to(device), wishes)
         for number, clip in enumerate(clips):
             write_clip(folder if number == 0 else folder / f"sample_{number}", clip, wishes.fps)
         beside = np.concatenate([to_uint8(clip.cpu()) for clip in clips], axis=2)

@@ -154,7 +154,9 @@ def test_given_frames_are_continued(trained, clips):
     nothing = ["--config-file", config("VT_tiny.yaml"), *options, 1, "TEST.VT_SAMPLER.N_PRIME", 0]
     assert call(generate_videos.main, *nothing, "OUTPUT_DIR", trained["folder"] / "invented") == 0
     assert read_video(trained["folder"] / "invented" / "video.mp4")[0].shape == (4, 16, 16, 3)
-    assert call(generate_videos.main, "--config-file", config("VT_tiny.yaml"), *options, 1) == 2
+    absent = trained["folder"] / "absent"
+    assert call(generate_videos.main, "--config-file", config("VT_tiny.yaml"), *options, 1, "OUTPUT_DIR", absent) == 2
+    assert not absent.exists()
 
 
 @pytest.mark.parametrize(
