@@ -13,12 +13,12 @@ from videodata.write_video import write_video
 
 INTRO = (
     "A convolutional video autoencoder: 8 times less height and width, 4 times fewer frames, one number kept of 48. "
-    "This is a small one of 4 million parameters; the published ones have 485 million. "
+    "This is a small one; the published ones have 485 million. "
     "The clips are of the validation set, which the model has never seen."
 )
 SCORED = 16  # validation clips
 SIZE = 32  # of the frames, as in the configuration
-STEPS = 150
+STEPS = 80
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
