@@ -160,17 +160,6 @@ def used_parameters(autoencoder: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in autoencoder.named_parameters() if not is_unused(name, own)]
 
 
-@torch.no_grad()
-def set_initial_logvar(autoencoder: AutoencoderKL2plus1D_1dcnn, logvar: float) -> None:
-    """Let both posteriors of an untrained model start around this log-variance.
-
-    It is around 0 otherwise: the decoder then sees noise as large as the latent, and learns the mean clip first.
-    """
-    spatial = getattr(autoencoder, "quant_conv", autoencoder.encoder.conv_out)
-    for layer in (spatial, autoencoder.encoder_temporal.final_block[2].conv):
-        layer.bias[len(layer.bias) // 2 :] = logvar
-
-
 def unpack(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Clips as float (B, 3, T, H, W) and the caption embeddings, of a batch that is a tensor or a dict."""
     if isinstance(batch, dict):
@@ -200,8 +189,6 @@ def build_recipe(config: dict[str, Any], seed: int = 0) -> VVAERecipe:
         autoencoder = instantiate_from_config(config["model"], prune_unused=not options.get("keep_unused", True))
     except VVAEError as error:
         raise UserError(str(error)) from error
-    if options.get("initial_logvar") is not None and not config["model"]["params"].get("ckpt_path"):
-        set_initial_logvar(autoencoder, options["initial_logvar"])
     if options.get("checkpointing"):
         autoencoder.enable_gradient_checkpointing()
     recipe = VVAERecipe(
