@@ -111,7 +111,8 @@ def _place(clips: Sequence[Clip], media: Path, name: str) -> list[Medium]:
 def _tile(item: Overview) -> str:
     return (
         f'<span class="value">{escape(item.value)}</span><span class="meaning">{escape(item.meaning)}</span>'
-        f'<span class="baseline">{escape(item.baseline_meaning)}: {escape(item.baseline)}</span>'
+        f'<span class="baseline">{escape(item.baseline_meaning)}: '
+        f'<span class="number">{escape(item.baseline)}</span></span>'
     )
 
 
