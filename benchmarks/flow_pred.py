@@ -41,7 +41,7 @@ from training.cli import make_parser, run
 from videodata.clips import open_clips
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAMES, CONTEXT, STRIDE, BATCH = 4, 4, 4, 8
+FRAMES, CONTEXT, BATCH = 4, 4, 8
 EQUAL = 0.2  # dB
 Sampler = Callable[[Any, Tensor], Tensor]  # predictor, context latents -> latents
 
@@ -88,6 +88,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Calls, seconds and PSNR of sampling; seconds of a training step.")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder with the shapes_run-* folders")
     parser.add_argument("--data", default="shapes:400,frames=64,size=32", help="videos; the test split is predicted")
+    parser.add_argument(
+        "--stride", type=int, default=4, help="frames of the videos from one frame of a clip to the next"
+    )
+    parser.add_argument("--suffix", default="_tiny", help="of the names of the run folders; '' for those of make demo")
     parser.add_argument("--videos", type=int, default=16, help="videos that are predicted")
     parser.add_argument("--parts", nargs="+", choices=("sampling", "training"), default=["sampling", "training"],
                         help="what is measured")  # fmt: skip
@@ -116,7 +120,7 @@ def measure(predictor: RiverPredictor | NeuralSDE, batches: list[Tensor], name: 
 
 def compare(title: str, make: Callable[[], Any], settings: dict[str, Sampler], args: argparse.Namespace) -> None:
     """All ways of sampling one predictor against the first."""
-    clips = open_clips(args.data, CONTEXT + FRAMES, None, STRIDE, "test", seed=0, total_videos=args.videos)
+    clips = open_clips(args.data, CONTEXT + FRAMES, 32, args.stride, "test", seed=0, total_videos=args.videos)
     batches = list(torch.stack([clips[index] for index in range(len(clips))]).split(BATCH))
     results = [measure(make(), batches, name, sample) for name, sample in settings.items()]
     first = results[0]
@@ -133,9 +137,8 @@ def compare(title: str, make: Callable[[], Any], settings: dict[str, Sampler], a
 def sampling(args: argparse.Namespace) -> None:
     """Both predictors, where they are trained."""
     cpu = torch.device("cpu")
-    river = args.runs / "shapes_run-river_tiny"
-    parts = {role: args.runs / f"shapes_run-{name}" for role, name in
-             (("f", "f-01-nll_tiny"), ("d", "d-01_tiny"), ("g", "g-01-nll_tiny"))}  # fmt: skip
+    river = args.runs / f"shapes_run-river{args.suffix}"
+    parts = {name[0]: args.runs / f"shapes_run-{name}{args.suffix}" for name in ("f-01-nll", "d-01", "g-01-nll")}
     missing = [str(path) for path in (river, *parts.values()) if not path.is_dir()]
     if missing:
         print(f"sampling is not measured: {', '.join(missing)} not there; docs/flow_pred.md has the commands\n")
