@@ -9,11 +9,14 @@ import re
 import runpy
 import sys
 import traceback
+from datetime import date
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+
+from scripts import results_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_GROUND = {"videodata", "training", "losses"}
@@ -141,3 +144,26 @@ def test_every_documented_command_exists_with_its_flags(page):
             text += "".join(help_text(script, name) for name in subcommands[1].split(","))
         for flag in flags:
             assert re.search(rf"{flag}\b", text), f"{page.name} uses {script} {flag}, which does not exist"
+
+
+def test_readme_and_results_agree():
+    """The README shows the chosen rows of docs/results.md, as the script writes them."""
+    results_table.main(["--check"])
+
+
+def test_every_result_can_be_rerun():
+    """Each row names a command of the project that exists, a machine of the page and a day."""
+    text = (ROOT / "docs" / "results.md").read_text()
+    machines = set(re.findall(r"^- \*\*(\w+)\*\*:", text, re.MULTILINE))
+    for row in results_table.read_results(text):
+        commands = re.findall(r"`([^`]+)`", row.command)
+        assert commands and row.machine in machines and date.fromisoformat(row.date), row
+        for command in commands:
+            match = re.match(r"(?:\S+=\S+ )*(?:python (?:-m )?(\S+)|make (\w+))", command)
+            assert match, f"{command}: not a command of the project"
+            if match[1]:
+                path = ROOT / match[1]
+                module = ROOT / match[1].replace(".", "/") / "__main__.py"
+                assert path.is_file() or module.is_file() or match[1] == "pytest", command
+            else:
+                assert re.search(rf"^{match[2]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
