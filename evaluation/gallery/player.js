@@ -58,7 +58,7 @@ class Group {
   }
   frame() { return Math.max(0, Math.min(this.frames - 1, Math.floor(this.leader.currentTime * this.fps + 1e-3))); }
   step(count) {
-    const from = this.frame();
+    const from = this.playing ? this.frame() : this.described;  // a seek may still be under way
     this.set(false);
     this.show((from + count + this.frames) % this.frames);
   }

@@ -180,7 +180,7 @@ def browser(tmp_path_factory):
     """A headless Chromium."""
     program = find_browser()
     if not program:
-        pytest.skip("no Chromium here: install one (Debian: apt install chromium), or name one with $CHROMIUM")
+        pytest.skip("needs a quiet machine and a Chromium (Debian: apt install chromium): CHROMIUM=$(which chromium)")
     with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
         opened.view(1280, 900)
         yield opened
@@ -197,6 +197,7 @@ WATCH = """new Promise(resolve => {
 })"""
 FRAMES = """[...document.querySelector(".group").querySelectorAll("video")]
     .map(video => Math.floor(video.currentTime * 8 + 1e-3))"""
+SETTLED = "[...document.querySelectorAll('video')].every(video => !video.seeking)"
 PAUSED = "[...document.querySelectorAll('video')].every(video => video.paused)"
 
 
@@ -228,10 +229,11 @@ def test_keys_slider_and_speed_move_all_clips_of_a_group(media, browser, tmp_pat
     browser.wait_for("[...document.querySelectorAll('video')].every(video => video.duration > 0)")
     browser.run("document.querySelector('.group').focus()")
     browser.press("p")
+    browser.wait_for(PAUSED)
     browser.press("Home")
     for key, expected in (("ArrowRight", [1, 1, 1]), ("End", [15, 15, 7]), ("ArrowLeft", [14, 14, 7])):
         browser.press(key)
-        browser.wait_for(f"String({FRAMES}) === '{','.join(map(str, expected))}'")
+        browser.wait_for(f"String({FRAMES}) === '{','.join(map(str, expected))}' && {SETTLED}")
     assert browser.run("document.querySelector('.time').textContent") == "15 / 16"
     browser.run("""(() => { const slider = document.querySelector(".group input");
         slider.value = 4; slider.dispatchEvent(new Event("input")); })()""")
