@@ -66,8 +66,8 @@ class Group {
     this.set(false);
     const time = (frame + 0.5) / this.fps;
     for (const video of this.videos) {
-      const last = (video.dataset.frames - 0.5) / video.dataset.fps;
-      seek(video, Math.min(time, last));
+      const target = Math.min(time, (video.dataset.frames - 0.5) / video.dataset.fps);
+      if (video.currentTime !== target) seek(video, target);  // one that has ended would jump to its very end
     }
     this.describe(frame);
   }

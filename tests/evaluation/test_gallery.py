@@ -195,8 +195,9 @@ WATCH = """new Promise(resolve => {
   };
   look();
 })"""
+# Frame of each clip of the first group; a clip that has ended stands on its last one.
 FRAMES = """[...document.querySelector(".group").querySelectorAll("video")]
-    .map(video => Math.floor(video.currentTime * 8 + 1e-3))"""
+    .map(video => Math.min(video.dataset.frames - 1, Math.floor(video.currentTime * 8 + 1e-3)))"""
 SETTLED = "[...document.querySelectorAll('video')].every(video => !video.seeking)"
 PAUSED = "[...document.querySelectorAll('video')].every(video => video.paused)"
 
