@@ -18,7 +18,7 @@ INTRO = (
 )
 SCORED = 16  # validation clips
 SIZE = 32  # of the frames, as in the configuration
-STEPS = 80
+STEPS = 60
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
