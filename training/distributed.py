@@ -39,11 +39,10 @@ def setup(device: str = "auto", timeout: float = 600.0) -> bool:
         return False
     cuda = resolve_device(device, int(os.environ["LOCAL_RANK"])).type == "cuda"
     try:
-        store, rank_, world = meeting_place(timedelta(seconds=timeout))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=store, rank=rank_, world_size=world, timeout=timedelta(seconds=timeout),
-        )  # fmt: skip
+        patience = timedelta(seconds=timeout)
+        store, number, world = meeting_place(patience)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=patience)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]

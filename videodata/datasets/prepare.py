@@ -65,8 +65,8 @@ class Job:
 
 def obtain(job: Job) -> None:
     """Download and unpack what is missing. Raises UserError, before the first byte when the disk is too small."""
-    files = {file: pair for split in job.splits for pair in job.dataset.files(split) for file in [pair[1]]}
-    job.place.check_room(list(files.values()), job.expected_bytes())
+    by_folder = {folder: (file, folder) for split in job.splits for file, folder in job.dataset.files(split)}
+    job.place.check_room(list(by_folder.values()), job.expected_bytes())
     for split in job.splits:
         job.dataset.obtain(job.place, split, job.shard)
 
