@@ -1,23 +1,24 @@
 """Memory and time of VideoVAE+ at its published width.
 
 Memory: peak of live tensors of one encoding and one decoding, weights not counted, on fake tensors (sizes only, so that
-720p can be measured anywhere), beside the peaks that were counted so for the original. Time: CPU seconds, medians over
-rounds, for clips of --frames x --size x --size: without slices and phase convolutions ("plain"), as it is, and that in
-bfloat16.
+720p can be measured anywhere), beside the peaks that were counted so for the original. Time: wall seconds, medians over
+rounds, for clips of --frames x --size: without slices and phase convolutions ("plain"), as it is, that in bfloat16 and,
+if asked for, compiled. On a GPU also the peak of its memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -32,6 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/...` finds the packages
 
 from training.cli import make_parser, run
+from training.device import resolve_device
 from vvae import AutoencoderKL2plus1D_1dcnn
 from vvae.src.modules import ae_modules, slices
 from vvae.src.modules.slices import each
@@ -61,8 +63,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 def published_model() -> AutoencoderKL2plus1D_1dcnn:
-    """The 16-channel model at its published width, with random weights."""
-    return AutoencoderKL2plus1D_1dcnn(ddconfig={"z_channels": 16}, ppconfig={"ch": 16}).freeze()
+    """The 16-channel model at its published width, with random weights, also where a fresh model has zeros."""
+    model = AutoencoderKL2plus1D_1dcnn(ddconfig={"z_channels": 16}, ppconfig={"ch": 16}).freeze()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(std=0.02)
+    return model
 
 
 def live_peaks() -> list[tuple[str, ...]]:
@@ -87,13 +93,6 @@ def upsample_plainly(layer: ae_modules.Upsample, x: list[Tensor]) -> list[Tensor
     return each(lambda part: layer.conv(F.interpolate(part, scale_factor=(1, 2, 2))), x)
 
 
-def cpu_seconds(function: Callable[[Tensor], object], value: Tensor) -> float:
-    """CPU time of one call."""
-    start = time.process_time()
-    function(value)
-    return time.process_time() - start
-
-
 @contextmanager
 def straightforward() -> Iterator[None]:
     """Inside, clips are one slice and up-sampling is computed as it is usually written."""
@@ -104,28 +103,139 @@ def straightforward() -> Iterator[None]:
         yield
 
 
-def timings(frames: int, size: int, rounds: int) -> list[tuple[str, ...]]:
-    """Rows of the table of time: medians over rounds, in each of which every variant runs once."""
-    exact = published_model()
+class Cost(NamedTuple):
+    """Of encoding and of decoding one clip."""
+
+    seconds: tuple[float, float]
+    peaks: tuple[int, int]  # bytes on the GPU beyond those in use before; 0 on a CPU
+
+
+@dataclass
+class Variant:
+    """One way to run the model, measured as files use it: `encode` and `decode` without gradients."""
+
+    name: str
+    against: str  # name of the variant that it is compared with
+    model: AutoencoderKL2plus1D_1dcnn
+    setting: Callable[[], AbstractContextManager] = nullcontext
+    found: list[Cost] = field(default_factory=list)
+
+    def run(self, video: Tensor, latent: Tensor) -> Cost | None:
+        """Cost of one clip; None where a GPU lacks the memory, or has no kernel for tensors so large (said)."""
+        parameter = next(self.model.parameters())
+        try:
+            with self.setting(), torch.inference_mode():
+                encode = measure(self.model.encode, video.to(parameter))
+                decode = measure(self.model.decode, latent.to(parameter))
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not video.is_cuda:
+                raise
+            print(f"{self.name}: {str(error).splitlines()[0]}")
+            return None
+        return Cost(*zip(encode, decode, strict=True))
+
+    def medians(self) -> tuple[float, float]:
+        """Seconds to encode and to decode; not a number if it never ran."""
+        if not self.found:
+            return math.nan, math.nan
+        return tuple(map(median, zip(*(cost.seconds for cost in self.found), strict=True)))
+
+    def row(self, base: Variant) -> tuple[str, ...]:
+        """Cells of the table of times."""
+        name = f"{self.name} (against {base.name})"
+        if not self.found:
+            return (name, *["impossible"] * 6)
+        seconds = self.medians()
+        ratios = [f"{before / after:.2f}" for before, after in zip(base.medians(), seconds, strict=True)]
+        peaks = [f"{peak / GIB:.2f} GiB" if peak else "-" for peak in self.found[-1].peaks]
+        return (name, *ratios, *(f"{value:.2f} s" for value in seconds), *peaks)
+
+
+def measure(function: Callable[[Tensor], object], value: Tensor) -> tuple[float, int]:
+    """Wall seconds of one call, and its peak on the GPU in bytes."""
+    before = 0
+    if value.is_cuda:
+        torch.cuda.reset_peak_memory_stats(value.device)
+        before = torch.cuda.memory_allocated(value.device)
+        torch.cuda.synchronize(value.device)
+    start = time.perf_counter()
+    function(value)
+    if value.is_cuda:
+        torch.cuda.synchronize(value.device)
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated(value.device) - before if value.is_cuda else 0
+
+
+def variants(device: torch.device, compiled: str | None) -> list[Variant]:
+    """Those to compare."""
+    exact = published_model().to(device)
     half = deepcopy(exact).to(torch.bfloat16)
-    video = torch.rand(1, 3, frames, size, size) * 2 - 1
-    latent = torch.randn(1, 16, frames // 4, size // 8, size // 8)
-    few_frames = slices.SLICE_BYTES * size * size // 256**2  # as many per slice as in a clip of 256x256
-    sliced = partial(patch.object, slices, "SLICE_BYTES", few_frames)
-    variants = {"plain": (exact, straightforward), "as it is": (exact, sliced), "bfloat16": (half, sliced)}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    found = [
+        Variant("plain", "plain", exact, straightforward),
+        Variant("as it is", "plain", exact),
+        Variant("bfloat16", "as it is", half),
+    ]
+    if compiled:
+        base = found[1 if compiled == "fp32" else 2]
+        model = deepcopy(base.model)
+        model.encoder.compile()
+        model.decoder.compile()
+        found.append(Variant(f"{base.name}, compiled", base.name, model))
+    return found
+
+
+def warm_up(variant: Variant, video: Tensor, latent: Tensor) -> bool:
+    """A first call: of the size that is timed on a GPU and for a compiled model, which then is built; else smaller.
+
+    Returns whether it was possible.
+    """
+    compiled = variant.name.endswith("compiled")
+    if not (compiled or video.is_cuda):
+        video, latent = video[..., :4, :32, :32], latent[:, :, :1, :4, :4]
+    first = variant.run(video, latent)
+    if compiled and first is not None:
+        print("first call when compiled: {:.0f} s to encode, {:.0f} s to decode".format(*first.seconds))
+    return first is not None
+
+
+def timings(compared: list[Variant], frames: int, size: tuple[int, int], rounds: int) -> list[tuple[str, ...]]:
+    """Rows of the table of time: medians over rounds, in each of which every variant runs once."""
+    height, width = size
+    device = next(compared[0].model.parameters()).device
+    video = torch.rand(1, 3, frames, height, width, device=device) * 2 - 1
+    latent = torch.randn(1, 16, frames // 4, height // 8, width // 8, device=device)
+    possible = [
+        variant
+        for variant in tqdm(compared, desc="warm-up", leave=False, disable=None)
+        if warm_up(variant, video, latent)
+    ]
     for _ in tqdm(range(rounds), unit="round", leave=False, disable=None):
-        for name, (model, setting) in variants.items():
-            inputs = [value.to(next(model.parameters()).dtype) for value in (video, latent)]
-            with setting(), torch.inference_mode():
-                model.encoder(inputs[0][..., :4, :32, :32])  # warm-up
-                found[name].append(tuple(map(cpu_seconds, (model.encoder, model.decoder), inputs)))
-    medians = {name: [median(column) for column in zip(*times, strict=True)] for name, times in found.items()}
-    rows = [("variant", "encode: times faster", "decode: times faster", "encode", "decode")]
-    for name, base in (("plain", "plain"), ("as it is", "plain"), ("bfloat16", "as it is")):
-        ratios = [f"{first / value:.2f}" for first, value in zip(medians[base], medians[name], strict=True)]
-        rows.append((f"{name} (against {base})", *ratios, *(f"{value:.2f} s" for value in medians[name])))
-    return rows
+        for variant in possible:
+            cost = variant.run(video, latent)
+            if cost is not None:
+                variant.found.append(cost)
+    named = {variant.name: variant for variant in compared}
+    header = (
+        "variant",
+        "encode: times faster",
+        "decode: times faster",
+        "encode",
+        "decode",
+        "encode: peak",
+        "decode: peak",
+    )
+    return [header, *(variant.row(named[variant.against]) for variant in compared)]
+
+
+def circumstances(device: torch.device, frames: int, size: tuple[int, int]) -> str:
+    """The line above the table of time."""
+    clip = f"wall time, {frames} frames of {size[0]}x{size[1]}, torch {torch.__version__}"
+    if device.type != "cuda":
+        return f"{clip}, CPU, threads: {torch.get_num_threads()}"
+    switches = {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
+    state = ", ".join(f"{'on' if on else 'off'} in {where}" for where, on in switches.items())
+    clip = f"{clip}, {torch.cuda.get_device_name(device)}, TF32 {state}"
+    return f"{clip}\npeaks: torch.cuda.max_memory_allocated, without weights and clip"
 
 
 def show(rows: list[tuple[str, ...]]) -> None:
@@ -136,24 +246,52 @@ def show(rows: list[tuple[str, ...]]) -> None:
     print()
 
 
+def frame_size(text: str) -> tuple[int, int]:
+    """`256` or `720x1280` as (height, width)."""
+    try:
+        sides = [int(side) for side in text.split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or any(side < 8 or side % 8 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text}: give one or two multiples of 8, such as 256 or 720x1280")
+    return sides[0], sides[-1]
+
+
+def frame_count(text: str) -> int:
+    """A positive multiple of 4."""
+    if not text.isdecimal() or int(text) < 4 or int(text) % 4:
+        raise argparse.ArgumentTypeError(f"{text}: give a multiple of 4")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     parser = make_parser(__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=8, help="of the timed clip")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the timed clip")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each variant is timed")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the timed runs")
-    parser.add_argument("--no_time", action="store_true", help="memory only, seconds")
+    parser.add_argument("--frames", type=frame_count, default=4, help="of the timed clip")
+    parser.add_argument("--size", type=frame_size, default=(256, 256), metavar="H[xW]", help="of the timed clip")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each variant is timed")
+    parser.add_argument("--device", default="auto", help="of the timed runs: auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, help="of the timed runs on a CPU (default: as torch chooses)")
+    parser.add_argument("--compile", choices=("fp32", "bf16"), help="time torch.compile, too; its start takes minutes")
+    parser.add_argument("--no_tf32", action="store_true", help="time float32 on a GPU without TF32 in convolutions")
+    parser.add_argument("--no_time", action="store_true", help="live tensors only, seconds")
+    parser.add_argument("--no_live", action="store_true", help="times only")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print both tables."""
     args = build_parser().parse_args(argv)
-    torch.set_num_threads(args.threads)
-    show(live_peaks())
+    device = resolve_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.no_tf32:
+        torch.backends.cudnn.allow_tf32 = False
+    if not args.no_live:
+        show(live_peaks())
     if not args.no_time:
-        show(timings(args.frames, args.size, args.rounds))
+        print(circumstances(device, args.frames, args.size))
+        show(timings(variants(device, args.compile), args.frames, args.size, args.rounds))
 
 
 if __name__ == "__main__":
