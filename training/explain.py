@@ -18,6 +18,10 @@ REMEDIES = {
     errno.ENOENT: "check the path",
     errno.EMFILE: "too many open files: use fewer --workers or raise ulimit -n",
 }
+OUT_OF_MEMORY = (  # in the text of errors that have no type of their own
+    *("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+)
 LESS_MEMORY = (
     "use a smaller --batch_size or clip size, a larger --accumulation, gradient checkpointing or --precision bf16"
 )
@@ -50,10 +54,10 @@ def explain(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, the CUDA allocator or torch's CPU allocator ran out of memory."""
+    """Whether Python, the CUDA allocator, CUDA's libraries or torch's CPU allocator ran out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def explain_loader(error: BaseException) -> str | None:

@@ -58,7 +58,7 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
 
 def check_sharding(settings: TrainSettings) -> None:
     """Raises UserError for settings that cannot be sharded."""
-    if distributed.world_size() == 1:
+    if not dist.is_initialized():
         raise UserError("--fsdp needs several processes: start with torchrun --nproc-per-node N")
     if settings.precision == "fp16":
         raise UserError("--fsdp with --precision fp16 is not supported: use --precision bf16")

@@ -113,6 +113,7 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
     for network in recipe.networks.values():
         network.to(device).train()
     freeze_unowned(recipe)
+    moments = take_moments(recipe.optimizers)
     averaged = AveragedWeights(recipe, settings.ema)
     if settings.fsdp:
         parallel.check_sharding(settings)
@@ -123,7 +124,7 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
     if settings.compile:
         for network in wrapped.values():
             network.compile()
-    return TrainState(
+    state = TrainState(
         recipe=recipe,
         networks=bare,
         wrapped=wrapped,
@@ -133,6 +134,17 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
         groups={name: hyper_parameters(optimizer) for name, optimizer in recipe.optimizers.items()},
         sharded=settings.fsdp and distributed.world_size() > 1,
     )
+    for name, stored in moments.items():
+        state.load_optimizer(name, recipe.optimizers[name], stored, "the model to start from")
+    return state
+
+
+def take_moments(optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, dict[str, Any]]:
+    """What a recipe's optimisers took over from a file, out of them until their parameters are in place."""
+    moments = {name: optimizer.state_dict() for name, optimizer in optimizers.items() if optimizer.state}
+    for name in moments:
+        optimizers[name].state.clear()
+    return moments
 
 
 def freeze_unowned(recipe: Recipe) -> None:

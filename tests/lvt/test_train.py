@@ -49,6 +49,12 @@ class TestVQVAE(ModelContract):
         return open_clips("shapes:4", frames=1, size=16, windows="first", dtype="uint8")
 
 
+def write_random_codes(path):
+    """A file of codes: 4 clips of 6 frames."""
+    codes = torch.randint(16, (4, 6, 2, 4, 4), generator=torch.Generator().manual_seed(0)).numpy()
+    write_codes(path, [(str(i), None, 6) for i in range(4)], codes.__getitem__, 16)
+
+
 class TestTransformer(ModelContract):
     """The contract for the transformer."""
 
@@ -56,10 +62,8 @@ class TestTransformer(ModelContract):
 
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path):
-        generator = torch.Generator().manual_seed(0)
-        codes = torch.randint(16, (4, 6, 2, 4, 4), generator=generator).numpy()
         self.path = tmp_path / "codes.npy"
-        write_codes(self.path, [(str(i), None, 6) for i in range(4)], codes.__getitem__, 16)
+        write_random_codes(self.path)
 
     def build_recipe(self, **overrides):
         config = tiny("VT_tiny.yaml", VT_SIZES, **overrides)

@@ -92,7 +92,14 @@ def test_a_missing_gpu_is_one_line_with_the_remedy(tmp_path):
         run(tmp_path, device="cuda")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["allocator", "cublas", "python"])
 def test_out_of_memory_names_the_sizes_and_the_folder_can_be_continued(tmp_path, error):
     """One line with batch size and shape; the run continues from its checkpoint when memory is there."""
 

@@ -1,5 +1,6 @@
 """The path of two networks with two optimisers: phases, accumulation, processes, averages."""
 
+import copy
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tests.training.runs import largest_difference, run, settings, weights
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import Losses, distributed, train
+from training.checkpoint import load_checkpoint
 from training.loader import batches
 from training.sampler import PositionSampler
 from training.state import build_state
@@ -98,6 +100,27 @@ def test_two_processes_resume_with_the_same_bits(tmp_path, changes):
     straight = distributed.launch(go, 2, tmp_path / "launch1", tmp_path / "straight", 6)
     distributed.launch(go, 2, tmp_path / "launch2", tmp_path / "resumed", 3)
     assert distributed.launch(go, 2, tmp_path / "launch3", tmp_path / "resumed", 6) == straight
+
+
+@pytest.mark.slow
+def test_moments_of_a_file_are_taken_over_whole_and_sharded(tmp_path):
+    """A new run that starts from another run's optimiser state goes the same way sharded, and another way without."""
+    run(tmp_path / "source", steps=3)
+    stored = load_checkpoint(tmp_path / "source")["optimizers"]
+
+    def continued():
+        recipe = TinyGAN()
+        for name, optimizer in recipe.optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(stored[name]))
+        return recipe
+
+    run(tmp_path / "whole", continued(), steps=2)
+    distributed.launch(
+        lambda: run(tmp_path / "sharded", continued(), steps=2, fsdp=True).digest, 1, tmp_path / "launch"
+    )
+    run(tmp_path / "without", steps=2)
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "sharded")) < 1e-6
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "without")) > 1e-4
 
 
 @pytest.mark.slow
