@@ -37,6 +37,7 @@ from training.device import resolve_device
 from vvae import AutoencoderKL2plus1D_1dcnn
 from vvae.src.modules import ae_modules, slices
 from vvae.src.modules.slices import each
+from vvae.src.modules.utils import Normalize
 
 GIB = 2**30
 SHAPES = ((16, 256, 256), (16, 720, 1280))
@@ -95,8 +96,10 @@ def upsample_plainly(layer: ae_modules.Upsample, x: list[Tensor]) -> list[Tensor
 
 @contextmanager
 def straightforward() -> Iterator[None]:
-    """Inside, clips are one slice and up-sampling is computed as it is usually written."""
+    """Inside, clips are one slice of the usual layout, normalised and up-sampled as it is usually written."""
     with (
+        patch.object(Normalize, "scaling", lambda self, x: None),
+        patch.dict(slices.CHANNELS_LAST, clear=True),
         patch.object(ae_modules.Upsample, "forward", upsample_plainly),
         patch.object(slices, "SLICE_BYTES", 1 << 60),
     ):

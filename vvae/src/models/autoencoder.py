@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..distributions import DiagonalGaussianDistribution
 from ..modules.ae_modules import AttnBlock3D, Downsample, ResnetBlock2plus1D, SpatialConv, Upsample
 from ..modules.attention_temporal_videoae import TemporalAttention, Text, TextAttention
-from ..modules.slices import Slices, each, join, regroup
+from ..modules.slices import Slices, arrange, each, join, regroup
 from ..modules.utils import Normalize
 from .settings import SpatialSettings
 
@@ -90,9 +90,12 @@ class Stage(nn.Module):
     def _regroup(self, x: Slices, growth: int = 1) -> Slices:
         return regroup(x, self.slice_frames, growth)
 
+    def _first(self, part: Tensor) -> Tensor:
+        return arrange(self.conv_in(part))
+
     def _output(self, x: Slices, norm: Normalize, conv: SpatialConv) -> Tensor:
-        statistics = norm.statistics(x)
-        return join(each(lambda part: conv(norm.activate(part, statistics)), x))
+        scaling = norm.scaling(x)
+        return join(each(lambda part: conv(norm.activate_(part, scaling)), x)).contiguous()
 
 
 class Encoder2plus1D(Stage):
@@ -122,7 +125,7 @@ class Encoder2plus1D(Stage):
     def spatial_moments(self, video: Tensor, text: Text | None = None, temporal: bool = True) -> Tensor:
         """Moments of the first stage (B, 2z, T, H/8, W/8), log-variance not clamped."""
         growth = max(1, self.conv_in.out_channels // video.shape[1])
-        h = each(self.conv_in, self._regroup([video], growth))
+        h = each(self._first, self._regroup([arrange(video)], growth))
         for level in self.down:
             h = level(h, text, temporal, self._run)
             if hasattr(level, "downsample"):
@@ -202,7 +205,7 @@ class Decoder2plus1D(Stage):
         for layer in self.quant_conv:
             h = layer(h)
         growth = max(1, self.conv_in.out_channels // h.shape[1])
-        x = each(self.conv_in, self._regroup([h], growth))
+        x = each(self._first, self._regroup([arrange(h)], growth))
         x = self._run(self.mid, x, temporal)
         for level in reversed(self.up):
             x = level(self._regroup(x), text, temporal, self._run)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .slices import Slices, add, each
+from .slices import Slices, add, arrange, each, empty, neighbourhoods
 from .utils import Normalize
 
 # Which taps of a 3-wide kernel meet which of two neighbouring source pixels, for the even and the odd output pixels
@@ -48,35 +48,30 @@ class TemporalBranch(nn.Module):
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Slices) -> Slices:
-        statistics = self.norm.statistics(x)
+        scaling = self.norm.scaling(x)
         if len(x) == 1:
-            return add(x, [self.conv(self.norm.activate(x[0], statistics))])
-        out: Slices = []
-        before, now = None, self.norm.activate(x[0], statistics)
-        for index in range(len(x)):
-            later = self.norm.activate(x[index + 1], statistics) if index + 1 < len(x) else None
-            part = self._between(before, now, later).add_(x[index])
-            x[index] = None
-            out.append(part)
-            before, now = now[:, :, -1:], later
+            return add(x, [self.conv(self.norm.activate(x[0], scaling))])
+        last = len(x) - 1
+        activated = neighbourhoods(x, lambda frames, out: self.norm.activate(frames, scaling, out))
+        for index, frames in enumerate(activated):
+            self._add_convolution(x[index], frames, first=index == 0, last=index == last)
+        out = x.copy()
         x.clear()
         return out
 
-    def _between(self, before: Tensor | None, now: Tensor, later: Tensor | None) -> Tensor:
-        """The convolution of slice `now` with one frame of its neighbours, one of which there is.
+    def _add_convolution(self, part: Tensor, frames: Tensor, first: bool, last: bool) -> None:
+        """Add to slice `part` the convolution of its activated frames and of one frame of each neighbour.
 
         At the ends of the clip the taps that would meet zero frames are left out.
         """
-        later = None if later is None else later[:, :, :1]
-        frames = torch.cat([part for part in (before, now, later) if part is not None], dim=2)
-        weight, parts = self.conv.weight, []
-        if before is None:
-            parts.append(self._convolve(frames[:, :, :2], weight[:, :, 1:]))
-        if frames.shape[2] > 2:
-            parts.append(self._convolve(frames, weight))
-        if later is None:
-            parts.append(self._convolve(frames[:, :, -2:], weight[:, :, :2]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        weight = self.conv.weight
+        if first:
+            part[:, :, :1].add_(self._convolve(frames[:, :, :2], weight[:, :, 1:]))
+        if last:
+            part[:, :, -1:].add_(self._convolve(frames[:, :, -2:], weight[:, :, :2]))
+        inner = part[:, :, int(first) : part.shape[2] - int(last)]
+        if inner.shape[2]:
+            inner.add_(self._convolve(frames, weight))
 
     def _convolve(self, frames: Tensor, weight: Tensor) -> Tensor:
         return F.conv3d(frames, weight, self.conv.bias, padding=(0, 1, 1))
@@ -105,8 +100,8 @@ class ResnetBlock2plus1D(nn.Module):
         h, x = self._widen(x)
         if temporal:
             h = self.conv1_tmp(h)
-        statistics = self.norm2.statistics(h)
-        h = each(lambda part: self.conv2(self.dropout(self.norm2.activate(part, statistics))), h)
+        scaling = self.norm2.scaling(h)
+        h = each(lambda part: self.conv2(self.dropout(self.norm2.activate_(part, scaling))), h)
         if temporal:
             h = self.conv2_tmp(h)
         if temporal and self.nin_shortcut is not None:
@@ -115,13 +110,15 @@ class ResnetBlock2plus1D(nn.Module):
 
     def _widen(self, x: Slices) -> tuple[Slices, Slices]:
         """First convolution and shortcut in one pass, so that the (wider) input is freed on the way."""
-        statistics = self.norm1.statistics(x)
+        scaling = self.norm1.scaling(x)
         h: Slices = []
         shortcut: Slices = []
+        scratch = None if scaling is None else torch.empty_like(x[0])
         for index, part in enumerate(x):
-            h.append(self.conv1(self.norm1.activate(part, statistics)))
-            shortcut.append(part if self.nin_shortcut is None else self.nin_shortcut(part))
             x[index] = None
+            out = None if scratch is None else scratch[:, :, : part.shape[2]]
+            shortcut.append(part if self.nin_shortcut is None else arrange(self.nin_shortcut(part)))
+            h.append(arrange(self.conv1(self.norm1.activate(part, scaling, out))))
             del part
         x.clear()
         return h, shortcut
@@ -165,7 +162,7 @@ class Upsample(nn.Module):
         flat = x.transpose(1, 2).flatten(0, 1)  # (B t, C, H, W)
         phases = F.conv2d(flat, weight, self.conv.bias.repeat(4), padding=1)  # (B t, 4 C, H + 1, W + 1)
         phases = phases.unflatten(1, (2, 2, -1)).unflatten(0, (batch, frames))
-        out = phases.new_empty(batch, channels, frames, 2 * height, 2 * width)
+        out = empty(x, (batch, channels, frames, 2 * height, 2 * width))
         for row in range(2):
             for column in range(2):
                 cells = phases[:, :, row, column, :, row : row + height, column : column + width]
@@ -185,12 +182,12 @@ class AttnBlock3D(nn.Module):
         self.proj_out = pointwise(channels, channels)
 
     def forward(self, x: Slices) -> Slices:
-        statistics = self.norm.statistics(x)
-        return each(lambda part: part + self._attend(self.norm(part, statistics)), x)
+        scaling = self.norm.scaling(x)
+        return each(lambda part: part + self._attend(self.norm(part, scaling)), x)
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, _, frames, height, _ = x.shape
         q, k, v = (layer(x).permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1) for layer in (self.q, self.k, self.v))
         out = F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1))[:, 0]  # (B t, H W, C)
         out = out.unflatten(0, (batch, frames)).unflatten(2, (height, -1)).permute(0, 4, 1, 2, 3)
-        return self.proj_out(out.contiguous())
+        return self.proj_out(arrange(out))

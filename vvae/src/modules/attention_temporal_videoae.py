@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .slices import Slices, each, join
+from .slices import Slices, arrange, each, join
 
 MAX_DISTANCE = 64  # frames; farther neighbours share the outermost row of the relative-position tables
 TEXT_WIDTH = 1024  # of T5-large
@@ -57,7 +57,7 @@ class TemporalAttention(nn.Module):
         pixels = clip.permute(0, 3, 4, 1, 2).flatten(0, 2)  # (N, C, T)
         pixels = pixels + self._attend(self.norm(pixels))
         clip = pixels.unflatten(0, (batch, height, -1)).permute(0, 3, 4, 1, 2)
-        return [clip.contiguous()]
+        return [arrange(clip)]
 
     def _attend(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).transpose(1, 2).chunk(3, dim=-1)  # each (N, T, C)
