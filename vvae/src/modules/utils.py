@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .slices import Slices
 
 HALF = (torch.bfloat16, torch.float16)
-ROWS = 1 << 20  # values of which a CPU takes the sums at a time: few enough to stay in its cache
+CACHED = 1 << 20  # values that stay in the cache of a CPU
 
 
 class Scaling(NamedTuple):
@@ -58,11 +58,16 @@ class Normalize(nn.GroupNorm):
         """
         if scaling is None:
             return super().forward(x)
-        if x.dtype not in HALF and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            result = torch.cat([scaled(*sample) for sample in zip(x.split(1), *scaling, strict=True)])
+            return result if out is None else out.copy_(result)
+        if x.dtype not in HALF:
             scale, shift = (value.to(x.dtype)[:, :, None, None, None] for value in scaling)
             return torch.addcmul(shift, x, scale, out=out)
-        result = torch.cat([scaled(*sample) for sample in zip(x.split(1), *scaling, strict=True)])
-        return result if out is None else out.copy_(result)
+        out = torch.empty_like(x) if out is None else out
+        for sample, scale, shift, place in zip(x.split(1), *scaling, out.split(1), strict=True):
+            scaled(sample, scale, shift, place)
+        return out
 
     def activate(self, x: Tensor, scaling: Scaling | None = None, out: Tensor | None = None) -> Tensor:
         """SiLU of the normalised frames."""
@@ -73,10 +78,14 @@ class Normalize(nn.GroupNorm):
         return self.activate(x, scaling, None if scaling is None else x)
 
 
-def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def scaled(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
     """x * scale + shift for one sample (1, C, t, H, W), in float32 whatever the type of x, without a float32 copy."""
     zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
-    return F.batch_norm(x, zeros, ones, scale, shift, training=False, eps=0.0)
+    if out is None or x.is_cuda:
+        result = F.batch_norm(x, zeros, ones, scale, shift, training=False, eps=0.0)
+        return result if out is None else out.copy_(result)
+    unused = torch.empty(0, device=x.device)
+    return torch.native_batch_norm(x, scale, shift, zeros, ones, False, 0.0, 0.0, out=(out, unused, unused))[0]
 
 
 def channel_sums(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +94,17 @@ def channel_sums(x: Tensor) -> tuple[Tensor, Tensor]:
         total = x.sum(dim=(3, 4), dtype=torch.float32).double().sum(dim=2)
         norm = torch.linalg.vector_norm(x, dim=(3, 4), dtype=torch.float32)  # (B, C, t)
         return total, norm.double().square().sum(dim=2)
-    totals, squares = [], []  # of (rows, C) at a time: reductions over the outer axis of a long tensor are slow
-    for sample in x.permute(0, 2, 3, 4, 1).flatten(1, 3):
-        parts = [part.float() for part in sample.split(max(1, ROWS // x.shape[1]))]
-        totals.append(torch.stack([part.sum(dim=0) for part in parts]).double().sum(dim=0))
-        squares.append(torch.stack([part.square().sum(dim=0) for part in parts]).double().sum(dim=0))
-    return torch.stack(totals), torch.stack(squares)
+    sums = [row_sums(sample) for sample in x.permute(0, 2, 3, 4, 1).flatten(1, 3)]
+    return tuple(map(torch.stack, zip(*sums, strict=True)))
+
+
+def row_sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the rows (N, C) and over their squares, float64 (C). Some rows at a time stay in the cache of a CPU."""
+    count = max(1, CACHED // rows.shape[1])
+    memory = torch.empty(min(count, len(rows)), rows.shape[1], dtype=torch.float32, device=rows.device)
+    totals, squares = [], []
+    for part in rows.split(count):
+        values = memory[: len(part)].copy_(part)
+        totals.append(values.sum(dim=0))
+        squares.append(values.square_().sum(dim=0))
+    return torch.stack(totals).double().sum(dim=0), torch.stack(squares).double().sum(dim=0)
