@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from training.checkpoint import newest_checkpoint
 from training.device import resolve_device
+from training.explain import is_out_of_memory
 from videodata.errors import UserError
 from vvae import AutoencoderKL2plus1D_1dcnn, VVAEError, instantiate_from_config, load_config, load_text
 from vvae.src.caption_cache import CaptionCache, caption_embedder
@@ -23,6 +24,7 @@ from vvae.src.windows import Windows
 logger = logging.getLogger(__name__)
 Pair = tuple[Path, Path]  # a file and the place of its result
 
+LESS_MEMORY = "cut frames into tiles (--tile 256 256), use shorter windows (--chunk_size 8) or --dtype bf16"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,11 +66,15 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Errors of the package as errors of the project, which scripts print in one line."""
+    """Errors of the package, and lack of memory, as errors of the project, which scripts print in one line."""
     try:
         yield
     except VVAEError as error:
         raise UserError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {LESS_MEMORY}") from error
 
 
 def open_model(args: argparse.Namespace) -> AutoencoderKL2plus1D_1dcnn:

@@ -1,13 +1,18 @@
 """Windows and tiles: seamless where they overlap, exact where they do not, and light."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from scripts import reconstruct_vvae
 from tests.vvae.conftest import make_tiny
 from tests.vvae.live_memory import peak_bytes
+from videodata.errors import UserError
+from vvae import AutoencoderKL2plus1D_1dcnn
 from vvae.src.errors import VVAEError
 from vvae.src.tiling import LATENT, PIXEL, Tiling, blend_tiles, blend_weights, spans
+from vvae.src.video_io import write_video
 from vvae.src.windows import Blender, Windows, cut
 
 
@@ -94,6 +99,28 @@ def test_impossible_windows_and_tiles_are_refused():
         Windows(16, 12)
     with pytest.raises(VVAEError, match="height 250"):
         Tiling(height=250)
+
+
+def test_too_little_memory_is_one_line_that_names_what_needs_less(tmp_path, monkeypatch):
+    """The command names tiles and windows, and leaves no output."""
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    make_tiny().save_pretrained(tmp_path / "model")
+    write_video(tmp_path / "in.mp4", np.zeros((4, 16, 16, 3), np.uint8), 25)
+    monkeypatch.setattr(AutoencoderKL2plus1D_1dcnn, "encode", fail)
+    with pytest.raises(UserError, match="^out of memory: .*--tile.*--chunk_size.*--dtype bf16$"):
+        reconstruct_vvae.main(
+            [
+                *map(str, (tmp_path / "in.mp4", tmp_path / "out.mp4")),
+                "--ckpt",
+                str(tmp_path / "model"),
+                "--device",
+                "cpu",
+            ]
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "model"]
 
 
 def test_a_window_needs_little_more_than_the_activations_of_one_layer():
