@@ -10,6 +10,7 @@ from training.config import from_dict, load_config
 from videodata.errors import UserError
 
 COMPONENTS = ("river", "f_nll", "f_mse", "d", "g")
+OPTIMIZERS = ("adamw", "muon")
 UNREAD = {
     "data": ("type", "max_num_videos", "offset", "albumentations"),
     "vector_field_regressor": ("type",),
@@ -80,12 +81,13 @@ class BatchingConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and its schedule: linear warm-up, then the square root of what is left of the steps."""
+    """AdamW or Muon and its schedule: linear warm-up, then the square root of what is left of the steps."""
 
     learning_rate: float = 1e-4
     weight_decay: float = 5e-6
     num_warmup_steps: int = 5000
     num_training_steps: int = 300_000
+    name: str = "adamw"  # or muon, which learns from fewer clips
 
 
 @dataclass
@@ -131,7 +133,7 @@ class FlowPredConfig:
 
 def read_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[FlowPredConfig, dict[str, Any]]:
     """The typed configuration and its plain form. Raises UserError for unknown keys and impossible values."""
-    values = load_config(alias(Path(path)), overrides)
+    values = load_config(alias(Path(path)), overrides, FlowPredConfig)
     return parse_config(values), values
 
 
@@ -149,6 +151,8 @@ def parse_config(values: dict[str, Any]) -> FlowPredConfig:
         raise UserError(f"model.func must be one of {', '.join(COMPONENTS)}, found {model.func!r}")
     if model.diffusion_loss not in ("nll", "reference"):
         raise UserError(f"model.diffusion_loss must be nll or reference, found {model.diffusion_loss!r}")
+    if training.optimizer.name not in OPTIMIZERS:
+        raise UserError(f"training.optimizer.name must be adamw or muon, found {training.optimizer.name!r}")
     least = 3 if model.role == "river" else model.num_input_frames + 1
     if training.num_observations < least:
         raise UserError(f"training.num_observations must be at least {least}, found {training.num_observations}")

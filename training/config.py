@@ -27,16 +27,17 @@ RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # ${oc.env:HOME} and its like
 LITERAL = re.compile(r"\s*(\(.*\)|\[.*\]|[-+]?[\d.][\d.eE_+-]*)\s*")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type | None = None) -> dict[str, Any]:
     """A YAML file, on top of its _BASE_, under the overrides, as plain dicts and lists.
 
-    Overrides are `key=value` entries, or KEY VALUE pairs; keys are dotted and must exist; the value null clears.
+    Overrides are `key=value` entries, or KEY VALUE pairs; keys are dotted and must exist, in the file or among the
+    fields of the dataclass `kind`; the value null clears.
     Strings that look like a number or a tuple become one. ${other.key} is replaced, ${resolver:...} is an error.
     Raises UserError for a file that is missing or no YAML and for an unknown key.
     """
     config = literals(read_with_base(Path(path), ()))
     for key, value in split_overrides(overrides):
-        set_known(config, key, value)
+        set_known(config, key, value, field_keys(kind) if kind else [])
     return interpolate(config, path)
 
 
@@ -105,15 +106,28 @@ def split_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def set_known(config: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a key that exists. Raises UserError naming the nearest known key otherwise."""
-    node: Any = config
+def set_known(config: dict[str, Any], dotted: str, value: Any, fields: Sequence[str] = ()) -> None:
+    """Set a key that exists, or one of `fields`. Raises UserError naming the nearest known key otherwise."""
+    known = dotted_keys(config)
+    if dotted not in known and dotted not in fields:
+        raise unknown_key(dotted, {*known, *fields})
     *path, last = dotted.split(".")
+    node = config
     for part in path:
-        node = node.get(part) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or last not in node:
-        raise unknown_key(dotted, dotted_keys(config))
+        if not isinstance(node.get(part), dict):
+            node[part] = {}
+        node = node[part]
     node[last] = value
+
+
+def field_keys(kind: type, prefix: str = "") -> list[str]:
+    """All dotted keys of a dataclass and of the dataclasses in it."""
+    keys = []
+    for name, hint in typing.get_type_hints(kind).items():
+        keys.append(prefix + name)
+        if dataclasses.is_dataclass(hint):
+            keys += field_keys(hint, f"{prefix}{name}.")
+    return keys
 
 
 def dotted_keys(config: dict[str, Any], prefix: str = "") -> list[str]:

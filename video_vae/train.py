@@ -15,12 +15,12 @@ from evaluation.ssim import ssim
 from losses.kl import free_bits
 from losses.perceptual import build_perceptual, perceptual_loss
 from losses.ramp import linear_ramp
+from training.muon import Muon
 from training.recipe import Losses, Recipe, Step
 from video_vae.block import ContextBlock
 from video_vae.epoch_files import write_epoch_file
 from video_vae.measures import kl_bits
 from video_vae.model import Moment, TransformerNetwork, all_moments
-from video_vae.muon import Muon
 from videodata.pixels import normalize
 
 BETAS = (0.9, 0.99)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from video_vae.muon import Muon, orthogonalized
+from training.muon import Muon, orthogonalized
 
 
 def test_singular_values_are_brought_near_1():
