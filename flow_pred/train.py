@@ -52,9 +52,7 @@ class PredictorRecipe(Recipe):
         settings = config.training.optimizer
         # fused: one pass over 98 M parameters where the default makes a dozen
         kind = Muon if settings.name == "muon" else partial(torch.optim.AdamW, fused=True)
-        optimizer = kind(
-            regressor.trained_parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        optimizer = kind(regressor.trained_parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         super().__init__({"regressor": regressor}, {"regressor": optimizer})
         self.config, self.latent_space = config, latent_space
         self.frozen = [latent_space]

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from training import distributed
+from training.muon import Muon
 from training.recipe import Recipe
 from training.settings import TrainSettings
 from videodata.errors import UserError
@@ -56,8 +57,10 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
             register_fsdp_forward_method(network, method)
 
 
-def check_sharding(settings: TrainSettings) -> None:
-    """Raises UserError for settings that cannot be sharded."""
+def check_sharding(settings: TrainSettings, recipe: Recipe) -> None:
+    """Raises UserError for what cannot be sharded."""
+    if any(isinstance(optimizer, Muon) for optimizer in recipe.optimizers.values()):
+        raise UserError("--fsdp divides the matrices that the optimizer muon needs whole: use adamw")
     if not dist.is_initialized():
         raise UserError("--fsdp needs several processes: start with torchrun --nproc-per-node N")
     if settings.precision == "fp16":

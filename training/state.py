@@ -116,7 +116,7 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
     moments = take_moments(recipe.optimizers)
     averaged = AveragedWeights(recipe, settings.ema)
     if settings.fsdp:
-        parallel.check_sharding(settings)
+        parallel.check_sharding(settings, recipe)
         parallel.shard_with_optimizers(recipe.networks, recipe, device, recipe.optimizers)
         parallel.shard_with_optimizers(averaged.networks, recipe, device, {})
     bare = dict(recipe.networks)

@@ -95,8 +95,6 @@ def build_recipe(
     args: argparse.Namespace, config: VideoVAEConfig, stored: StoredModel | None, stem: Path, offset: int
 ) -> VideoVAERecipe:
     """The network, freshly initialised or loaded, with its losses and optimiser."""
-    if args.fsdp and args.optimizer == "muon":
-        raise UserError("--optimizer muon needs whole matrices, --fsdp divides them: use --optimizer adamw")
     loss = LossConfig(**{entry.name: getattr(args, entry.name) for entry in fields(LossConfig)})
     torch.manual_seed(derive_seed(args.seed, "weights"))
     network = TransformerNetwork(config, checkpointing=not args.no_checkpointing)

@@ -140,14 +140,15 @@ def test_colour_augmentation_is_one_draw_per_clip():
     assert plain != augmented
 
 
-def test_river_learns_a_motion_it_can_only_know_from_the_last_frame(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_river_learns_a_motion_it_can_only_know_from_the_last_frame(tmp_path, optimizer):
     """After a short training the loss on a constant clip falls well below that of the untrained network."""
 
     class Still(RandomClips):
         def __getitem__(self, index):
             return super().__getitem__(index)[:, :1].expand(-1, 5, -1, -1).clone()
 
-    recipe = tiny_recipe("river")
+    recipe = tiny_recipe("river", optimizer=optimizer)
     recipe.config.training.optimizer.num_training_steps = 150
     settings = TrainSettings(run_dir=tmp_path, steps=150, batch_size=8, device="cpu", evaluate_every=150, log_every=50)
     result = train(recipe, Still(), settings, {"model": {}}, Still())

@@ -57,9 +57,10 @@ def tiny_values(func: str = "river", **model: Any) -> dict[str, Any]:
     }
 
 
-def tiny_recipe(func: str = "river", **model: Any) -> PredictorRecipe:
+def tiny_recipe(func: str = "river", optimizer: str = "adamw", **model: Any) -> PredictorRecipe:
     """A recipe with the same weights at each call."""
     config = parse_config(tiny_values(func, **model))
+    config.training.optimizer.name = optimizer
     torch.manual_seed(0)
     space = LatentSpace(build_autoencoder(config.model.autoencoder))
     parts = (config, build_regressor(config.model), space)

@@ -1,9 +1,14 @@
 """The optimiser for matrices."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import nn
 
 from training.muon import Muon, orthogonalized
+from training.parallel import check_sharding
+from videodata.errors import UserError
 
 
 def test_singular_values_are_brought_near_1():
@@ -39,3 +44,11 @@ def test_matrices_move_like_adamw_in_size():
         weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 1e-3
         optimizer.step()
         assert 0.7 < weight.square().mean().sqrt().item() / (0.2 * 0.1 * 2.0) < 1.2
+
+
+def test_sharding_is_refused():
+    """A piece of a matrix has other singular values than the matrix."""
+    weight = torch.nn.Parameter(torch.eye(2))
+    recipe = SimpleNamespace(optimizers={"net": Muon([weight], lr=0.1)})
+    with pytest.raises(UserError, match="use adamw"):
+        check_sharding(SimpleNamespace(precision="fp32"), recipe)
