@@ -32,6 +32,7 @@ READ_SUFFIXES = frozenset(
     )
 )
 WRITE_SUFFIXES = (".mp4", ".mov", ".mkv")
+MACROBLOCK = 16 * 16  # pixels that the encoder treats as one
 CHROMA_IN_THE_MIDDLE = (
     "chromaloc=1"  # of its 2x2 pixels, as `to_yuv` averages; readers assume their left edge otherwise
 )
@@ -99,7 +100,8 @@ def write_video(
 ) -> int:
     """Write frames as H.264 (.mp4, .mov, .mkv), with the sound of `audio_from`; returns the number of frames.
 
-    quality: the encoder's rate factor; lower is better. Raises VideoFileError.
+    quality: the encoder's rate factor; lower is better. Frames of fewer than 256 pixels are stored without loss.
+    Raises VideoFileError.
     """
     path, rate = Path(path), Fraction(fps).limit_denominator(100_000)
     if path.suffix.lower() not in WRITE_SUFFIXES:
@@ -133,6 +135,8 @@ def _add_stream(
     stream.codec_context.time_base = 1 / rate
     stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
     siting = {"x264-params": CHROMA_IN_THE_MIDDLE} if stream.pix_fmt == "yuv420p" else {}
+    if size[0] * size[1] < MACROBLOCK:
+        quality = 0  # without loss: over so few pixels the errors of the encoder do not average out
     stream.options = {"crf": str(quality), "preset": "medium", **siting}
     tag(stream.codec_context, size[0])
     return stream
