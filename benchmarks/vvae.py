@@ -110,6 +110,7 @@ class Cost(NamedTuple):
     """Of encoding and of decoding one clip."""
 
     seconds: tuple[float, float]
+    processor: tuple[float, float]  # seconds of CPU time, of all threads
     peaks: tuple[int, int]  # bytes on the GPU beyond those in use before; 0 on a CPU
 
 
@@ -137,11 +138,11 @@ class Variant:
             return None
         return Cost(*zip(encode, decode, strict=True))
 
-    def medians(self) -> tuple[float, float]:
+    def medians(self, what: str = "seconds") -> tuple[float, float]:
         """Seconds to encode and to decode; not a number if it never ran."""
         if not self.found:
             return math.nan, math.nan
-        return tuple(map(median, zip(*(cost.seconds for cost in self.found), strict=True)))
+        return tuple(map(median, zip(*(getattr(cost, what) for cost in self.found), strict=True)))
 
     def row(self, base: Variant) -> tuple[str, ...]:
         """Cells of the table of times."""
@@ -150,23 +151,24 @@ class Variant:
             return (name, *["impossible"] * 6)
         seconds = self.medians()
         ratios = [f"{before / after:.2f}" for before, after in zip(base.medians(), seconds, strict=True)]
-        peaks = [f"{peak / GIB:.2f} GiB" if peak else "-" for peak in self.found[-1].peaks]
-        return (name, *ratios, *(f"{value:.2f} s" for value in seconds), *peaks)
+        last = [f"{peak / GIB:.2f} GiB" for peak in self.found[-1].peaks if peak]
+        last = last or [f"{value:.2f} s" for value in self.medians("processor")]
+        return (name, *ratios, *(f"{value:.2f} s" for value in seconds), *last)
 
 
-def measure(function: Callable[[Tensor], object], value: Tensor) -> tuple[float, int]:
-    """Wall seconds of one call, and its peak on the GPU in bytes."""
+def measure(function: Callable[[Tensor], object], value: Tensor) -> tuple[float, float, int]:
+    """Wall seconds and CPU seconds of one call, and its peak on the GPU in bytes."""
     before = 0
     if value.is_cuda:
         torch.cuda.reset_peak_memory_stats(value.device)
         before = torch.cuda.memory_allocated(value.device)
         torch.cuda.synchronize(value.device)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     function(value)
     if value.is_cuda:
         torch.cuda.synchronize(value.device)
-    seconds = time.perf_counter() - start
-    return seconds, torch.cuda.max_memory_allocated(value.device) - before if value.is_cuda else 0
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    return seconds, processor, torch.cuda.max_memory_allocated(value.device) - before if value.is_cuda else 0
 
 
 def variants(device: torch.device, compiled: str | None) -> list[Variant]:
@@ -218,16 +220,9 @@ def timings(compared: list[Variant], frames: int, size: tuple[int, int], rounds:
             if cost is not None:
                 variant.found.append(cost)
     named = {variant.name: variant for variant in compared}
-    header = (
-        "variant",
-        "encode: times faster",
-        "decode: times faster",
-        "encode",
-        "decode",
-        "encode: peak",
-        "decode: peak",
-    )
-    return [header, *(variant.row(named[variant.against]) for variant in compared)]
+    last = "peak" if device.type == "cuda" else "CPU time"
+    header = [f"{half}{what}" for what in (": times faster", "", f": {last}") for half in ("encode", "decode")]
+    return [("variant", *header), *(variant.row(named[variant.against]) for variant in compared)]
 
 
 def circumstances(device: torch.device, frames: int, size: tuple[int, int]) -> str:
