@@ -95,6 +95,14 @@ def test_constant_colours_come_back(colour, tmp_path):
     assert np.abs(drawn.astype(int) - frames).max() <= 2
 
 
+def test_frames_of_few_pixels_keep_their_brightness(tmp_path):
+    """Where the errors of a lossy encoder would not average out."""
+    frames = np.random.default_rng(0).integers(0, 256, (5, 4, 2, 3), dtype=np.uint8)
+    write_video(tmp_path / "small.mp4", frames, 25)
+    drawn = read_video(tmp_path / "small.mp4")[0]
+    assert abs(drawn.mean(dtype=np.float64) - frames.mean(dtype=np.float64)) < 0.1
+
+
 def test_live_tensors_do_not_depend_on_the_length(tmp_path):
     """The tensors that live while a short and a four times longer clip are reconstructed have the same peak."""
     model, peaks = make_tiny(), []

@@ -113,6 +113,20 @@ def test_slicing_the_batch_changes_nothing(tiny, video):
     torch.testing.assert_close(tiny.decode(latent)[1:], tiny.decode(latent[1:]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slices_of_a_batch_agree_with_the_pass_that_has_gradients(dtype, tiny, video):
+    """Two samples in slices of 3 frames get what the whole clips get where gradients are recorded."""
+    tiny.to(dtype)
+    batch = torch.cat([video, 0.5 * video.flip(2)]).to(dtype)
+    tiny.encoder.slice_frames = tiny.decoder.slice_frames = 3
+    latent = tiny.encode(batch).mode()
+    expected = tiny.encode(batch.requires_grad_()).mode()
+    decoded = tiny.decode(latent.detach().requires_grad_())
+    limit = 1e-4 if dtype == torch.float32 else 0.05
+    assert (latent - expected).float().norm() < limit * expected.float().norm()
+    assert (tiny.decode(latent) - decoded).float().norm() < limit * decoded.float().norm()
+
+
 def test_moving_a_half_moves_all_of_it(tiny):
     """model.encoder.to(...) takes the temporal stage along, so that encoder and decoder can live on two devices."""
     tiny.encoder.to(torch.float64)
