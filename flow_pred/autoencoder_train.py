@@ -16,10 +16,13 @@ from flow_pred.targets import below, pick_frames
 from flow_pred.vqvae import SimpleVQVAE
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step
+from training.muon import Muon
+from videodata.errors import UserError
 from videodata.pixels import normalize
 from vqgan.kmeans import kmeans
 from vqgan.reservoir import LatentReservoir
 
+BETAS = (0.9, 0.99)
 SHOWN = 8
 
 
@@ -27,6 +30,7 @@ SHOWN = 8
 class AutoencoderObjective:
     """Weights and rates."""
 
+    optimizer: str = "adam"  # or muon, which learns from fewer frames
     learning_rate: float = 1e-4
     vq_warmup: int = 500  # first steps without the quantiser; its codes then start at the k-means of the latents
     vq_weight: float = 1.0
@@ -49,10 +53,9 @@ class AutoencoderRecipe(Recipe):
         self, model: SimpleVQVAE, objective: AutoencoderObjective, perceptual_weights: str | None = None
     ) -> None:
         codes = model.vector_quantizer.embedding
-        optimizer = torch.optim.Adam(model.parameters(), lr=objective.learning_rate, betas=(0.9, 0.99), fused=True)
         super().__init__(
             {"autoencoder": model, "reservoir": LatentReservoir(codes.num_embeddings, codes.embedding_dim)},
-            {"autoencoder": optimizer},
+            {"autoencoder": build_optimizer(model, objective)},
         )
         self.objective = objective
         self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
@@ -105,6 +108,16 @@ class AutoencoderRecipe(Recipe):
         """Originals above their reconstructions."""
         images = as_float(batch)[:SHOWN, :, 0]
         return {"reconstructions": torch.cat([images, self.networks["autoencoder"](images)[0]], dim=2)}
+
+
+def build_optimizer(model: SimpleVQVAE, objective: AutoencoderObjective) -> torch.optim.Optimizer:
+    """Adam, or Muon with the codebook apart. Raises UserError for another name."""
+    if objective.optimizer == "muon":
+        tables = [model.vector_quantizer.embedding.weight]
+        return Muon(model.parameters(), objective.learning_rate, BETAS, convolutions=True, tables=tables)
+    if objective.optimizer != "adam":
+        raise UserError(f"the optimizer must be adam or muon, found {objective.optimizer!r}")
+    return torch.optim.Adam(model.parameters(), objective.learning_rate, BETAS, fused=True)
 
 
 def chosen_frames(batch: Tensor, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:

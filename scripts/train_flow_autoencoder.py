@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
                         "first and the last frame learn to show the frames in between")  # fmt: skip
     parser.add_argument("--clip-stride", type=int, default=1, help="frames of the video from one of them to the next")
     group = parser.add_argument_group("losses")
-    group.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="of Adam")
+    group.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="of the optimizer")
+    group.add_argument("--optimizer", choices=("adam", "muon"), default=defaults.optimizer, help="muon learns from "
+                       "fewer frames at the same learning rate")  # fmt: skip
     group.add_argument("--vq-warmup", type=int, default=defaults.vq_warmup, help="first steps without quantiser")
     group.add_argument("--vq-weight", type=float, default=defaults.vq_weight, help="of the quantiser's loss")
     group.add_argument("--blend-weight", type=float, default=defaults.blend_weight, help="of frames in between")

@@ -24,10 +24,11 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised Nesterov momentum for matrices, AdamW for vectors and convolutions.
+    """Orthogonalised Nesterov momentum for matrices, AdamW for everything else.
 
     Every direction of a matrix moves equally far, where Adam moves far along the few with large gradients: a network
     learns from about half as many clips. `matrix_rate`: learning rate of the matrices, in units of `lr`.
+    `convolutions`: kernels are matrices (out, in * taps) too. `tables`: matrices that are none, such as a codebook.
     """
 
     def __init__(
@@ -38,13 +39,15 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-4,
         matrix_rate: float = 2.5,
+        convolutions: bool = False,
+        tables: Iterable[nn.Parameter] = (),
     ) -> None:
-        parameters = list(parameters)
         common = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        groups = [
-            {"params": [p for p in parameters if p.ndim == 2], "matrix_rate": matrix_rate},
-            {"params": [p for p in parameters if p.ndim != 2], "matrix_rate": 0.0},
-        ]
+        groups: list[dict] = [{"params": [], "matrix_rate": rate} for rate in (matrix_rate, 0.0)]
+        no_matrices = {id(table) for table in tables}
+        for parameter in parameters:
+            matrix = parameter.ndim == 2 or (convolutions and parameter.ndim > 2)
+            groups[0 if matrix and id(parameter) not in no_matrices else 1]["params"].append(parameter)
         super().__init__([group for group in groups if group["params"]], common)
 
     @torch.no_grad()
@@ -66,9 +69,10 @@ class Muon(torch.optim.Optimizer):
         momentum = state.setdefault("momentum", torch.zeros_like(parameter))
         beta = group["betas"][0]
         momentum.lerp_(gradient, 1 - beta)
-        update = orthogonalized(gradient.lerp(momentum, beta).float())
-        scale = UPDATE_RMS * max(parameter.shape) ** 0.5  # an orthogonal matrix has RMS 1 / sqrt(larger side)
-        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * group["matrix_rate"] * scale)
+        update = orthogonalized(gradient.lerp(momentum, beta).flatten(1).float())  # (out, in)
+        scale = UPDATE_RMS * max(update.shape) ** 0.5  # an orthogonal matrix has RMS 1 / sqrt(larger side)
+        update = update.view_as(parameter).to(parameter.dtype)
+        parameter.add_(update, alpha=-group["lr"] * group["matrix_rate"] * scale)
 
     def update_adamw(self, parameter: Tensor, gradient: Tensor, state: dict, group: dict) -> None:
         if not state:

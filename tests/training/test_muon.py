@@ -46,6 +46,18 @@ def test_matrices_move_like_adamw_in_size():
         assert 0.7 < weight.square().mean().sqrt().item() / (0.2 * 0.1 * 2.0) < 1.2
 
 
+def test_kernels_are_matrices_where_asked_and_tables_are_not():
+    """A kernel moves as its (out, in * taps) matrix does; a codebook moves as under AdamW."""
+    gradient = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    kernel, matrix = nn.Parameter(torch.zeros(6, 3, 3, 3)), nn.Parameter(torch.zeros(6, 27))
+    kernel.grad, matrix.grad = gradient, gradient.flatten(1)
+    codebook = nn.Parameter(torch.zeros(4, 2))
+    codebook.grad = torch.ones(4, 2)
+    Muon([kernel, matrix, codebook], lr=0.1, convolutions=True, tables=[codebook]).step()
+    torch.testing.assert_close(kernel.flatten(1), matrix)
+    torch.testing.assert_close(codebook, torch.full((4, 2), -0.1))
+
+
 def test_sharding_is_refused():
     """A piece of a matrix has other singular values than the matrix."""
     weight = torch.nn.Parameter(torch.eye(2))
