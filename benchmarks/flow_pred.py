@@ -138,7 +138,7 @@ def sampling(args: argparse.Namespace) -> None:
     """Both predictors, where they are trained."""
     cpu = torch.device("cpu")
     river = args.runs / f"shapes_run-river{args.suffix}"
-    parts = {name[0]: args.runs / f"shapes_run-{name}{args.suffix}" for name in ("f-01-nll", "d-01", "g-01-nll")}
+    parts = {name[0]: args.runs / f"shapes_run-{name}{args.suffix}" for name in ("f-01-mse", "d-01", "g-01-nll")}
     missing = [str(path) for path in (river, *parts.values()) if not path.is_dir()]
     if missing:
         print(f"sampling is not measured: {', '.join(missing)} not there; docs/flow_pred.md has the commands\n")

@@ -13,7 +13,7 @@ from training.cli import make_parser, run
 from training.config import load_config, unknown_key
 from training.distributed import print0
 from vqgan.config import QUANTIZERS, UPSAMPLINGS
-from vqgan.objective import GAN_LOSSES, RECONSTRUCTIONS
+from vqgan.objective import GAN_LOSSES, OPTIMIZERS, RECONSTRUCTIONS
 from vqgan.run import train_vqgan
 
 PRESETS = ("base", "optimized", "test")
@@ -110,6 +110,9 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=int, help="steps of stage 1, in place of epochs")
     group.add_argument("--gan_steps", type=int, help="steps of stage 2, in place of epochs")
     group.add_argument("--gan_mode", action="store_true", help="skip stage 1; starts from --resume")
+    group.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="adam", help="of stage 1; muon learns from fewer frames"
+    )
     group.add_argument("--lr", type=float, default=1e-4, help="learning rate of stage 1")
     group.add_argument("--lr_g", type=float, default=5e-5, help="learning rate of the generator in stage 2")
     group.add_argument("--lr_d", type=float, default=2e-4, help="learning rate of the discriminator")

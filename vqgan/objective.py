@@ -10,6 +10,7 @@ from torch import Tensor
 from losses.ramp import linear_ramp
 from videodata.errors import UserError
 
+OPTIMIZERS = ("adam", "muon")
 RECONSTRUCTIONS = ("mse", "l1")
 GAN_LOSSES = {"hinge": "hinge", "bce": "non_saturating"}  # flag -> name in losses.adversarial
 FIRST_DECAY = 0.8  # of the codebook's running means, right after the start
@@ -30,6 +31,7 @@ class Objective:
     disc_limit: float = 0.8  # the discriminator rests while it tells a larger share of patches right; 1: never
     r1: float = 0.0  # weight of the gradient penalty on real frames (arXiv 1801.04406)
     diff_augment: bool = False  # show the discriminator augmented frames (arXiv 2006.10738)
+    optimizer: str = "adam"  # of stage 1; or muon, which learns from fewer frames at the same lr
     lr: float = 1e-4  # stage 1
     lr_g: float = 5e-5  # stage 2, generator
     lr_d: float = 2e-4  # stage 2, discriminator
@@ -39,6 +41,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.recon not in RECONSTRUCTIONS:
             raise UserError(f"unknown reconstruction loss {self.recon!r}; choose one of {', '.join(RECONSTRUCTIONS)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"unknown optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         if self.gan_loss not in GAN_LOSSES:
             raise UserError(f"unknown GAN loss {self.gan_loss!r}; choose one of {', '.join(GAN_LOSSES)}")
 

@@ -18,6 +18,7 @@ from losses.adversarial import adaptive_weight, discriminator_loss, generator_lo
 from losses.discriminator import discriminator_accuracy
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step, derive_seed
+from training.muon import Muon
 from vqgan.diff_augment import diff_augment
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction
@@ -67,7 +68,11 @@ class ReconstructionRecipe(Recipe):
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers of the stage, in the order in which they step."""
-        return {"generator": torch.optim.Adam(self.model.parameters(), lr=self.objective.lr, betas=(0.9, 0.999))}
+        parameters, settings = self.model.parameters(), {"lr": self.objective.lr, "betas": (0.9, 0.999)}
+        if self.objective.optimizer == "adam":
+            return {"generator": torch.optim.Adam(parameters, **settings)}
+        tables = self.model.quantizer.parameters()
+        return {"generator": Muon(parameters, **settings, convolutions=True, tables=tables)}
 
     @property
     def warmup_steps(self) -> int:

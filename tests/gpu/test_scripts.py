@@ -173,15 +173,15 @@ def test_flow_pred(folder):
     configs, river = CONFIGS / "flow_pred", CONFIGS / "flow_pred" / "shapes_river_tiny.yaml"
     call(train_flow_autoencoder.main, "--config", river, "--steps", 2, "--batch_size", 2, "--device", "cuda", *small)
     call(encode_latents.main, "--config", river, "--out", "latents", "--device", "cuda", *small)
-    for name in ("f-01-nll", "d-01", "g-01-nll", "river"):
+    for name in ("f-01-mse", "d-01", "g-01-nll", "river"):
         options = ["data.latents=latents"] if name != "river" else []
         if name == "g-01-nll":
-            options += ["model.f_ckpt_path=runs/shapes_run-f-01-nll", "model.d_ckpt_path=runs/shapes_run-d-01"]
+            options += ["model.f_ckpt_path=runs/shapes_run-f-01-mse", "model.d_ckpt_path=runs/shapes_run-d-01"]
         arguments = ["--config", configs / f"shapes_{name}_tiny.yaml", "--run-name", name, "--device", "cuda"]
         call(train_flow_pred.main, *arguments, *small, *options)
         assert device_of(f"runs/shapes_run-{name}") == "cuda"
     shared = ["--num-videos", 2, "--metrics", "--frames", 2, "--device", "cuda"]
-    sde = [f"--ckpt-{part[0]}=runs/shapes_run-{part}" for part in ("f-01-nll", "d-01", "g-01-nll")]
+    sde = [f"--ckpt-{part[0]}=runs/shapes_run-{part}" for part in ("f-01-mse", "d-01", "g-01-nll")]
     call(generate_flow_videos.main, "--ckpt", "runs/shapes_run-river", *shared, "--out", "river")
     for solver, options in (("euler", ["--res", 2]), ("adaptive", ["--atol", 0.5])):
         call(generate_flow_videos.main, *sde, *shared, "--solver", solver, *options, "--context", 4, "--out", solver)

@@ -31,6 +31,11 @@ class TestStage1(ModelContract):
         return Stripes()
 
 
+class TestStage1WithMuon(TestStage1):
+    def build_recipe(self, **overrides):
+        return stage1(optimizer="muon", **overrides)
+
+
 class TestStage2(TestStage1):
     def build_recipe(self, **overrides):
         return stage2(**overrides)
@@ -232,6 +237,8 @@ def test_unknown_losses_are_one_line():
         Objective(recon="l2")
     with pytest.raises(UserError, match="hinge, bce"):
         Objective(gan_loss="wasserstein")
+    with pytest.raises(UserError, match="unknown optimizer"):
+        Objective(optimizer="sgd")
 
 
 def test_ldm_and_vqgan_have_the_interface_of_the_recipes():
