@@ -79,7 +79,8 @@ def train(stage: Stage, runs: Path) -> None:
     stage.run(
         "train the autoencoder", "scripts/train_flow_autoencoder.py", "--config", river, "--runs", runs,
         *("--steps", stage.steps(AUTOENCODER_STEPS), "--optimizer", "muon", "--learning-rate", 2e-3),
-        *("--vq-warmup", stage.steps(100), "--clip-frames", 3, "--evaluate_every", stage.steps(100), "--pictures_every", stage.steps(300), *data),
+        *("--vq-warmup", stage.steps(100), "--clip-frames", 3, "--evaluate_every", stage.steps(100)),
+        *("--pictures_every", stage.steps(AUTOENCODER_STEPS), *data),
     )  # fmt: skip
     stage.run("encode the clips", "scripts/encode_latents.py", "--config", river, "--out", latents, *data)
     for name, full in STEPS.items():
