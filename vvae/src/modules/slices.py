@@ -14,7 +14,7 @@ from torch import Tensor
 
 Slices = list[Tensor]  # consecutive frames of one clip, each (B, C, t, H, W)
 
-SLICE_BYTES = 64 << 20  # big enough for fast convolutions, small beside the activations that are kept
+SLICE_BYTES = 128 << 20  # big enough for fast convolutions, small beside the activations that are kept
 
 # Most channels, by device, that clips without gradients hold last in memory: consecutive frames then are one block,
 # which is cut without copies. Convolutions of CPUs are faster so up to this width, and slower beyond.
