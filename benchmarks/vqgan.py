@@ -32,7 +32,7 @@ from training.randomness import SampleNoise
 from training.recipe import Step
 from videodata.shapes import Shapes
 from vqgan import VQGAN, Discriminator
-from vqgan.objective import Objective
+from vqgan.objective import OPTIMIZERS, Objective
 from vqgan.train import AdversarialRecipe, ReconstructionRecipe
 
 DIMS, LATENT, CODES = (16, 32, 64, 128), 8, 128
@@ -88,11 +88,13 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure_learning(which: str, seed: int, steps: int, rate: float, warmup: int, clips: Path | None) -> dict[str, Any]:
+def measure_learning(
+    which: str, seed: int, steps: int, rate: float, optimizer: str, warmup: int, clips: Path | None
+) -> dict[str, Any]:
     """PSNR in dB on half of the frames and codes in use, at four points of the training; stage 1, batch 4, 32x32."""
     frames = shapes_frames(clips)
     if which == OURS:
-        training = OurTraining(1, 8, seed, lr=rate, vq_warmup=warmup, decay_ramp=2000)
+        training = OurTraining(1, 8, seed, lr=rate, optimizer=optimizer, vq_warmup=warmup, decay_ramp=2000)
     else:
         training = OriginalTraining(1, seed=seed)
         Attention.materialize = False  # the same numbers, sooner
@@ -151,13 +153,14 @@ def report_steps(steps: int) -> None:
             print(f"  {name:9} {row['seconds']:.3f} s of CPU per step, peak {row['gigabytes']:.2f} GB above the start")
 
 
-def report_learning(seeds: list[int], steps: int, rate: float, warmup: int, clips: Path | None) -> None:
+def report_learning(seeds: list[int], steps: int, rate: float, optimizer: str, warmup: int, clips: Path | None) -> None:
     """Print PSNR after the same number of steps."""
     finals: dict[str, list[float]] = {}
     lines = []
     for which in (OURS, ORIGINAL):
         for seed in seeds:
-            flags = ["--seeds", seed, "--steps", steps, "--rate", rate, "--warmup", warmup]
+            flags = ["--seeds", seed, "--steps", steps, "--rate", rate]
+            flags += ["--optimizer", optimizer, "--warmup", warmup]
             flags += ["--clips", clips] if clips else []
             row = in_process("--learning", "--measure", which, *flags)
             last = row["points"][-1]
@@ -178,6 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="steps per measurement (default: 10, learning: 600)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of --learning")
     parser.add_argument("--rate", type=float, default=3e-4, help="our learning rate; the original has its own 1e-4")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="ours; the original has Adam")
     parser.add_argument("--warmup", type=int, default=100, help="our steps without quantiser")
     parser.add_argument(
         "--clips", type=Path, help=".npz with clips uint8 (N, T, 32, 32, 3), in place of generated ones"
@@ -187,12 +191,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     steps = args.steps or (600 if args.learning else 10)
+    learning = (args.rate, args.optimizer, args.warmup, args.clips)
     if args.measure and args.learning:
-        print(json.dumps(measure_learning(args.measure, args.seeds[0], steps, args.rate, args.warmup, args.clips)))
+        print(json.dumps(measure_learning(args.measure, args.seeds[0], steps, *learning)))
     elif args.measure:
         print(json.dumps(measure_step(args.measure, args.stage, steps)))
     elif args.learning:
-        report_learning(args.seeds, steps, args.rate, args.warmup, args.clips)
+        report_learning(args.seeds, steps, *learning)
     else:
         report_steps(steps)
 
