@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +28,7 @@ class Stage:
     folder: Path
     clips: Path
     effort: float = 1.0  # factor on the steps of every training
+    threads: int | None = None  # of each script; None: as many as PyTorch wants
 
     def steps(self, count: int) -> int:
         """So many optimiser steps at effort 1."""
@@ -55,22 +56,19 @@ class Stage:
         command = [sys.executable, *script.split(), *map(str, arguments)]
         log = self.folder / "log" / f"{what.replace(' ', '-')}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"  {what} ...", end="", flush=True)
-        start, before = time.monotonic(), children_cpu_seconds()
+        print(f"  {what} ...", flush=True)
+        start = time.monotonic()
+        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
         with open(log, "w") as output:
             output.write(" ".join(command) + "\n")
             output.flush()
-            result = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
-        print(f" {time.monotonic() - start:.0f} s ({children_cpu_seconds() - before:.0f} s of CPU time)", flush=True)
+            result = subprocess.run(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False, env=os.environ | threads
+            )
         if result.returncode != 0:
             last = (log.read_text().strip().splitlines() or ["no output"])[-1]
             raise UserError(f"the demonstration stopped while it wanted to {what}: {last} (all of it: {log})")
-
-
-def children_cpu_seconds() -> float:
-    """CPU time of all commands that have ended; on a busy machine it says more than the clock."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+        print(f"  {what}: done in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def read_scores(path: Path) -> dict[str, float]:

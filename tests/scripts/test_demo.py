@@ -1,11 +1,15 @@
 """The demonstration around the models: its folder, its errors, its picture."""
 
+import os
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.gallery import Grid, Panel, Row, Section
-from scripts.demo.__main__ import main
+from evaluation.gallery import Gallery, Grid, Panel, Row, Section
+from scripts.demo.__main__ import MODELS, main, show_all
 from scripts.demo.picture import GAP, LABEL, MARGIN, SIDE, write_picture
 from scripts.demo.stage import Stage
 from videodata.errors import UserError
@@ -47,3 +51,28 @@ def test_picture_shows_two_clips_of_each_model(tmp_path):
     line = pixels[middle, MARGIN + LABEL + 2 * (SIDE + GAP) - GAP : MARGIN + LABEL + 2 * (SIDE + GAP)]
     assert (line[:, 2] > line[:, 0] + 100).any()
     assert pixels.shape[0] > 4 * SIDE and pixels.shape[1] > 2 * 4 * SIDE
+
+
+def test_models_run_side_by_side_and_are_shown_in_order(tmp_path, monkeypatch):
+    """Each on its share of the cores; sections and lines in the order asked for; a failure is the error of all."""
+
+    def shower(name, seconds):
+        def show(stage, gallery):
+            time.sleep(seconds)
+            gallery.add_section(name, "")
+            return f"{stage.threads} threads"
+
+        return SimpleNamespace(show=show)
+
+    def fail(stage, gallery):
+        raise UserError("no luck")
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setitem(MODELS, "vqgan", shower("vqgan", 0.2))
+    monkeypatch.setitem(MODELS, "lvt", shower("lvt", 0))
+    gallery, stage = Gallery("page"), Stage(tmp_path, tmp_path)
+    assert show_all(stage, ["vqgan", "lvt"], gallery) == ["vqgan: 2 threads", "lvt: 2 threads"]
+    assert [section.name for section in gallery.sections] == ["vqgan", "lvt"]
+    monkeypatch.setitem(MODELS, "vvae", SimpleNamespace(show=fail))
+    with pytest.raises(UserError, match="no luck"):
+        show_all(stage, ["vqgan", "vvae"], gallery)
