@@ -12,6 +12,7 @@ from .slices import Slices
 
 HALF = (torch.bfloat16, torch.float16)
 CACHED = 1 << 20  # values that stay in the cache of a CPU
+EPS = 2.0**-10  # of a batch norm of variance 1 - EPS, which must be above 0; their sum is exactly 1
 
 
 class Scaling(NamedTuple):
@@ -80,12 +81,12 @@ class Normalize(nn.GroupNorm):
 
 def scaled(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
     """x * scale + shift for one sample (1, C, t, H, W), in float32 whatever the type of x, without a float32 copy."""
-    zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
+    mean, var = torch.zeros_like(scale), torch.full_like(scale, 1 - EPS)
     if out is None or x.is_cuda:
-        result = F.batch_norm(x, zeros, ones, scale, shift, training=False, eps=0.0)
+        result = F.batch_norm(x, mean, var, scale, shift, training=False, eps=EPS)
         return result if out is None else out.copy_(result)
     unused = torch.empty(0, device=x.device)
-    return torch.native_batch_norm(x, scale, shift, zeros, ones, False, 0.0, 0.0, out=(out, unused, unused))[0]
+    return torch.native_batch_norm(x, scale, shift, mean, var, False, 0.0, EPS, out=(out, unused, unused))[0]
 
 
 def channel_sums(x: Tensor) -> tuple[Tensor, Tensor]:
