@@ -40,14 +40,14 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     river = configs / "shapes_river_tiny.yaml"
     command("train_flow_autoencoder.py", "--config", river, "--runs", runs, "--steps", 2, "--batch_size", 2, *small)
     command("encode_latents.py", "--config", river, "--out", tmp_path / "latents", *small)
-    for name in ("f-01-null", "d-01", "g-01-nll", "river"):
+    for name in ("f-01-mse", "d-01", "g-01-nll", "river"):
         options = [f"data.latents={tmp_path}/latents"] if name != "river" else []
         if name == "g-01-nll":
-            options.append(f"model.f_ckpt_path={runs}/shapes_run-f-01-null/checkpoints/final_step_2.pth")
+            options.append(f"model.f_ckpt_path={runs}/shapes_run-f-01-mse/checkpoints/final_step_2.pth")
             options.append(f"model.d_ckpt_path={runs}/shapes_run-d-01")
         arguments = ["--run-name", name, "--runs", runs, "--num-gpus", 0, "--random-seed", 3]
         command("train_flow_pred.py", "--config", configs / f"shapes_{name}_tiny.yaml", *arguments, *small, *options)
-    sde = [f"--ckpt-{part[0]}={runs}/shapes_run-{part}" for part in ("f-01-null", "d-01", "g-01-nll")]
+    sde = [f"--ckpt-{part[0]}={runs}/shapes_run-{part}" for part in ("f-01-mse", "d-01", "g-01-nll")]
     shared = ["--num-videos", 2, "--metrics", "--frames", 2]
     command("generate_flow_videos.py", *sde, *shared, "--res", 4, "--context", 4, "--out", tmp_path / "sde")
     assert "PSNR in between" in capsys.readouterr().out
@@ -59,7 +59,7 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     assert {"strip.png", "0000.mp4"} <= {path.name for path in (tmp_path / "river").iterdir()}
     common = ["--data", "shapes:12,frames=48,size=32", "--split", "test", "--num_clips", 2, "--device", "cpu"]
     parts = ["--denoiser", runs / "shapes_run-d-01", "--diffusion", runs / "shapes_run-g-01-nll"]
-    for name, further in (("f-01-null", parts), ("river", ["--steps", 2])):
+    for name, further in (("f-01-mse", parts), ("river", ["--steps", 2])):
         output = tmp_path / f"{name}.json"
         arguments = ["--checkpoint", runs / f"shapes_run-{name}", "--frames", 6, "--output", output, *further]
         command("evaluate.py", "flow_pred", *common, *arguments)
