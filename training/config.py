@@ -36,8 +36,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type | No
     Raises UserError for a file that is missing or no YAML and for an unknown key.
     """
     config = literals(read_with_base(Path(path), ()))
+    fields = field_keys(kind) if kind else []
     for key, value in split_overrides(overrides):
-        set_known(config, key, value, field_keys(kind) if kind else [])
+        set_known(config, key, value, fields)
     return interpolate(config, path)
 
 
