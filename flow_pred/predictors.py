@@ -86,7 +86,8 @@ def read_component(
     if stored.config is not None:
         model, plain = from_dict(ModelConfig, stored.config["model"]), stored.config
     if model is None:
-        raise UserError(f"{checkpoint}: has no configuration in it; name its configuration file too")
+        remedy = "name its configuration file too, or for a training of ours its run folder"
+        raise UserError(f"{checkpoint}: has no configuration in it; {remedy}")
     if model.role != role:
         raise UserError(f"{checkpoint}: is a network of func {model.func}, not of component {role}")
     network = build_regressor(model)
