@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 CHROMA_IN_THE_MIDDLE = (
     "chromaloc=1"  # of its 2x2 pixels, as `to_yuv` averages; readers assume their left edge otherwise
 )
-
-MACROBLOCK = 16  # pixels: width and height of the blocks of H.264
+REPRODUCIBLE = "mbtree=0"  # with it x264 reads memory that it has not written: one input had many different files
 
 
 def write_video(
@@ -90,14 +89,6 @@ def _pictures(frames: Frames) -> Iterator[np.ndarray]:
         yield frame
 
 
-def _parameters(stream: av.VideoStream) -> str:
-    """What x264 is told beside its preset, so that one input has one file."""
-    parameters = [CHROMA_IN_THE_MIDDLE] if stream.pix_fmt == "yuv420p" else []
-    if stream.width <= MACROBLOCK:
-        parameters.append("mbtree=0")  # it reads memory that was never written there: about one file in 1000 differed
-    return ":".join(parameters)
-
-
 def _write_mp4(
     path: Path, pictures: Iterable[np.ndarray], size: tuple[int, int], fps: Fraction, quality: int, lossless: bool
 ) -> None:
@@ -109,7 +100,8 @@ def _write_mp4(
             stream.pix_fmt, stream.options = "rgb24", {"qp": "0"}
         else:
             stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-            stream.options = {"crf": str(quality), "preset": "medium", "x264-params": _parameters(stream)}
+            parameters = [REPRODUCIBLE] + [CHROMA_IN_THE_MIDDLE] * (stream.pix_fmt == "yuv420p")
+            stream.options = {"crf": str(quality), "preset": "medium", "x264-params": ":".join(parameters)}
             tag(stream.codec_context, height)
         for index, picture in enumerate(pictures):
             if lossless:

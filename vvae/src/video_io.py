@@ -36,6 +36,7 @@ MACROBLOCK = 16 * 16  # pixels that the encoder treats as one
 CHROMA_IN_THE_MIDDLE = (
     "chromaloc=1"  # of its 2x2 pixels, as `to_yuv` averages; readers assume their left edge otherwise
 )
+REPRODUCIBLE = "mbtree=0"  # with it x264 reads memory that it has not written: one input had many different files
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,10 @@ def _add_stream(
     stream.height, stream.width = size
     stream.codec_context.time_base = 1 / rate
     stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
-    siting = {"x264-params": CHROMA_IN_THE_MIDDLE} if stream.pix_fmt == "yuv420p" else {}
+    parameters = [REPRODUCIBLE] + [CHROMA_IN_THE_MIDDLE] * (stream.pix_fmt == "yuv420p")
     if size[0] * size[1] < MACROBLOCK:
         quality = 0  # without loss: over so few pixels the errors of the encoder do not average out
-    stream.options = {"crf": str(quality), "preset": "medium", **siting}
+    stream.options = {"crf": str(quality), "preset": "medium", "x264-params": ":".join(parameters)}
     tag(stream.codec_context, size[0])
     return stream
 
