@@ -60,7 +60,7 @@ def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
 def check_sharding(settings: TrainSettings, recipe: Recipe) -> None:
     """Raises UserError for what cannot be sharded."""
     if any(isinstance(optimizer, Muon) for optimizer in recipe.optimizers.values()):
-        raise UserError("--fsdp divides the matrices that the optimizer muon needs whole: use adamw")
+        raise UserError("--fsdp divides the matrices that the optimizer muon needs whole: use another optimizer")
     if not dist.is_initialized():
         raise UserError("--fsdp needs several processes: start with torchrun --nproc-per-node N")
     if settings.precision == "fp16":

@@ -19,6 +19,7 @@ from evaluation.psnr import psnr
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from losses.discriminator import PatchGAN2D, PatchGAN3D
 from losses.perceptual import LPIPS
+from training.muon import Muon
 from training.randomness import derive_seed
 from training.recipe import Losses, Recipe, Step
 from videodata.clips import open_clips
@@ -30,18 +31,25 @@ from vvae.src.distributions import DiagonalGaussianDistribution
 from vvae.src.errors import VVAEError
 from vvae.src.models.autoencoder import Level, Middle
 from vvae.src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
+from vvae.src.models.isometric import start_isometric
 from vvae.src.modules.ae_modules import Downsample, Upsample
 from vvae.src.modules.losses.contperceptual import LPIPSWithDiscriminator, flatten_frames
 from vvae.utils.common_utils import instantiate_from_config
 
 BETAS = (0.5, 0.9)
 FREE_KEYS = frozenset({"checkpointing", "perceptual_weights"})
+OPTIMIZERS = {  # of the autoencoder: the original's, or one that learns from fewer clips
+    "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate, betas=BETAS),
+    "muon": lambda parameters, rate: Muon(parameters, lr=rate, convolutions=True),
+}
 
 
 class VVAERecipe(Recipe):
     """Trains the autoencoder and its discriminator, with one pass of the autoencoder per step.
 
     image_prob: share of steps that take the frames of a batch as single images (needs the 2D discriminator).
+    image_steps: first steps that all do, so that the spatial stage is there when the temporal one starts.
+    optimizer: of the autoencoder, "adam" or "muon".
     perceptual_weights: the file of VGG-16, or a folder that holds it.
     """
 
@@ -58,10 +66,16 @@ class VVAERecipe(Recipe):
         objective: LPIPSWithDiscriminator,
         learning_rate: float = 1e-4,
         image_prob: float = 0.0,
+        image_steps: int = 0,
+        optimizer: str = "adam",
         perceptual_weights: Path | str | None = None,
     ) -> None:
-        if image_prob > 0 and objective.dimensions == 3:
-            raise UserError("optimization.image_prob needs the loss src.modules.losses.LPIPSWithDiscriminator (2D)")
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"optimization.optimizer must be {' or '.join(OPTIMIZERS)}, found {optimizer!r}")
+        images = image_prob > 0 or image_steps > 0
+        if images and objective.dimensions == 3:
+            wanted = "the loss src.modules.losses.LPIPSWithDiscriminator (2D)"
+            raise UserError(f"optimization.image_prob needs {wanted}, and so does image_steps")
         patch_gan = PatchGAN3D if objective.dimensions == 3 else PatchGAN2D
         discriminator = patch_gan(layers=objective.disc_num_layers, norm=objective.disc_norm)
         networks: dict[str, nn.Module] = {"autoencoder": autoencoder, "discriminator": discriminator}
@@ -72,14 +86,14 @@ class VVAERecipe(Recipe):
         super().__init__(
             networks,
             {
-                "autoencoder": torch.optim.Adam(trained, lr=learning_rate, betas=BETAS),
+                "autoencoder": OPTIMIZERS[optimizer](trained, learning_rate),
                 "discriminator": torch.optim.Adam(discriminator.parameters(), lr=learning_rate, betas=BETAS),
             },
         )
-        self.objective, self.image_prob = objective, image_prob
+        self.objective, self.image_prob, self.image_steps = objective, image_prob, image_steps
         self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
         self.frozen = [] if objective.learn_logvar else [objective]
-        self.find_unused_parameters = image_prob > 0  # images leave the temporal layers without gradients
+        self.find_unused_parameters = images  # they leave the temporal layers without gradients
 
     def losses(self, batch: Any, step: Step) -> Iterator[Losses | None]:
         """The autoencoder's loss, then the discriminator's on the same reconstruction."""
@@ -107,6 +121,8 @@ class VVAERecipe(Recipe):
 
     def takes_images(self, step: Step) -> bool:
         """Whether this step's batch is taken frame by frame; the same for all processes."""
+        if step.index < self.image_steps:
+            return True
         return derive_seed("image batch", step.index) % 10_000 < self.image_prob * 10_000
 
     def likelihood(
@@ -183,10 +199,15 @@ def as_images(
 def build_recipe(config: dict[str, Any], seed: int = 0) -> VVAERecipe:
     """The recipe of a configuration like those in configs/vvae. Raises UserError for what the user can put right."""
     loss, options = config["model"]["params"]["lossconfig"], config.get("optimization", {})
+    given = next((key for key in ("ckpt_path", "ckpt_path_2d") if config["model"]["params"].get(key)), None)
+    if given and options.get("isometric_start"):
+        raise UserError(f"optimization.isometric_start is for training from nothing, but model.params.{given} is set")
     torch.manual_seed(derive_seed(seed, "weights"))
     try:
         objective = instantiate_from_config(loss)
         autoencoder = instantiate_from_config(config["model"], prune_unused=not options.get("keep_unused", True))
+        if options.get("isometric_start"):
+            start_isometric(autoencoder)
     except VVAEError as error:
         raise UserError(str(error)) from error
     if options.get("checkpointing"):
@@ -196,6 +217,8 @@ def build_recipe(config: dict[str, Any], seed: int = 0) -> VVAERecipe:
         objective,
         learning_rate=config["model"].get("base_learning_rate", 1e-4),
         image_prob=options.get("image_prob", 0.0),
+        image_steps=options.get("image_steps", 0),
+        optimizer=options.get("optimizer", "adam"),
         perceptual_weights=options.get("perceptual_weights"),
     )
     if objective.perceptual_weight > 0:

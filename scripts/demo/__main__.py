@@ -16,7 +16,7 @@ from training.cli import run
 from videodata.errors import UserError
 
 MODELS = {"video_vae": video_vae, "vqgan": vqgan, "vvae": vvae, "lvt": lvt, "flow_pred": flow_pred}
-LONGEST = ["flow_pred", "video_vae", "lvt", "vvae", "vqgan"]  # first, so that all end at about the same time
+LONGEST = ["flow_pred", "video_vae", "vvae", "lvt", "vqgan"]  # first, so that all end at about the same time
 SHAPES = 450  # generated videos, one clip of each
 MOST_VIDEOS = 150  # of the user's own
 

@@ -13,12 +13,12 @@ from videodata.write_video import write_video
 
 INTRO = (
     "A convolutional video autoencoder: 8 times less height and width, 4 times fewer frames, one number kept of 48. "
-    "This is a small one; the published ones have 485 million. "
+    "This is a small one; the published ones have 485 million. It learns from single frames first, then from clips. "
     "The clips are of the validation set, which the model has never seen."
 )
 SCORED = 16  # validation clips
 SIZE = 32  # of the frames, as in the configuration
-STEPS = 60
+STEPS = 240
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
@@ -30,7 +30,7 @@ def show(stage: Stage, gallery: Gallery) -> str:
         "train VideoVAE+",
         "scripts/train_vvae.py",
         *("--config", "configs/vvae/tiny.yaml", "--data", stage.clips, "--run_dir", run),
-        *("--steps", steps, "--batch_size", 1, "--pictures_every", steps),
+        *("--steps", steps, "--pictures_every", steps, f"optimization.image_steps={2 * steps // 3}"),
         *("--evaluate_every", max(1, steps // 3), "--evaluate_batches", SCORED),
     )
     data = stage.validation(SIZE)

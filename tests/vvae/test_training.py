@@ -39,13 +39,14 @@ class Gradients(Dataset):
         return "gradients"
 
 
-def recipe(checkpointing: bool = False, image_prob: float = 0.0, **loss) -> VVAERecipe:
+def recipe(checkpointing: bool = False, image_prob: float = 0.0, image_steps: int = 0, **loss) -> VVAERecipe:
     """A tiny recipe with the same weights at each call, without the perceptual term."""
     torch.manual_seed(0)
     model = AutoencoderKL2plus1D_1dcnn(**TINY)
     if checkpointing:
         model.enable_gradient_checkpointing()
-    kind = LPIPSWithDiscriminator if image_prob else LPIPSWithDiscriminator3D
+    images = {"image_prob": image_prob, "image_steps": image_steps}
+    kind = LPIPSWithDiscriminator if any(images.values()) else LPIPSWithDiscriminator3D
     settings = {
         "disc_start": 2,
         "perceptual_weight": 0.0,
@@ -53,7 +54,7 @@ def recipe(checkpointing: bool = False, image_prob: float = 0.0, **loss) -> VVAE
         "disc_num_layers": 2,
         "disc_norm": "group",
     }
-    return VVAERecipe(model, kind(**{**settings, **loss}), learning_rate=1e-3, image_prob=image_prob)
+    return VVAERecipe(model, kind(**{**settings, **loss}), learning_rate=1e-3, **images)
 
 
 class TestVVAE(ModelContract):
@@ -140,6 +141,29 @@ def test_images_and_videos_are_trained_jointly(tmp_path):
     assert run(tmp_path, recipe(image_prob=0.5), steps=6).finished
     with pytest.raises(UserError, match="image_prob needs the loss"):
         VVAERecipe(model, LPIPSWithDiscriminator3D(disc_start=0), image_prob=0.2)
+
+
+def test_images_first(tmp_path):
+    """The first image_steps steps leave the temporal stage as it was; from then on it is trained."""
+    made = recipe(image_steps=2)
+    start = made.bare["autoencoder"].encoder_temporal.conv_in.conv.weight.clone()
+    run(tmp_path / "a", made, steps=2)
+    assert torch.equal(made.bare["autoencoder"].encoder_temporal.conv_in.conv.weight, start)
+    made = recipe(image_steps=2)
+    run(tmp_path / "b", made, steps=3)
+    assert not torch.equal(made.bare["autoencoder"].encoder_temporal.conv_in.conv.weight, start)
+
+
+def test_the_tiny_configuration_starts_isometric_and_only_from_nothing():
+    config = load_config("configs/vvae/tiny.yaml")
+    made = build_recipe(config)
+    assert made.image_steps == 200 and type(made.optimizers["autoencoder"]).__name__ == "Muon"
+    assert made.bare["autoencoder"].encode(Gradients()[0][None]).logvar.eq(-6).all()
+    config["model"]["params"]["ckpt_path_2d"] = "image.ckpt"
+    with pytest.raises(UserError, match="isometric_start is for training from nothing, but model.params.ckpt_path_2d"):
+        build_recipe(config)
+    with pytest.raises(UserError, match="must be adam or muon, found 'sgd'"):
+        build_recipe(load_config("configs/vvae/tiny.yaml", ["optimization.optimizer=sgd"]))
 
 
 def test_options_beyond_the_original(tmp_path):

@@ -1,0 +1,52 @@
+"""Start values for training from nothing."""
+
+import pytest
+import torch
+
+from vvae import AutoencoderKL2plus1D_1dcnn
+from vvae.src.errors import VVAEError
+from vvae.src.models.isometric import LOG_VARIANCE, start_isometric
+
+SPATIAL = {"z_channels": 16, "ch": 32, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1}
+
+
+def started(hidden: int = 16, **settings) -> AutoencoderKL2plus1D_1dcnn:
+    """A new model with these start values."""
+    model = AutoencoderKL2plus1D_1dcnn(ddconfig=SPATIAL, ppconfig={"ch": 16, "hidden_channel": hidden}, **settings)
+    start_isometric(model)
+    return model.freeze()
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_posteriors_start_narrow(quantised, video):
+    model = started(**({"use_quant_conv": True, "embed_dim": 16} if quantised else {}))
+    for image in (False, True):
+        clip = video[:, :, :1] if image else video
+        assert torch.allclose(model.encode(clip, mask_temporal=image).logvar, torch.tensor(LOG_VARIANCE))
+
+
+def test_the_latent_is_the_mean_of_four_frames():
+    """Each channel in units of its own size over the clip, and the decoder shows it four times."""
+    model = started()
+    frames = torch.randn(1, 16, 8, 3, 5)
+    mean = frames.unflatten(2, (2, 4)).mean(dim=3)
+    latent = model.encoder_temporal(frames).chunk(2, dim=1)[0]
+    expected = mean / mean.square().mean(dim=(2, 3, 4), keepdim=True).sqrt()
+    assert torch.allclose(latent, expected, atol=1e-4)
+    assert torch.allclose(model.decoder_temporal(latent), latent.repeat_interleave(4, dim=2), atol=1e-6)
+
+
+def test_cells_go_down_orthogonally():
+    """Every 2x2 cell by itself, onto orthogonal directions."""
+    down = started().encoder.down[0].downsample
+    pixels = torch.zeros(1, 32, 1, 8, 8)
+    pixels[:, :, :, 2:4, 2:4] = torch.randn(1, 32, 1, 2, 2)
+    weight = down.conv.weight.flatten(1)
+    assert torch.allclose(weight @ weight.T, torch.eye(32), atol=1e-5)
+    assert (down([pixels])[0] != 0).any(dim=1).sum() == 1  # cells do not overlap
+
+
+def test_a_narrow_temporal_stage_is_refused():
+    settings = {"ddconfig": {**SPATIAL, "z_channels": 32}, "ppconfig": {"ch": 32, "hidden_channel": 16}}
+    with pytest.raises(VVAEError, match="hidden_channel >= 32, found 16"):
+        start_isometric(AutoencoderKL2plus1D_1dcnn(**settings))

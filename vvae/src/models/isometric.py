@@ -1,0 +1,115 @@
+"""Start values for training without published weights: the untrained model already passes colours on.
+
+In space, convolutions start as orthogonal maps of single pixels (Saxe et al. 2014, arXiv 1312.6120), residual branches
+at zero. In time, the latent starts as the mean of its 4 frames, which the decoder repeats; its channels stand beside
+their negatives, so that SiLU(x) - SiLU(-x) = x makes the activation linear (Balduzzi et al. 2017, arXiv 1702.08591)
+and a group norm leaves their mean alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import VVAEError
+from ..modules.ae_modules import AttnBlock3D, Downsample, ResnetBlock2plus1D, SpatialConv
+from .autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
+from .autoencoder_temporal import DecoderTemporal1DCNN, EncoderTemporal1DCNN, ResBlock
+
+Tap = tuple[int, int, int]  # (t, y, x) in a kernel
+
+LOG_VARIANCE = -6.0  # of both posteriors: with 0 their noise would drown the latents of an untrained model
+CELL = ((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1))  # taps of a stride-2 kernel that tile the frame
+CENTRE, NEXT = (1, 1, 1), (2, 1, 1)  # taps of a 3x3x3 kernel: this frame and the one after
+
+
+@torch.no_grad()
+def start_isometric(model: AutoencoderKL2plus1D_1dcnn) -> None:
+    """Set the start values of a new model. Raises VVAEError if its temporal stage is narrower than the latent."""
+    for stage in (model.encoder, model.decoder):
+        _start_in_space(stage)
+    channels = model.encoder.z_channels
+    hidden = model.encoder_temporal.conv_in.conv.out_channels
+    if hidden < channels:
+        raise VVAEError(f"an isometric start needs ppconfig.hidden_channel >= {channels}, found {hidden}")
+    if model.config.use_quant_conv:
+        _orthogonal(model.quant_conv, [(0, 0, 0)])
+        _orthogonal(model.post_quant_conv, [(0, 0, 0)])
+    _quiet(model.quant_conv if model.config.use_quant_conv else model.encoder.conv_out)
+    _start_encoder_in_time(model.encoder_temporal, channels, hidden)
+    _start_decoder_in_time(model.decoder_temporal, channels)
+
+
+def _start_in_space(stage: nn.Module) -> None:
+    cells = {id(module.conv) for module in stage.modules() if isinstance(module, Downsample)}
+    for module in stage.modules():
+        if isinstance(module, SpatialConv):
+            centre = tuple(size // 2 for size in module.kernel_size)
+            _orthogonal(module, CELL if id(module) in cells else [centre])
+    for module in stage.modules():
+        if isinstance(module, ResnetBlock2plus1D):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, AttnBlock3D):
+            nn.init.zeros_(module.proj_out.weight)
+
+
+def _start_encoder_in_time(encoder: EncoderTemporal1DCNN, channels: int, hidden: int) -> None:
+    """Means of two frames, then of four; half their differences take the channels that are left."""
+    first, second = encoder.mid_blocks
+    _connect(encoder.conv_in.conv, [(c, c, CENTRE, 1.0) for c in range(channels)])
+    means = [(c, c, tap, 0.5) for c in range(hidden) for tap in (CENTRE, NEXT)]
+    differences = [(hidden + c, c, tap, sign) for c in range(hidden) for tap, sign in ((CENTRE, 0.5), (NEXT, -0.5))]
+    _connect(first.down.conv, means + differences)
+    mirrored = [
+        (2 * c + side, c, tap, sign)
+        for c in range(2 * hidden)
+        for side, sign in enumerate((0.5, -0.5))
+        for tap in (CENTRE, NEXT)
+    ]
+    _connect(second.down.conv, mirrored)
+    last = encoder.final_block[-1].conv
+    _connect(last, [(c, 2 * c + side, CENTRE, sign) for c in range(channels) for side, sign in enumerate((1.0, -1.0))])
+    _quiet(last)
+    _close_branches(encoder)
+
+
+def _start_decoder_in_time(decoder: DecoderTemporal1DCNN, channels: int) -> None:
+    """Every latent frame four times."""
+    _connect(decoder.conv_in.conv, [(c, c, CENTRE, 1.0) for c in range(channels)])
+    for block in decoder.mid_blocks:
+        _connect(block.up, [(c, c, tap, 1.0) for c in range(block.up.out_channels) for tap in (CENTRE, NEXT)])
+    _connect(decoder.conv_last.conv, [(c, c, CENTRE, 1.0) for c in range(channels)])
+    _close_branches(decoder)
+
+
+def _close_branches(stage: nn.Module) -> None:
+    for module in stage.modules():
+        if isinstance(module, ResBlock):
+            nn.init.zeros_(module.conv2.conv.weight)
+
+
+def _connect(layer: nn.Conv3d | nn.ConvTranspose3d, weights: list[tuple[int, int, Tap, float]]) -> None:
+    """Zero but for the weights (first axis, second axis, tap, value)."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    for first, second, tap, value in weights:
+        layer.weight[(first, second, *tap)] = value
+
+
+def _orthogonal(layer: nn.Conv3d, taps: Sequence[Tap]) -> None:
+    """An orthogonal map from the inputs at some taps to the outputs; zero at the other taps."""
+    weight: Tensor = layer.weight
+    matrix = nn.init.orthogonal_(weight.new_empty(weight.shape[0], weight.shape[1] * len(taps)))
+    nn.init.zeros_(weight)
+    nn.init.zeros_(layer.bias)
+    for tap, part in zip(taps, matrix.unflatten(1, (-1, len(taps))).unbind(dim=2), strict=True):
+        weight[(slice(None), slice(None), *tap)] = part
+
+
+def _quiet(layer: nn.Conv3d) -> None:
+    """A posterior of small constant variance: the second half of the outputs of its layer."""
+    half = layer.out_channels // 2
+    nn.init.zeros_(layer.weight[half:])
+    nn.init.constant_(layer.bias[half:], LOG_VARIANCE)
