@@ -18,7 +18,7 @@ INTRO = (
 )
 SCORED = 16  # validation clips
 SIZE = 32  # of the frames, as in the configuration
-STEPS = 240
+STEPS = 300
 
 
 def show(stage: Stage, gallery: Gallery) -> str:
