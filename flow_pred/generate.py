@@ -48,6 +48,13 @@ class Plan:
         whole = self.context + self.frames
         return (whole - 1) * self.res + 1 if self.fine else whole
 
+    @property
+    def first_shown(self) -> int:
+        """First frame of a prediction that is shown: with frames in between the last known one, because those before it
+        have another rate.
+        """
+        return self.context - 1 if self.res > 1 else 0
+
     def split(self, clip: Tensor) -> tuple[Tensor, Tensor | None]:
         """A clip that was read (..., T, H, W) -> context, and the target in the times of the prediction if known."""
         if not self.fine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from flow_pred.generate import Plan, Prediction
+from training.files import write_file
 from videodata.atomic import atomic_path
 from videodata.pixels import to_uint8
 from videodata.write_video import write_video
@@ -55,29 +57,20 @@ def open_h5(path: Path) -> Iterator[H5Writer]:
 
 
 def write_clips(folder: Path, prediction: Prediction, plan: Plan, fps: Fraction, formats: list[str]) -> list[Path]:
-    """Each clip of a batch as <item>.mp4, .gif and .npy: the original to the left, where it is known.
-
-    Frames before the last known one are left out where frames in between are predicted, because they have not its rate.
-    """
-    first = plan.context - 1 if plan.res > 1 else 0
+    """Each clip of a batch as <item>.mp4, .gif and .npy: the original to the left, where it is known."""
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for row, item in enumerate(prediction.items):
         parts = [part for part in (prediction.target, prediction.generated) if part is not None]
-        frames = side_by_side([to_uint8(part[row, :, first:]) for part in parts])
+        frames = side_by_side([to_uint8(part[row, :, plan.first_shown :]) for part in parts])
         for kind in formats:
             path = folder / f"{item:04d}.{kind}"
             if kind == "npy":
-                write_array(path, to_uint8(prediction.generated[row]))
+                write_file(path, partial(np.save, arr=to_uint8(prediction.generated[row]), allow_pickle=False))
             else:
                 write_video(path, frames, fps * plan.res)
             written.append(path)
     return written
-
-
-def write_array(path: Path, frames: np.ndarray) -> None:
-    """uint8 (T, H, W, 3) as .npy."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, frames)
 
 
 def side_by_side(clips: list[np.ndarray]) -> np.ndarray:
@@ -89,12 +82,11 @@ def side_by_side(clips: list[np.ndarray]) -> np.ndarray:
 
 def strip(prediction: Prediction, plan: Plan, columns: int = 12) -> np.ndarray:
     """A picture of up to 4 clips, uint8: rows original, prediction, with `columns` frames spread over the time."""
-    first = plan.context - 1 if plan.res > 1 else 0
     rows = []
     for row in range(min(4, len(prediction.items))):
         for clip in (prediction.target, prediction.generated):
             if clip is not None:
-                frames = to_uint8(clip[row, :, first:])
+                frames = to_uint8(clip[row, :, plan.first_shown :])
                 chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
                 rows.append(np.concatenate(list(frames[chosen]), axis=1))
     return np.concatenate(rows, axis=0)

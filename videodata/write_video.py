@@ -100,7 +100,7 @@ def _write_mp4(
             stream.pix_fmt, stream.options = "rgb24", {"qp": "0"}
         else:
             stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-            parameters = [REPRODUCIBLE] + [CHROMA_IN_THE_MIDDLE] * (stream.pix_fmt == "yuv420p")
+            parameters = [REPRODUCIBLE, CHROMA_IN_THE_MIDDLE] if stream.pix_fmt == "yuv420p" else [REPRODUCIBLE]
             stream.options = {"crf": str(quality), "preset": "medium", "x264-params": ":".join(parameters)}
             tag(stream.codec_context, height)
         for index, picture in enumerate(pictures):

@@ -135,7 +135,7 @@ def _add_stream(
     stream.height, stream.width = size
     stream.codec_context.time_base = 1 / rate
     stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
-    parameters = [REPRODUCIBLE] + [CHROMA_IN_THE_MIDDLE] * (stream.pix_fmt == "yuv420p")
+    parameters = [REPRODUCIBLE, CHROMA_IN_THE_MIDDLE] if stream.pix_fmt == "yuv420p" else [REPRODUCIBLE]
     if size[0] * size[1] < MACROBLOCK:
         quality = 0  # without loss: over so few pixels the errors of the encoder do not average out
     stream.options = {"crf": str(quality), "preset": "medium", "x264-params": ":".join(parameters)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import VVAEError
-from ..modules.ae_modules import AttnBlock3D, Downsample, ResnetBlock2plus1D, SpatialConv
+from ..modules.ae_modules import AttnBlock3D, ResnetBlock2plus1D, SpatialConv
 from .autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
 from .autoencoder_temporal import DecoderTemporal1DCNN, EncoderTemporal1DCNN, ResBlock
 
@@ -43,11 +43,10 @@ def start_isometric(model: AutoencoderKL2plus1D_1dcnn) -> None:
 
 
 def _start_in_space(stage: nn.Module) -> None:
-    cells = {id(module.conv) for module in stage.modules() if isinstance(module, Downsample)}
     for module in stage.modules():
         if isinstance(module, SpatialConv):
             centre = tuple(size // 2 for size in module.kernel_size)
-            _orthogonal(module, CELL if id(module) in cells else [centre])
+            _orthogonal(module, [centre] if module.stride == (1, 1, 1) else CELL)
     for module in stage.modules():
         if isinstance(module, ResnetBlock2plus1D):
             nn.init.zeros_(module.conv2.weight)
