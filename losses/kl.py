@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence of diagonal Gaussians, in nats."""
+"""Kullback-Leibler divergence of diagonal Gaussians in nats, and the ramp by which a weight grows."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ def elementwise_gaussian_kl(
     return 0.5 * (squared_distance + torch.exp(log_ratio) - 1 - log_ratio)
 
 
+def _full_precision(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def free_bits(kl: Tensor, bits: float) -> Tensor:
     """A KL (B,) in nats, replaced per sample by a constant wherever it is below `bits` bits.
 
@@ -48,5 +52,8 @@ def free_bits(kl: Tensor, bits: float) -> Tensor:
     return kl.clamp(min=bits * math.log(2)) if bits > 0 else kl
 
 
-def _full_precision(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def linear_ramp(step: int, start: int = 0, length: int = 0) -> float:
+    """0 before step `start`, then linear to 1 over `length` steps, then 1. A length of 0 is a switch at `start`."""
+    if step < start:
+        return 0.0
+    return 1.0 if length <= 0 else min(1.0, (step - start) / length)

@@ -1,4 +1,4 @@
-"""One picture of all that a demonstration made: frames of two clips of each model, one row per kind."""
+"""One picture of a page: frames of the first two clips of each section, one row per kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.gallery import Grid, Section
+from evaluation.gallery.content import Grid, Section
 from evaluation.gallery.media import read_clip
 from videodata.atomic import atomic_path
 
