@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.vqgan_original import Attention, OriginalTraining
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook import CodebookUsage
 from training.cli import make_parser, run
 from training.randomness import SampleNoise
 from training.recipe import Step
 from videodata.shapes import Shapes
 from vqgan import VQGAN, Discriminator
-from vqgan.objective import OPTIMIZERS, Objective
+from vqgan.config import OPTIMIZERS, Objective
 from vqgan.train import AdversarialRecipe, ReconstructionRecipe
 
 DIMS, LATENT, CODES = (16, 32, 64, 128), 8, 128

@@ -84,14 +84,13 @@ class PerceptualLoss(nn.Module):
             )
 
     def _chunk_distance(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        distance = partial(self._distance_float32, network)
+        def distance(x: Tensor, y: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                return self._distance(network, x, y)
+
         if self.recompute and torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
             return checkpoint(distance, x, y, use_reentrant=False)
         return distance(x, y)
-
-    def _distance_float32(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return self._distance(network, x, y)
 
 
 class LPIPS(PerceptualLoss):

@@ -11,7 +11,6 @@ import fcntl
 import importlib.util
 import logging
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ import torch
 from torch import Tensor
 
 from videodata.download import download as download_file
-from videodata.download import sha256_of
 from videodata.errors import UserError
+from videodata.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,13 +125,10 @@ def find_lpips_heads(net: str) -> Path:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in a weight file; raises UserError in one line for anything else."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: not a file of plain tensors; it is not opened, because it could run code") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable weight file ({_first_line(error)})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    from training.checkpoint import read_tensors  # here, because the engine takes seconds to import
+
+    state = read_tensors(path)
+    if not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: not a state dict (name -> tensor)")
     return state
 

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from lvt.codes import CodeWindows, open_codes
 from videodata.clips import ClipDataset, open_clips, spread
 from videodata.errors import UserError
-from videodata.sources import ClipSource
+from videodata.source import ClipSource
 from videodata.splits import open_split
 
 SPLIT_MARK = "#"  # "shapes:100#val" is the validation part of a source
@@ -54,8 +54,8 @@ def open_videos(config: dict[str, Any], name: str) -> Videos:
     return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"])
 
 
-def open_frames(config: dict[str, Any], name: str, training: bool) -> ClipDataset:
-    """Clips (3, T, H, W) uint8 of a data set of videos. Raises UserError for unknown names and missing folders.
+def open_frames(config: dict[str, Any], name: str, training: bool, dtype: str = "uint8") -> ClipDataset:
+    """Clips (3, T, H, W) of a data set of videos. Raises UserError for unknown names and missing folders.
 
     Named data sets of single frames give each frame as a clip of one. Of others, N_FRAMES_PER_VIDEO_TRAIN or _TEST
     frames are taken, -1: each frame as a clip of one. Training draws a random window, evaluation takes the first.
@@ -70,7 +70,7 @@ def open_frames(config: dict[str, Any], name: str, training: bool) -> ClipDatase
         split=split,
         seed=max(config["SEED"], 0),
         windows="consecutive" if single else ("random" if training else "first"),
-        dtype="uint8",
+        dtype=dtype,
     )
 
 
@@ -109,17 +109,13 @@ def frames_place(config: dict[str, Any], name: str) -> tuple[str, str | None, Na
     place = named_datasets().get(name)
     if place is not None and place.size is None:
         raise UserError(f"data set {name!r} holds codes; a VQVAE needs frames")
-    path, split = (str(Path(config["DATASETS"]["ROOT"]) / place.folder), None) if place else split_of(name)
+    path, _, split = name.partition(SPLIT_MARK)
+    if place is not None:
+        path, split = str(Path(config["DATASETS"]["ROOT"]) / place.folder), ""
     if not path.startswith("shapes:") and not Path(path).exists():
         known = ", ".join(sorted(named_datasets()))
         raise UserError(f"data set {name!r}: {path} does not exist; name a path, shapes:<n>, or one of {known}")
-    return path, split, place
-
-
-def split_of(name: str) -> tuple[str, str | None]:
-    """ "path#split" -> (path, split); without the mark, the split is None."""
-    path, mark, split = name.partition(SPLIT_MARK)
-    return path, split if mark else None
+    return path, split or None, place
 
 
 def together(parts: list[Dataset]) -> Dataset:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from bisect import bisect_right
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from losses.perceptual import LPIPS
-from lvt.continuation import decode_clips, sample_frames
-from lvt.likelihood import bits_per_code, bits_per_subpixel, clip_nats
-from lvt.schedule import ScheduledOptimizers
+from lvt.config import is_transformer
+from lvt.datasets import class_names, open_code_windows, open_frames, thinned, together
+from lvt.evaluate import evaluate_lvt, evaluators_of
+from lvt.files import (
+    build_transformer,
+    build_vqvae,
+    load_sampler_vqvae,
+    load_transformer,
+    load_vqvae,
+    original_groups,
+    write_original,
+)
+from lvt.generate import generate_frames
 from lvt.subscale import slice_frames, slice_of_position
-from lvt.transformer import VideoTransformer, cross_entropy
-from lvt.vqvae import VQVAE
-from training import distributed
+from lvt.transformer import VideoTransformer, bits_per_code, bits_per_subpixel, clip_nats, cross_entropy
+from lvt.vqvae import VQVAE, decode_clips
+from training import TrainSettings, distributed, train
+from training.randomness import seed_everything
 from training.recipe import Losses, Recipe, Step
 from videodata.errors import UserError
 
+logger = logging.getLogger(__name__)
 CLIPS_SHOWN = 4
 FREE_KEYS = frozenset(
     {
@@ -30,23 +46,78 @@ FREE_KEYS = frozenset(
 )  # last parts of the configuration keys that a continued run may change
 
 
-def build_optimizer(model: nn.Module, solver: dict[str, Any]) -> torch.optim.Optimizer:
-    """The optimiser of a SOLVER node. Raises UserError for an unknown name."""
-    decay = solver["WEIGHT_DECAY"]
-    groups: dict[float, list[nn.Parameter]] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            kind = "NORM_G" if isinstance(module, nn.LayerNorm) else "BIAS_G" if name == "bias" else "BASE_G"
-            groups.setdefault(decay[kind], []).append(parameter)
-    parameters = [{"params": members, "weight_decay": amount} for amount, members in groups.items()]
-    betas = (solver["ADAM"]["BETA1_G"], solver["ADAM"]["BETA2_G"])
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if solver["OPTIMIZER_NAME"] in kinds:
-        return kinds[solver["OPTIMIZER_NAME"]](parameters, lr=solver["LR_G"], betas=betas, eps=1e-8)
-    if solver["OPTIMIZER_NAME"] == "rmsprop":
-        options = {"alpha": solver["RMSPROP"]["ALPHA_G"], "momentum": solver["RMSPROP"]["MOMENTUM_G"]}
-        return torch.optim.RMSprop(parameters, lr=solver["LR_G"], eps=1e-8, **options)
-    raise UserError(f"SOLVER.OPTIMIZER_NAME {solver['OPTIMIZER_NAME']!r}: use adam, adamw or rmsprop")
+def train_lvt(config: dict[str, Any], resume: bool = True, allow_config_change: bool = False) -> dict[str, Any]:
+    """Train the network of a configuration in OUTPUT_DIR, write it in the original's layout too, evaluate it.
+
+    The run that the folder holds is continued; without `resume`, such a folder is refused. Gives the results by data
+    set and task. Raises UserError.
+    """
+    seed_everything(max(config["SEED"], 0))
+    evaluators_of(config)  # a mistake there shall not wait for the end of the training
+    recipe, data, validation = build_run(config)
+    chosen = settings(config, resume, allow_config_change)
+    result = train(recipe, data, chosen, {**config, "model": shape_of_model(config)}, validation)
+    if not result.finished:
+        logger.info("stopped at step %d; the same command continues", result.step)
+        return {}
+    distributed.barrier()  # the main process has written the last checkpoint
+    (model,) = recipe.networks.values()
+    load = load_transformer if is_transformer(config) else load_vqvae
+    load(model, chosen.run_dir)  # the averaged weights where there are any
+    if distributed.is_main():
+        write_original(chosen.run_dir, original_groups(model), result.step - 1, "model_final")
+    return evaluate_lvt(config, model)
+
+
+def build_run(config: dict[str, Any]) -> tuple[VQVAERecipe | TransformerRecipe, Any, Any]:
+    """Recipe, training data and validation data of a configuration."""
+    names = config["DATASETS"]
+    if is_transformer(config):
+        data = together([open_code_windows(config, name, training=True) for name in names["TRAIN"]])
+        tests = [open_code_windows(config, name, training=False) for name in names["TEST"]]
+        shows = config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
+        shown = load_sampler_vqvae(config, torch.device("cpu")) if shows else None
+        recipe = TransformerRecipe(build_transformer(config), config, shown)
+    else:
+        data = together([open_frames(config, name, training=True) for name in names["TRAIN"]])
+        tests = [open_frames(config, name, training=False) for name in names["TEST"]]
+        recipe = VQVAERecipe(build_vqvae(config), config)
+    return recipe, data, thinned(together(tests), config["TEST"]["N_SAMPLES"]) if tests else None
+
+
+def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of the configuration that a continued run must share."""
+    model = config["MODEL"]
+    if is_transformer(config):
+        shape = {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": model["AUTOREGRESSIVE"]["VT"]}
+        classes = class_names(config)
+        return shape if classes is None else {**shape, "CLASSES": classes}
+    return {name: model[name] for name in ("META_ARCHITECTURE", "ENCODER", "GENERATOR", "CODEBOOK")}
+
+
+def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) -> TrainSettings:
+    """The settings of the training loop."""
+    solver = config["SOLVER"]
+    return TrainSettings(
+        run_dir=Path(config["OUTPUT_DIR"]),
+        steps=solver["MAX_ITER"],
+        batch_size=solver["IMS_PER_BATCH"],
+        accumulation=solver["ACCUMULATION_STEPS"],
+        seed=max(config["SEED"], 0),
+        device=config["MODEL"]["DEVICE"],
+        precision=solver["PRECISION"],
+        compile=solver["COMPILE"],
+        clip=solver["CLIP_NORM"],
+        ema=solver["EMA"],
+        resume="auto" if resume else "never",
+        allow_config_change=allow_config_change,
+        save_every=solver["CHECKPOINT_PERIOD"],
+        log_every=config["LOG_PERIOD"],
+        evaluate_every=config["TEST"]["EVAL_PERIOD"] or solver["MAX_ITER"],
+        pictures_every=config["VIS_PERIOD"],
+        max_minutes=config["MAX_MINUTES"],
+        workers=config["DATALOADER"]["NUM_WORKERS"],
+    )
 
 
 class VQVAERecipe(Recipe):
@@ -152,9 +223,9 @@ class TransformerRecipe(Recipe):
             return {}
         codes, classes = self.unpack(batch)
         codes, classes = codes[:CLIPS_SHOWN], None if classes is None else classes[:CLIPS_SHOWN]
-        samples = sample_frames(
+        samples = generate_frames(
             self.networks["transformer"], self.vqvae, codes, self.sampler["N_PRIME"], codes.shape[2],
-            seeds=range(len(codes)), class_index=classes,
+            seeds=range(len(codes)), class_idx=classes,
         )  # fmt: skip
         return {"codes decoded": decode_clips(self.vqvae, codes), "continuation": samples}
 
@@ -175,3 +246,57 @@ def share_of_all(count: Tensor) -> Tensor:
 def frames_of(clips: Tensor) -> Tensor:
     """uint8 clips (B, 3, T, H, W) -> frames (B * T, 3, H, W)."""
     return clips.transpose(1, 2).flatten(0, 1)
+
+
+def build_optimizer(model: nn.Module, solver: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimiser of a SOLVER node. Raises UserError for an unknown name."""
+    decay = solver["WEIGHT_DECAY"]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            kind = "NORM_G" if isinstance(module, nn.LayerNorm) else "BIAS_G" if name == "bias" else "BASE_G"
+            groups.setdefault(decay[kind], []).append(parameter)
+    parameters = [{"params": members, "weight_decay": amount} for amount, members in groups.items()]
+    betas = (solver["ADAM"]["BETA1_G"], solver["ADAM"]["BETA2_G"])
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if solver["OPTIMIZER_NAME"] in kinds:
+        return kinds[solver["OPTIMIZER_NAME"]](parameters, lr=solver["LR_G"], betas=betas, eps=1e-8)
+    if solver["OPTIMIZER_NAME"] == "rmsprop":
+        options = {"alpha": solver["RMSPROP"]["ALPHA_G"], "momentum": solver["RMSPROP"]["MOMENTUM_G"]}
+        return torch.optim.RMSprop(parameters, lr=solver["LR_G"], eps=1e-8, **options)
+    raise UserError(f"SOLVER.OPTIMIZER_NAME {solver['OPTIMIZER_NAME']!r}: use adam, adamw or rmsprop")
+
+
+class ScheduledOptimizers:
+    """Applies the schedule right before each step of an optimiser; `step` is set by the recipe."""
+
+    def __init__(self, solver: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        learning_rate_factor(solver, 0)
+        self.solver, self.step = solver, 0
+        optimizer.register_step_pre_hook(self.scale)
+
+    def scale(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Multiply the rates that the training loop has just set to their base values."""
+        factor = learning_rate_factor(self.solver, self.step)
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
+
+
+def learning_rate_factor(solver: dict[str, Any], step: int) -> float:
+    """Factor on LR_G at optimiser step 0, 1, ... for a SOLVER node. Raises UserError for an unknown schedule."""
+    name = solver["LR_SCHEDULER_NAME"]
+    if name == "Identity":
+        return 1.0
+    start = warmup(step, solver["WARMUP_ITERS"], solver["WARMUP_FACTOR"], solver["WARMUP_METHOD"])
+    if name == "WarmupMultiStepLR":
+        return start * solver["GAMMA"] ** bisect_right(solver["STEPS"], step)
+    if name == "WarmupCosineLR":
+        return start * 0.5 * (1 + math.cos(math.pi * step / solver["MAX_ITER"]))
+    raise UserError(f"SOLVER.LR_SCHEDULER_NAME {name!r}: use Identity, WarmupMultiStepLR or WarmupCosineLR")
+
+
+def warmup(step: int, steps: int, factor: float, method: str) -> float:
+    """Factor during the first `steps` steps: `factor` itself ("constant") or from it to 1 ("linear")."""
+    if step >= steps:
+        return 1.0
+    return factor if method == "constant" else factor * (1 - step / steps) + step / steps

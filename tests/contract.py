@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from training import Recipe, TrainSettings, distributed, train
+from tests.training import processes
+from training import Recipe, TrainSettings, train
 from training.checkpoint import load_checkpoint, newest_checkpoint, strict_load
 from training.data import collate, move, read_sample
 from training.distributed import whole
@@ -67,7 +68,7 @@ class ModelContract:
             network.train()
         batch, step = self.batch()
         torch.manual_seed(0)
-        losses = next(iter(recipe.losses(batch, step)))
+        losses = next(iter(recipe.losses(batch, step, recipe.networks)))
         losses.total.backward()
         found = {"loss": losses.total.detach()}
         parameters = [p for group in next(iter(recipe.optimizers.values())).param_groups for p in group["params"]]
@@ -129,7 +130,7 @@ class ModelContract:
     def test_two_processes_equal_one(self, tmp_path):
         """Two processes with half a batch each end with the weights of one process with the whole batch."""
         self.train(tmp_path / "one")
-        digests = distributed.launch(self.train, 2, tmp_path / "launch", tmp_path / "two")
+        digests = processes.launch(self.train, 2, tmp_path / "launch", tmp_path / "two")
         assert digests[0] == digests[1]
         one = dict(flatten(load_checkpoint(tmp_path / "one")["networks"]))
         two = dict(flatten(load_checkpoint(tmp_path / "two")["networks"]))

@@ -1,21 +1,30 @@
-"""The training engine: one loop for every model. It knows no model; a model gives it a Recipe."""
+"""The training engine: one loop for every model. It knows no model; a model gives it a Recipe.
 
-from training import cli
-from training.loop import TrainResult, train
-from training.randomness import SampleNoise, derive_seed
-from training.recipe import Losses, Recipe, Step
-from training.settings import TrainSettings, add_training_arguments, settings_from
+Names are imported when they are first used, because most of them need torch and a script's --help must not.
+"""
 
-__all__ = [
-    "Losses",
-    "Recipe",
-    "SampleNoise",
-    "Step",
-    "TrainResult",
-    "TrainSettings",
-    "add_training_arguments",
-    "cli",
-    "derive_seed",
-    "settings_from",
-    "train",
-]
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Losses": "training.recipe",
+    "Networks": "training.recipe",
+    "Recipe": "training.recipe",
+    "SampleNoise": "training.randomness",
+    "Step": "training.recipe",
+    "TrainResult": "training.loop",
+    "TrainSettings": "training.settings",
+    "add_training_arguments": "training.settings",
+    "derive_seed": "training.randomness",
+    "read_tensors": "training.checkpoint",
+    "settings_from": "training.settings",
+    "train": "training.loop",
+    "trained_on": "training.folder",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'training' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

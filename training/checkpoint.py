@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training import distributed
-from training.fault_injection import fault_point
 from training.files import TEMPORARY, canonical, sha256_of, sync_folder, write_file, write_json
 from videodata.errors import UserError
 
@@ -69,10 +68,6 @@ class Checkpoint:
             path.unlink(missing_ok=True)
 
 
-def state_path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:07d}.pt"
-
-
 def weights_path(folder: Path, step: int) -> Path:
     return folder / f"weights-{step:07d}.safetensors"
 
@@ -83,21 +78,13 @@ def save_checkpoint(folder: Path, state: dict[str, Any], facts: dict[str, Any]) 
     Raises OSError when the disk refuses or returns other bytes; earlier checkpoints are untouched.
     """
     step = state["step"]
-    fault_point("before_save", step)
     write_weights(weights_path(folder, step), state)
-    fault_point("after_weights", step)
-    path = state_path(folder, step)
-    written = write_file(
-        path,
-        lambda file: torch.save(canonical({"format": FORMAT, **state}), file),
-        lambda: fault_point("in_save", step),
-    )
-    fault_point("before_manifest", step)
+    path = folder / f"step-{step:07d}.pt"
+    written = write_file(path, lambda file: torch.save(canonical({"format": FORMAT, **state}), file))
     if sha256_of(path) != written:
         raise OSError(5, "the disk returns other bytes than were written", str(path))
     manifest = {"format": FORMAT, "file": path.name, "step": step, "sha256": written, "size": path.stat().st_size}
     write_json(path.with_suffix(".json"), {**manifest, **facts})
-    fault_point("after_save", step)
     return Checkpoint(path, {**manifest, **facts})
 
 
@@ -145,7 +132,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         return load_weights(path)
     else:
         check_manifest(path)
-    return migrate(read_state(path), path)
+    return migrate(read_tensors(path), path)
 
 
 def check_manifest(path: Path) -> None:
@@ -161,17 +148,29 @@ def check_manifest(path: Path) -> None:
         raise UserError(f"{path}: damaged, it {damage}; use another checkpoint of {path.parent}")
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """A torch.save file of tensors and plain types; never runs code from it."""
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """What a .pt, .pth, .ckpt or .safetensors holds: tensors on the CPU and plain types by name, nested as in the file.
+
+    Nothing in it is ever executed. Raises UserError for a file that is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; train first, or name another one") from error
+    except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: not a checkpoint of tensors and plain types, or cut off; nothing was loaded"
+            f"{path}: not a checkpoint of tensors and plain types, or cut off; nothing was loaded, it might run code: "
+            "keep only its weights"
         ) from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: holds a {type(state).__name__}, not a training state")
-    return state
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path}: not a readable weight file, or cut off ({reason}); nothing was loaded") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+    return content
 
 
 def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:

@@ -1,67 +1,20 @@
-"""What every script shares: flags, exit statuses, and one line for what can go wrong outside the code."""
+"""What every script shares: flags, exit statuses, and one line for what can go wrong outside the code.
+
+Nothing here imports torch: a script answers --help before it does.
+"""
 
 from __future__ import annotations
 
 import argparse
 import errno
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-import torch
-
-from training.distributed import teardown
 from videodata.errors import UserError
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds each default, but for flags that have none or whose help tells it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default in (None, []) or "(default: " in (action.help or "")
-        return action.help if told else super()._get_help_string(action)
-
-
-def make_parser(description: str, **options: object) -> argparse.ArgumentParser:
-    """An argument parser whose --help shows the defaults and --debug."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, **options)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (or set VIDEOGEN_DEBUG=1)")
-    return parser
-
-
-def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
-    """Call `main(arguments)` and exit: 0 done, 2 user error in one line on stderr, 3 non-finite training, 130 Ctrl-C.
-
-    `--debug` is understood for every script, anywhere on its command line, and lets errors through.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments or os.environ.get("VIDEOGEN_DEBUG") == "1"
-    set_up_logging()
-    try:
-        status = main([argument for argument in arguments if argument != "--debug"]) or 0
-        teardown()  # on success alone: after an error the other processes cannot be waited for
-        sys.exit(status)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        line = explain(error)
-        if debug or line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)  # noqa: T201
-        sys.exit(exit_status(error))
-
-
-def set_up_logging() -> None:
-    """Plain lines on stderr."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-
 
 REMEDIES = {
     errno.ENOSPC: "free disk space or choose another folder",
@@ -80,17 +33,108 @@ OUT_OF_MEMORY = (  # in the text of errors that have no type of their own
 LESS_MEMORY = (
     "use a smaller --batch_size or clip size, a larger --accumulation, gradient checkpointing or --precision bf16"
 )
-
 WORKER_DIED = "a DataLoader worker died, probably for lack of memory; use fewer --workers or smaller clips"
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds each default, but for flags that have none or whose help tells it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, []) or "(default: " in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes --like_this for --like-this and the other way round; --help shows the spelling that was added."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        # The text is respelled, not the option registered twice: argparse asks --no-<flag> for how it was spelled.
+        spellings = {plain_spelling(name): name for name in self._option_string_actions if name.startswith("--")}
+        known = set(self._option_string_actions)
+        words, respelled = list(sys.argv[1:] if args is None else args), []
+        for position, word in enumerate(words):
+            if word == "--":
+                respelled += words[position:]
+                break
+            name, equals, value = word.partition("=")
+            if word.startswith("--") and name not in known:
+                name = spellings.get(plain_spelling(name), name)
+            respelled.append(name + equals + value)
+        return super().parse_known_args(respelled, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+def plain_spelling(flag: str) -> str:
+    """The flag with underscores only."""
+    return "--" + flag[2:].replace("-", "_")
+
+
+def make_parser(description: str, **options: Any) -> Parser:
+    """The parser of a script: both spellings of every flag, defaults in --help, and --debug."""
+    parser = Parser(description=description, formatter_class=HelpFormatter, **options)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (or set VIDEOGEN_DEBUG=1)")
+    return parser
+
+
+def number(kind: type, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], Any]:
+    """A type for argparse: an int or a float from `least` to `most`; `above`: `least` itself is too little."""
+    limits = f"{'above' if above else 'at least'} {least}" + (f" and at most {most}" if most < math.inf else "")
+
+    def convert(text: str) -> Any:
+        value = kind(text)  # argparse reports a ValueError by the name of the type
+        if not least <= value <= most or (above and value == least):
+            raise argparse.ArgumentTypeError(f"must be {limits}, found {text}")
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+positive_int = number(int, 1)
+nonnegative_int = number(int, 0)
+positive_float = number(float, 0, above=True)
+nonnegative_float = number(float, 0)
+fraction = number(float, 0, 1)
+
+
+def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
+    """Call `main(arguments)` and exit: 0 done, 2 user error in one line on stderr, 3 non-finite training, 130 Ctrl-C.
+
+    `--debug` is understood for every script, anywhere on its command line, and lets errors through.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get("VIDEOGEN_DEBUG") == "1"
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        status = main([argument for argument in arguments if argument != "--debug"]) or 0
+        leave_processes()  # on success alone: after an error the other processes cannot be waited for
+        sys.exit(status)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        line = explain(error)
+        if debug or line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(3 if isinstance(error, NonFiniteAbort) else 2)
+
+
+def leave_processes() -> None:
+    """Leave the process group, where there is one."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class NonFiniteAbort(UserError):
     """Too many non-finite steps in a row; scripts exit with status 3."""
-
-
-def exit_status(error: BaseException) -> int:
-    """3 when training was given up because of non-finite numbers, else 2."""
-    return 3 if isinstance(error, NonFiniteAbort) else 2
 
 
 def explain(error: BaseException) -> str | None:
@@ -110,7 +154,8 @@ def explain(error: BaseException) -> str | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, the CUDA allocator, CUDA's libraries or torch's CPU allocator ran out of memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 

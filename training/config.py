@@ -1,4 +1,4 @@
-"""Configuration: YAML files and command-line overrides -> plain dicts -> dataclasses and registered classes."""
+"""Configuration: YAML files and command-line overrides -> plain dicts -> dataclasses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,6 @@ from videodata.errors import UserError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 BASE = "_BASE_"  # key that names the file below, relative to the file that holds it
-MARKERS = ("__is_first_stage__", "__is_unconditional__")  # configurations that stand for "nothing here"
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # ${oc.env:HOME} and its like
 LITERAL = re.compile(r"\s*(\(.*\)|\[.*\]|[-+]?[\d.][\d.eE_+-]*)\s*")
 
@@ -244,22 +243,3 @@ def is_number(value: Any) -> bool:
 def wrong_type(value: Any, hint: Any, key: str) -> UserError:
     name = hint.__name__ if isinstance(hint, type) else str(hint)
     return UserError(f"configuration key {key!r}: expected {name}, found {value!r}")
-
-
-def instantiate(node: Mapping[str, Any] | str, registry: Mapping[str, Callable | None], **extra: Any) -> Any:
-    """registry[node["target"]](**node["params"], **extra); nothing is ever imported by name.
-
-    A registered None is ignored with a note, and gives None as the markers do. Raises UserError for any other target,
-    naming the nearest one.
-    """
-    if isinstance(node, str) and node in MARKERS:
-        return None
-    if not isinstance(node, Mapping) or "target" not in node:
-        raise UserError(f"configuration {node!r}: expected a mapping with 'target' and optional 'params'")
-    target = str(node["target"])
-    if target not in registry:
-        raise unknown_key(target, registry, "target")
-    if registry[target] is None:
-        logger.info("configuration: %s is not needed here and ignored", target)
-        return None
-    return registry[target](**dict(node.get("params") or {}), **extra)

@@ -132,6 +132,32 @@ def collate(samples: list[Any]) -> Any:
     return failures[0] if failures else default_collate(samples)
 
 
+def provenance_of(dataset: Dataset) -> dict[str, Any] | None:
+    """Where the samples come from: source, split, fingerprint and ids of its items. None for data that cannot tell.
+
+    Of a Subset it is what it was taken from, which may be more.
+    """
+    if hasattr(dataset, "provenance"):
+        return dataset.provenance()
+    if type(dataset) is Subset:
+        return provenance_of(dataset.dataset)
+    if type(dataset) is ConcatDataset:
+        parts = [provenance_of(part) for part in dataset.datasets]
+        return None if None in parts else together(parts)
+    return None
+
+
+def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The provenance of several data sets as one, " + " between what differs."""
+    joined = {
+        name: " + ".join(dict.fromkeys(piece for part in parts for piece in part[name].split(" + ")))
+        for name in ("source", "fingerprint")
+    }
+    splits = {part["split"] for part in parts}
+    ids = list(dict.fromkeys(entry for part in parts for entry in part["ids"]))
+    return {**joined, "split": splits.pop() if len(splits) == 1 else None, "ids": ids}
+
+
 @dataclass
 class Batch:
     """A micro-batch on the device, and where its samples come from."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from itertools import chain, zip_longest
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,15 @@ from videodata.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+Entry = TypeVar("Entry")
+ABSENT = object()
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# The name that torch gave the option in later versions, where it has it.
+BUFFER_SYNC = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
 
 
 def join_processes(device: str, timeout: float = 600.0) -> torch.device:
@@ -50,14 +58,10 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        return _resolve_cuda(name, device, local_rank)
-    if device.type != "cpu":
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
         raise UserError(f"--device {name}: only cpu and cuda are supported; use --device cpu")
-    return device
-
-
-def _resolve_cuda(name: str, device: torch.device, local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch finds no usable GPU on this machine; use --device cpu")
     index = local_rank if device.index is None else device.index
@@ -114,12 +118,6 @@ def launched() -> bool:
     return True
 
 
-def teardown() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def rank() -> int:
     """Number of this process, 0 .. world_size() - 1; the launcher's while there is no group yet."""
     if dist.is_initialized():
@@ -170,39 +168,20 @@ def any_process(flag: bool) -> bool:
     return bool(vote.item())
 
 
+def gather_batches(own: list[Entry]) -> list[Entry]:
+    """The entries of all batches in their order: number b is entry b // processes of process b % processes."""
+    if world_size() == 1:
+        return list(own)
+    parts: list[list[Entry]] = [[]] * world_size()
+    dist.all_gather_object(parts, own)
+    rounds = zip_longest(*parts, fillvalue=ABSENT)
+    return [entry for entry in chain.from_iterable(rounds) if entry is not ABSENT]
+
+
 def print0(*values: object) -> None:
     """Print on the main process only."""
     if is_main():
         print(*values, flush=True)  # noqa: T201
-
-
-def launch(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Call `function(*arguments)` in `world` forked processes that form a gloo group; gives what each returned.
-
-    For tests: the processes meet through a file in `folder`, so that nothing collides over a port. Results are
-    tensors and plain types. Import torch._dynamo before, or each process spends seconds on it.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.start_processes(
-        _join_and_call, (world, folder, function, arguments), nprocs=world, daemon=True, start_method="fork"
-    )
-    return [torch.load(folder / f"result-{number}.pt", weights_only=True) for number in range(world)]
-
-
-def _join_and_call(number: int, world: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world, number)
-    torch.save(function(*arguments), folder / f"result-{number}.pt")
-    dist.destroy_process_group()
-
-
-# The name that torch gave the option in later versions, where it has it.
-BUFFER_SYNC = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-    else "broadcast_buffers"
-)
 
 
 def replicate(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:

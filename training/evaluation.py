@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset
 from training import distributed
 from training.data import Batch, Key, batches
 from training.randomness import SampleNoise, derive_seed, seed_everything
-from training.recipe import Step
+from training.recipe import Networks, Step
 from training.settings import TrainSettings
 from training.state import TrainState
 from training.step import PRECISIONS
@@ -46,9 +45,9 @@ class Evaluator:
         sums: dict[str, Tensor] = {}
         count = 0
         chunks, real = self.share()
-        with self.weights(), batches(self.validation, chunks, self.settings, self.device) as feed:
+        with self.networks() as networks, batches(self.validation, chunks, self.settings, self.device) as feed:
             for number, batch in enumerate(feed):
-                values = self.state.recipe.evaluate(batch.data, self.describe(batch))
+                values = self.state.recipe.evaluate(batch.data, self.describe(batch), networks)
                 weight = 1 if number < real else 0
                 count += weight * len(batch.keys)
                 for name, value in values.items():
@@ -84,30 +83,27 @@ class Evaluator:
         if not (distributed.is_main() or self.state.sharded):
             return {}
         keys = [(index, index) for index in range(min(self.size, len(self.shown)))]
-        with self.weights(), batches(self.shown, [keys], self.settings, self.device) as feed:
+        with self.networks() as networks, batches(self.shown, [keys], self.settings, self.device) as feed:
             batch = next(feed)
-            return self.state.recipe.pictures(batch.data, self.describe(batch))
+            return self.state.recipe.pictures(batch.data, self.describe(batch), networks)
 
     def describe(self, batch: Batch) -> Step:
         noise = SampleNoise(derive_seed(self.settings.seed, "evaluate"), batch.positions, self.device)
         return Step(self.state.step, self.settings.steps, noise, self.device, training=False)
 
     @contextmanager
-    def weights(self) -> Iterator[None]:
-        """The recipe sees bare networks, averaged where there are averages, in eval mode and without gradients."""
-        networks: dict[str, Any] = self.state.recipe.networks
+    def networks(self) -> Iterator[Networks]:
+        """The bare networks, averaged where there are averages, in eval mode and without gradients."""
         seed_everything(derive_seed(self.settings.seed, "evaluate", distributed.rank()))
-        networks.update(self.state.networks)
-        networks.update(self.state.averaged.networks)
+        networks = {**self.state.networks, **self.state.averaged.networks}
         dtype = PRECISIONS.get(self.settings.precision)
         for network in networks.values():
             network.eval()
         try:
             with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                yield
+                yield networks
         finally:
-            networks.update(self.state.wrapped)
-            for network in networks.values():
+            for network in self.state.wrapped.values():
                 network.train()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -15,8 +16,9 @@ import torch
 import yaml
 
 from training import distributed
-from training.checkpoint import checkpoints_in, migrate, newest_checkpoint, read_state
-from training.files import remove_debris, write_file
+from training.checkpoint import checkpoints_in, migrate, newest_checkpoint, read_tensors
+from training.data import together
+from training.files import remove_debris, write_file, write_json
 from training.settings import TrainSettings
 from training.state import TrainState
 from videodata.errors import UserError
@@ -92,6 +94,25 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     write_file(folder / "config.yaml", lambda file: file.write(text.encode()))
 
 
+def record_training_data(folder: Path, provenance: dict[str, Any] | None) -> None:
+    """Add what is trained on to trained_on.json: a run that goes on with other data was trained on both."""
+    if provenance is None:
+        return
+    before = trained_on(folder)
+    write_json(folder / TRAINED_ON, together([provenance] if before is None else [before, provenance]))
+
+
+def trained_on(run: str | Path) -> dict[str, Any] | None:
+    """What the run was trained on, {"source", "split", "fingerprint", "ids"}; None where its folder does not say.
+
+    `run` is a run folder or one of its checkpoints.
+    """
+    run = Path(run)
+    folder = run if run.is_dir() else run.parent
+    file = (folder.parent if folder.name == "checkpoints" else folder) / TRAINED_ON
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
 def check_free_space(folder: Path, checkpoint_bytes: int, kept: int) -> None:
     """Raises UserError when not even one checkpoint fits on the disk; warns when those to keep may not."""
     free = shutil.disk_usage(folder).free
@@ -103,6 +124,7 @@ def check_free_space(folder: Path, checkpoint_bytes: int, kept: int) -> None:
 
 
 SHOWN = 10
+TRAINED_ON = "trained_on.json"
 FREE_KEYS = frozenset(
     {
         *("steps", "num_epochs", "epochs", "max_minutes", "run_dir", "device", "resume", "allow_config_change"),
@@ -129,7 +151,7 @@ def resume(state: TrainState, folder: Path, settings: TrainSettings, facts: dict
         if checkpoints_in(checkpoints):
             raise UserError(f"{checkpoints}: every checkpoint is damaged; remove them to start over, or restore one")
         return False
-    checkpoint = migrate(read_state(newest.path), newest.path)
+    checkpoint = migrate(read_tensors(newest.path), newest.path)
     if checkpoint["recipe"] != state.recipe.name:
         raise UserError(
             f"{newest.path}: is of recipe {checkpoint['recipe']!r}, not {state.recipe.name!r}; use another folder"

@@ -21,13 +21,19 @@ from torch.utils.data import Dataset
 from training import distributed
 from training.checkpoint import Saver
 from training.cli import LESS_MEMORY, is_out_of_memory
-from training.data import PositionSampler, batches
+from training.data import PositionSampler, batches, provenance_of
 from training.evaluation import Evaluator, write_pictures
-from training.fault_injection import fault_point
-from training.folder import check_free_space, open_run_folder, resume, run_facts, write_config
+from training.folder import (
+    check_free_space,
+    open_run_folder,
+    record_training_data,
+    resume,
+    run_facts,
+    write_config,
+)
 from training.log import CollapseWatch, RunLog, open_log
 from training.recipe import Recipe
-from training.settings import TrainSettings
+from training.settings import TrainSettings, check_schedule
 from training.state import TrainState, build_state
 from training.step import Update, Updater
 from videodata.errors import UserError
@@ -63,26 +69,25 @@ def train(
         # Join the processes and take the run folder; from here on a signal means save and leave.
         device = distributed.join_processes(settings.device, settings.process_timeout)
         check_sizes(settings, len(dataset))
+        check_schedule(settings)
         set_determinism(settings)
         stop = stack.enter_context(StopRequest(settings.max_minutes))
         folder = stack.enter_context(take_folder(Path(settings.run_dir)))
+        logger.info(first_line(settings, device, dataset))
 
         # Build the state, or take it over from the newest checkpoint.
         state = build_state(recipe, settings, device)
-        stack.callback(recipe.networks.update, state.networks)  # the caller gets its own networks back
         run = Run(state, dataset, validation, settings, config, folder, device)
         run.start()
         log = stack.enter_context(open_log(folder, state.step, settings, run.config))
         updater = Updater(state, settings, device)
 
         # Train.
-        recipe.networks.update(state.wrapped)
         with batches(dataset, run.sampler(), settings, device) as feed, memory_advice(settings, updater):
             while state.step < settings.steps:
                 update = updater.step(feed)
                 state.step += 1
                 state.samples_seen += settings.batch_size
-                fault_point("in_step", state.step)
                 run.report(update, log)
                 if run.ends_epoch:
                     run.end_epoch()
@@ -97,7 +102,10 @@ def train(
         run.saver.finish()
         digest = state.digest()
         logger.info("final weights sha256=%s", digest)
-        return TrainResult(state.step, run.epoch, digest, state.metrics, finished=state.step >= settings.steps)
+        result = TrainResult(state.step, run.epoch, digest, state.metrics, finished=state.step >= settings.steps)
+        if distributed.is_main():
+            run.say_what_was_written(result.finished)
+        return result
 
 
 def check_sizes(settings: TrainSettings, length: int) -> None:
@@ -111,6 +119,20 @@ def check_sizes(settings: TrainSettings, length: int) -> None:
         )
     if length < batch:
         raise UserError(f"the data set has {length} samples, fewer than --batch_size {batch}: use a smaller batch")
+
+
+def first_line(settings: TrainSettings, device: torch.device, dataset: Dataset) -> str:
+    """What is about to happen, in one line."""
+    world, data = distributed.world_size(), provenance_of(dataset)
+    processes = "1 process" if world == 1 else f"{world} processes"
+    samples = f"{len(dataset)} samples"
+    if data is not None:
+        part = f" ({data['split']})" if data["split"] else ""
+        samples = f"{len(dataset)} clips of {data['source']}{part}"
+    return (
+        f"{device}, {processes}, {settings.precision}, batch {settings.batch_size}, {settings.steps} steps, "
+        f"trained on {samples}, in {settings.run_dir}"
+    )
 
 
 def set_determinism(settings: TrainSettings) -> None:
@@ -157,6 +179,7 @@ class Run:
         self.folder = folder
         self.length = len(dataset)
         self.config = complete_config(config, settings)
+        self.provenance = provenance_of(dataset)
         fingerprint = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
         self.facts = run_facts(self.config, device, fingerprint)
         self.evaluator = Evaluator(state, dataset, validation, settings, device)
@@ -213,6 +236,7 @@ class Run:
         if distributed.is_main():
             check_free_space(self.folder, checkpoint_bytes(self.state), self.settings.keep + 1)
             write_config(self.folder, self.config)
+            record_training_data(self.folder, self.provenance)
 
     def report(self, update: Update, log: RunLog) -> None:
         """Log, evaluate and show what is due after a step; one row of the log at most."""
@@ -263,11 +287,18 @@ class Run:
     def collect(self) -> dict[str, Any]:
         return {**self.state.collect(), **self.facts}
 
+    def say_what_was_written(self, finished: bool) -> None:
+        """The last lines of a training: its files, and the command that shows what it has learnt."""
+        newest = self.saver.kept[0]
+        logger.info("wrote %s and %s; curves: metrics.jsonl, pictures: samples/", newest.path, newest.weights.name)
+        command = self.state.recipe.show_command(self.folder) if finished else "the same command continues"
+        if command:
+            logger.info("next: %s", command)
+
 
 def complete_config(config: dict[str, Any], settings: TrainSettings) -> dict[str, Any]:
-    """The configuration with the settings under "training", all as plain types."""
-    chosen = {**config.get("training", {}), **asdict(settings)}
-    return plain({**config, "training": chosen})
+    """The configuration with the settings under "engine", all as plain types."""
+    return plain({**config, "engine": asdict(settings)})
 
 
 def plain(value: Any) -> Any:

@@ -1,16 +1,36 @@
-"""Optimisers and learning rates: Muon, and the rate as a function of the step alone, so that no scheduler is saved."""
+"""Optimisers and learning rates: `build_optimizer`, Muon, and the rate as a function of the step alone, so that no
+scheduler is saved.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from videodata.errors import UserError
+
+if TYPE_CHECKING:
+    from training.settings import TrainSettings
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024, steepest at 0
 NEWTON_SCHULZ_STEPS = 5
 UPDATE_RMS = 0.2  # of AdamW's updates, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982, eq. 4)
+DECAYS = {  # what is left of the way to the final rate at a progress in [0, 1]
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "sqrt": lambda progress: (1 - progress) ** 0.5,
+}
+OWN_OPTIONS = {  # options that not every optimiser has
+    "adam": ("betas", "eps", "fused"),
+    "adamw": ("betas", "eps", "fused"),
+    "muon": ("betas", "eps", "matrix_rate", "convolutions", "tables"),
+    "rmsprop": ("eps", "alpha", "momentum"),
+}
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
@@ -87,25 +107,76 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first**step))
 
 
-def learning_rate_scale(step: int, total: int, warmup: int = 0, kind: str = "constant") -> float:
-    """Factor on the base learning rate for optimiser step 0 .. total - 1.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "muon": Muon,
+    "rmsprop": torch.optim.RMSprop,
+}
 
-    Linear warm-up over `warmup` steps, then constant, cosine (Loshchilov and Hutter 2017, arXiv 1608.03983, one
-    cycle to 0) or linear to 0.
+
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, **options: Any
+) -> torch.optim.Optimizer:
+    """The optimiser of that name (a key of OPTIMIZERS) over parameters or parameter groups. Raises UserError.
+
+    `options` are torch's own (betas, eps, weight_decay, fused) and Muon's. Those that an optimiser does not have are
+    dropped, so that a recipe names what it wants of each and leaves the choice to its configuration.
     """
-    if step < warmup:
-        return (step + 1) / warmup
+    if name not in OPTIMIZERS:
+        raise UserError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    foreign = set().union(*OWN_OPTIONS.values()) - set(OWN_OPTIONS[name])
+    return OPTIMIZERS[name](parameters, lr=lr, **{key: value for key, value in options.items() if key not in foreign})
+
+
+def learning_rate_scale(
+    step: int,
+    total: int,
+    warmup_steps: int = 0,
+    schedule: str = "constant",
+    *,
+    warmup: str = "linear",
+    warmup_start: float | None = None,
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+    final_rate: float = 0.0,
+    base: float = 1.0,
+) -> float:
+    """Factor on the rate `base` of a parameter group for optimiser step 0 .. total - 1.
+
+    constant; multistep: times `gamma` at each of `milestones`; and from 1 to `final_rate` after the warm-up: cosine
+    (Loshchilov and Hutter 2017, arXiv 1608.03983, one cycle), linear, sqrt (the square root of the share of steps that
+    are left). cosine_full is a cosine over all steps, the warm-up among them (Detectron2's WarmupCosineLR).
+    """
+    warm = warmup_scale(step, warmup_steps, warmup, warmup_start, base) if step < warmup_steps else 1.0
+    if schedule == "multistep":
+        return warm * gamma ** bisect_right(milestones, step)
+    if schedule == "cosine_full":
+        share = 0.5 * (1 + math.cos(math.pi * step / total))
+    elif schedule == "constant" or step < warmup_steps:
+        return warm
+    else:
+        progress = min(1.0, (step - warmup_steps) / max(1, total - warmup_steps))
+        share = DECAYS[schedule](progress)
+    return warm * (((base - final_rate) * share + final_rate) / base if final_rate else share)
+
+
+def warmup_scale(step: int, steps: int, kind: str, start: float | None, base: float) -> float:
+    """Factor during the first `steps` steps: `start` itself ("constant"), or linear from it to 1."""
     if kind == "constant":
-        return 1.0
-    progress = (step - warmup) / max(1, total - warmup)
-    if kind == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    if kind == "linear":
-        return 1 - progress
-    raise ValueError(f"unknown schedule {kind!r}")
+        return start
+    if start is None:  # the first step moves already, and step `steps - 1` has the whole rate
+        return (step + 1) / steps
+    if start == 0:
+        return base * step / steps / base  # in this order, so that flow_pred's rates are the original's to the last bit
+    return start * (1 - step / steps) + step / steps
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, base: list[float], scale: float) -> None:
-    """Set each parameter group's learning rate to its base value times `scale`."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, base: list[float], step: int, settings: TrainSettings) -> None:
+    """Set each parameter group's learning rate for a step; `base` holds the groups' rates before the schedule."""
+    s = settings
     for group, rate in zip(optimizer.param_groups, base, strict=True):
-        group["lr"] = rate * scale
+        group["lr"] = rate * learning_rate_scale(
+            step, s.steps, s.warmup_steps, s.schedule, warmup=s.warmup, warmup_start=s.warmup_start,
+            milestones=s.milestones, gamma=s.gamma, final_rate=s.final_rate, base=rate or 1.0,
+        )  # fmt: skip

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from training.randomness import SampleNoise
+
+Networks = dict[str, nn.Module]
 
 
 @dataclass
@@ -35,11 +38,11 @@ class Step:
 class Recipe(ABC):
     """A model's training recipe. The loop owns everything else (devices, precision, checkpoints, logs).
 
-    `networks` are trained and stored. In `losses`, call them as `self.networks["name"](...)` and nothing else, because
-    the loop may have wrapped them for several processes; `self.bare["name"]` is the module itself, for looking at a
-    weight. In `evaluate` and `pictures`, `self.networks` holds the bare modules, with averaged weights where there
-    are any, in eval mode. A frozen network (a perceptual loss, an autoencoder under a predictor) is an ordinary
-    attribute listed in `frozen`: it is moved to the device, kept in eval mode and left out of checkpoints.
+    `networks` are trained and stored: the modules themselves, for looking at a weight. Compute with the argument
+    `networks` of each method and nothing else: in `losses` the loop may have wrapped them for several processes, in
+    `evaluate` and `pictures` they have the averaged weights where there are any, and are in eval mode. A frozen network
+    (a perceptual loss, an autoencoder under a predictor) is an ordinary attribute listed in `frozen`: it is moved to
+    the device, kept in eval mode and left out of checkpoints.
     """
 
     name: ClassVar[str]  # stored in each checkpoint; a checkpoint of another recipe is refused
@@ -52,12 +55,11 @@ class Recipe(ABC):
 
     def __init__(self, networks: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> None:
         self.networks = networks
-        self.bare = dict(networks)
         self.optimizers = optimizers  # in the order in which they step
         self.frozen: list[nn.Module] = []
 
     @abstractmethod
-    def losses(self, batch: Any, step: Step) -> Iterator[Losses | None]:
+    def losses(self, batch: Any, step: Step, networks: Networks) -> Iterator[Losses | None]:
         """Yield the losses of this batch, one per optimiser and in the order of `optimizers`.
 
         Write it as a generator function. The loop takes the first item while only the first optimiser's parameters
@@ -66,7 +68,7 @@ class Recipe(ABC):
         an optimiser untouched in this step.
         """
 
-    def evaluate(self, batch: Any, step: Step) -> dict[str, Tensor]:
+    def evaluate(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Per-sample validation metrics, name -> (B,). Averaged over the validation set and over processes."""
         return {}
 
@@ -77,12 +79,12 @@ class Recipe(ABC):
         """
         return {}
 
-    def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
+    def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Pictures for the log, name -> frames (N, 3, H, W) or clips (N, 3, T, H, W) in [-1, 1]."""
         return {}
 
-    def learning_rate_scale(self, step: int) -> float | None:
-        """A schedule of the recipe's own: factor on the base rates at optimiser step `step`; None: the settings'."""
+    def show_command(self, run_dir: Path) -> str | None:
+        """The command that shows what the run in this folder has learnt; the last line of a training names it."""
         return None
 
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:  # noqa: B027

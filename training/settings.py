@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+from training.cli import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
+from videodata.errors import UserError
+
+SCHEDULES = ("constant", "cosine", "cosine_full", "linear", "sqrt", "multistep")
+DECAYS = ("cosine", "cosine_full", "linear", "sqrt")  # the schedules that end at final_rate
+
+
+def flag(default: Any, text: str, kind: Callable | None = None, choices: tuple[str, ...] | None = None) -> Any:
+    """A field of TrainSettings that is also a flag; `kind` is argparse's type, by default that of the default."""
+    return field(default=default, metadata={"help": text, "type": kind or type(default), "choices": choices})
 
 
 @dataclass
@@ -13,98 +26,105 @@ class TrainSettings:
 
     run_dir: Path
     steps: int  # optimiser steps in all
-    batch_size: int = 1  # samples per optimiser step, over all processes and accumulated micro-batches
-    accumulation: int = 1  # micro-batches per optimiser step
-    seed: int = 0
-    device: str = "auto"  # auto: cuda if there is one, else cpu
-    precision: str = "fp32"  # fp32, bf16, fp16
-    compile: bool = False
-    fsdp: bool = False
-    deterministic: bool = False
 
-    warmup_steps: int = 0
-    schedule: str = "constant"  # constant, cosine, linear: what follows the warm-up
-    clip: float = 1.0  # gradient norm, per optimiser; 0 turns clipping off
-    skip_grad_norm: float = 0.0  # an update whose gradient norm is larger is skipped; 0 turns this off
-    ema: float = 0.0  # decay of the averaged weights; 0 turns them off
-    max_bad_steps: int = 20  # consecutive non-finite steps before the run stops with status 3
+    batch_size: int = flag(1, "samples per optimiser step, over all processes and micro-batches", positive_int)
+    accumulation: int = flag(1, "micro-batches per optimiser step", positive_int)
+    seed: int = flag(0, "seed of the sample order, the augmentation and the model's noise")
+    device: str = flag("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
+    precision: str = flag("fp32", "fp32, or autocast to bf16 or fp16", choices=("fp32", "bf16", "fp16"))
+    compile: bool = flag(False, "compile the networks with torch.compile")
+    fsdp: bool = flag(False, "shard the parameters over the processes (FSDP2) in place of replicating them (DDP)")
+    deterministic: bool = flag(False, "ask torch for deterministic kernels")
 
-    resume: str = "auto"  # auto: newest valid checkpoint of run_dir; never: refuse a used folder
-    allow_config_change: bool = False
-    save_every: int = 1000  # optimiser steps; 0: only at the end
-    keep: int = 2  # newest checkpoints kept beside the best one
-    log_every: int = 10
-    evaluate_every: int = 0  # optimiser steps; 0: at the end of each epoch
-    evaluate_batches: int = 16  # validation batches at most; 0: all
-    pictures_every: int = 0  # optimiser steps; 0: with each evaluation
-    max_minutes: float = 0.0  # save and stop with status 0 after this time; 0: no limit
+    schedule: str = flag(
+        "constant", "learning rate after the warm-up; cosine_full: over the whole run", None, SCHEDULES
+    )
+    warmup_steps: int = flag(0, "steps of learning-rate warm-up", nonnegative_int)
+    warmup: str = flag("linear", "shape of the warm-up", choices=("linear", "constant"))
+    warmup_start: float | None = flag(
+        None, "share of the learning rate at which the warm-up starts (default: 1 / warmup_steps)", fraction
+    )
+    milestones: tuple[int, ...] = flag((), "steps at which --schedule multistep multiplies the rate by --gamma")
+    gamma: float = flag(0.1, "factor on the rate at each of --milestones", positive_float)
+    final_rate: float = flag(
+        0.0, f"learning rate at the end of a {', '.join(DECAYS[:-1])} or sqrt schedule", nonnegative_float
+    )
+    clip: float = flag(1.0, "clip the gradient norm of each optimiser to this value; 0: off", nonnegative_float)
+    skip_grad_norm: float = flag(0.0, "skip an update whose gradient norm is larger; 0: off", nonnegative_float)
+    ema: float = flag(0.0, "decay of the averaged weights that are evaluated and exported; 0: off", fraction)
+    max_bad_steps: int = flag(20, "stop with status 3 after this many non-finite steps in a row", positive_int)
 
-    workers: int = 0
-    loader_timeout: float = 300.0  # seconds before a silent loader worker is an error
-    process_timeout: float = 600.0  # seconds before a silent process is an error
-    wandb: bool = False
+    resume: str = flag(
+        "auto", "auto: continue the run folder; never: refuse a folder that holds a run", choices=("auto", "never")
+    )
+    allow_config_change: bool = flag(False, "resume although the configuration changed")
+    save_every: int = flag(1000, "steps between checkpoints; 0: only at the end", nonnegative_int)
+    keep: int = flag(2, "newest checkpoints to keep beside the best one", nonnegative_int)
+    log_every: int = flag(10, "steps between log lines", nonnegative_int)
+    evaluate_every: int = flag(0, "steps between evaluations; 0: at the end of each epoch", nonnegative_int)
+    evaluate_batches: int = flag(16, "validation batches per evaluation at most; 0: all", nonnegative_int)
+    pictures_every: int = flag(0, "steps between pictures; 0: with each evaluation", nonnegative_int)
+    max_minutes: float = flag(0.0, "save and stop with status 0 after this time; 0: no limit", nonnegative_float)
 
-
-HELP = {
-    "batch_size": "samples per optimiser step, over all processes and micro-batches",
-    "accumulation": "micro-batches per optimiser step",
-    "seed": "seed of the sample order, the augmentation and the model's noise",
-    "device": "auto, cpu, cuda or cuda:N",
-    "precision": "fp32, or autocast to bf16 or fp16",
-    "compile": "compile the networks with torch.compile",
-    "fsdp": "shard the parameters over the processes (FSDP2) in place of replicating them (DDP)",
-    "deterministic": "ask torch for deterministic kernels",
-    "warmup_steps": "steps of linear learning-rate warm-up",
-    "schedule": "learning rate after the warm-up",
-    "clip": "clip the gradient norm of each optimiser to this value; 0: off",
-    "skip_grad_norm": "skip an update whose gradient norm is larger; 0: off",
-    "ema": "decay of the averaged weights that are evaluated and exported; 0: off",
-    "max_bad_steps": "stop with status 3 after this many non-finite steps in a row",
-    "resume": "auto: continue the run folder; never: refuse a folder that holds a run",
-    "allow_config_change": "resume although the configuration changed",
-    "save_every": "steps between checkpoints; 0: only at the end",
-    "keep": "newest checkpoints to keep beside the best one",
-    "log_every": "steps between log lines",
-    "evaluate_every": "steps between evaluations; 0: at the end of each epoch",
-    "evaluate_batches": "validation batches per evaluation at most; 0: all",
-    "pictures_every": "steps between pictures; 0: with each evaluation",
-    "max_minutes": "save and stop with status 0 after this time; 0: no limit",
-    "workers": "loader processes",
-    "loader_timeout": "seconds before a silent loader process is an error",
-    "process_timeout": "seconds before a silent training process is an error",
-    "wandb": "log to Weights & Biases too (needs the wandb package)",
-}
-CHOICES = {
-    "precision": ("fp32", "bf16", "fp16"),
-    "schedule": ("constant", "cosine", "linear"),
-    "resume": ("auto", "never"),
-}
+    workers: int = flag(0, "loader processes", nonnegative_int)
+    loader_timeout: float = flag(300.0, "seconds before a silent loader process is an error", positive_float)
+    process_timeout: float = flag(600.0, "seconds before a silent training process is an error", positive_float)
+    wandb: bool = flag(False, "log to Weights & Biases too (needs the wandb package)")
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
-    """Add a flag for every setting in HELP; `defaults` replaces the defaults of TrainSettings for this script.
+FLAGS = tuple(entry for entry in fields(TrainSettings) if entry.default is not MISSING)
+OF_A_SCHEDULE = ("milestones", "gamma", "final_rate")  # what only some schedules ask for
+OF_THE_WARMUP = ("warmup", "warmup_start")
 
-    Flags are spelled `--batch_size` and `--batch-size` alike.
+
+def add_training_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Add a flag for every setting but run_dir and steps.
+
+    `defaults` replaces the defaults of TrainSettings for this script; None leaves the setting to the configuration,
+    whose value the script hands to `settings_from`.
     """
     group = parser.add_argument_group("training")
-    for entry in fields(TrainSettings):
-        if entry.name not in HELP:
-            continue
-        default = defaults.get(entry.name, entry.default)
-        names = sorted({f"--{entry.name}", f"--{entry.name.replace('_', '-')}"}, key=lambda name: "-" in name[2:])
-        if isinstance(default, bool):
-            group.add_argument(*names, action=argparse.BooleanOptionalAction, default=default, help=HELP[entry.name])
+    for entry in FLAGS:
+        default, text = defaults.get(entry.name, entry.default), entry.metadata["help"]
+        if default is None and entry.default is not None:
+            text += " (default: the configuration's)"
+        options: dict[str, Any] = {"default": default, "help": text}
+        if entry.type == "bool":
+            options["action"] = argparse.BooleanOptionalAction
+        elif entry.name == "milestones":
+            options |= {"type": positive_int, "nargs": "*", "metavar": "STEP"}
         else:
-            group.add_argument(
-                *names,
-                type=type(default),
-                default=default,
-                choices=CHOICES.get(entry.name),
-                help=HELP[entry.name],
-            )
+            options |= {"type": entry.metadata["type"], "choices": entry.metadata["choices"]}
+        group.add_argument(f"--{entry.name}", **options)
 
 
-def settings_from(args: argparse.Namespace, run_dir: Path, steps: int) -> TrainSettings:
-    """The TrainSettings that parsed arguments describe."""
-    values = {name: getattr(args, name) for name in HELP if hasattr(args, name)}
-    return TrainSettings(run_dir=run_dir, steps=steps, **values)
+def settings_from(args: argparse.Namespace, run_dir: Path, steps: int, **defaults: Any) -> TrainSettings:
+    """The TrainSettings that parsed arguments describe; `defaults` stand where a flag was left to the configuration.
+
+    Defaults that only the model's own schedule or warm-up asks for are dropped with it: `--schedule constant` needs
+    no `--final_rate 0` beside it.
+    """
+    given = {entry.name: getattr(args, entry.name, None) for entry in FLAGS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "schedule" in defaults and given.get("schedule", defaults["schedule"]) != defaults["schedule"]:
+        defaults = {name: value for name, value in defaults.items() if name not in OF_A_SCHEDULE}
+    chosen = {**defaults, **given}
+    if not chosen.get("warmup_steps"):
+        chosen = {name: value for name, value in chosen.items() if name in given or name not in OF_THE_WARMUP}
+    return TrainSettings(run_dir, steps, **{**chosen, "milestones": tuple(chosen.get("milestones", ()))})
+
+
+def check_schedule(settings: TrainSettings) -> None:
+    """Raises UserError for a setting of the learning rate that would change nothing, or has a part missing."""
+    default = {entry.name: entry.default for entry in FLAGS}
+    changed = [name for name in (*OF_A_SCHEDULE, *OF_THE_WARMUP) if getattr(settings, name) != default[name]]
+    if settings.schedule not in SCHEDULES:
+        raise UserError(f"unknown schedule {settings.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+    for name in changed:
+        acts = {"final_rate": settings.schedule in DECAYS, "warmup": True, "warmup_start": True}
+        if not acts.get(name, settings.schedule == "multistep"):
+            raise UserError(f"--{name} has no effect on --schedule {settings.schedule}: leave it out")
+        if name in OF_THE_WARMUP and not settings.warmup_steps:
+            raise UserError(f"--{name} has no effect without --warmup_steps")
+    if settings.warmup == "constant" and settings.warmup_start is None:
+        raise UserError("--warmup constant needs --warmup_start, the share of the learning rate that it holds")

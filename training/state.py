@@ -89,7 +89,10 @@ class TrainState:
         if stored is None or [len(group["params"]) for group in stored["param_groups"]] != sizes:
             raise UserError(f"{source}: its state of optimiser {name!r} belongs to other parameters; start a new run")
         state = {
-            number: {key: shaped_like(value, parameters[number]) for key, value in entries.items()}
+            number: {
+                key: distributed.like(value, parameters[number]) if isinstance(value, Tensor) else value
+                for key, value in entries.items()
+            }
             for number, entries in stored["state"].items()
         }
         optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
@@ -192,11 +195,6 @@ def take_moments(optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, dict
 def hyper_parameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Each parameter group without its parameters."""
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-
-
-def shaped_like(value: Any, parameter: Tensor) -> Any:
-    """An optimiser's value in the layout (whole or sharded) of its parameter."""
-    return distributed.like(value, parameter) if isinstance(value, Tensor) else value
 
 
 def weights_digest(state: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from training import distributed
 from training.cli import NonFiniteAbort
 from training.data import Batch
-from training.optim import learning_rate_scale, set_learning_rates
+from training.optim import set_learning_rates
 from training.randomness import SampleNoise, derive_seed, seed_everything
 from training.recipe import Losses, Step
 from training.settings import TrainSettings
@@ -56,7 +56,7 @@ class Updater:
         Raises NonFiniteAbort after `max_bad_steps` non-finite steps in a row.
         """
         update = Update()
-        before = snapshot(self.buffers)
+        before = [buffer.detach().clone() for buffer in self.buffers]
         for optimizer in self.state.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         active = self.accumulate(batches, update)
@@ -90,7 +90,8 @@ class Updater:
                 if losses is None:
                     continue
                 active[name] = None
-                for term, value in [(f"loss/{name}", losses.total), *train_terms(losses)]:
+                terms = {f"loss/{name}": losses.total, **{f"train/{term}": v for term, v in losses.terms.items()}}
+                for term, value in terms.items():
                     share = torch.as_tensor(value, device=self.device).detach().float().mean() / count
                     update.scalars[term] = update.scalars[term] + share if term in update.scalars else share
                 self.state.scaler.scale(losses.total / count).backward()
@@ -100,7 +101,7 @@ class Updater:
 
     def phases(self, batch: Batch, last: bool) -> Iterator[tuple[str, Losses | None]]:
         """(optimiser, losses) in turn; each backward pass belongs between two items."""
-        losses = self.state.recipe.losses(batch.data, self.describe(batch))
+        losses = self.state.recipe.losses(batch.data, self.describe(batch), self.state.wrapped)
         for name in self.state.optimizers:
             with self.phase(name, exchange=last):
                 with self.autocast():
@@ -137,7 +138,8 @@ class Updater:
         for name in active:
             if self.state.scaler.is_enabled():
                 self.state.scaler.unscale_(self.state.optimizers[name])
-            norm = get_total_norm(gradients_of(self.state.optimizers[name]))
+            gradients = [p.grad for p in parameters_of(self.state.optimizers[name]) if p.grad is not None]
+            norm = get_total_norm(gradients)
             norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return norms
 
@@ -176,31 +178,17 @@ class Updater:
 
     def apply(self, active: list[str], norms: dict[str, Tensor]) -> None:
         """Clip, set the learning rate, and let each active optimiser step."""
-        s = self.settings
-        scale = self.state.recipe.learning_rate_scale(self.state.step)
-        if scale is None:
-            scale = learning_rate_scale(self.state.step, s.steps, s.warmup_steps, s.schedule)
         for name in active:
             optimizer = self.state.optimizers[name]
-            if s.clip > 0:
-                clip_grads_with_norm_(parameters_of(optimizer), s.clip, norms[name])
-            set_learning_rates(optimizer, self.state.base_rates[name], scale)
+            if self.settings.clip > 0:
+                clip_grads_with_norm_(parameters_of(optimizer), self.settings.clip, norms[name])
+            set_learning_rates(optimizer, self.state.base_rates[name], self.state.step, self.settings)
             self.state.scaler.step(optimizer)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """All parameters of an optimiser."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients that an optimiser would use."""
-    return [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]
-
-
-def train_terms(losses: Losses) -> list[tuple[str, Tensor]]:
-    """The scalars to log beside the loss, under the names of the log."""
-    return [(f"train/{term}", value) for term, value in losses.terms.items()]
 
 
 def non_finite(scalars: dict[str, Tensor]) -> list[str]:
@@ -221,14 +209,9 @@ def persistent_buffers(networks: Iterable[nn.Module]) -> list[Tensor]:
     return buffers
 
 
-def snapshot(buffers: list[Tensor]) -> list[Tensor]:
-    """Copies of the buffers' values."""
-    return [buffer.detach().clone() for buffer in buffers]
-
-
 @torch.no_grad()
 def restore(buffers: list[Tensor], values: list[Tensor]) -> None:
-    """Put back what `snapshot` copied."""
+    """Put back the values that buffers had before a step that is skipped."""
     for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evaluation.gather import gather_batches, merge_dicts
+from evaluation.paired import merge_dicts
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
+from training.distributed import gather_batches
 from training.randomness import SampleNoise
-from video_vae.measures import kl_bits
 from video_vae.model import TransformerNetwork
 
 
@@ -34,7 +35,8 @@ class Reconstructions(Subject):
         return reconstruction.cpu()
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        return {"of the mean frame": mean_frame(clips)}
+        # the best still picture of each clip: what a model that sees no motion can reach at most
+        return {"of the mean frame": clips.mean(dim=2, keepdim=True).expand_as(clips)}
 
     def own_scores(self) -> dict[str, list[Score]]:
         merged, self._bits = merge_dicts(gather_batches(self._bits)), []
@@ -63,12 +65,13 @@ class Samples(Subject):
         return {"temperature": self.temperature}
 
 
-def mean_frame(clips: Tensor) -> Tensor:
-    """The best still picture of each clip, as a clip: what a model that sees no motion can reach at most."""
-    return clips.mean(dim=2, keepdim=True).expand_as(clips)
-
-
 def level_name(term: str) -> str:
     """`kl_bits_2` -> "level 2", `kl_bits` -> "total"."""
     level = term.removeprefix("kl_bits").lstrip("_")
     return f"level {level}" if level else "total"
+
+
+def kl_bits(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The KL terms of the network, nats (B,), as bits: `kl_bits_1`, ... per level, and their sum `kl_bits`."""
+    bits = {name.replace("kl_", "kl_bits_"): kl / math.log(2) for name, kl in terms.items()}
+    return {**bits, "kl_bits": sum(bits.values())}

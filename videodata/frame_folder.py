@@ -1,22 +1,26 @@
-"""Trees of frame images: every folder that holds pictures is one video, its frames in the order of their numbers."""
+"""Trees of frame images, one folder per video: the one reader of pictures, and folders that appear complete."""
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
 
-from videodata.errors import VideoError
-from videodata.folder_scan import has_suffix, scan_files
-from videodata.geometry import Size
-from videodata.natural_order import natural_key
-from videodata.sources import ClipSource, frame_range
+from videodata.errors import VideoError, disk_errors
+from videodata.files import has_suffix, natural_key, scan_files
+from videodata.resize import Size
+from videodata.source import ClipSource, frame_range
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+COMPRESSION = 4  # of 9: twice as fast as the default for a few per cent more bytes
 
 
 class FrameFolder(ClipSource):
@@ -25,7 +29,7 @@ class FrameFolder(ClipSource):
     def __init__(self, root: str | Path) -> None:
         self.path = str(root)
         root = Path(root)
-        counts = Counter(folder for folder, _ in scan_files(root, IMAGE_SUFFIXES, "images"))
+        counts = Counter(folder for folder, _ in scan_files(root, IMAGE_SUFFIXES, wanted="images"))
         if not counts:
             raise VideoError(root, "holds no images")
         self._folders = sorted(map(Path, counts), key=lambda folder: natural_key(folder.relative_to(root)))
@@ -45,6 +49,9 @@ class FrameFolder(ClipSource):
     def length(self, index: int) -> int:
         return self._lengths[index]
 
+    def place(self, index: int) -> str:
+        return str(self._folders[index])
+
     def size(self, index: int) -> Size:
         folder = self._folders[index]
         return read_image(folder / _frame_names(folder)[0]).shape[:2]
@@ -58,16 +65,31 @@ class FrameFolder(ClipSource):
         return np.stack(frames)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB, transparent parts over black. Raises VideoError."""
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture of any kind as uint8 (H, W, 3) RGB: upright, transparent parts over black, 16 bits rounded to 8.
+
+    The one reader of pictures of the project. Raises VideoError, also for a file of several pictures.
+    """
     try:
         with Image.open(path) as image:
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB"))
-            return np.asarray(image.convert("RGB"))
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format != "MPO":  # which is a JPEG with previews after the picture
+                raise VideoError(path, f"holds {pages} pictures; write each into a file of its own")
+            return _eight_bit_rgb(ImageOps.exif_transpose(image), path)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise VideoError(path, f"is not a readable image ({error})") from error
+
+
+def _eight_bit_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255
+        grey = np.asarray(image).astype(np.int64)
+        return np.repeat(((grey.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise VideoError(path, "holds floating-point numbers, whose black and white nobody says; write 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+    return np.asarray(image.convert("RGB"))
 
 
 def _frame_names(folder: Path) -> list[str]:
@@ -78,3 +100,53 @@ def _frame_names(folder: Path) -> list[str]:
 def _listed(folder: str, mtime_ns: int) -> list[str]:
     """Names of the frames in order; the time is part of the key, because it changes when a file comes or goes."""
     return sorted((name for name in os.listdir(folder) if has_suffix(name, IMAGE_SUFFIXES)), key=natural_key)
+
+
+def save_png(path: Path, frame: np.ndarray | Image.Image) -> None:
+    """Write one frame, uint8 (H, W, 3)."""
+    picture = Image.fromarray(frame) if isinstance(frame, np.ndarray) else frame
+    picture.save(path, format="png", compress_level=COMPRESSION)
+
+
+def write_frame_folder(folder: Path, frames: Iterable[np.ndarray | Image.Image], first: int = 0) -> int:
+    """Write `<folder>/<first>.png`, ...; the folder has its name when all of them are there. Returns their number."""
+    partial = folder.with_name(folder.name + ".partial")
+    with disk_errors(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        number = first
+        try:
+            for number, frame in enumerate(frames, first + 1):
+                save_png(partial / f"{number - 1}.png", frame)
+        except VideoError:
+            shutil.rmtree(partial)
+            raise
+        os.replace(partial, folder)
+    return number - first
+
+
+def write_trees(tasks: Sequence[tuple[Path, Callable[[], Iterable]]], jobs: int, first: int = 0) -> list[VideoError]:
+    """Make the folder of each (folder, frames) task that is not there yet; gives the errors of those that failed.
+
+    Threads are enough: decoding, resizing and compressing leave the interpreter free.
+    """
+    rest = [(folder, frames) for folder, frames in tasks if not folder.is_dir()]
+    failures: list[VideoError] = []
+
+    def make(task: tuple[Path, Callable[[], Iterable]]) -> VideoError | None:
+        folder, frames = task
+        try:
+            write_frame_folder(folder, frames(), first)
+        except VideoError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(tasks), initial=len(tasks) - len(rest), disable=None) as bar:
+        try:
+            for error in pool.map(make, rest):
+                bar.update()
+                failures += [error] if error is not None else []
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failures

@@ -17,12 +17,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from videodata import http_rules
-from videodata.archive_members import ArchiveError, Member, is_intact, safe_members
-from videodata.atomic import atomic_path
-from videodata.disk_errors import disk_errors
-from videodata.lock import exclusive
-from videodata.transfer import RETRY_STATUS, USER_AGENT, DownloadError
+from videodata.archive import ArchiveError, Member, is_intact, safe_members
+from videodata.download import (
+    RETRY_STATUS,
+    USER_AGENT,
+    DownloadError,
+    content_extent,
+    opener,
+    strong_validator,
+)
+from videodata.errors import disk_errors
+from videodata.files import lock_file, write_file
 
 LOCAL_HEADER = 30 + 1024  # bytes before a member's data: the fixed part, and room for its extra fields
 TAIL = 1 << 16  # what is fetched for a read that nobody announced
@@ -45,7 +50,7 @@ class RangeFile(io.RawIOBase):
     ) -> None:
         super().__init__()
         self.url, self.tries, self.wait, self.timeout = url, tries, wait, timeout
-        self._opener = http_rules.opener(insecure)
+        self._opener = opener(insecure)
         self._validator: str | None = None
         self._position, self._start, self._block = 0, 0, b""
         self.size = 0
@@ -98,8 +103,8 @@ class RangeFile(io.RawIOBase):
         with self._opener.open(request, timeout=self.timeout) as response:
             if response.status != 206:
                 raise NoRanges(f"{self.url}: the server does not send parts of files")
-            begin, total = http_rules.content_extent(response)
-            validator = http_rules.strong_validator(response)
+            begin, total = content_extent(response)
+            validator = strong_validator(response)
             if self.size and (total, validator) != (self.size, self._validator):
                 raise DownloadError(f"{self.url}: the file on the server changed; run the command again")
             data = response.read()
@@ -131,7 +136,7 @@ def fetch_members(
     reserve: bytes that must stay free on the disk. Raises DownloadError, NoRanges, or ArchiveError for a zip that is
     damaged or must not be extracted.
     """
-    with exclusive(folder, "downloading to"), remote_zip(url, insecure) as (source, opened):
+    with lock_file(folder, "downloading to"), remote_zip(url, insecure) as (source, opened):
         if size not in (None, source.size):
             raise DownloadError(f"{url}: the server offers {source.size} bytes, expected {size}")
         infos = {posixpath.normpath(info.filename): info for info in opened.infolist() if not info.is_dir()}
@@ -145,7 +150,8 @@ def fetch_members(
             for member in missing:
                 info = infos[member.name]
                 source.fetch(info.header_offset, LOCAL_HEADER + len(member.name) + info.compress_size)
-                write_member(opened.read(info), folder / member.name)
+                with disk_errors(folder / member.name):
+                    write_file(folder / member.name, opened.read(info))
                 bar.update(member.size)
 
 
@@ -168,9 +174,3 @@ def remote_zip(url: str, insecure: bool) -> Iterator[tuple[RangeFile, zipfile.Zi
             yield source, opened
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ArchiveError(url, f"is no intact zip archive ({error})") from error
-
-
-def write_member(data: bytes, path: Path) -> None:
-    """The file appears only when it is complete."""
-    with disk_errors(path), atomic_path(path) as temporary:
-        temporary.write_bytes(data)

@@ -11,6 +11,7 @@ While an array is made it is <split>.npy.partial, and <split>.npy.progress says 
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -26,16 +27,36 @@ from tqdm import tqdm
 
 from training.files import write_file, write_json
 from videodata.errors import UserError
-from videodata.geometry import Size
-from videodata.lock import exclusive
+from videodata.files import exclusive
 from videodata.pixels import to_float
-from videodata.sources import ClipSource
-from vqgan.model_file import Model
-from vqgan.patches import merge, split
+from videodata.resize import Size
+from videodata.source import ClipSource
+from vqgan.config import check_range
+from vqgan.data import merge_patches, open_frames, open_videos, split_patches
+from vqgan.files import Model, model_identity, open_model, settle_grid
 
 logger = logging.getLogger(__name__)
 FORMAT = "lvt-codes"
-LARGEST = np.iinfo(np.int16).max + 1  # codes that 16 bits can number
+LARGEST = np.iinfo(np.int16).max + 1  # codes that 16 bits can number; the published 16384 fit
+
+
+def project_splits(args: argparse.Namespace) -> Iterator[str]:
+    """Write <output_path>/<split>.npy for each split that the flags name, or go on with them; a line for each."""
+    check_range(args, ("batch_size",), 1)
+    model, (rows, columns) = open_model(args), settle_grid(args)
+    size = rows * args.patch_size, columns * args.patch_size
+    for name in args.splits:
+        split = None if name == "all" else name
+        source, videos = open_videos(args.data_path, split, args.test_batch)
+        made_from = {
+            "data": open_frames(args.data_path, split, size, test_batch=args.test_batch).fingerprint(),
+            "model": model_identity(Path(args.checkpoint)),
+            "size": list(size),
+            "grid": [rows, columns],
+        }
+        projection = Projection(model, source, videos, size, rows, columns, made_from, args.batch_size)
+        path = project(projection, args.output_path, name)
+        yield f"{path}: {len(projection.videos)} videos, {sum(projection.lengths)} frames"
 
 
 @dataclass
@@ -65,9 +86,9 @@ class Projection:
     def encode(self, frames: Tensor) -> np.ndarray:
         """Frames (T, 3, H, W) in [-1, 1] -> indices int16 (T, 1, h, w)."""
         device = next(self.model.parameters()).device
-        patches = split(frames, self.rows, self.columns)
+        patches = split_patches(frames, self.rows, self.columns)
         indices = self.model.quantize(self.model.latents(patches.to(device)))[1]
-        return merge(indices, self.rows, self.columns)[:, None].cpu().numpy().astype(np.int16)
+        return merge_patches(indices, self.rows, self.columns)[:, None].cpu().numpy().astype(np.int16)
 
     def codes_of(self, video: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first frame, indices) of consecutive pieces of a video."""
@@ -94,7 +115,8 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
             return path
         check_neighbours(folder, projection.made_from)
         array, done = open_partial(projection, path)
-        write_codebook(projection.model, folder / "codebook.npy")
+        codebook = projection.model.quantizer.codebook.float().cpu().numpy()
+        write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
         fill(projection, path, array, done)
         write_json(path.with_suffix(".json"), describe(projection))
         os.replace(partial(path), path)
@@ -164,17 +186,12 @@ def check_neighbours(folder: Path, made_from: dict[str, Any]) -> None:
             raise UserError(f"{array}: holds codes of another model, {noted['model']}; name another folder")
 
 
-def write_codebook(model: Model, path: Path) -> None:
-    """The latents that the indices stand for, float32 (K, D)."""
-    write_file(path, lambda file: np.save(file, model.quantizer.codebook.float().cpu().numpy(), allow_pickle=False))
-
-
 @torch.no_grad()
 def decode_codes(model: Model, codes: np.ndarray, rows: int, columns: int) -> Tensor:
     """Indices (T, 1, h, w) of whole frames, as projected -> frames (T, 3, H, W), clamped to [-1, 1]."""
     device = next(model.parameters()).device
-    indices = split(torch.from_numpy(np.asarray(codes[:, 0], dtype=np.int64)), rows, columns)
-    return merge(model.decode_indices(indices.to(device)).float().clamp(-1, 1).cpu(), rows, columns)
+    indices = split_patches(torch.from_numpy(np.asarray(codes[:, 0], dtype=np.int64)), rows, columns)
+    return merge_patches(model.decode_indices(indices.to(device)).float().clamp(-1, 1).cpu(), rows, columns)
 
 
 def partial(path: Path) -> Path:

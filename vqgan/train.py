@@ -11,22 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evaluation.codebook_usage import CodebookUsage, code_usage
-from evaluation.psnr import psnr
-from evaluation.ssim import ssim
+from evaluation.codebook import CodebookUsage, code_usage
 from losses.adversarial import adaptive_weight, discriminator_accuracy, discriminator_loss, generator_loss
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step, derive_seed
+from training.distributed import all_mean, world_size
 from training.optim import Muon
-from vqgan.diff_augment import diff_augment
+from vqgan.config import GAN_LOSSES, Objective
+from vqgan.evaluate import frame_scores
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction
-from vqgan.objective import GAN_LOSSES, Objective, gradient_penalty, reconstruction_error
-from vqgan.referee import Referee
-from vqgan.reservoir import LatentReservoir
-from vqgan.revival import CodeRevival, world_size
+from vqgan.quantize import CodeRevival, LatentReservoir
 
-SMALLEST_SSIM = 11  # pixels; the window of SSIM
+REFEREE_MEMORY = 0.9  # decay of the discriminator's running accuracy, per batch
 
 
 class ReconstructionRecipe(Recipe):
@@ -70,7 +67,7 @@ class ReconstructionRecipe(Recipe):
         parameters, settings = self.model.parameters(), {"lr": self.objective.lr, "betas": (0.9, 0.999)}
         if self.objective.optimizer == "adam":
             return {"generator": torch.optim.Adam(parameters, **settings)}
-        tables = self.model.quantizer.parameters()
+        tables = self.model.quantizer.parameters()  # of codes, which are no maps: Adam moves them
         return {"generator": Muon(parameters, **settings, convolutions=True, tables=tables)}
 
     @property
@@ -117,6 +114,7 @@ class ReconstructionRecipe(Recipe):
         reservoir = self.networks.get("reservoir")
         if reservoir is None or step.index < self.warmup_steps or reservoir.used or not reservoir.count:
             return
+        # The hits that the start stands for are those of one batch, or the first updates would hardly move the codes.
         pixels = batch.shape[0] * batch.shape[-2] * batch.shape[-1] * world_size()
         quantizer.start(reservoir.newest(), tokens=pixels // self.model.downsample_factor**2)
         reservoir.used.fill_(True)
@@ -139,12 +137,8 @@ class ReconstructionRecipe(Recipe):
         out: Reconstruction = self.networks["model"](batch)
         self.usage.update(out.indices)
         frames, reconstruction = batch[:, :, None].float(), out.frames[:, :, None].float().clamp(-1, 1)
-        metrics = {
-            "mse": reconstruction_error(batch, reconstruction[:, :, 0], "mse"),
-            "psnr": psnr(frames, reconstruction),
-        }
-        if min(batch.shape[-2:]) >= SMALLEST_SSIM:
-            metrics["ssim"] = ssim(frames, reconstruction)
+        error = reconstruction_error(batch, reconstruction[:, :, 0], "mse")
+        metrics = {"mse": error, **frame_scores(frames, reconstruction)}
         if self.objective.perceptual_weight > 0:
             metrics["lpips"] = self.perceptual(batch, reconstruction[:, :, 0])
         return metrics
@@ -206,14 +200,14 @@ class AdversarialRecipe(ReconstructionRecipe):
         total, terms = self.reconstruction_losses(batch, out)
         share = self.objective.adversarial_share(step.index)
         if share > 0 and self.objective.adv_weight > 0:
-            adversarial = generator_loss(self.networks["discriminator"](self.shown(out.frames, step)), self.kind)
+            adversarial = generator_loss(self.networks["discriminator"](out.frames), self.kind)
             weight = share * self.objective.adv_weight * self.balance(total, adversarial)
             terms |= {"adversarial": adversarial, "adversarial_weight": weight}
             total = total + weight * adversarial
         terms |= self.quantizer_terms(out, step)
         terms["discriminator_accuracy"] = self.networks["referee"].accuracy.clone()
         yield Losses(total + out.loss, terms)
-        yield self.discriminator_losses(batch, out.frames.detach(), step)
+        yield self.discriminator_losses(batch, out.frames.detach())
 
     def balance(self, reconstruction_loss: Tensor, adversarial: Tensor) -> Tensor:
         """The adaptive weight, or 1."""
@@ -222,29 +216,18 @@ class AdversarialRecipe(ReconstructionRecipe):
         last_layer = self.bare["model"].last_layer
         return adaptive_weight(reconstruction_loss, adversarial, last_layer, maximum=self.objective.adaptive_max)
 
-    def discriminator_losses(self, real: Tensor, fake: Tensor, step: Step) -> Losses | None:
+    def discriminator_losses(self, real: Tensor, fake: Tensor) -> Losses | None:
         """The discriminator's loss on real frames and (detached) reconstructions; None while it rests."""
         resting = bool(self.networks["referee"].accuracy > self.objective.disc_limit)
         with torch.set_grad_enabled(not resting):
-            real = self.shown(real, step)
-            if self.objective.r1 > 0:
-                real = real.detach().requires_grad_()
-            both = torch.cat([real, self.shown(fake, step).to(real)])
+            both = torch.cat([real, fake.to(real)])  # one pass, so that spectral norm's power iteration moves once
             logits_real, logits_fake = self.networks["discriminator"](both).chunk(2)
         on_real, on_fake = discriminator_accuracy(logits_real, logits_fake)
         self.networks["referee"](on_real, on_fake)
         if resting:
             return None
         loss = discriminator_loss(logits_real, logits_fake, self.kind)
-        terms = {"discriminator": loss, "accuracy_real": on_real, "accuracy_fake": on_fake}
-        if self.objective.r1 > 0:
-            terms["r1"] = gradient_penalty(logits_real, real)
-            loss = loss + self.objective.r1 * terms["r1"]
-        return Losses(loss, terms)
-
-    def shown(self, frames: Tensor, step: Step) -> Tensor:
-        """Frames as the discriminator sees them."""
-        return diff_augment(frames, step.noise) if self.objective.diff_augment else frames
+        return Losses(loss, {"discriminator": loss, "accuracy_real": on_real, "accuracy_fake": on_fake})
 
     def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
         """The metrics of stage 1, and the share of patches that the discriminator tells right (0.5 is chance)."""
@@ -253,3 +236,22 @@ class AdversarialRecipe(ReconstructionRecipe):
         real, fake = self.networks["discriminator"](batch), self.networks["discriminator"](reconstruction)
         right = ((real > 0).float() + (fake < 0).float()) / 2
         return {**metrics, "discriminator_accuracy": right.mean(dim=(1, 2, 3))}
+
+
+def reconstruction_error(frames: Tensor, reconstruction: Tensor, kind: str) -> Tensor:
+    """Error per frame, float32 (N,), of pixels in [0, 1]: the mean square ("mse") or the mean absolute value ("l1")."""
+    difference = (reconstruction.float() - frames.float()) / 2  # [-1, 1] is twice as wide as [0, 1]
+    return (difference.square() if kind == "mse" else difference.abs()).mean(dim=(1, 2, 3))
+
+
+class Referee(nn.Module):
+    """Running accuracy of the discriminator over the batches of all processes; part of the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("accuracy", torch.tensor(0.5))  # chance
+
+    @torch.no_grad()
+    def forward(self, on_real: Tensor, on_fake: Tensor) -> None:
+        """Take in the shares of real and of reconstructed patches that were told right in a batch, two scalars."""
+        self.accuracy.lerp_(all_mean(((on_real + on_fake) / 2).float()), 1 - REFEREE_MEMORY)

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.gallery.content import Grid, Section
-from evaluation.gallery.media import read_clip
-from videodata.atomic import atomic_path
+from evaluation.gallery.content import Grid, Section, read_clip
+from videodata.files import atomic_path
 
 CLIPS = 2  # beside each other
 MOST_ROWS = 3  # of a model

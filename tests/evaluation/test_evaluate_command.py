@@ -11,7 +11,7 @@ from tests.vqgan.tiny import tiny_model
 from training.cli import run
 from videodata import write_video
 from videodata.errors import UserError
-from vqgan.model_file import model_config, save_model
+from vqgan.files import model_config, save_model
 from vvae import AutoencoderKL2plus1D_1dcnn
 
 CLIPS = "shapes:6,frames=16,size=32"
@@ -35,7 +35,7 @@ def test_vqgan(tmp_path, capsys):
     save_model(tmp_path / "model.pt", model, config={"model": model_config(model)})
     grid = ("--patch_size", 16, "--num_patches_h", 2, "--num_patches_w", 2)
     stored = report(
-        tmp_path, "vqgan", "--checkpoint", tmp_path / "model.pt", "--data", CLIPS, *grid, *RANDOM,
+        tmp_path, "vqgan", "--checkpoint", tmp_path / "model.pt", "--data", CLIPS, "--split", "all", *grid, *RANDOM,
         "--metrics", "psnr", "fvd", "codebook",
     )  # fmt: skip
     scores = names(stored)
@@ -57,8 +57,8 @@ def test_vvae(tmp_path):
     model = AutoencoderKL2plus1D_1dcnn(ddconfig=small, ppconfig={"ch": 4, "hidden_channel": 32})
     model.freeze().save_pretrained(tmp_path / "vvae")
     stored = report(
-        tmp_path, "vvae", "--checkpoint", tmp_path / "vvae", "--data", CLIPS, "--num_clips", 1, "--frames", 10,
-        "--size", 32, 32, "--chunk_size", 8, "--overlap", 4,
+        tmp_path, "vvae", "--checkpoint", tmp_path / "vvae", "--data", CLIPS, "--split", "all", "--num_clips", 1,
+        "--frames", 10, "--size", 32, 32, "--chunk_size", 8, "--overlap", 4,
     )  # fmt: skip
     scores = names(stored)
     assert {"PSNR", "SSIM", "PSNR of the mean colour", "boundary ratio"} <= set(scores)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from evaluation.frechet import GaussianStatistics, frechet_distance
+from tests.training import processes
 from training import distributed
 
 
@@ -78,7 +79,7 @@ def test_two_processes_equal_one(tmp_path):
     """Each with its share of the features; both know the whole."""
     values = features(101, 8, 5)
     one = statistics(values)
-    found = distributed.launch(statistics_of_a_share, 2, tmp_path, values, 2)
+    found = processes.launch(statistics_of_a_share, 2, tmp_path, values, 2)
     for result in found:
         assert torch.allclose(result, torch.cat([one.mean[None], one.covariance]), rtol=0, atol=1e-8)
 

@@ -7,11 +7,18 @@ import torch
 from torch import nn
 
 from evaluation import fvd
-from evaluation.definitions import definition_of
-from evaluation.features import FeatureExtractor
-from evaluation.fvd import FVD
-from evaluation.i3d import I3D
-from evaluation.video_features import EXTRACTORS, I3DFeatures, RandomFeatures, centre_square, open_extractor
+from evaluation.frechet import FVD
+from evaluation.networks import (
+    EXTRACTORS,
+    I3D,
+    FeatureExtractor,
+    I3DFeatures,
+    RandomFeatures,
+    centre_square,
+    open_extractor,
+)
+from evaluation.report import definition_of
+from tests.training import processes
 from training import distributed
 from videodata import open_clips
 from videodata.errors import UserError
@@ -115,7 +122,7 @@ def test_another_network_plugs_in(monkeypatch):
     found = fvd(clips, brighter, quantize=False, extractor=Still(None), force=True)
     assert found == pytest.approx(by_hand, abs=0.05) and found > 0.1
     monkeypatch.setitem(EXTRACTORS, "colour", lambda weights, device: Still(None))
-    monkeypatch.setattr("evaluation.video_features.find_weights", lambda *_, **__: None)
+    monkeypatch.setattr("evaluation.networks.find_weights", lambda *_, **__: None)
     assert fvd(clips, brighter, quantize=False, extractor="colour", force=True) == found
 
 
@@ -193,6 +200,8 @@ def test_missing_and_wrong_weights_are_one_line_without_network(monkeypatch, tmp
         open_extractor("i3d-torchscript", tmp_path / "other.pt")
     with pytest.raises(UserError, match="choose one of i3d"):
         open_extractor("c3d")
+    with pytest.raises(UserError, match="FVD needs features of clips; RANDOM gives those of frames"):
+        FVD(open_extractor("inception", allow_random=True))
 
 
 def distance_of_a_share(real, generated):
@@ -207,5 +216,5 @@ def test_two_processes_equal_one(network, tmp_path):
     """Each process sees half of the clips; both know the distance of all of them."""
     a, b = smooth_clips(12), smooth_clips(12, 1)
     whole = fvd(a, b, extractor=network, force=True)
-    for found in distributed.launch(distance_of_a_share, 2, tmp_path, a, b):
+    for found in processes.launch(distance_of_a_share, 2, tmp_path, a, b):
         assert found == {"value": pytest.approx(whole, abs=1e-8), "clips": 12}

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from evaluation import fvd, psnr
-from evaluation.feature_cache import FeatureCache
+from evaluation.frechet import FeatureCache
+from evaluation.networks import RandomFeatures
 from evaluation.protocol import Protocol
 from evaluation.report import Score
 from evaluation.runner import evaluate, metrics_of
 from evaluation.subject import Subject
-from evaluation.video_features import RandomFeatures
-from training import distributed
+from tests.training import processes
 from training.randomness import SampleNoise
 from videodata import open_clips
 from videodata.errors import UserError
@@ -141,7 +141,7 @@ def two(batch_size):
 def test_two_processes_equal_one(tmp_path, batch_size):
     """Every number, and every value per clip in its place, in both processes, even if one of them got no clip."""
     one = two(batch_size)
-    for found in distributed.launch(two, 2, tmp_path, batch_size):
+    for found in processes.launch(two, 2, tmp_path, batch_size):
         assert found.keys() == one.keys()
         for name, score in one.items():
             assert found[name]["mean"] == pytest.approx(score["mean"], abs=1e-6)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from evaluation.boundary_ratio import boundary_ratio
-from evaluation.codebook_usage import CodebookUsage
-from evaluation.diversity import Diversity
-from evaluation.likelihood import BitsPerToken
+from evaluation.codebook import BitsPerToken, CodebookUsage
+from evaluation.metrics import boundary_ratio
+from evaluation.paired import Diversity
+from tests.training import processes
 from training import distributed
 from videodata.errors import UserError
 
@@ -32,7 +32,7 @@ def shared_counts():
 
 def test_counts_and_not_perplexities_are_summed_over_processes(tmp_path):
     """Two processes with four codes each know of eight; bits are the mean over the tokens of both."""
-    for found in distributed.launch(shared_counts, 2, tmp_path):
+    for found in processes.launch(shared_counts, 2, tmp_path):
         assert found.tolist() == pytest.approx([8.0, 8.0, 1.5])
 
 

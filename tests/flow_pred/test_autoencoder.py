@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flow_pred import build_autoencoder
-from flow_pred.vqvae import SimpleVQVAE
+from flow_pred.autoencoder import SimpleVQVAE
 from tests.conftest import ROOT
 from tests.flow_pred.fixture_files import Fixture, key_list, shapes_of
 from tests.flow_pred.weight_rule import fill_by_rule
@@ -78,7 +78,7 @@ def test_every_type_encodes_and_decodes_frame_by_frame(kind):
 def test_a_trained_vqgan_is_named_by_its_file_alone(tmp_path):
     """The file knows its configuration."""
     from vqgan import VQGAN as Model
-    from vqgan.model_file import model_config, save_model
+    from vqgan.files import model_config, save_model
 
     model = Model(**VQGAN).eval()
     save_model(tmp_path / "best.pt", model, config={"model": model_config(model)})

@@ -10,10 +10,10 @@ import torch
 from evaluation import psnr
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
 from flow_pred.autoencoder import Identity
+from flow_pred.evaluate import Scores, baselines
 from flow_pred.generate import CallCounter, Plan, Prediction, predict
-from flow_pred.prediction_files import open_h5, strip, write_clips
-from flow_pred.prediction_scores import Scores, baselines
-from training import distributed
+from flow_pred.generate_videos import open_h5, strip, write_clips
+from tests.training import processes
 from videodata import read_video
 from videodata.errors import UserError
 
@@ -66,7 +66,7 @@ def predict_all() -> tuple[torch.Tensor | None, int]:
 @pytest.mark.slow
 def test_several_processes_share_the_clips(tmp_path):
     """Two processes, three batches: the main process has what one process has, the other one nothing."""
-    (both, calls), (none, same) = distributed.launch(predict_all, 2, tmp_path / "launch")
+    (both, calls), (none, same) = processes.launch(predict_all, 2, tmp_path / "launch")
     expected, count = predict_all()
     assert torch.equal(both, expected) and none is None and calls == same == count
 

@@ -161,7 +161,7 @@ def test_damaged_and_foreign_files_are_one_line_and_old_ones_load(tmp_path, back
     torch.save({"features.0.weight": torch.zeros(1)}, other)
     with pytest.raises(UserError, match="cut.pth: not a readable weight file"):
         read_state_dict(cut)
-    with pytest.raises(UserError, match="code.pth: not a file of plain tensors"):
+    with pytest.raises(UserError, match="code.pth: not a checkpoint of tensors and plain types"):
         read_state_dict(code)
     old = tmp_path / "old.pth"  # torchvision's files are of the format before torch 1.6
     torch.save({"features.0.weight": torch.ones(2)}, old, _use_new_zipfile_serialization=False)

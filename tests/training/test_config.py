@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from training.config import from_dict, instantiate, load_config
+from training.config import from_dict, load_config
 from videodata.errors import UserError
 
 
@@ -130,17 +130,3 @@ def test_a_wrong_value_is_named(values, message):
     """Unknown keys name the nearest one, wrong types what was expected and found."""
     with pytest.raises(UserError, match=message):
         from_dict(Outer, values)
-
-
-def test_only_registered_targets_are_made():
-    """A closed registry: os.system is an unknown name like any other; markers and ignored names give None."""
-    registry = {"package.Inner": Inner, "package.Logger": None}
-    assert instantiate({"target": "package.Inner", "params": {"mode": "b"}}, registry) == Inner(mode="b")
-    assert instantiate({"target": "package.Logger", "params": {}}, registry) is None
-    assert instantiate("__is_first_stage__", registry) is instantiate("__is_unconditional__", registry) is None
-    with pytest.raises(UserError, match="unknown target 'os.system'; known: package.Inner, package.Logger"):
-        instantiate({"target": "os.system", "params": {"command": "true"}}, registry)
-    with pytest.raises(UserError, match=r"did you mean 'package.Inner'\?"):
-        instantiate({"target": "package.Iner"}, registry)
-    with pytest.raises(UserError, match="expected a mapping with 'target'"):
-        instantiate({"params": {}}, registry)

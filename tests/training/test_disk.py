@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training import faults
 from tests.training.runs import run, weights
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import checkpoint as checkpoints
@@ -40,7 +41,7 @@ def a_copy(finished, tmp_path):
 
 def test_a_full_disk_at_one_save_is_a_warning(tmp_path, finished, monkeypatch, caplog):
     """The run goes on with its old checkpoints, leaves no debris, saves the next time, and ends with the same bits."""
-    monkeypatch.setenv("VIDEOGEN_FAULT", "full_in_save@8")
+    faults.install("full_in_save@8", monkeypatch.setattr)
     result = run(tmp_path, save_every=4)
     assert result.digest == finished[1]
     assert "WARN checkpoint not saved" in caplog.text
@@ -75,7 +76,7 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path, monkeypatch):
 
 def test_a_failed_last_save_is_no_success(tmp_path, monkeypatch):
     """The run ends, but not with status 0."""
-    monkeypatch.setenv("VIDEOGEN_FAULT", "full_in_save@12")
+    faults.install("full_in_save@12", monkeypatch.setattr)
     with pytest.raises(UserError, match="last checkpoint could not be saved"):
         run(tmp_path, save_every=4)
     assert load_checkpoint(tmp_path)["step"] == 8
@@ -178,10 +179,10 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
 
 def test_a_changed_configuration_needs_permission(a_copy, caplog):
     """Changed keys are listed; below model never, elsewhere with allow_config_change, free keys always."""
-    with pytest.raises(UserError, match=r"training.seed: 0 -> 1, training.clip: 1.0 -> 2.0.*--allow-config-change"):
+    with pytest.raises(UserError, match=r"engine.seed: 0 -> 1, engine.clip: 1.0 -> 2.0.*--allow-config-change"):
         run(a_copy, seed=1, clip=2.0)
     run(a_copy, clip=2.0, steps=13, allow_config_change=True)
-    assert "training.clip: 1.0 -> 2.0" in caplog.text
+    assert "engine.clip: 1.0 -> 2.0" in caplog.text
     from tests.training.runs import settings
     from training import train
 
@@ -208,7 +209,7 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     from training import train
 
     recipe, values = TinyGAN(), iter([1.0, 5.0, 2.0, 3.0, 4.0])
-    recipe.evaluate = lambda batch, step: {"psnr": torch.full((len(batch),), next(values))}
+    recipe.evaluate = lambda batch, step, networks: {"psnr": torch.full((len(batch),), next(values))}
     chosen = settings(tmp_path, steps=5, save_every=1, evaluate_every=1, keep=2, evaluate_batches=1)
     train(recipe, TinyClips(), chosen, {"model": {}}, TinyClips(4))
     steps = [entry.step for entry in checkpoints_in(tmp_path / "checkpoints")]

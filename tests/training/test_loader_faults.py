@@ -104,10 +104,10 @@ def test_out_of_memory_names_the_sizes_and_the_folder_can_be_continued(tmp_path,
     """One line with batch size and shape; the run continues from its checkpoint when memory is there."""
 
     class Hungry(TinyGAN):
-        def losses(self, batch, step):
+        def losses(self, batch, step, networks):
             if step.index == 5:
                 raise error
-            yield from super().losses(batch, step)
+            yield from super().losses(batch, step, networks)
 
     with pytest.raises(UserError, match=r"out of memory with --batch_size 4.*\(4, 3, 4, 8, 8\).*--precision bf16"):
         run(tmp_path, Hungry(), save_every=4)

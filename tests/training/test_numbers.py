@@ -5,10 +5,11 @@ import logging
 import pytest
 import torch
 
+from tests.training import processes
 from tests.training.runs import run, settings, weights
 from tests.training.test_two_optimizers import updater_for
 from tests.training.tiny_gan import TinyClips, TinyGAN
-from training import Losses, cli, distributed, log
+from training import Losses, cli, log
 from training.checkpoint import load_checkpoint
 from training.cli import NonFiniteAbort
 from training.log import CollapseWatch
@@ -30,8 +31,8 @@ class PoisonedClips(TinyClips):
 class PoisonedDiscriminator(TinyGAN):
     """The discriminator's loss alone is infinite in step 2."""
 
-    def losses(self, batch, step):
-        generator = super().losses(batch, step)
+    def losses(self, batch, step, networks):
+        generator = super().losses(batch, step, networks)
         yield next(generator)
         item = next(generator)
         yield Losses(item.total * float("inf")) if step.index == 2 else item
@@ -72,7 +73,7 @@ def clean_batch(folder, poisoned=False):
 @pytest.mark.slow
 def test_a_nan_in_one_process_is_skipped_by_all(tmp_path, caplog):
     """Position 4 belongs to the first process alone; both skip step 1 and end with equal, finite weights."""
-    digests = distributed.launch(
+    digests = processes.launch(
         lambda: run(tmp_path / "run", dataset=PoisonedClips(4), steps=4).digest, 2, tmp_path / "launch"
     )
     assert digests[0] == digests[1]
@@ -124,8 +125,8 @@ class OverflowGAN(TinyGAN):
 
     limit = 1024.0
 
-    def losses(self, batch, step):
-        for item in super().losses(batch, step):
+    def losses(self, batch, step, networks):
+        for item in super().losses(batch, step, networks):
             item.total.register_hook(lambda grad: grad * (float("inf") if grad.item() > self.limit else 1.0))
             yield item
 
@@ -188,8 +189,8 @@ def test_a_collapsed_codebook_is_warned_of_once(caplog):
 class CollapsedGAN(TinyGAN):
     """Logs a codebook of which nothing is used."""
 
-    def losses(self, batch, step):
-        for item in super().losses(batch, step):
+    def losses(self, batch, step, networks):
+        for item in super().losses(batch, step, networks):
             yield Losses(item.total, {**item.terms, "code_usage": torch.tensor(0.0)})
 
 

@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
+from tests.training import processes
 from tests.training.runs import largest_difference, run, settings, weights
 from tests.training.tiny_gan import TinyClips, TinyGAN
-from training import Losses, distributed, train
+from training import Losses, train
 from training.checkpoint import load_checkpoint
 from training.data import PositionSampler, batches
 from training.state import build_state
@@ -18,16 +19,16 @@ from training.step import Updater
 class WatchedGAN(TinyGAN):
     """Notes in each phase which networks require gradients and which have some."""
 
-    def losses(self, batch, step):
+    def losses(self, batch, step, networks):
         self.seen = []
-        for item in super().losses(batch, step):
+        for item in super().losses(batch, step, networks):
             self.seen.append(
                 {
                     name: (
                         any(p.requires_grad for p in net.parameters()),
                         any(p.grad is not None for p in net.parameters()),
                     )
-                    for name, net in self.bare.items()
+                    for name, net in self.networks.items()
                 }
             )
             yield item
@@ -80,7 +81,7 @@ def test_two_processes_equal_one(tmp_path, changes):
     """Two gloo processes, replicated or sharded, end within 1e-6 of one process with the doubled batch."""
     recipe = {"adaptive": "accumulation" not in changes}
     run(tmp_path / "one", TinyGAN(**recipe))
-    digests = distributed.launch(
+    digests = processes.launch(
         lambda: run(tmp_path / "two", TinyGAN(**recipe), **changes).digest, 2, tmp_path / "launch"
     )
     assert digests[0] == digests[1]
@@ -96,9 +97,9 @@ def test_two_processes_resume_with_the_same_bits(tmp_path, changes):
     def go(folder, steps):
         return run(folder, TinyGAN(batch_norm=True), steps=steps, **changes).digest
 
-    straight = distributed.launch(go, 2, tmp_path / "launch1", tmp_path / "straight", 6)
-    distributed.launch(go, 2, tmp_path / "launch2", tmp_path / "resumed", 3)
-    assert distributed.launch(go, 2, tmp_path / "launch3", tmp_path / "resumed", 6) == straight
+    straight = processes.launch(go, 2, tmp_path / "launch1", tmp_path / "straight", 6)
+    processes.launch(go, 2, tmp_path / "launch2", tmp_path / "resumed", 3)
+    assert processes.launch(go, 2, tmp_path / "launch3", tmp_path / "resumed", 6) == straight
 
 
 @pytest.mark.slow
@@ -114,9 +115,7 @@ def test_moments_of_a_file_are_taken_over_whole_and_sharded(tmp_path):
         return recipe
 
     run(tmp_path / "whole", continued(), steps=2)
-    distributed.launch(
-        lambda: run(tmp_path / "sharded", continued(), steps=2, fsdp=True).digest, 1, tmp_path / "launch"
-    )
+    processes.launch(lambda: run(tmp_path / "sharded", continued(), steps=2, fsdp=True).digest, 1, tmp_path / "launch")
     run(tmp_path / "without", steps=2)
     assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "sharded")) < 1e-6
     assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "without")) > 1e-4
@@ -125,7 +124,7 @@ def test_moments_of_a_file_are_taken_over_whole_and_sharded(tmp_path):
 @pytest.mark.slow
 def test_a_sharded_checkpoint_continues_in_one_process(tmp_path, caplog):
     """Checkpoints hold whole tensors: two sharded processes go on as one, close to 1e-6, and the log says so."""
-    distributed.launch(lambda: run(tmp_path / "run", steps=6, fsdp=True).digest, 2, tmp_path / "launch")
+    processes.launch(lambda: run(tmp_path / "run", steps=6, fsdp=True).digest, 2, tmp_path / "launch")
     run(tmp_path / "run")
     assert "world_size was 2 and is 1: the run continues, but not bit-exact" in caplog.text
     run(tmp_path / "straight")
@@ -151,10 +150,10 @@ def test_evaluation_uses_the_averaged_weights_and_leaves_no_trace(tmp_path):
     """A run that evaluates and shows pictures often ends with the bits of one that does not."""
     recipe, seen = TinyGAN(), []
 
-    def watched(batch, step, evaluate=recipe.evaluate):
-        network = recipe.networks["autoencoder"]
-        seen.append((network is recipe.bare["autoencoder"], network.training, torch.is_grad_enabled(), step.training))
-        return evaluate(batch, step)
+    def watched(batch, step, networks, evaluate=recipe.evaluate):
+        network, bare = networks["autoencoder"], recipe.networks["autoencoder"]
+        seen.append((network is bare, network.training, torch.is_grad_enabled(), step.training))
+        return evaluate(batch, step, networks)
 
     recipe.evaluate = watched
     chosen = settings(tmp_path / "often", evaluate_every=2, pictures_every=3)
@@ -175,7 +174,7 @@ def test_validation_metrics_do_not_depend_on_the_processes(tmp_path):
         return train(TinyGAN(), TinyClips(), settings(folder, steps=1), {"model": {}}, TinyClips(7, seed=1)).metrics
 
     one = metrics(tmp_path / "one")
-    two = distributed.launch(metrics, 2, tmp_path / "launch", tmp_path / "two")
+    two = processes.launch(metrics, 2, tmp_path / "launch", tmp_path / "two")
     assert one["psnr"] == pytest.approx(two[0]["psnr"], abs=1e-5) == two[1]["psnr"]
 
 
@@ -183,8 +182,8 @@ def test_a_recipe_that_yields_too_little_is_told_so(tmp_path):
     """A losses function with fewer or more yields than optimisers is an error that names it."""
 
     class Short(TinyGAN):
-        def losses(self, batch, step):
-            yield Losses(self.networks["autoencoder"](batch, self.latent_noise(batch, step)).mean())
+        def losses(self, batch, step, networks):
+            yield Losses(networks["autoencoder"](batch, self.latent_noise(batch, step)).mean())
 
     with pytest.raises(RuntimeError, match="Short.losses yields nothing for 'discriminator'"):
         run(tmp_path, Short())

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from training import Losses, Recipe, Step, derive_seed
+from training import Losses, Networks, Recipe, Step, derive_seed
 
 
 class TinyAutoencoder(nn.Module):
@@ -68,30 +68,30 @@ class TinyGAN(Recipe):
         self.adaptive = adaptive
         self.start = start  # first step of the discriminator
 
-    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
+    def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         """Generator first, then the discriminator once `start` is reached."""
-        fake = self.networks["autoencoder"](batch, self.latent_noise(batch, step))
+        fake = networks["autoencoder"](batch, self.latent_noise(batch, step))
         l1 = (fake - batch).abs().mean()
         if step.index < self.start:
             yield Losses(l1, {"l1": l1})
             yield None
             return
-        adversarial = generator_loss(self.networks["discriminator"](fake))
+        adversarial = generator_loss(networks["discriminator"](fake))
         weight = 0.1
         if self.adaptive:
-            weight = 0.1 * adaptive_weight(l1, adversarial, self.bare["autoencoder"].decoder.weight)
+            weight = 0.1 * adaptive_weight(l1, adversarial, self.networks["autoencoder"].decoder.weight)
         yield Losses(l1 + weight * adversarial, {"l1": l1, "adversarial": adversarial})
-        real, fake = self.networks["discriminator"](batch), self.networks["discriminator"](fake.detach())
+        real, fake = networks["discriminator"](batch), networks["discriminator"](fake.detach())
         yield Losses(discriminator_loss(real, fake), {"logits_real": real.mean()})
 
-    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+    def evaluate(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         """PSNR per clip, (B,)."""
-        fake = self.networks["autoencoder"](batch, self.latent_noise(batch, step)).float()
+        fake = networks["autoencoder"](batch, self.latent_noise(batch, step)).float()
         return {"psnr": -10 * torch.log10((fake - batch).square().mean((1, 2, 3, 4)) / 4)}
 
-    def pictures(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+    def pictures(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Reconstructed clips."""
-        return {"reconstruction": self.networks["autoencoder"](batch, self.latent_noise(batch, step))}
+        return {"reconstruction": networks["autoencoder"](batch, self.latent_noise(batch, step))}
 
     def latent_noise(self, batch: Tensor, step: Step) -> Tensor:
         return step.noise.normal(8, batch.shape[2], batch.shape[3] // 2, batch.shape[4] // 2)

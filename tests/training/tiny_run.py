@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.training import faults
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import add_training_arguments, cli, settings_from, train
 
 
 def main(argv: list[str] | None = None) -> None:
+    faults.install(os.environ.get(faults.VARIABLE))
     parser = cli.make_parser(__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--steps", type=int, default=12, help="optimiser steps")

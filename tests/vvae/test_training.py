@@ -9,18 +9,19 @@ import torch
 from torch.utils.data import Dataset
 
 from tests.contract import ModelContract
+from tests.training import processes
 from tests.vvae.conftest import TINY
 from tests.vvae.test_files import smooth_clip
-from training import Step, TrainSettings, distributed, train
+from training import Step, TrainSettings, train
 from training.checkpoint import load_checkpoint as load_state
 from training.config import load_config
 from training.randomness import SampleNoise
 from training.state import flatten
 from videodata.errors import UserError
 from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
-from vvae.src.caption_cache import CaptionCache
+from vvae.src.captions import CaptionCache
+from vvae.src.images import to_clip
 from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D
-from vvae.src.pixels import to_clip
 from vvae.src.video_io import write_video
 from vvae.train import VVAERecipe, build_recipe, open_data
 
@@ -78,7 +79,7 @@ class TestVVAE(ModelContract):
         """With --fsdp, two processes with a part of the weights each end with those of one process."""
         self.train(tmp_path / "one")
         train_sharded = partial(self.train, fsdp=True)
-        digests = distributed.launch(train_sharded, 2, tmp_path / "launch", tmp_path / "two")
+        digests = processes.launch(train_sharded, 2, tmp_path / "launch", tmp_path / "two")
         assert digests[0] == digests[1]
         one, two = (dict(flatten(load_state(tmp_path / name)["networks"])) for name in ("one", "two"))
         assert one.keys() == two.keys()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import csv
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from videodata.datasets.dataset import DataSet, Shard
-from videodata.datasets.kinetics_list import Clip, parse_file_name, read_clips
-from videodata.datasets.place import Place, RemoteFile
-from videodata.datasets.youtube import YouTube
+from PIL import Image
+
+from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Selection, Shard, report_left_out
+from videodata.datasets.youtube import Clip, YouTube, parse_file_name, read_clips
 from videodata.errors import UserError
-from videodata.folder_scan import find_files
-from videodata.video import VIDEO_SUFFIXES
-from videodata.video_list import InputVideo
+from videodata.files import atomic_path, files_in_folder
+from videodata.frame_folder import write_trees
+from videodata.video import VIDEO_SUFFIXES, iter_frames
+from videodata.video_folder import InputVideo
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +32,9 @@ SOURCES = ("mirror", "youtube")
 class Kinetics600(DataSet):
     """Three parts. Every copy lacks clips that are gone from YouTube: what is missing is counted and named."""
 
-    name, splits, exact = "kinetics600", ("train", "val", "test"), False
+    name, help = "kinetics600", "Kinetics-600: about 450,000 clips of 10 s"
+    defaults = {"width": 64, "height": 64, "num_frames": 16, "resize": "crop", "clips_per_video": 1}
+    splits, exact = ("train", "val", "test"), False
     licence = "annotations CC BY 4.0; the films belong to YouTube users"
     mean_frames = 270.0
     shares_archives = True
@@ -45,23 +52,32 @@ class Kinetics600(DataSet):
         self._wanted = {name.lower() for name in classes}
         self._clips: dict[tuple[Path, str], list[Clip]] = {}
 
+    @classmethod
+    def add_flags(cls, add: Callable[..., Any]) -> None:
+        add("--source", choices=SOURCES, default="mirror", help="mirror: a frozen copy, one archive per class; "
+            "youtube: needs yt-dlp, see scripts/download_kinetics.py for its settings")  # fmt: skip
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Kinetics600:
+        return cls(args.source, keep_going=args.keep_going, classes=Selection.from_args(args).classes)
+
     def obtain(self, place: Place, split: str | None, shard: Shard) -> None:
-        place.unpack(LISTS, "kinetics600/lists", f"kinetics600/{LISTS.name}")
+        place.unpack(Archive(LISTS, "kinetics600/lists", f"kinetics600/{LISTS.name}"))
         if self.source == "youtube":
             clips = [clip for clip in shard.of(self.clips(place, split)) if self._is_wanted(clip.label)]
             self.youtube.download(clips, self._folder(place, split), shard.suffix)
             return
         failures = []
-        archives = self._archives(place, split, shard)
-        for file in archives:
+        files = self._listed(place, split, shard)
+        for file in files:
             try:
-                place.unpack(file, self._unpacked(split, file), f"kinetics600/archives/{split}/{file.name}")
+                place.unpack(Archive(file, self._unpacked(split, file), f"kinetics600/archives/{split}/{file.name}"))
             except UserError as error:
                 logger.warning("%s", error)
                 failures.append(error)
         if failures and not self.keep_going:
             raise UserError(
-                f"{len(failures)} of {len(archives)} archives could not be had, the first: {failures[0]}; run the same "
+                f"{len(failures)} of {len(files)} archives could not be had, the first: {failures[0]}; run the same "
                 "command again, or --keep_going to do without them"
             )
 
@@ -107,7 +123,7 @@ class Kinetics600(DataSet):
         have = {parse_file_name(video.path.stem) for video in videos}
         return [clip.stem for clip in self.clips(place, split) if clip.key not in have]
 
-    def _archives(self, place: Place, split: str | None, shard: Shard) -> list[RemoteFile]:
+    def _listed(self, place: Place, split: str | None, shard: Shard) -> list[RemoteFile]:
         listing = RemoteFile(MIRROR.format(split=split), hint=YOUTUBE_HINT)
         path = place.fetch(listing, f"kinetics600/{listing.name}")
         urls = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -129,10 +145,10 @@ class Kinetics600(DataSet):
         root = self._folder(place, split)
         if self.source == "youtube":
             own = {clip.key for clip in shard.of(self.clips(place, split))}
-            files = find_files(root, VIDEO_SUFFIXES)
+            files = files_in_folder(root, VIDEO_SUFFIXES)
             return [(path.parent.name, path) for path in files if parse_file_name(path.stem) in own]
-        folders = [place.root / self._unpacked(split, file) for file in self._archives(place, split, shard)]
-        return [(folder.name, path) for folder in folders for path in find_files(folder, VIDEO_SUFFIXES)]
+        folders = [place.root / self._unpacked(split, file) for file in self._listed(place, split, shard)]
+        return [(folder.name, path) for folder in folders for path in files_in_folder(folder, VIDEO_SUFFIXES)]
 
     def _folder(self, place: Place, split: str | None) -> Path:
         return place.root / "kinetics600" / "videos" / split
@@ -141,3 +157,46 @@ class Kinetics600(DataSet):
 def _stem(file: RemoteFile) -> str:
     """Name of an archive, which is that of its class."""
     return file.name.removesuffix(".tar.gz").removesuffix(".tar")
+
+
+def convert_to_frames(
+    video_dir: Path, output_dir: Path, labels: Path | None = None, size: int = 64, jobs: int = 1
+) -> Iterator[str]:
+    """Write each video of `<video_dir>/<class>/` as `<output_dir>/<class>/<name>/<j>.png`, j from 1; those there stay.
+
+    labels: a file with the names of the classes to keep, one a line. Yields what was done. Raises UserError.
+    """
+    if not video_dir.is_dir():
+        made_by = "scripts/download_kinetics.py or prepare_data.py kinetics600 makes it"
+        raise UserError(f"{video_dir}: no such folder; {made_by}")
+    videos = files_in_folder(video_dir, VIDEO_SUFFIXES, wanted="videos")
+    if labels is not None:
+        names = {line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()}
+        videos = [video for video in videos if video.parent.name in names]
+    if not videos:
+        raise UserError(f"{video_dir}: holds no video" + (f" of the classes in {labels}" if labels else ""))
+    folders = [output_dir / path.parent.relative_to(video_dir) / path.stem for path in videos]
+    tasks = [(folder, partial(_square_frames, path, size)) for folder, path in zip(folders, videos, strict=True)]
+    failures = write_trees(tasks, jobs, first=1)
+    yield f"{output_dir}: {len(videos) - len(failures)} of {len(videos)} videos"
+    report_left_out(failures, "videos")
+
+
+def _square_frames(path: Path, size: int) -> Iterator[Image.Image]:
+    """The centre square of each frame, by Pillow's Lanczos filter. Raises VideoError at the end of a damaged video."""
+    for frame in iter_frames(path):
+        picture = Image.fromarray(frame)
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        yield picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def write_remaining(input_csv: Path, video_dir: Path, output: Path) -> str:
+    """List the clips of a list that are not in a folder; says how many."""
+    have = {parse_file_name(path.stem) for path in files_in_folder(video_dir, VIDEO_SUFFIXES)}
+    remaining = [clip for clip in read_clips(input_csv) if clip.key not in have]
+    with atomic_path(output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["label", "youtube_id", "time_start", "time_end"])
+        rows.writerows([clip.label or "", clip.youtube_id, clip.start, clip.end] for clip in remaining)
+    return f"{output}: {len(remaining)} clips"

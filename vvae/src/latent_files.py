@@ -1,12 +1,14 @@
 """Latents on disk: frame by frame (T/4, z, H/8, W/8) in .npy or .hdf5, with what is needed to make a video of them.
 
+Models that are trained on them want their mean and deviation: `latent_statistics`.
+
 A .npy has its facts in a .json of the same name beside it, a .hdf5 in the attributes of its data set `latents`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from .errors import VVAEError
 from .files import replaced
-from .padding import FRAMES, PIXELS, padded_length
+from .tiling import FRAMES, PIXELS, padded_length
 
 SUFFIXES = (".npy", ".hdf5", ".h5")
 HEADER_BYTES = 128  # of a .npy: fixed, so that the number of frames can be filled in at the end
@@ -97,7 +99,7 @@ def open_latents(path: str | Path) -> Iterator[tuple[LatentInfo, Iterator[np.nda
     with file:
         latents = file.get("latents")
         if latents is None or "info" not in latents.attrs:
-            raise VVAEError(f"{path}: holds no data set `latents` with its facts; encode_vvae.py writes such files")
+            raise VVAEError(f"{path}: holds no data set `latents` with its facts; encode_file writes such files")
         info = LatentInfo.from_dict(_parsed(latents.attrs["info"], path), path)
         yield _fitting(info, latents.shape, path), (frame for frame in latents)
 
@@ -136,7 +138,7 @@ def _read_facts(path: Path) -> LatentInfo:
     try:
         return LatentInfo.from_dict(_parsed(facts.read_text(), facts), facts)
     except FileNotFoundError as error:
-        raise VVAEError(f"{facts}: no such file; encode_vvae.py writes it beside the latents") from error
+        raise VVAEError(f"{facts}: no such file; encode_file writes it beside the latents") from error
 
 
 class _NpyWriter:
@@ -187,3 +189,30 @@ def _h5py() -> Any:
     except ImportError as error:
         raise VVAEError("an .hdf5 file needs the h5py package: pip install h5py, or write .npy") from error
     return h5py
+
+
+def latent_statistics(paths: Iterable[str | Path]) -> dict[str, Any]:
+    """`latents_mean`, `latents_std` (per channel) and `scaling_factor` (1 / overall deviation) over latent files.
+
+    One pass in float64. Raises VVAEError when the files differ in the number of channels or hold nothing.
+    """
+    count, total, square = 0, 0.0, 0.0
+    for path in paths:
+        with open_latents(path) as (_, frames):
+            for frame in frames:  # (z, h, w)
+                values = frame.reshape(len(frame), -1).astype(np.float64)
+                if count and len(values) != len(total):
+                    raise VVAEError(f"{path}: has {len(values)} channels, the files before it {len(total)}")
+                count += values.shape[1]
+                total = total + values.sum(axis=1)
+                square = square + np.square(values).sum(axis=1)
+    if not count:
+        raise VVAEError("no latents found")
+    mean = total / count
+    variance = np.maximum(square / count - mean**2, 0.0)
+    overall = np.sqrt(np.mean(variance + mean**2) - np.mean(mean) ** 2)
+    return {
+        "latents_mean": mean.tolist(),
+        "latents_std": np.sqrt(variance).tolist(),
+        "scaling_factor": float(1.0 / overall) if overall > 0 else 1.0,
+    }

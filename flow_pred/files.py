@@ -1,0 +1,184 @@
+"""Trained predictors from their files: a component by its run folder or file, a predictor from its components."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flow_pred.autoencoder import build_autoencoder
+from flow_pred.checkpoints import Stored, read_predictor
+from flow_pred.config import FlowPredConfig, ModelConfig, alias, read_config, stored_config
+from flow_pred.latents import LatentPredictor, LatentSpace
+from flow_pred.neural_sde import NeuralSDE
+from flow_pred.regressor import VectorFieldRegressor
+from flow_pred.river import RiverPredictor
+from training.checkpoint import strict_load
+from training.config import from_dict
+from videodata.errors import UserError
+
+Files = tuple[str | None, str | None]  # of a component: its run folder or weights, its configuration file
+
+
+@dataclass
+class Component:
+    """One trained network and what its file says about it."""
+
+    network: VectorFieldRegressor
+    model: ModelConfig
+    stored: Stored
+    config: dict[str, Any]  # plain, complete
+
+    def autoencoder(self, path: str | None = None) -> LatentSpace:
+        """The latent space that it was trained in.
+
+        The autoencoder is that of the file `path`, else the one inside the component's file, else the one on record.
+        """
+        settings = dict(self.model.autoencoder)
+        inside = self.stored.networks.get("autoencoder")
+        if inside is not None and path is None:
+            module = build_autoencoder({**settings, "ckpt_path": None})
+            strict_load(inner(module), inside, self.stored.source)
+        else:
+            path = path or settings.get("ckpt_path") or self.config.get("checkpoints", {}).get("autoencoder")
+            module = build_autoencoder({**settings, "ckpt_path": path})
+        mean, std = (value if isinstance(value, list) else None for value in self.moments)
+        return LatentSpace(module, mean, std)
+
+    @property
+    def moments(self) -> tuple[Any, Any]:
+        """latent_mean and latent_std."""
+        return self.model.latent_mean, self.model.latent_std
+
+
+def inner(module: nn.Module) -> nn.Module:
+    """The module whose keys a stored autoencoder has."""
+    return module.backbone if hasattr(module, "backbone") else module
+
+
+def build_regressor(model: ModelConfig) -> VectorFieldRegressor:
+    """The network of a configuration."""
+    size = dataclasses.asdict(model.vector_field_regressor)
+    frames = None if model.role == "river" else model.num_input_frames
+    return VectorFieldRegressor(**size, reference=model.reference, num_input_frames=frames, role=model.role)
+
+
+def load_component(checkpoint: str | Path | None, config: str | Path | None, role: str) -> Component:
+    """A network of the given role by its run folder or file, its configuration file, or both.
+
+    A configuration alone stands for the run folder that training with it writes. Files of the original need both.
+    """
+    if config is None:
+        return read_component(checkpoint, role)
+    settings, plain = read_config(config)
+    return read_component(checkpoint or default_run(settings.name, config), role, settings.model, plain)
+
+
+def read_component(
+    checkpoint: str | Path | None, role: str, model: ModelConfig | None = None, plain: dict[str, Any] | None = None
+) -> Component:
+    """A network from a file; `model` says what a file of the original holds. Raises UserError."""
+    if checkpoint is None:
+        raise UserError(f"component {role}: give its checkpoint or its configuration")
+    stored = read_predictor(documented(checkpoint), model.autoencoder.get("type", "") if model else "")
+    if stored.config is not None:
+        model, plain = from_dict(ModelConfig, stored.config["model"]), stored.config
+    if model is None:
+        remedy = "name its configuration file too, or for a training of ours its run folder"
+        raise UserError(f"{checkpoint}: has no configuration in it; {remedy}")
+    if model.role != role:
+        raise UserError(f"{checkpoint}: is a network of func {model.func}, not of component {role}")
+    network = build_regressor(model)
+    strict_load(network, stored.network("regressor"), checkpoint)
+    return Component(network.eval(), model, stored, plain or {})
+
+
+def documented(path: str | Path) -> Path:
+    """The path, or the run folder in which a file lies that is not there."""
+    found = Path(path)
+    folder = found.parent.parent
+    return folder if not found.exists() and (folder / "checkpoints").is_dir() else found
+
+
+def default_run(name: str, config: str | Path) -> Path:
+    """Run folder of a configuration: runs/<name>_run-<what follows the name in the file's name>."""
+    run_name = alias(Path(config)).stem.removeprefix(f"{name}_")
+    return Path("runs") / f"{name}_run-{run_name}"
+
+
+def role_of(checkpoint: str | Path, config: str | Path | None) -> str:
+    """What a file holds: river, f, d or g. Raises UserError where neither it nor its configuration file says so."""
+    if config is not None:
+        return read_config(config)[0].model.role
+    stored = read_predictor(documented(checkpoint)).config
+    if stored is None:
+        raise UserError(f"{checkpoint}: has no configuration in it; name its file with --config")
+    return from_dict(ModelConfig, stored["model"]).role
+
+
+def load_predictor(
+    files: Mapping[str, Files],
+    device: torch.device,
+    autoencoder: str | None = None,
+    alpha: float = 1.0,
+    diffusion_scale: float = 1.0,
+) -> tuple[LatentPredictor, FlowPredConfig]:
+    """RIVER from the files of "river", or a neural SDE from those of "f", and where given of "d" and "g".
+
+    With it comes the configuration of its first component. autoencoder: the checkpoint of another one than that on
+    record. alpha, diffusion_scale: as for NeuralSDE. Raises UserError.
+    """
+    named = {role for role, pair in files.items() if any(pair)}
+    if ("river" in named) == bool(named & set("fdg")):
+        raise UserError("name either RIVER (--config or --ckpt) or the neural SDE (--config-f or --ckpt-f, and d, g)")
+    if "river" in named:
+        predictor, part = load_river(*files["river"], device, autoencoder)
+        path = files["river"][1]
+    else:
+        predictor, part = load_neural_sde(files, device, autoencoder, alpha, diffusion_scale)
+        path = files["f"][1]
+    return predictor, read_config(path)[0] if path else stored_config(part.config)
+
+
+def load_river(
+    checkpoint: str | None, config: str | None, device: torch.device, autoencoder: str | None = None
+) -> tuple[RiverPredictor, Component]:
+    """A RIVER predictor with its autoencoder."""
+    component = load_component(checkpoint, config, "river")
+    predictor = RiverPredictor(component.network, component.autoencoder(autoencoder), component.model.sigma)
+    return predictor.to(device).eval(), component
+
+
+def load_neural_sde(
+    files: Mapping[str, Files],
+    device: torch.device,
+    autoencoder: str | None = None,
+    alpha: float = 1.0,
+    diffusion_scale: float = 1.0,
+) -> tuple[NeuralSDE, Component]:
+    """A neural SDE from the files of "f", and where given of "d" and "g"."""
+    parts = {
+        role: load_component(*files[role], role) for role in "fdg" if files.get(role, (None, None)) != (None, None)
+    }
+    if "f" not in parts:
+        raise UserError("the neural SDE needs its flow: give --ckpt-f or --config-f")
+    flow = parts["f"]
+    for role, part in parts.items():
+        if part.moments != flow.moments:
+            raise UserError(f"component {role} was trained on latents of another normalisation than the flow")
+    sde = NeuralSDE(
+        flow.network,
+        parts["d"].network if "d" in parts else None,
+        parts["g"].network if "g" in parts else None,
+        flow.model.num_input_frames,
+        tuple(parts["g"].model.logit_range) if "g" in parts else (-9.0, 1.0),
+        alpha,
+        flow.autoencoder(autoencoder),
+        diffusion_scale,
+    )
+    return sde.to(device).eval(), flow

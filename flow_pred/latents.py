@@ -1,0 +1,276 @@
+"""Latents of clips: normalised, in and out of an autoencoder, drawn for each sample by itself, stored on disk.
+
+Normalised latents have mean 0 and variance 1 per channel, so that noise levels mean the same for every autoencoder. A
+cache holds those of a whole data set, so that training does not encode the same frames again and again: one file per
+split, <folder>/<split>.hdf5, with `latents` (sum of frames, C, h, w) float16 or float32 as the autoencoder gives them
+(not normalised), `offset` (videos + 1), `id` (videos), and the attributes format, autoencoder (hash), mean, std.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from training.randomness import SampleNoise
+from training.state import weights_digest
+from videodata.errors import UserError, VideoError
+from videodata.files import atomic_path
+from videodata.hdf5 import open_hdf5
+from videodata.pixels import normalize
+from videodata.source import ClipSource, PerProcess
+from videodata.splits import open_split
+
+logger = logging.getLogger(__name__)
+
+FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with the length of a roll-out
+FORMAT = "flow-latents"
+BLOCK = 64  # frames encoded at a time
+DTYPES = ("float16", "float32")
+
+
+class LatentSpace(nn.Module):
+    """An autoencoder whose latents are normalised per channel. mean, std: C numbers each; None: 0 and 1."""
+
+    def __init__(
+        self, autoencoder: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.register_buffer("mean", column(mean or [0.0]), persistent=False)
+        self.register_buffer("std", column(std or [1.0]), persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> normalised latents (N, C, h, w), float32."""
+        return self.normalize(self.autoencoder.encode(images).float())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (N, C, h, w) -> images (N, 3, H, W)."""
+        return self.autoencoder.decode(latents * self.std + self.mean)
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """The autoencoder's own latents (..., C, h, w) -> normalised ones."""
+        return (latents - self.mean) / self.std
+
+
+def column(values: Sequence[float]) -> Tensor:
+    """C numbers as (C, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+
+
+class Moments:
+    """Running mean and standard deviation per channel, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, 0.0, 0.0
+
+    def add(self, latents: Tensor) -> None:
+        """Take in latents (N, C, h, w)."""
+        values = latents.detach().double().movedim(1, 0).flatten(1).cpu()  # (C, N * h * w)
+        self.count += values.shape[1]
+        self.sum = self.sum + values.sum(1)
+        self.squares = self.squares + values.square().sum(1)
+
+    def mean(self) -> list[float]:
+        """C numbers, to 6 digits."""
+        return rounded(self.sum / self.count)
+
+    def std(self) -> list[float]:
+        """C numbers, to 6 digits; a channel that never changes counts as 1."""
+        variance = (self.squares / self.count - (self.sum / self.count).square()).clamp_min(0)
+        return rounded(torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance)))
+
+
+def rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+@torch.no_grad()
+def moments_of(autoencoder: nn.Module, clips: Iterable[Tensor]) -> Moments:
+    """Moments of the latents of clips (3, T, H, W) in [-1, 1]."""
+    moments = Moments()
+    for clip in clips:
+        moments.add(autoencoder.encode(clip.transpose(0, 1)))
+    return moments
+
+
+def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
+    """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
+    frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
+    parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
+    return torch.cat([autoencoder.encode(part) for part in parts]).unflatten(0, frames.shape[:2])
+
+
+def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+    """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
+    parts = latents.flatten(0, 1).split(FRAMES_AT_ONCE)
+    frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
+    return frames.transpose(1, 2).clamp(-1, 1)
+
+
+def pick_frames(clips: Tensor, indices: Tensor) -> Tensor:
+    """Frames (B, M, ...) of clips (B, N, ...) at indices (B, M)."""
+    return clips[torch.arange(len(clips), device=clips.device)[:, None], indices]
+
+
+@contextmanager
+def at_rest(*networks: nn.Module | None) -> Iterator[None]:
+    """Eval mode and no gradients for the length of the block; each network gets its own mode back."""
+    modes = [(network, network.training) for network in networks if network is not None]
+    for network, _ in modes:
+        network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for network, training in modes:
+            network.train(training)
+
+
+def sample_noise(
+    batch: int, generator: torch.Generator | None, positions: Sequence[int] | None, device: torch.device
+) -> SampleNoise:
+    """One stream of noise per sample: row b depends on the generator's state and positions[b] (default b) alone."""
+    source = generator.device if generator is not None else "cpu"
+    seed = int(torch.randint(2**62, (), generator=generator, device=source))
+    return SampleNoise(seed, range(batch) if positions is None else positions, device)
+
+
+class LatentPredictor(nn.Module):
+    """A model that continues latent clips by `sample`, over an autoencoder or on latents alone."""
+
+    autoencoder: nn.Module | None
+
+    def sample(self, context_latents: Tensor, frames: int, **options: Any) -> Tensor:
+        """Latents (B, n, C, h, w) of the known frames -> the same with more frames behind them."""
+        raise NotImplementedError
+
+    def predict(self, clip: Tensor, frames: int, **options: Any) -> Tensor:
+        """Context clip (B, 3, n, H, W) in [-1, 1] -> the clip with what `sample` adds; options as for it."""
+        with at_rest(self):
+            return decode_clip(self.autoencoder, self.sample(encode_clip(self.autoencoder, clip), frames, **options))
+
+
+def below(uniform: Tensor, limit: Tensor) -> Tensor:
+    """Uniform integers in [0, limit) from uniform numbers in [0, 1)."""
+    return (uniform * limit).long().minimum(limit - 1)
+
+
+def autoencoder_hash(autoencoder: nn.Module) -> str:
+    """Names the weights of an autoencoder."""
+    return weights_digest(autoencoder.state_dict())[:16]
+
+
+@torch.no_grad()
+def encode_latents(
+    autoencoder: nn.Module,
+    data: str,
+    split: str,
+    folder: Path,
+    *,
+    size: int,
+    short_side: int | None = None,
+    dtype: str = "float16",
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Write the latents of all frames of a split to <folder>/<split>.hdf5; gives its path. Raises UserError."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype of cached latents must be one of {', '.join(DTYPES)}, found {dtype!r}")
+    source, videos = open_split(data, split)
+    autoencoder = autoencoder.to(device).eval()
+    lengths = [source.length(video) for video in videos]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    path, moments, done = Path(folder) / f"{split}.hdf5", Moments(), 0
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        for video in videos:
+            for frames in blocks(source, video, size, short_side):
+                latents = autoencoder.encode(normalize(frames.to(device)))
+                moments.add(latents)
+                values = latents.float().cpu().numpy().astype(dtype)
+                if done == 0:
+                    file.create_dataset("latents", (int(offsets[-1]), *values.shape[1:]), dtype)
+                file["latents"][done : done + len(values)] = values
+                done += len(values)
+        file["offset"] = offsets
+        file.create_dataset("id", data=[source.id(video) for video in videos], dtype=h5py.string_dtype())
+        file.attrs.update(
+            format=FORMAT,
+            version=1,
+            autoencoder=autoencoder_hash(autoencoder),
+            size=size,
+            mean=json.dumps(moments.mean()),
+            std=json.dumps(moments.std()),
+        )
+    logger.info("%s: latents of %d frames of %d videos", path, done, len(videos))
+    return path
+
+
+def blocks(source: ClipSource, video: int, size: int, short_side: int | None) -> Iterator[Tensor]:
+    """Frames of one video, uint8 (n, 3, H, W) at a time."""
+    for start in range(0, source.length(video), BLOCK):
+        count = min(BLOCK, source.length(video) - start)
+        frames = source.read_clip(video, start, count, 1, (size, size), short_side=short_side)
+        yield torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 1)
+
+
+class LatentClips(Dataset):
+    """Clips of cached latents: items {"latents": (T, C, h, w)} with a random start, keyed like those of open_clips."""
+
+    takes_positions = True
+
+    def __init__(self, folder: str | Path, split: str, frames: int, stride: int = 1, seed: int = 0) -> None:
+        self.path = Path(folder) / f"{split}.hdf5"
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: no cached latents; scripts/encode_latents.py makes them")
+        with open_hdf5(self.path) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise VideoError(self.path, "holds no cached latents")
+            self.attributes = dict(file.attrs)
+            self.shape = file["latents"].shape[1:]
+            offsets, self.ids = file["offset"][()], list(file["id"].asstr()[()])
+        self.stride, self.seed, self.span = stride, seed, (frames - 1) * stride + 1
+        lengths = np.diff(offsets)
+        self._videos = np.flatnonzero(lengths >= self.span)
+        if not len(self._videos):
+            raise VideoError(self.path, f"no video has the {self.span} frames that a clip spans")
+        self._offsets, self._lengths = offsets, lengths
+        self._file = PerProcess(open_hdf5, self.path)
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
+        item, position = index if isinstance(index, tuple) else (index, None)
+        video = self._videos[item]
+        key = (self.seed, 0, item) if position is None else (self.seed, 1, int(position))
+        start = int(np.random.default_rng(key).integers(self._lengths[video] - self.span + 1))
+        first = int(self._offsets[video]) + start
+        values = self._file.get()["latents"][first : first + self.span][:: self.stride]
+        return {"latents": torch.from_numpy(values.astype(np.float32))}
+
+    def describe(self, index: int) -> dict[str, str]:
+        """The id of an item's video."""
+        return {"id": self.ids[self._videos[index]]}
+
+    def fingerprint(self) -> str:
+        """Changes when the latents may have."""
+        return f"{len(self)}-{self.attributes['autoencoder']}-{self._offsets[-1]}"
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel over all frames of the file."""
+        return json.loads(self.attributes["mean"]), json.loads(self.attributes["std"])
+
+    def check(self, autoencoder: nn.Module) -> None:
+        """Raises UserError if the latents are another autoencoder's."""
+        expected, found = autoencoder_hash(autoencoder), self.attributes["autoencoder"]
+        if expected != found:
+            raise UserError(f"{self.path}: encoded by another autoencoder ({found}, not {expected}); encode again")

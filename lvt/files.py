@@ -1,0 +1,163 @@
+"""The networks from and to files: the original's (.pth, {"model": ..., "iteration": ...}) and this project's own."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lvt import config as configuration
+from lvt.config import is_transformer
+from lvt.layers import initialize_convolutions
+from lvt.transformer import VideoTransformer, drop_recomputable, recomputable
+from lvt.vqvae import NETWORKS, VQVAE
+from training.checkpoint import load_checkpoint, migrate, strict_load
+from training.files import write_file
+from videodata.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHT_NODES = {"netE": "ENCODER", "netG": "GENERATOR", "netC": "CODEBOOK"}
+
+
+def build_vqvae(config: dict[str, Any]) -> VQVAE:
+    """The VQ-VAE of a configuration, with fresh weights. Raises UserError for a file that is only a base."""
+    channels = config["MODEL"]["ENCODER"]["IN_CHANNELS"]
+    if channels != 3 or config["INPUT"]["FORMAT"] != "RGB":
+        raise UserError("this configuration is only a base for others: frames need IN_CHANNELS 3 and INPUT.FORMAT RGB")
+    model = VQVAE(config)
+    initialize_convolutions(model, config["MODEL"]["INIT_TYPE"])
+    return model
+
+
+def build_transformer(config: dict[str, Any]) -> VideoTransformer:
+    """The transformer of a configuration, with fresh weights."""
+    node = config["MODEL"]
+    model = VideoTransformer(node["AUTOREGRESSIVE"]["VT"], node["GRADIENT_CHECKPOINTING"])
+    initialize_convolutions(model, node["INIT_TYPE"])
+    return model
+
+
+def load_for_evaluation(config: dict[str, Any]) -> VQVAE | VideoTransformer:
+    """The network with the weights of MODEL.*.WEIGHTS, else those of the run in OUTPUT_DIR.
+
+    Raises UserError when there are neither: random weights are never evaluated.
+    """
+    node, run_dir = config["MODEL"], Path(config["OUTPUT_DIR"])
+    if is_transformer(config):
+        return load_transformer(build_transformer(config), node["GENERATOR"]["WEIGHTS"] or run_dir)
+    model = build_vqvae(config)
+    given = {name: node[key]["WEIGHTS"] for name, key in WEIGHT_NODES.items()}
+    return load_vqvae(model, given if any(given.values()) else run_dir)
+
+
+def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
+    """The VQ-VAE that decodes samples. Raises UserError when none is named."""
+    model = load_sampler_vqvae(config, device)
+    if model is None:
+        raise UserError(
+            "frames need the VQ-VAE: set TEST.VT_SAMPLER.VQ_VAE.{CFG,ENCODER_WEIGHTS,GENERATOR_WEIGHTS,"
+            "CODEBOOK_WEIGHTS}; the three weights may be one run folder"
+        )
+    return model
+
+
+def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
+    """The VQ-VAE that TEST.VT_SAMPLER.VQ_VAE names, ready to decode; None when no weights are named."""
+    node = config["TEST"]["VT_SAMPLER"]["VQ_VAE"]
+    paths = {"netE": node["ENCODER_WEIGHTS"], "netG": node["GENERATOR_WEIGHTS"], "netC": node["CODEBOOK_WEIGHTS"]}
+    if not any(paths.values()):
+        return None
+    file = Path(node["CFG"])
+    file = file if file.is_file() or file.is_absolute() else ROOT / file
+    model = build_vqvae(configuration.load(file))
+    return load_vqvae(model, paths).to(device).eval()
+
+
+def load_vqvae(model: VQVAE, paths: Mapping[str, str | Path] | str | Path) -> VQVAE:
+    """Load {"netE": file, "netG": file, "netC": file}, or one checkpoint or run folder of this project.
+
+    Raises UserError for files that are missing or do not fit.
+    """
+    paths = paths if isinstance(paths, Mapping) else dict.fromkeys(NETWORKS, paths)
+    groups = {}
+    for name, attribute in NETWORKS.items():
+        if not paths.get(name):
+            raise UserError(f"the VQVAE needs weights for {name}: set MODEL.{WEIGHT_NODES[name]}.WEIGHTS")
+        weights = read_weights(paths[name], "vqvae")
+        own = {key.removeprefix(f"{attribute}."): v for key, v in weights.items() if key.startswith(f"{attribute}.")}
+        if own and name == "netC" and model.config.codebook.num == 1:
+            own = {key.removeprefix("ve.0."): value for key, value in own.items()}
+        groups[name] = own or weights
+    try:
+        return model.load_original(groups)
+    except UserError as error:
+        raise UserError(f"{', '.join(sorted({str(path) for path in paths.values()}))}: {error}") from error
+
+
+def load_transformer(model: VideoTransformer, path: str | Path) -> VideoTransformer:
+    """Load a published file (its index tables are left out) or a checkpoint of this project, strictly."""
+    strict_load(model, drop_recomputable(dict(read_weights(path, "transformer"))), path)
+    return model
+
+
+def read_weights(path: str | Path, network: str) -> dict[str, dict[str, Tensor]] | dict[str, Tensor]:
+    """State dict of a published .pth, or that of `network` ("vqvae", "transformer") of a checkpoint of this project.
+
+    A folder may be a run folder, or one with a `last_checkpoint` file as the original writes it.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "last_checkpoint").is_file():
+        path = path / (path / "last_checkpoint").read_text().strip()
+    if path.is_dir() or path.suffix == ".safetensors":
+        return own_network(load_checkpoint(path), network, path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights; train first, or name another file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a file of tensors and plain types, or cut off; nothing was loaded") from error
+    if isinstance(content, Mapping) and "networks" in content:
+        return own_network(migrate(dict(content), path), network, path)
+    weights = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path}: holds no state dict; published files hold {{'model': ..., 'iteration': ...}}")
+    return {key.removeprefix("module."): value for key, value in weights.items()}
+
+
+def own_network(state: dict[str, Any], network: str, path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a network of a training state where there are any, else the trained ones."""
+    networks = {**state["networks"], **state["ema"]}
+    if network not in networks:
+        raise UserError(f"{path}: holds no {network}, only {', '.join(networks)}")
+    return networks[network]
+
+
+def original_groups(model: VQVAE | VideoTransformer) -> dict[str, dict[str, Tensor]]:
+    """The weights as the original's files hold them, by folder, index tables included."""
+    if isinstance(model, VQVAE):
+        return model.original_state()
+    return {"netG": {**model.state_dict(), **recomputable(model.config)}}
+
+
+def write_original(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], iteration: int, name: str) -> None:
+    """Write <folder>/<group>/<name>.pth for each group, and `last_checkpoint` beside it."""
+    for group, weights in groups.items():
+        target = Path(folder) / group
+        target.mkdir(parents=True, exist_ok=True)
+        content = {"model": {key: value.detach().cpu() for key, value in weights.items()}, "iteration": iteration}
+        write_file(target / f"{name}.pth", lambda file, content=content: torch.save(content, file))
+        write_file(target / "last_checkpoint", lambda file: file.write(f"{name}.pth".encode()))
+
+
+def write_config(config: dict[str, Any]) -> None:
+    """The merged configuration as OUTPUT_DIR/config.yaml."""
+    folder = Path(config["OUTPUT_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
+    write_file(folder / "config.yaml", lambda file: file.write(text.encode()))
