@@ -20,7 +20,7 @@ from evaluation.protocol import Protocol
 from evaluation.report import Report, Score
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError, VideoError
-from videodata.files import find_files
+from videodata.files import files_in_folder
 from videodata.video import VIDEO_SUFFIXES, iter_frames, probe
 
 FRAMES_AT_A_TIME = 16
@@ -46,7 +46,7 @@ def score_folders(
     window: frames from one window border to the next; context: given frames, not scored in pairs. frames, stride, size,
     num_clips: of the clips of FVD and FID. Raises UserError.
     """
-    first = originals if originals.is_file() else next(iter(find_files(originals, VIDEO_SUFFIXES)), None)
+    first = originals if originals.is_file() else next(iter(files_in_folder(originals, VIDEO_SUFFIXES)), None)
     if first is None:
         raise UserError(f"{originals}: holds no video")
     shape = probe(first)
@@ -139,9 +139,9 @@ def pairs_by_name(originals: Path, predictions: Path) -> list[tuple[Path, Path]]
     """
     if originals.is_file() and predictions.is_file():
         return [(originals, predictions)]
-    found = {path.stem: path for path in find_files(originals, VIDEO_SUFFIXES)}
+    found = {path.stem: path for path in files_in_folder(originals, VIDEO_SUFFIXES)}
     pairs = []
-    for path in find_files(predictions, VIDEO_SUFFIXES):
+    for path in files_in_folder(predictions, VIDEO_SUFFIXES):
         if path.stem not in found:
             raise UserError(f"{path}: there is no video of that name in {originals}")
         pairs.append((found[path.stem], path))

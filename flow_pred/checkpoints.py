@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, migrate, read_state
+from training.checkpoint import load_checkpoint, migrate, read_tensors
 from videodata.errors import UserError
 
 Weights = dict[str, Tensor]
@@ -45,7 +45,7 @@ def read_predictor(path: str | Path, autoencoder: str = "ldm-vq") -> Stored:
     path = Path(path)
     if path.is_dir() or path.suffix == ".safetensors" or not path.is_file():
         return from_ours(load_checkpoint(path), path)
-    state = read_state(path)
+    state = read_tensors(path)
     if "networks" in state:
         return from_ours(migrate(state, path), path)
     return Stored(str(path), split_original(original_weights(state, path), autoencoder))
@@ -90,7 +90,7 @@ def autoencoder_weights(path: str | Path, kind: str) -> Weights:
     if not path.exists():
         raise UserError(f"{path}: no such autoencoder checkpoint; {WHENCE[kind]}, or name one in ckpt_path")
     foreign = path.is_file() and path.suffix != ".safetensors"
-    state = read_state(path) if foreign else load_checkpoint(path)
+    state = read_tensors(path) if foreign else load_checkpoint(path)
     if "networks" in state:
         networks = from_ours(migrate(state, path) if foreign else state, path).networks
         return networks.get("autoencoder") or Stored(str(path), networks).network("model")  # of our VQGAN

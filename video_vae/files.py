@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, read_state, strict_load
+from training.checkpoint import load_checkpoint, read_tensors, strict_load
 from training.files import canonical, write_file
 from video_vae.config import VideoVAEConfig
 from video_vae.model import TransformerNetwork
@@ -70,7 +70,7 @@ def read_model(path: Path | str) -> StoredModel:
     """
     path = Path(path)
     if path.suffix == ".pth" and path.is_file():
-        return parse_model_file(read_state(path), path)
+        return parse_model_file(read_tensors(path), path)
     state = load_checkpoint(path)
     if state.get("recipe") != RECIPE or "vae" not in state["networks"]:
         raise UserError(f"{path}: is of recipe {state.get('recipe')!r}, not a video VAE")
