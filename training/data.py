@@ -137,25 +137,28 @@ def provenance_of(dataset: Dataset) -> dict[str, Any] | None:
 
     Of a Subset it is what it was taken from, which may be more.
     """
-    if hasattr(dataset, "provenance"):
-        return dataset.provenance()
-    if type(dataset) is Subset:
+    if isinstance(dataset, Subset):
         return provenance_of(dataset.dataset)
-    if type(dataset) is ConcatDataset:
-        parts = [provenance_of(part) for part in dataset.datasets]
-        return None if None in parts else together(parts)
-    return None
+    if not isinstance(dataset, ConcatDataset):
+        return dataset.provenance() if hasattr(dataset, "provenance") else None
+    parts = [provenance_of(part) for part in dataset.datasets]
+    return None if None in parts else together(parts)
 
 
-def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The provenance of several data sets as one, " + " between what differs."""
-    joined = {
-        name: " + ".join(dict.fromkeys(piece for part in parts for piece in part[name].split(" + ")))
-        for name in ("source", "fingerprint")
-    }
+def together(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The provenance of several data sets as one, with each of them under `parts`."""
+    parts = [part for provenance in provenances for part in provenance.get("parts", [provenance])]
+    parts = [part for number, part in enumerate(parts) if part not in parts[:number]]
+    if len(parts) == 1:
+        return parts[0]
     splits = {part["split"] for part in parts}
-    ids = list(dict.fromkeys(entry for part in parts for entry in part["ids"]))
-    return {**joined, "split": splits.pop() if len(splits) == 1 else None, "ids": ids}
+    return {
+        "source": " + ".join(dict.fromkeys(part["source"] for part in parts)),
+        "split": splits.pop() if len(splits) == 1 else None,
+        "fingerprint": " + ".join(part["fingerprint"] for part in parts),
+        "ids": [entry for part in parts for entry in part["ids"]],
+        "parts": parts,
+    }
 
 
 @dataclass

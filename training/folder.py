@@ -103,7 +103,8 @@ def record_training_data(folder: Path, provenance: dict[str, Any] | None) -> Non
 
 
 def trained_on(run: str | Path) -> dict[str, Any] | None:
-    """What the run was trained on, {"source", "split", "fingerprint", "ids"}; None where its folder does not say.
+    """What the run was trained on, {"source", "split", "fingerprint", "ids"} and, of several data sets, "parts" of
+    the same form. None where its folder does not say.
 
     `run` is a run folder or one of its checkpoints.
     """

@@ -174,6 +174,7 @@ def test_a_run_records_what_it_was_trained_on(tmp_path):
         run(tmp_path, dataset=more, steps=13)
     both = trained_on(tmp_path)
     assert (both["source"], both["split"]) == ("shapes:16 + other", None) and len(both["ids"]) == 24
+    assert [part["source"] for part in both["parts"]] == ["shapes:16", "other"]
     run(tmp_path / "untold", dataset=ConcatDataset([ToldClips(), TinyClips()]))
     assert trained_on(tmp_path / "untold") is None
 
