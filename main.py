@@ -1,11 +1,11 @@
-"""Train the video VAE: python main.py --npy_file ucf101_50_frames.npy"""
+"""Train the video VAE: python main.py --data ucf101_50_frames.npy"""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import fields
 
-from training.cli import make_parser, run
+from training.cli import make_parser, nonnegative_float, number, positive_int, run
 from training.settings import add_training_arguments
 from video_vae.config import LEARNING_RATE, OPTIMIZERS, PRESETS, WEIGHT_DECAY, LossConfig
 
@@ -13,19 +13,21 @@ from video_vae.config import LEARNING_RATE, OPTIMIZERS, PRESETS, WEIGHT_DECAY, L
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Train the hierarchical transformer-LSTM video VAE.")
     parser.add_argument(
-        "--npy_file",
         "--data",
+        "--npy_file",
         required=True,
         help="clips: the .npy of prepare_ucf101.py, or any source of videodata.open_clips",
     )
     parser.add_argument("--model_path", default="transformer_model.pth", help="<stem>_epoch_<N>.pth is written")
     parser.add_argument(
-        "--learning_rate", type=float, default=LEARNING_RATE, help="of the optimiser, after the warm-up"
+        "--learning_rate", type=nonnegative_float, default=LEARNING_RATE, help="of the optimiser, after the warm-up"
     )
-    parser.add_argument("--num_epochs", type=int, default=50, help="with --load_model: this many more")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--num_epochs", type=positive_int, default=50, help="with --load_model: this many more")
+    length.add_argument("--steps", type=positive_int, help="optimiser steps in all, in place of --num_epochs")
     parser.add_argument("--load_model", action="store_true", help="continue from the exact file --model_path")
     parser.add_argument(
-        "--epoch_every", type=int, default=1, help="write a file after every n-th epoch; after the last one always"
+        "--epoch_every", type=positive_int, default=1, help="write a file after every n-th epoch; at the end always"
     )
     add_run_arguments(parser)
     add_model_arguments(parser)
@@ -56,10 +58,10 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("losses")
     for entry in fields(LossConfig):
         group.add_argument(
-            f"--{entry.name}", type=type(entry.default), default=entry.default, help=entry.metadata["help"]
+            f"--{entry.name}", type=entry.metadata["type"], default=entry.default, help=entry.metadata["help"]
         )
     group.add_argument("--vgg_weights", metavar="PATH", help="weight file, or folder with it (default: found by name)")
-    group.add_argument("--weight_decay", type=float, default=WEIGHT_DECAY, help="of the optimiser")
+    group.add_argument("--weight_decay", type=nonnegative_float, default=WEIGHT_DECAY, help="of the optimiser")
     group.add_argument(
         "--optimizer",
         choices=OPTIMIZERS,
@@ -70,13 +72,16 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("clips")
-    group.add_argument("--frames", type=int, help="per clip (default: all of a .npy's, 16 of other sources)")
-    group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="(default: a .npy's own, or the preset's)")
-    group.add_argument("--stride", type=int, default=1, help="frames from one frame of a clip to the next")
+    group.add_argument("--frames", type=positive_int, help="per clip (default: all of a .npy's, 16 of other sources)")
+    group.add_argument(
+        "--size", type=positive_int, nargs=2, metavar=("H", "W"), help="(default: a .npy's own, or the preset's)"
+    )
+    group.add_argument("--stride", type=positive_int, default=1, help="frames from one frame of a clip to the next")
     group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the clips")
     group.add_argument(
-        "--val_fraction", type=float, default=0.1, help="share of the video groups kept for validation; 0: none"
-    )
+        "--val_fraction", type=number(float, 0, 0.49), default=0.1,
+        help="share of the videos in each of val and test, where the data declares none; 0: train on all",
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,11 +4,10 @@ Downloads, extracts and converts. What is there already is not done again, and t
 run. Beside the array, <name>.json says which sequences belong to which video and what was left out.
 """
 
-import argparse
 from pathlib import Path
 
-from training.cli import make_parser, run
-from videodata import ucf101
+from training.cli import Parser, make_parser, run
+from videodata.datasets import ucf101
 from videodata.datasets.dataset import DataSet, Place, Selection
 from videodata.datasets.own import Folder
 from videodata.datasets.prepare import (
@@ -22,28 +21,26 @@ from videodata.datasets.prepare import (
 from videodata.datasets.ucf101 import WholeUcf101
 
 
-def parser() -> argparse.ArgumentParser:
-    """All flags with their defaults."""
+def build_parser() -> Parser:
     official = ucf101.SOURCES["official"]
-    made = make_parser(__doc__)
-    add = made.add_argument
+    parser = make_parser(__doc__)
+    add = parser.add_argument
     add("--dataset_url", default=official.url, help="address of the archive; file:// is allowed")
     add("--rar_path", default=official.file_name, help="the archive (rar, zip or tar); if it exists, no download")
     add("--extract_path", default="UCF101", help="folder of the videos; if it exists, no download and no extraction")
     add("--output_npy_file", default="ucf101_50_frames.npy", help="the array; parent folders are made")
-    add_sequence_flags(made)
+    add_sequence_flags(parser)
     add("--video_folder", help="take the videos below this folder: no download, no archive")
     add("--source", choices=sorted(ucf101.SOURCES), default="official", help="where to download from; the mirror is a "
         "zip with a known SHA-256 and needs no rar program")  # fmt: skip
     add("--insecure", action="store_true", help="accept any TLS certificate of the server")
-    add_selection_flags(made)
-    add_run_flags(made)
-    return made
+    add_selection_flags(parser)
+    add_run_flags(parser)
+    return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prepare the videos that the command line names."""
-    args = parser().parse_args(arguments)
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     chosen = Selection.from_args(args)
     if args.video_folder:
         dataset: DataSet = Folder(Path(args.video_folder), described=False)

@@ -164,7 +164,7 @@ def step_seconds(recipe: PredictorRecipe, batch: Any, count: int, steps: int) ->
     for index in range(steps + 1):
         step = Step(index, steps, SampleNoise(0, range(index * count, (index + 1) * count)), torch.device("cpu"))
         start = time.process_time()
-        (loss,) = list(recipe.losses(batch, step))
+        (loss,) = list(recipe.losses(batch, step, recipe.networks))
         loss.total.backward()
         for optimizer in recipe.optimizers.values():
             optimizer.step()

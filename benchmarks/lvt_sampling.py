@@ -24,7 +24,7 @@ from lvt.cached_decoder import SampleStreams, SamplingRule
 from lvt.files import build_transformer
 from lvt.generate import ClipSampler
 from lvt.subscale import slice_size
-from training.cli import make_parser, run
+from training.cli import make_parser, nonnegative_int, positive_int, run
 
 ROOT = Path(__file__).resolve().parent.parent
 SPANS = 8  # parts of a slice with a median of their own
@@ -45,12 +45,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = make_parser("Compare cached sampling with recomputing the decoder for every position.")
     parser.add_argument("--config-file", type=Path, default=ROOT / "configs/lvt/DSFVT.yaml", metavar="FILE")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="clips that are sampled at once")
-    parser.add_argument("--given", type=int, default=5, help="first frames that are given")
-    parser.add_argument("--clip", type=int, nargs=3, default=(16, 16, 16), metavar=("T", "H", "W"), help="codes")
-    parser.add_argument("--uncached", type=int, default=5, help="positions measured without cache")
-    parser.add_argument("--slices", type=int, default=1, help="slices measured with cache")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=positive_int, nargs="+", default=[1, 8], help="clips that are sampled at once")
+    parser.add_argument("--given", type=nonnegative_int, default=5, help="first frames that are given")
+    parser.add_argument(
+        "--clip", type=positive_int, nargs=3, default=(16, 16, 16), metavar=("T", "H", "W"), help="codes"
+    )
+    parser.add_argument("--uncached", type=positive_int, default=5, help="positions measured without cache")
+    parser.add_argument("--slices", type=positive_int, default=1, help="slices measured with cache")
+    parser.add_argument("--threads", type=positive_int, default=1)
     parser.add_argument("--compile", action="store_true", help="compile the cached step")
     return parser
 

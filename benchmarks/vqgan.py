@@ -55,7 +55,7 @@ class OurTraining:
     def step(self, frames: Tensor) -> None:
         """One step on frames (N, 3, H, W) in [-1, 1]."""
         step = Step(self.index, 1, SampleNoise(0, range(len(frames))), frames.device)
-        items = self.recipe.losses(frames, step)
+        items = self.recipe.losses(frames, step, self.recipe.networks)
         optimizers = self.recipe.optimizers.values()
         owned = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
         for mine in owned:

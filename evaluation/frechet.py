@@ -289,6 +289,5 @@ class FeatureCache:
         """Keep the features."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.path) as temporary, open(temporary, "wb") as file:
             np.save(file, features.numpy(), allow_pickle=False)

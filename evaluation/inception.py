@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import inception as blocks
@@ -98,9 +97,3 @@ class FIDInception(nn.Module):
 def resized(frames: Tensor) -> Tensor:
     """Frames (N, 3, H, W) at the size of the network: bilinear, corners not aligned, no antialiasing."""
     return F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=False)
-
-
-@torch.no_grad()
-def features_of(network: FIDInception, frames: Tensor, at_a_time: int = 16) -> Tensor:
-    """Features (N, 2048) of frames of any size, some at a time."""
-    return torch.cat([network(resized(part)) for part in frames.split(at_a_time)])

@@ -85,9 +85,8 @@ def ssim_per_frame(
     window = gaussian_window() if definition == "standard" else torch.full((7,), 1 / 7, dtype=torch.float64)
     if min(a.shape[-2:]) < len(window):
         raise ValueError(f"SSIM needs frames of at least {len(window)} pixels, got {a.shape[-1]}x{a.shape[-2]}")
-    frame_ssim = _standard if definition == "standard" else _vvae
     window = window.to(a.device)
-    values = [frame_ssim(x, y, window) for x, y in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True)]
+    values = [_frame_ssim(x, y, window, definition) for x, y in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True)]
     return torch.stack(values).unflatten(0, a.shape[:2])
 
 
@@ -98,11 +97,9 @@ def gaussian_window(size: int = SMALLEST_SIDE, sigma: float = 1.5) -> Tensor:
     return window / window.sum()
 
 
-def _standard(x: Tensor, y: Tensor, window: Tensor) -> Tensor:
-    return _ssim_map(x, y, window, data_range=1.0, covariance_scale=1.0).mean()
-
-
-def _vvae(x: Tensor, y: Tensor, window: Tensor) -> Tensor:
+def _frame_ssim(x: Tensor, y: Tensor, window: Tensor, definition: str) -> Tensor:
+    if definition == "standard":
+        return _ssim_map(x, y, window, data_range=1.0, covariance_scale=1.0).mean()
     data_range = (x.max() - x.min()).item()
     if data_range == 0:
         return x.new_ones(())
@@ -223,6 +220,14 @@ def ratio_of_jumps(jumps: Sequence[float], window: int) -> float | None:
     borders = [jump for index, jump in enumerate(jumps, start=1) if index % window == 0]
     inside = [jump for index, jump in enumerate(jumps, start=1) if index % window]
     return fmean(borders) / fmean(inside) if borders and inside and fmean(inside) > 0 else None
+
+
+def mean_frame(clips: Tensor) -> Tensor:
+    """The best still picture of each clip (B, C, T, H, W), T times: what a model that sees no motion reaches at most.
+
+    It is the baseline "of the mean frame" of all reconstructions.
+    """
+    return clips.mean(dim=2, keepdim=True).expand_as(clips)
 
 
 def unit_pair(

@@ -24,6 +24,7 @@ from videodata.files import sha256_of
 CLASSES = 400  # of Kinetics, which I3D was trained on: the features of FVD are its logits
 SIDE = 224  # pixels; the last pooling is made for it
 MINIMUM_FRAMES = 9  # fewer leave the last pooling, over two steps of eight frames, without input
+FRAMES_AT_A_TIME = 16  # through Inception
 RANDOM_SIDE = 32
 RANDOM_FEATURES = 32
 RANDOM_SCALE = 10.0  # about the spread of the logits of I3D
@@ -147,10 +148,12 @@ class InceptionFeatures(FeatureExtractor):
         network.load_weights(weights)
         self.network, self.device = network.eval().requires_grad_(False).to(device), device
 
+    @torch.no_grad()
     def __call__(self, clips: Tensor) -> Tensor:
-        from evaluation.inception import features_of
+        from evaluation.inception import resized
 
-        return features_of(self.network, clips.transpose(1, 2).flatten(0, 1).to(self.device))
+        frames = clips.transpose(1, 2).flatten(0, 1).to(self.device)
+        return torch.cat([self.network(resized(part)) for part in frames.split(FRAMES_AT_A_TIME)])
 
 
 class RandomFrameFeatures(RandomFeatures):

@@ -6,10 +6,12 @@ Nothing here computes, so that a command can print its help without waiting for 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.cli import positive_int
 from videodata.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,29 +79,15 @@ class Protocol:
         }
 
 
-def positive_int(text: str) -> int:
-    """A flag's number, at least 1."""
-    return _at_least(1, text)
-
-
-def nonnegative_int(text: str) -> int:
-    """A flag's number, at least 0."""
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return int(text)
-
-
-def add_metric_arguments(parser: argparse.ArgumentParser, known: tuple[str, ...], default: tuple[str, ...]) -> None:
-    """Which metrics, and how they are computed. No default: those of the model."""
+def add_metric_arguments(
+    parser: argparse.ArgumentParser, known: Sequence[str] = (), default: Sequence[str] = ()
+) -> None:
+    """Which metrics, and how they are computed. None known: those that the model turns out to have."""
     group = parser.add_argument_group("metrics")
-    told = "" if default else " (default: what the model is usually measured by)"
-    group.add_argument(
-        "--metrics", nargs="+", choices=known, default=list(default) or None, help=f"what is measured{told}"
-    )
+    all_have = ", ".join((*PAIRED_METRICS, *SET_METRICS, "diversity", "boundary"))
+    text = f"{all_have}, or the model's own; a wrong name lists them (default: what the model is usually measured by)"
+    options = {"choices": known, "default": list(default)} if known else {"metavar": "NAME"}
+    group.add_argument("--metrics", nargs="+", help="what is measured" if known else text, **options)
     group.add_argument("--lpips", choices=("alex", "vgg"), help="LPIPS too, with this network (default of lpips: alex)")
     group.add_argument("--lpips_weights", metavar="PATH", help="its weight file or folder (default: found by name)")
     group.add_argument("--extractor", choices=FVD_EXTRACTORS, default="i3d", help="feature network of FVD")
@@ -108,7 +96,6 @@ def add_metric_arguments(parser: argparse.ArgumentParser, known: tuple[str, ...]
     group.add_argument("--download", action="store_true", help="fetch a missing weight file of FVD or FID")
     group.add_argument(
         "--allow_random_features",
-        "--allow-random-features",
         action="store_true",
         help="FVD, FID, LPIPS with networks of random weights, named FVD-RANDOM, ...: to try things out",
     )
@@ -126,10 +113,9 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=positive_int, default=1, help="clips that a random model makes of each clip")
     group.add_argument("--fvd_frames", choices=FVD_FRAMES, default="all", help="predicted: given frames left out")
     group.add_argument("--feature_cache", default=FEATURE_CACHE, help="features of real clips; none: not kept")
-    group.add_argument("--no_quantize", "--no-quantize", action="store_true", help="score floats, not 8-bit frames")
+    group.add_argument("--no_quantize", action="store_true", help="score floats, not 8-bit frames")
     group.add_argument(
         "--ssim_definition",
-        "--ssim-definition",
         choices=("standard", "vvae"),
         default="standard",
         help="vvae: that of the published VideoVAE+ numbers",

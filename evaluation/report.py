@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
-from videodata.files import atomic_path
+from videodata.files import write_file
 
 FORMAT = "evaluation-report"
 VERSION = 1
@@ -119,8 +119,7 @@ class Report:
     def write(self, path: Path | str) -> Path:
         """Write the JSON file, whole or not at all. Numbers that are not finite are written as null."""
         text = json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False) + "\n"
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(path, text)
         return Path(path)
 
     @property

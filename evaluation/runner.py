@@ -1,12 +1,14 @@
 """The evaluation of any model: clips through the model, everything that was asked for measured, as often as asked.
 
-`evaluate_model` is what scripts/evaluate.py calls: it opens the clips, says which, measures, and notes all that a
-number depends on. `evaluate` measures on any data set. `Pass` takes in clips that are made elsewhere, batch by batch.
+`evaluate_model` is what scripts/evaluate.py calls: it opens the clips, says which, measures, notes all that a number
+depends on, and writes the first clips as videos. `evaluate` measures on any data set. `Pass` takes in clips that are
+made elsewhere, batch by batch.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,31 +16,34 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-import training
-import videodata
 from evaluation.frechet import FeatureCache, SetDistance, open_distances
 from evaluation.metrics import SMALLEST_SIDE, boundary_ratio
 from evaluation.paired import Diversity, PairedScores, scores_over_samples
 from evaluation.protocol import PAIRED_METRICS, SET_METRICS, Protocol
 from evaluation.report import Report, Score, merge_repetitions
 from evaluation.subject import Batch, ClipSpec, Subject
-from training import distributed
+from training import distributed, trained_on
 from training.checkpoint import newest_checkpoint
 from training.distributed import gather_batches
-from training.files import sha256_of
 from training.randomness import derive_seed
-from videodata.clips import ClipDataset, open_clips
+from videodata.clips import ClipDataset, open_clips, overlap
+from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.pixels import normalize
+from videodata.files import files_in_folder, sha256_of
+from videodata.pixels import normalize, to_uint8
+from videodata.splits import evaluation_split
+from videodata.video import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 Watch = Callable[[Batch, Tensor, dict[str, Tensor]], None]
+FRAMES_PER_SECOND = 8  # of the clips that are written, where the data does not say
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Source:
     @cached_property
     def part(self) -> str:
         """The split that is scored."""
-        return self.split or ("test" if "test" in declared_splits(self.data) else "val")
+        return self.split or evaluation_split(self.data)
 
     def open(self, spec: ClipSpec, seed: int) -> ClipDataset:
         """The clips, their windows drawn from the seed. Raises UserError."""
@@ -69,8 +74,21 @@ class Source:
         return clips
 
 
-def evaluate_model(name: str, subject: Subject, source: Source, protocol: Protocol, command: str = "") -> Report:
-    """Measure a model on the clips that it is made for. Raises UserError before anything is computed."""
+def evaluate_model(
+    name: str,
+    subject: Subject,
+    source: Source,
+    protocol: Protocol,
+    command: str = "",
+    checkpoint: Path | str | None = None,
+    clips_dir: Path | None = None,
+    clips_shown: int = 4,
+) -> Report:
+    """Measure a model on the clips that it is made for. Raises UserError before anything is computed.
+
+    checkpoint: what the user names it by; default: the first of its runs. clips_dir: gets the first `clips_shown` clips
+    and what was made of them, as `ShownClips` says.
+    """
     spec, context = subject.clips, subject.context
     if spec.frames <= context:
         raise UserError(f"--frames {spec.frames}: {context} of them are given, so nothing is left to score")
@@ -83,11 +101,14 @@ def evaluate_model(name: str, subject: Subject, source: Source, protocol: Protoc
     clips = source.open(spec, protocol.seed)
     told = "" if source.split else ", the default"
     logger.info("scoring %s on %d clips of %s (split %s%s)", name, len(clips), source.data, source.part, told)
-    checkpoint = subject.runs[0]
+    checkpoint = checkpoint or subject.runs[0]
     report = Report(name, str(checkpoint), source.data, spec.frames, spec.stride, height, width)
     report.clips, report.clips_trained_on = len(clips), trained_on_of(subject.runs, clips)
     report.excluded_frames, report.repetitions = context, protocol.repetitions
-    report.scores = evaluate(subject, lambda seed: source.open(spec, seed), protocol)
+    shown = ShownClips(clips_dir, clips_shown, clips) if clips_dir else None
+    report.scores = evaluate(subject, lambda seed: source.open(spec, seed), protocol, shown and shown.take)
+    if shown:
+        shown.write()
     report.details = {
         "command": command,
         **checkpoint_facts(checkpoint),
@@ -150,7 +171,8 @@ class Pass:
     def run(self, watch: Watch | None = None) -> None:
         """Every clip through the model."""
         for batch in self._batches():
-            made = [self._make(batch, sample) for sample in range(self.protocol.samples)]
+            seeds = [self.seed, *(derive_seed(self.seed, "sample", k) for k in range(1, self.protocol.samples))]
+            made = [self.subject.make(Batch(batch.clips, batch.items, seed, k)) for k, seed in enumerate(seeds)]
             if self.subject.visible:
                 rows = self.update(batch, torch.stack(made, dim=1))
                 if watch:
@@ -164,10 +186,6 @@ class Pass:
         for start in tqdm(own, desc="evaluating", unit="batch", disable=None if distributed.is_main() else True):
             items = list(range(start, min(start + size, len(self.clips))))
             yield Batch(as_clips(default_collate([self.clips[item] for item in items])), items, self.seed)
-
-    def _make(self, batch: Batch, sample: int) -> Tensor | None:
-        seed = self.seed if sample == 0 else derive_seed(self.seed, "sample", sample)
-        return self.subject.make(Batch(batch.clips, batch.items, seed, sample))
 
     def update(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
         """Take in clips and what was made of them (B, S, 3, T, H, W); gives the rows that the first was compared in."""
@@ -272,6 +290,41 @@ class SetScores:
         }
 
 
+class ShownClips:
+    """Writes the first clips of an evaluation as videos: original_0000.mp4 beside made_0000.mp4, of the further samples
+    made-1_0000.mp4, ..., and of every baseline that is measured one by its name, such as last-frame-repeated_0000.mp4.
+    """
+
+    def __init__(self, folder: Path, count: int, clips: ClipDataset) -> None:
+        self.folder, self.clips, self.count = folder, clips, min(count, len(clips))
+        self._batches: list[dict[tuple[str, int], np.ndarray]] = []  # per batch: (kind, number of the clip) -> frames
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)  # before anything is computed: perhaps it cannot be
+
+    def take(self, batch: Batch, made: Tensor, rows: dict[str, Tensor]) -> None:
+        """Keep what will be written of a batch, of the first repetition: what `evaluate` hands over."""
+        if batch.seed != self.clips.seed or batch.items[0] >= self.count:
+            return
+        kinds = {"-".join(re.findall(r"\w+", name)): clips for name, clips in rows.items() if name}
+        kinds |= {f"made-{k}" if k else "made": made[:, k] for k in range(made.shape[1])} | {"original": batch.clips}
+        shown = [(row, item) for row, item in enumerate(batch.items) if item < self.count]
+        self._batches.append(
+            {(kind, item): to_uint8(clips[row]) for kind, clips in kinds.items() for row, item in shown}
+        )
+
+    def write(self) -> None:
+        """Let the main process write what all of them have kept."""
+        found = {key: frames for batch in gather_batches(self._batches) for key, frames in batch.items()}
+        if not distributed.is_main():
+            return
+        written = set()
+        for (kind, item), frames in found.items():
+            rate = self.clips.describe(item)["fps"] or FRAMES_PER_SECOND
+            written.add(write_video(self.folder / f"{kind}_{item:04}.mp4", frames, rate))
+        if others := set(files_in_folder(self.folder, VIDEO_SUFFIXES, deep=False)) - written:
+            logger.warning("%s: holds %d videos that are not of this evaluation", self.folder, len(others))
+
+
 def as_clips(items: Any) -> Any:
     """Items of a data set, put together, as the clips (B, 3, T, H, W) in [-1, 1] that they are, if they are."""
     if not isinstance(items, Tensor):
@@ -281,28 +334,14 @@ def as_clips(items: Any) -> Any:
     return items[:, :, None] if items.dim() == 4 else items
 
 
-def declared_splits(data: str) -> Sequence[str]:
-    """The parts that the data itself is divided into."""
-    return getattr(videodata, "declared_splits", lambda path: ())(data) or ()
-
-
 def trained_on_of(runs: Sequence[Path | str], clips: ClipDataset) -> int | None:
     """How many of the clips a model has seen in its training, which `runs` made together; None where that is unknown.
 
     A run says in its folder what it was trained on; one that does not makes it unknown, unless another has seen some.
     """
-    counts = [clips_seen(Path(path), clips) for path in runs]
+    counts = [overlap(trained_on(run), clips) for run in runs]
     seen = max((count for count in counts if count), default=None)
     return seen if seen or None in counts or not counts else 0
-
-
-def clips_seen(path: Path, clips: ClipDataset) -> int | None:
-    """Of one run: its folder, or one of its checkpoints."""
-    read, overlap = getattr(training, "trained_on", None), getattr(videodata.clips, "overlap", None)
-    if read is None or overlap is None:
-        return None
-    record = read(path)
-    return overlap(record, clips) if record else None
 
 
 def checkpoint_facts(path: Path | str) -> dict[str, Any]:

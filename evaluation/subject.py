@@ -56,7 +56,7 @@ class Subject(ABC):
     metrics: tuple[str, ...] = ("psnr", "ssim")  # what is measured unless asked otherwise
     own_metrics: tuple[str, ...] = ()  # beside those that only look at clips
     clips: ClipSpec | None = None  # what `evaluate.py` shows it unless asked otherwise
-    runs: tuple[Path | str, ...] = ()  # run folders or weight files, to know what it was trained on
+    runs: tuple[Path | str, ...] = ()  # its parts: the run folder of each, or a file in it, where trained_on.json lies
 
     @abstractmethod
     def make(self, batch: Batch) -> Tensor | None:
@@ -66,13 +66,19 @@ class Subject(ABC):
         """
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        """What costs nothing, by name: clips like those that are shown."""
+        """What costs nothing, by name: clips like those that are shown.
+
+        All reconstructions have "of the mean frame" (`evaluation.metrics.mean_frame`), predictions "last frame
+        repeated".
+        """
         return {}
 
     def compared(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
         """Every row of the table, by name: what was made under the empty name, and what it has to beat.
 
-        To override where a baseline needs what was made, or the batch's numbers.
+        To override where a baseline needs what was made, or the batch's numbers. It follows the last `make` of the
+        batch, and `batch.clips` is the very tensor that each of these was given: what `make` computed of it, such as
+        its codes, may be kept until here, so that no batch is encoded twice.
         """
         return {"": made, **self.baselines(batch.clips)}
 

@@ -13,8 +13,8 @@ from training.config import from_dict, load_config
 from videodata.errors import UserError
 
 COMPONENTS = ("river", "f_nll", "f_mse", "d", "g")
-OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("sqrt", "constant", "cosine", "linear")  # of the learning rate, after its warm-up
+RIVER_FINAL_RATE = 1e-7  # the learning rate at the end of the original's schedule
+SDE_FINAL_SHARE = 1e-3  # the same for the neural SDE, as a share of the learning rate
 UNREAD = {
     "data": ("type", "max_num_videos", "offset", "albumentations"),
     "vector_field_regressor": ("type",),
@@ -85,14 +85,14 @@ class BatchingConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW or Muon, and its learning rate."""
+    """Which optimiser, and its learning rate."""
 
     learning_rate: float = 1e-4
     weight_decay: float = 5e-6
     num_warmup_steps: int = 5000  # --warmup_steps says otherwise
-    num_training_steps: int = 300_000
-    name: str = "adamw"  # or muon, which learns from fewer clips
-    schedule: str = "sqrt"  # after the warm-up: sqrt, the original's, or one of the engine's; --schedule says otherwise
+    num_training_steps: int = 300_000  # --steps says otherwise
+    name: str = "adamw"  # or muon, which learns from fewer clips; any of training.optim
+    schedule: str = "sqrt"  # after the warm-up; the original's, or any of training.settings; --schedule says otherwise
 
 
 @dataclass
@@ -183,11 +183,6 @@ def parse_config(values: dict[str, Any]) -> FlowPredConfig:
         raise UserError(f"model.func must be one of {', '.join(COMPONENTS)}, found {model.func!r}")
     if model.diffusion_loss not in ("nll", "reference"):
         raise UserError(f"model.diffusion_loss must be nll or reference, found {model.diffusion_loss!r}")
-    if training.optimizer.name not in OPTIMIZERS:
-        raise UserError(f"training.optimizer.name must be adamw or muon, found {training.optimizer.name!r}")
-    if training.optimizer.schedule not in SCHEDULES:
-        found = training.optimizer.schedule
-        raise UserError(f"training.optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {found!r}")
     least = 3 if model.role == "river" else model.num_input_frames + 1
     if training.num_observations < least:
         raise UserError(f"training.num_observations must be at least {least}, found {training.num_observations}")
@@ -217,8 +212,6 @@ def plain_config(config: FlowPredConfig) -> dict[str, Any]:
 
 
 def stored_config(values: dict[str, Any]) -> FlowPredConfig:
-    """The typed form of a run folder's configuration: what `plain_config` and the training loop added is left out."""
-    kept = {entry.name: values[entry.name] for entry in dataclasses.fields(FlowPredConfig) if entry.name in values}
-    known = {entry.name for entry in dataclasses.fields(TrainingConfig)}
-    kept["training"] = {key: value for key, value in values["training"].items() if key in known}
-    return parse_config(kept)
+    """The typed form of a run folder's configuration, without what `plain_config` and the training loop added."""
+    known = {entry.name for entry in dataclasses.fields(FlowPredConfig)}
+    return parse_config({key: value for key, value in values.items() if key in known})

@@ -34,25 +34,22 @@ class Component:
     stored: Stored
     config: dict[str, Any]  # plain, complete
 
-    def autoencoder(self, path: str | None = None) -> LatentSpace:
-        """The latent space that it was trained in.
+    def autoencoder_file(self, path: str | None = None) -> str | None:
+        """Where its autoencoder's weights lie: `path`, else inside its own file (None), else what is on record."""
+        if path is None and "autoencoder" in self.stored.networks:
+            return None
+        return path or self.model.autoencoder.get("ckpt_path") or self.config.get("checkpoints", {}).get("autoencoder")
 
-        The autoencoder is that of the file `path`, else the one inside the component's file, else the one on record.
-        """
-        settings = dict(self.model.autoencoder)
-        inside = self.stored.networks.get("autoencoder")
-        if inside is not None and path is None:
-            module = build_autoencoder({**settings, "ckpt_path": None})
-            strict_load(inner(module), inside, self.stored.source)
-        else:
-            path = path or settings.get("ckpt_path") or self.config.get("checkpoints", {}).get("autoencoder")
-            module = build_autoencoder({**settings, "ckpt_path": path})
+    def latent_space(self, path: str | None = None) -> LatentSpace:
+        """The latent space that it was trained in; `path` as for `autoencoder_file`."""
+        module = build_autoencoder({**self.model.autoencoder, "ckpt_path": self.autoencoder_file(path)})
+        if path is None and "autoencoder" in self.stored.networks:
+            strict_load(inner(module), self.stored.networks["autoencoder"], self.stored.source)
         mean, std = (value if isinstance(value, list) else None for value in self.moments)
         return LatentSpace(module, mean, std)
 
     @property
     def moments(self) -> tuple[Any, Any]:
-        """latent_mean and latent_std."""
         return self.model.latent_mean, self.model.latent_std
 
 
@@ -121,28 +118,40 @@ def role_of(checkpoint: str | Path, config: str | Path | None) -> str:
     return from_dict(ModelConfig, stored["model"]).role
 
 
+@dataclass
+class Loaded:
+    """A predictor, the configuration of its first component, and the runs or files that it comes from."""
+
+    predictor: LatentPredictor
+    config: FlowPredConfig
+    runs: tuple[str, ...]  # of its components, and of the autoencoder under them
+
+
 def load_predictor(
     files: Mapping[str, Files],
     device: torch.device,
     autoencoder: str | None = None,
     alpha: float = 1.0,
     diffusion_scale: float = 1.0,
-) -> tuple[LatentPredictor, FlowPredConfig]:
+) -> Loaded:
     """RIVER from the files of "river", or a neural SDE from those of "f", and where given of "d" and "g".
 
-    With it comes the configuration of its first component. autoencoder: the checkpoint of another one than that on
-    record. alpha, diffusion_scale: as for NeuralSDE. Raises UserError.
+    autoencoder: the checkpoint of another one than that on record. alpha, diffusion_scale: as for NeuralSDE. Raises
+    UserError.
     """
     named = {role for role, pair in files.items() if any(pair)}
     if ("river" in named) == bool(named & set("fdg")):
-        raise UserError("name either RIVER (--config or --ckpt) or the neural SDE (--config-f or --ckpt-f, and d, g)")
+        raise UserError("name either a RIVER, or the parts of a neural SDE: its flow, and where wanted d and g")
     if "river" in named:
-        predictor, part = load_river(*files["river"], device, autoencoder)
-        path = files["river"][1]
+        predictor, first = load_river(*files["river"], device, autoencoder)
+        parts = {"river": first}
     else:
-        predictor, part = load_neural_sde(files, device, autoencoder, alpha, diffusion_scale)
-        path = files["f"][1]
-    return predictor, read_config(path)[0] if path else stored_config(part.config)
+        predictor, parts = load_neural_sde(files, device, autoencoder, alpha, diffusion_scale)
+    role, first = next(iter(parts.items()))
+    path = files[role][1]
+    config = read_config(path)[0] if path else stored_config(first.config)
+    runs = [*(part.stored.source for part in parts.values()), first.autoencoder_file(autoencoder)]
+    return Loaded(predictor, config, tuple(run for run in runs if run))
 
 
 def load_river(
@@ -150,7 +159,7 @@ def load_river(
 ) -> tuple[RiverPredictor, Component]:
     """A RIVER predictor with its autoencoder."""
     component = load_component(checkpoint, config, "river")
-    predictor = RiverPredictor(component.network, component.autoencoder(autoencoder), component.model.sigma)
+    predictor = RiverPredictor(component.network, component.latent_space(autoencoder), component.model.sigma)
     return predictor.to(device).eval(), component
 
 
@@ -160,13 +169,13 @@ def load_neural_sde(
     autoencoder: str | None = None,
     alpha: float = 1.0,
     diffusion_scale: float = 1.0,
-) -> tuple[NeuralSDE, Component]:
-    """A neural SDE from the files of "f", and where given of "d" and "g"."""
+) -> tuple[NeuralSDE, dict[str, Component]]:
+    """A neural SDE from the files of "f", and where given of "d" and "g", with its autoencoder."""
     parts = {
         role: load_component(*files[role], role) for role in "fdg" if files.get(role, (None, None)) != (None, None)
     }
     if "f" not in parts:
-        raise UserError("the neural SDE needs its flow: give --ckpt-f or --config-f")
+        raise UserError("the neural SDE needs its flow: its run folder or file, or its configuration")
     flow = parts["f"]
     for role, part in parts.items():
         if part.moments != flow.moments:
@@ -178,7 +187,7 @@ def load_neural_sde(
         flow.model.num_input_frames,
         tuple(parts["g"].model.logit_range) if "g" in parts else (-9.0, 1.0),
         alpha,
-        flow.autoencoder(autoencoder),
+        flow.latent_space(autoencoder),
         diffusion_scale,
     )
-    return sde.to(device).eval(), flow
+    return sde.to(device).eval(), parts

@@ -1,16 +1,16 @@
-"""Continue test videos: what is read of each, what is predicted, and how many network calls it takes."""
+"""Continue clips: what is read of each, what is predicted, what that is compared with, and what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from evaluation.subject import Batch, Subject
 from flow_pred.config import FlowPredConfig
 from flow_pred.latents import LatentPredictor, at_rest, decode_clip, encode_clip
 from flow_pred.regressor import VectorFieldRegressor
@@ -20,6 +20,8 @@ from training.randomness import derive_seed
 from videodata.errors import UserError
 
 SDE_STEPS = 2  # solver steps per frame of the neural SDE, where nobody says otherwise; RIVER's default goes by its grid
+
+NO_TRUTH = "metrics need the true frames in between: data.skip_frames + 1 must be a multiple of --res"
 
 
 @dataclass
@@ -103,6 +105,52 @@ def plan_for(
     return Plan(context, frames, config.data.skip_frames + 1, res, seed, options)
 
 
+class Predictions(Subject):
+    """Clips of which the first frames are shown and the others predicted.
+
+    Clips have the times of the prediction: with frames in between, these follow the last frame that is shown.
+    """
+
+    random = True
+
+    def __init__(self, predictor: LatentPredictor, plan: Plan, device: torch.device) -> None:
+        self.predictor, self.plan, self.device, self.context = predictor, plan, device, plan.context
+
+    def make(self, batch: Batch) -> Tensor:
+        context = batch.clips[:, :, : self.context]
+        frames = predict_frames(self.predictor, context, self.plan, batch.items, batch.seed, self.device)
+        return torch.cat([context, frames], dim=2)
+
+    def compared(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
+        """With the last frame that is shown, for ever; and frames in between with the cross-fade of the predicted
+        frames around them, and of the true ones, which nobody can know.
+        """
+        if not self.plan.fine:
+            raise UserError(NO_TRUTH)
+        context, count = batch.clips[:, :, : self.context], made.shape[2] - self.context
+        last = context[:, :, -1:]
+        rows = {"": made, "last frame repeated": torch.cat([context, last.expand(-1, -1, count, -1, -1)], dim=2)}
+        res = self.plan.res
+        if res > 1:
+            share = (torch.arange(1, res + 1) / res).view(1, 1, 1, -1, 1, 1)
+            for name, clips in (("predicted", made), ("true", batch.clips)):
+                keys = torch.cat([last, clips[:, :, self.context - 1 + res :: res]], dim=2)
+                fade = torch.lerp(keys[:, :, :-1, None], keys[:, :, 1:, None], share).flatten(2, 3)
+                rows[f"cross-fade of {name} frames"] = torch.cat([context, fade], dim=2)
+        return rows
+
+    def parts(self, frames: int) -> dict[str, Sequence[int] | None]:
+        """All predicted frames, or those in between and the others apart; the first four too where there are more."""
+        res = self.plan.res
+        if res > 1:
+            whole = range(res - 1, frames, res)
+            return {"in between": [n for n in range(frames) if n not in whole], "whole frames": whole}
+        return {"": None, **({"first 4 frames": range(4)} if frames > 4 else {})}
+
+    def facts(self) -> dict[str, Any]:
+        return {"context_frames": self.context, **self.plan.options}
+
+
 @dataclass
 class Prediction:
     """A batch: clips (B, 3, T, H, W) in [-1, 1], and the number of each in the data set."""
@@ -155,28 +203,15 @@ def predict(
     """
     starts = range(0, len(clips), batch_size)
     for turn in range(0, len(starts), distributed.world_size()):
-        mine = turn + distributed.rank()
-        items = range(starts[mine], min(starts[mine] + batch_size, len(clips))) if mine < len(starts) else ()
-        yield from gathered(predict_batch(predictor, clips, plan, list(items), device) if items else None)
-
-
-def predict_batch(
-    predictor: LatentPredictor, clips: Dataset, plan: Plan, items: list[int], device: torch.device
-) -> Prediction:
-    """The predictions of the clips with these numbers."""
-    context, target = plan.split(torch.stack([clips[item] for item in items]))
-    new = predict_frames(predictor, context, plan, items, plan.seed, device)
-    return Prediction(torch.cat([context, new], dim=2), target, items)
-
-
-def gathered(prediction: Prediction | None) -> Iterator[Prediction]:
-    """On the main process, the predictions of all processes in the order of their ranks."""
-    found: list[Prediction | None] = [prediction]
-    if distributed.world_size() > 1:
-        places = [None] * distributed.world_size() if distributed.is_main() else None
-        dist.gather_object(prediction, places)
-        found = places or []
-    yield from (entry for entry in found if entry is not None)
+        mine, own = turn + distributed.rank(), None
+        if mine < len(starts):
+            items = list(range(starts[mine], min(starts[mine] + batch_size, len(clips))))
+            context, target = plan.split(torch.stack([clips[item] for item in items]))
+            new = predict_frames(predictor, context, plan, items, plan.seed, device)
+            own = Prediction(torch.cat([context, new], dim=2), target, items)
+        predictions = distributed.gather_batches([] if own is None else [own])  # turn by turn: they are large
+        if distributed.is_main():
+            yield from predictions
 
 
 def predict_frames(

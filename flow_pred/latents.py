@@ -3,7 +3,8 @@
 Normalised latents have mean 0 and variance 1 per channel, so that noise levels mean the same for every autoencoder. A
 cache holds those of a whole data set, so that training does not encode the same frames again and again: one file per
 split, <folder>/<split>.hdf5, with `latents` (sum of frames, C, h, w) float16 or float32 as the autoencoder gives them
-(not normalised), `offset` (videos + 1), `id` (videos), and the attributes format, autoencoder (hash), mean, std.
+(not normalised), `offset` (videos + 1), `id` and `place` (videos; the latter as a run remembers what it was trained
+on), and the attributes format, autoencoder (hash), mean, std, and what was encoded: source, split, fingerprint.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.utils.data import Dataset
 
 from training.randomness import SampleNoise
 from training.state import weights_digest
+from videodata.clips import open_clips
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path
 from videodata.hdf5 import open_hdf5
@@ -186,6 +188,7 @@ def encode_latents(
     if dtype not in DTYPES:
         raise UserError(f"dtype of cached latents must be one of {', '.join(DTYPES)}, found {dtype!r}")
     source, videos = open_split(data, split)
+    encoded = open_clips(data, 1, None, split=split).provenance()  # of the same videos, in the same order
     autoencoder = autoencoder.to(device).eval()
     lengths = [source.length(video) for video in videos]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -202,6 +205,7 @@ def encode_latents(
                 done += len(values)
         file["offset"] = offsets
         file.create_dataset("id", data=[source.id(video) for video in videos], dtype=h5py.string_dtype())
+        file.create_dataset("place", data=encoded.pop("ids"), dtype=h5py.string_dtype())
         file.attrs.update(
             format=FORMAT,
             version=1,
@@ -209,6 +213,7 @@ def encode_latents(
             size=size,
             mean=json.dumps(moments.mean()),
             std=json.dumps(moments.std()),
+            **encoded,
         )
     logger.info("%s: latents of %d frames of %d videos", path, done, len(videos))
     return path
@@ -237,6 +242,7 @@ class LatentClips(Dataset):
             self.attributes = dict(file.attrs)
             self.shape = file["latents"].shape[1:]
             offsets, self.ids = file["offset"][()], list(file["id"].asstr()[()])
+            self._places = list(file["place"].asstr()[()]) if "place" in file else None
         self.stride, self.seed, self.span = stride, seed, (frames - 1) * stride + 1
         lengths = np.diff(offsets)
         self._videos = np.flatnonzero(lengths >= self.span)
@@ -264,6 +270,13 @@ class LatentClips(Dataset):
     def fingerprint(self) -> str:
         """Changes when the latents may have."""
         return f"{len(self)}-{self.attributes['autoencoder']}-{self._offsets[-1]}"
+
+    def provenance(self) -> dict[str, Any] | None:
+        """The videos that were encoded, as `ClipDataset.provenance` tells of them; None: an older file."""
+        if self._places is None:
+            return None
+        known = {name: self.attributes[name] for name in ("source", "split", "fingerprint")}
+        return {**known, "ids": [self._places[video] for video in self._videos]}
 
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel over all frames of the file."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
+import shlex
 import sys
 from itertools import islice
 from pathlib import Path
@@ -19,17 +19,18 @@ from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_predictor
-from flow_pred.config import FlowPredConfig, plain_config, read_config
-from flow_pred.files import build_regressor, inner, read_component
+from flow_pred.config import RIVER_FINAL_RATE, SDE_FINAL_SHARE, FlowPredConfig, plain_config, read_config
+from flow_pred.files import build_regressor, default_run, inner, read_component
 from flow_pred.latents import LatentClips, LatentSpace, encode_latents, moments_of
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.train import DenoiserRecipe, DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 from training import TrainSettings, settings_from, train
 from training.checkpoint import checkpoints_in
-from training.distributed import is_main, launched, print0, resolve_device
-from training.files import write_file
+from training.distributed import is_main, print0, resolve_device
+from training.launch import relaunch
 from videodata.clips import open_clips
 from videodata.errors import UserError
+from videodata.files import write_file
 from videodata.pixels import normalize
 
 logger = logging.getLogger(__name__)
@@ -42,45 +43,53 @@ RECIPES: dict[str, type[PredictorRecipe]] = {
 def train_flow_pred(args: argparse.Namespace) -> None:
     """What scripts/train_flow_pred.py does: train, or continue where the same command stopped."""
     config = configure(args)
-    run_dir = args.runs / f"{config.name}_run-{args.run_name}"
+    named = f"{config.name}_run-{args.run_name}" if args.run_name else default_run(config.name, args.config).name
+    run_dir = args.run_dir or args.runs / named
     check_resume(run_dir, args.resume_step)
     if args.device == "auto":
         spread_over_gpus(args.num_gpus)
     recipe, data, validation = prepare(config, run_dir, args.seed)
     result = train(recipe, data, engine_settings(args, config, run_dir), plain_config(config), validation)
     if result.finished and is_main():
-        path = write_final(run_dir, recipe, config, result.step)
-        print0(f"{path}: step {result.step}", {name: round(value, 5) for name, value in result.metrics.items()})
+        print0(f"{write_final(run_dir, recipe, config, result.step)}: the same in the original's format")
 
 
 def configure(args: argparse.Namespace) -> FlowPredConfig:
-    """The configuration under the flags: those that were given replace its values."""
+    """The configuration under the flags: those that were given replace its values, so that it says what acted."""
     config, _ = read_config(args.config, args.overrides)
     batching, optimizer = config.training.batching, config.training.optimizer
     for part, key, value in (
+        (config.data, "data_root", args.data),
         (batching, "batch_size", args.batch_size),
         (batching, "num_workers", args.workers),
+        (optimizer, "num_training_steps", args.steps),
         (optimizer, "num_warmup_steps", args.warmup_steps),
         (optimizer, "schedule", args.schedule),
     ):
         if value is not None:
             setattr(part, key, value)
-    if args.vqvae_path:
-        config.model.autoencoder["ckpt_path"] = args.vqvae_path
+    if args.autoencoder:
+        config.model.autoencoder["ckpt_path"] = args.autoencoder
     return config
 
 
 def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: Path) -> TrainSettings:
     """The training loop's settings: the flags', and those that the configuration decides."""
     batching, optimizer = config.training.batching, config.training.optimizer
-    return dataclasses.replace(
-        settings_from(args, run_dir, optimizer.num_training_steps),
+    base = optimizer.learning_rate
+    final = min(RIVER_FINAL_RATE, base) if config.model.role == "river" else SDE_FINAL_SHARE * base
+    settings = settings_from(
+        args,
+        run_dir,
+        optimizer.num_training_steps,
         batch_size=batching.batch_size,
         workers=batching.num_workers,
-        warmup_steps=optimizer.num_warmup_steps,
         schedule=optimizer.schedule,
-        device="cpu" if args.num_gpus == 0 else args.device,
+        warmup_steps=optimizer.num_warmup_steps,
+        warmup_start=0.0,
+        **({"final_rate": final} if optimizer.schedule == "sqrt" else {}),
     )
+    return dataclasses.replace(settings, device="cpu") if args.num_gpus == 0 else settings
 
 
 def check_resume(run_dir: Path, step: int | None) -> None:
@@ -97,14 +106,13 @@ def check_resume(run_dir: Path, step: int | None) -> None:
 
 
 def spread_over_gpus(count: int | None) -> None:
-    """Start one process per GPU in place of this one, where there are several GPUs and no launcher did it already."""
+    """Start one process per GPU in place of this one, where there are several. Raises UserError for too many."""
     available = torch.cuda.device_count()
     if count is not None and count > available:
         raise UserError(f"--num-gpus {count}: this machine has {available}; --num-gpus 0 trains on the CPU")
     count = available if count is None else count
-    if count > 1 and not launched():
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+    if count > 1:
+        relaunch(sys.argv[0], sys.argv[1:], count)
 
 
 def open_data(config: FlowPredConfig, split: str, seed: int) -> Dataset:
@@ -160,8 +168,10 @@ def measure_latents(
     wanted = (config.model.latent_mean, config.model.latent_std)
     if "auto" not in wanted:
         return wanted
-    stored = stored_moments(run_dir)
-    if stored is None:
+    path = run_dir / "config.yaml"
+    model = yaml.safe_load(path.read_text()).get("model", {}) if path.is_file() else {}
+    stored = (model.get("latent_mean"), model.get("latent_std"))
+    if not all(isinstance(value, list) for value in stored):
         if isinstance(data, LatentClips):
             stored = data.moments()
         else:
@@ -169,16 +179,6 @@ def measure_latents(
             moments = moments_of(autoencoder, (normalize(data[index]) for index in first))
             stored = moments.mean(), moments.std()
     return tuple(found if value == "auto" else value for value, found in zip(wanted, stored, strict=True))
-
-
-def stored_moments(run_dir: Path) -> tuple[list[float], list[float]] | None:
-    """The moments in the configuration of a run that exists."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        return None
-    model = yaml.safe_load(path.read_text()).get("model", {})
-    mean, std = model.get("latent_mean"), model.get("latent_std")
-    return (mean, std) if isinstance(mean, list) and isinstance(std, list) else None
 
 
 def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[PredictorRecipe, Dataset, Dataset | None]:
@@ -218,20 +218,14 @@ def check_latents(config: FlowPredConfig, latent_space: LatentSpace, data: Datas
 def encode_splits(args: argparse.Namespace) -> None:
     """What scripts/encode_latents.py does: write the latents of each split to a file of its own."""
     config, _ = read_config(args.config, args.overrides)
-    settings = config.model.autoencoder
-    autoencoder = build_autoencoder({**settings, "ckpt_path": args.vqvae_path or settings.get("ckpt_path")})
+    data, settings = config.data, config.model.autoencoder
+    autoencoder = build_autoencoder({**settings, "ckpt_path": args.autoencoder or settings.get("ckpt_path")})
+    options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}
+    options["device"] = resolve_device(args.device)
     for split in args.splits:
-        path = encode_latents(
-            autoencoder,
-            config.data.data_root,
-            split,
-            args.out,
-            size=config.data.crop_size,
-            short_side=config.data.input_size,
-            dtype=args.dtype,
-            device=resolve_device(args.device),
-        )
-        print0(path)
+        print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, **options))
+    words = ["python", "scripts/train_flow_pred.py", "--config", args.config, f"data.latents={args.out}"]
+    print0("next:", shlex.join([*words, *args.overrides]))
 
 
 def write_final(run_dir: Path, recipe: PredictorRecipe, config: FlowPredConfig, step: int) -> Path:

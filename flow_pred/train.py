@@ -9,8 +9,9 @@ Axes: B batch, N frames of a clip, K frames of a state, C H W one latent frame.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
-from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,15 +23,13 @@ from flow_pred.latents import LatentPredictor, LatentSpace, below, decode_clip, 
 from flow_pred.neural_sde import NeuralSDE, log_diffusion
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor, river_path
-from training import Losses, Recipe, Step
-from training.optim import Muon
+from training import Losses, Networks, Recipe, Step
+from training.optim import build_optimizer
 from training.randomness import SampleNoise
 from videodata.pixels import normalize
 
 DESINGULARISATION = 1e-3  # delta of the flow's log loss
 FLOOR = 1e-6  # keeps the logarithm of a residual finite
-RIVER_FINAL_RATE = 1e-7
-SDE_FINAL_SHARE = 1e-3  # of the learning rate
 STRENGTH, HUE = 0.1, 0.25  # of colour augmentation: brightness, contrast and saturation; hue
 SHOWN = 4  # sequences in the pictures
 Terms = dict[str, Tensor]  # per-sample values (B,); "loss" is what is minimised
@@ -145,39 +144,33 @@ class PredictorRecipe(Recipe):
     def __init__(self, config: FlowPredConfig, regressor: VectorFieldRegressor, latent_space: LatentSpace) -> None:
         settings = config.training.optimizer
         # fused: one pass over 98 M parameters where the default makes a dozen
-        kind = Muon if settings.name == "muon" else partial(torch.optim.AdamW, fused=True)
-        optimizer = kind(regressor.trained_parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        options = {"weight_decay": settings.weight_decay, "fused": True}
+        optimizer = build_optimizer(settings.name, regressor.trained_parameters(), settings.learning_rate, **options)
         super().__init__({"regressor": regressor}, {"regressor": optimizer})
         self.config, self.latent_space = config, latent_space
         self.frozen = [latent_space]
 
-    def learning_rate_scale(self, step: int) -> float | None:
-        """The original's schedule, or None for one of the engine's."""
-        settings = self.config.training.optimizer
-        if settings.schedule != "sqrt":
-            return None
-        base = settings.learning_rate
-        rate = learning_rate(step, base, self.final_rate(base), settings.num_warmup_steps, settings.num_training_steps)
-        return rate / base
-
-    def final_rate(self, base: float) -> float:
-        """Learning rate after the last step."""
-        return SDE_FINAL_SHARE * base
-
-    def losses(self, batch: Any, step: Step) -> Iterator[Losses | None]:
-        """One loss."""
-        terms = self.terms(batch, step)
+    def losses(self, batch: Any, step: Step, networks: Networks) -> Iterator[Losses | None]:
+        terms = self.terms(batch, step, networks)
         weight = self.config.training.loss_weights.flow_matching_loss
         means = {name: value.mean() for name, value in terms.items() if name != "loss"}
         yield Losses(weight * terms["loss"].mean(), means)
 
-    def evaluate(self, batch: Any, step: Step) -> Terms:
+    def evaluate(self, batch: Any, step: Step, networks: Networks) -> Terms:
         """The loss and its parts at times and with noise that are fixed for each validation clip."""
-        return self.terms(batch, step)
+        return self.terms(batch, step, networks)
 
-    def terms(self, batch: Any, step: Step) -> Terms:
+    def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
         """Per-sample losses (B,)."""
         raise NotImplementedError
+
+    def show_command(self, run_dir: Path) -> str:
+        model = self.config.model
+        under = {"d": {"f": "FLOW"}, "g": {"f": model.f_ckpt_path, "d": model.d_ckpt_path}}.get(model.role, {})
+        words = ["python", "scripts/generate_flow_videos.py"]
+        for part, path in {**under, model.role: run_dir}.items():
+            words += [f"--ckpt-{part}" if part != "river" else "--checkpoint", str(path)] if path else []
+        return shlex.join([*words, "--out", str(run_dir / "videos")])
 
     def latents(self, batch: Any, indices: Tensor, step: Step) -> Tensor:
         """Normalised latents (B, M, C, h, w) of the frames at `indices` (B, M)."""
@@ -220,19 +213,16 @@ class RiverRecipe(PredictorRecipe):
 
     name = "flow_pred_river"
 
-    def final_rate(self, base: float) -> float:
-        return min(RIVER_FINAL_RATE, base)
-
-    def terms(self, batch: Any, step: Step) -> Terms:
+    def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
         draw = draw_river(step.noise, self.frames_in(batch), self.latent_shape)
         target, reference, condition = self.latents(batch, draw.frames, step).unbind(1)
         x, velocity = river_path(target, draw.noise, draw.time, self.config.model.sigma)
-        predicted = self.networks["regressor"](x, reference, condition, draw.distance, draw.time)
+        predicted = networks["regressor"](x, reference, condition, draw.distance, draw.time)
         return {"loss": mean_square(predicted.float(), velocity)}
 
-    def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
+    def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and what RIVER continues them with."""
-        predictor = RiverPredictor(self.networks["regressor"], sigma=self.config.model.sigma)
+        predictor = RiverPredictor(networks["regressor"], sigma=self.config.model.sigma)
         settings = self.config.evaluation
         options = {"past_horizon": settings.past_horizon, "warm_start": settings.warm_sampling}
         return self.shown_prediction(predictor, batch, step, steps=settings.steps, **options)
@@ -254,17 +244,17 @@ class FlowRecipe(StateRecipe):
 
     name = "flow_pred_flow"
 
-    def terms(self, batch: Any, step: Step) -> Terms:
+    def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
         goal = self.state(batch, step)
-        predicted = self.networks["regressor"](goal.state).float()
+        predicted = networks["regressor"](goal.state).float()
         error = mean_square(predicted, goal.velocity)
         if self.config.model.func == "f_mse":
             return {"loss": error}
         return {"loss": flow_nll(predicted, goal.velocity), "mse": error}
 
-    def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
+    def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and what the flow alone continues them with."""
-        sde = NeuralSDE(self.networks["regressor"], num_input_frames=self.config.model.num_input_frames)
+        sde = NeuralSDE(networks["regressor"], num_input_frames=self.config.model.num_input_frames)
         return self.shown_prediction(sde, batch, step)
 
 
@@ -273,16 +263,16 @@ class DenoiserRecipe(StateRecipe):
 
     name = "flow_pred_denoiser"
 
-    def terms(self, batch: Any, step: Step) -> Terms:
+    def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
         goal = self.state(batch, step)
-        predicted = self.networks["regressor"](goal.state).float()
+        predicted = networks["regressor"](goal.state).float()
         return {"loss": mean_square(predicted, -goal.perturbation)}
 
-    def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
+    def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Perturbed newest frames, and the same after one step of the denoiser."""
         goal = self.state(batch, step)
         state, channels = goal.state[:SHOWN], self.latent_shape[0]
-        denoised = state + self.networks["regressor"](state)
+        denoised = state + networks["regressor"](state)
         frames = [self.latent_space.decode(x[:, -channels:]).clamp(-1, 1) for x in (state, denoised)]
         return {"perturbed_denoised": torch.cat(frames, dim=2)}
 
@@ -304,33 +294,22 @@ class DiffusionRecipe(StateRecipe):
         self.flow, self.denoiser = flow, denoiser
         self.frozen += [network for network in (flow, denoiser) if network is not None]
 
-    def terms(self, batch: Any, step: Step) -> Terms:
+    def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
         goal, model = self.state(batch, step), self.config.model
         with torch.no_grad():
             residual = goal.velocity - self.flow(goal.state).float()
-        amplitude = log_diffusion(self.networks["regressor"](goal.state).float(), tuple(model.logit_range))
+        amplitude = log_diffusion(networks["regressor"](goal.state).float(), tuple(model.logit_range))
         first, second = diffusion_reference(amplitude, residual)
         nll = diffusion_nll(amplitude, residual)
         return {"loss": nll if model.diffusion_loss == "nll" else first + second, "nll": nll, "amplitude_mse": first}
 
-    def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
+    def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and one draw of their continuation."""
         model = self.config.model
         sde = NeuralSDE(
-            self.flow, self.denoiser, self.networks["regressor"], model.num_input_frames, tuple(model.logit_range)
+            self.flow, self.denoiser, networks["regressor"], model.num_input_frames, tuple(model.logit_range)
         )
         return self.shown_prediction(sde, batch, step)
-
-
-def learning_rate(step: int, base: float, end: float, warmup: int, total: int) -> float:
-    """Rate at optimiser step 0, 1, ...: linear from 0 to `base` after `warmup` steps, then with the square root of the
-    steps that are left down to `end` at `total`.
-    """
-    if step < warmup:
-        return base * step / warmup
-    if step >= total:
-        return end
-    return (base - end) * (1 - (step - warmup) / (total - warmup)) ** 0.5 + end
 
 
 def jitter_colors(clips: Tensor, noise: SampleNoise) -> Tensor:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from evaluation.metrics import psnr
 from flow_pred.autoencoder import SimpleVQVAE, build_ours
-from flow_pred.config import AutoencoderObjective, FlowPredConfig, read_config
+from flow_pred.config import AutoencoderObjective, read_config
 from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
-from training import Losses, Recipe, Step, settings_from, train
-from training.distributed import print0
-from training.optim import Muon
+from training import Losses, Networks, Recipe, Step, settings_from, train
+from training.optim import build_optimizer
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 from videodata.pixels import normalize
@@ -31,7 +32,7 @@ SHOWN = 8
 
 def train_flow_autoencoder(args: argparse.Namespace) -> None:
     """What scripts/train_flow_autoencoder.py does: train, or continue where the same command stopped."""
-    config, plain = read_config(args.config, args.overrides)
+    config, _ = read_config(args.config, args.overrides)
     settings = {key: value for key, value in config.model.autoencoder.items() if key not in ("type", "ckpt_path")}
     if config.model.autoencoder.get("type") != "ours":
         raise UserError(f"{args.config}: model.autoencoder.type is not `ours`; a VQGAN is trained by train_vqgan.py")
@@ -40,31 +41,26 @@ def train_flow_autoencoder(args: argparse.Namespace) -> None:
     )
     torch.manual_seed(args.seed)
     recipe = AutoencoderRecipe(build_ours(settings, None), objective, args.vgg_weights)
-    run_dir = args.runs / f"{config.name}_run-{args.run_name}"
-    result = train(
-        recipe,
-        open_data(config, args, "train"),
-        settings_from(args, run_dir, args.steps),
-        {"model": {"type": "ours", **settings}, "objective": dataclasses.asdict(objective), "data": plain["data"]},
-        open_data(config, args, "val"),
-    )
-    print0(f"{run_dir}: step {result.step}", {name: round(value, 3) for name, value in result.metrics.items()})
+    if args.data:
+        config.data.data_root = args.data
 
+    def open_data(split: str) -> ClipDataset:
+        return open_clips(
+            config.data.data_root,
+            frames=args.clip_frames,
+            size=config.data.crop_size,
+            short_side=config.data.input_size,
+            stride=args.clip_stride,
+            split=split,
+            seed=args.seed,
+            flip=split == "train",
+            dtype="uint8",
+        )
 
-def open_data(config: FlowPredConfig, args: argparse.Namespace, split: str) -> ClipDataset:
-    """Clips of a split, uint8."""
-    data = config.data
-    return open_clips(
-        data.data_root,
-        frames=args.clip_frames,
-        size=data.crop_size,
-        short_side=data.input_size,
-        stride=args.clip_stride,
-        split=split,
-        seed=args.seed,
-        flip=split == "train",
-        dtype="uint8",
-    )
+    stored = {"model": {"type": "ours", **settings}}
+    stored |= {"objective": dataclasses.asdict(objective), "data": dataclasses.asdict(config.data)}
+    run_dir = args.run_dir or args.runs / f"{config.name}_run-{args.run_name}"
+    train(recipe, open_data("train"), settings_from(args, run_dir, args.steps), stored, open_data("val"))
 
 
 class AutoencoderRecipe(Recipe):
@@ -82,25 +78,24 @@ class AutoencoderRecipe(Recipe):
         self, model: SimpleVQVAE, objective: AutoencoderObjective, perceptual_weights: str | None = None
     ) -> None:
         codes = model.vector_quantizer.embedding
-        super().__init__(
-            {"autoencoder": model, "reservoir": LatentReservoir(codes.num_embeddings, codes.embedding_dim)},
-            {"autoencoder": build_optimizer(model, objective)},
-        )
+        options = {"betas": BETAS, "fused": True, "convolutions": True, "tables": [codes.weight]}
+        optimizer = build_optimizer(objective.optimizer, model.parameters(), objective.learning_rate, **options)
+        reservoir = LatentReservoir(codes.num_embeddings, codes.embedding_dim)
+        super().__init__({"autoencoder": model, "reservoir": reservoir}, {"autoencoder": optimizer})
         self.objective = objective
         self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
 
-    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
-        """One loss."""
+    def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         quantise = step.index >= self.objective.vq_warmup
         if quantise:
-            self.start_codebook()
+            self.start_codebook(networks)
         images, shares, truth = chosen_frames(batch, step)
-        frames, latents, quantiser = self.networks["autoencoder"](images, shares, quantise)
+        frames, latents, quantiser = networks["autoencoder"](images, shares, quantise)
         if not quantise:
             kept = latents.detach().movedim(1, -1)  # (N, h, w, C)
             if shares is not None:  # clip by clip, so that the order is the same for any number of processes
                 kept = kept.unflatten(0, (2, -1)).transpose(0, 1)
-            self.networks["reservoir"](kept)
+            networks["reservoir"](kept)
         reconstruction, blended = frames[: len(images)], frames[len(images) :]
         terms = {"reconstruction": (reconstruction - images).square().mean(), "quantiser": quantiser.mean()}
         total = terms["reconstruction"] + self.objective.vq_weight * terms["quantiser"]
@@ -113,40 +108,33 @@ class AutoencoderRecipe(Recipe):
         yield Losses(total, terms)
 
     @torch.no_grad()
-    def start_codebook(self) -> None:
+    def start_codebook(self, networks: Networks) -> None:
         """Once after the warm-up: codes far from all latents would never be chosen, so start where the latents are."""
-        reservoir = self.networks["reservoir"]
+        reservoir = networks["reservoir"]
         if reservoir.used or not reservoir.count:
             return
-        codes = self.bare["autoencoder"].vector_quantizer.embedding.weight
+        codes = self.networks["autoencoder"].vector_quantizer.embedding.weight
         centres, _ = kmeans(reservoir.newest(), len(codes))
         codes.copy_(centres)
         reservoir.used.fill_(True)
 
-    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+    def evaluate(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         """PSNR (B,) of quantised reconstructions of the first frames, and of blends with the last ones."""
         images, shares, truth = chosen_frames(batch, step)
-        frames, _, _ = self.networks["autoencoder"](images, shares)
+        frames, _, _ = networks["autoencoder"](images, shares)
         count = len(batch)
         metrics = {"psnr": psnr(images[:count, :, None], frames[:count, :, None].clamp(-1, 1))}
         if shares is not None:
             metrics["psnr_blend"] = psnr(truth[:, :, None], frames[2 * count :, :, None].clamp(-1, 1))
         return metrics
 
-    def pictures(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+    def pictures(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Originals above their reconstructions."""
         images = as_float(batch)[:SHOWN, :, 0]
-        return {"reconstructions": torch.cat([images, self.networks["autoencoder"](images)[0]], dim=2)}
+        return {"reconstructions": torch.cat([images, networks["autoencoder"](images)[0]], dim=2)}
 
-
-def build_optimizer(model: SimpleVQVAE, objective: AutoencoderObjective) -> torch.optim.Optimizer:
-    """Adam, or Muon with the codebook apart. Raises UserError for another name."""
-    if objective.optimizer == "muon":
-        tables = [model.vector_quantizer.embedding.weight]
-        return Muon(model.parameters(), objective.learning_rate, BETAS, convolutions=True, tables=tables)
-    if objective.optimizer != "adam":
-        raise UserError(f"the optimizer must be adam or muon, found {objective.optimizer!r}")
-    return torch.optim.Adam(model.parameters(), objective.learning_rate, BETAS, fused=True)
+    def show_command(self, run_dir: Path) -> str:
+        return shlex.join(["python", "scripts/gallery.py", str(run_dir), "--out", str(run_dir / "page")])
 
 
 def chosen_frames(batch: Tensor, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:

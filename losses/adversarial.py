@@ -89,11 +89,14 @@ class PatchDiscriminator(nn.Module):
         if norm not in NORMS:
             raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
         widths = [width * min(2**level, 8) for level in range(len(strides))]
+        batch_norm = nn.BatchNorm2d if convolution is nn.Conv2d else nn.BatchNorm3d
+        norms = {"batch": batch_norm, "group": lambda channels: nn.GroupNorm(min(32, channels), channels)}
+        norm_layer = norms.get(norm, nn.Identity)  # an Identity keeps the indices of the layers that follow
         layers: list[nn.Module] = [convolution(in_channels, width, kernel, strides[0], padding=1), nn.LeakyReLU(0.2)]
         for level in range(1, len(strides)):
             bias = norm != "batch"  # batch norm subtracts it
             layers.append(convolution(widths[level - 1], widths[level], kernel, strides[level], padding=1, bias=bias))
-            layers += [_norm_layer(norm, widths[level], convolution), nn.LeakyReLU(0.2)]
+            layers += [norm_layer(widths[level]), nn.LeakyReLU(0.2)]
         layers.append(convolution(widths[-1], 1, kernel, 1, padding=1))
         self.main = nn.Sequential(*layers)
         self.apply(initialise)
@@ -128,14 +131,6 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
-
-
-def _norm_layer(norm: str, channels: int, convolution: type[nn.Module]) -> nn.Module:
-    if norm == "batch":
-        return nn.BatchNorm2d(channels) if convolution is nn.Conv2d else nn.BatchNorm3d(channels)
-    if norm == "group":
-        return nn.GroupNorm(min(32, channels), channels)
-    return nn.Identity()  # keeps the indices of the layers that follow
 
 
 def discriminator_accuracy(logits_real: Tensor, logits_fake: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,25 +18,15 @@ def gaussian_kl(
 
     The prior is N(0, 1), or N(prior_mean, exp(prior_log_var)) when both are given. Kingma and Welling 2014, appendix B.
     """
-    return elementwise_gaussian_kl(mean, log_var, prior_mean, prior_log_var).flatten(1).sum(dim=1)
-
-
-def elementwise_gaussian_kl(
-    mean: Tensor,
-    log_var: Tensor,
-    prior_mean: Tensor | None = None,
-    prior_log_var: Tensor | None = None,
-) -> Tensor:
-    """The same divergence for each element, before any sum."""
     mean, log_var = _full_precision(mean), _full_precision(log_var)
     if prior_mean is None or prior_log_var is None:
         if prior_mean is not prior_log_var:
             raise ValueError("give both the mean and the log-variance of the prior, or neither")
-        return 0.5 * (mean**2 + torch.exp(log_var) - 1 - log_var)
+        return 0.5 * (mean**2 + torch.exp(log_var) - 1 - log_var).flatten(1).sum(dim=1)
     prior_mean, prior_log_var = _full_precision(prior_mean), _full_precision(prior_log_var)
     squared_distance = (mean - prior_mean) ** 2 * torch.exp(-prior_log_var)
     log_ratio = log_var - prior_log_var
-    return 0.5 * (squared_distance + torch.exp(log_ratio) - 1 - log_ratio)
+    return 0.5 * (squared_distance + torch.exp(log_ratio) - 1 - log_ratio).flatten(1).sum(dim=1)
 
 
 def _full_precision(tensor: Tensor) -> Tensor:

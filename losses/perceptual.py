@@ -57,22 +57,24 @@ class PerceptualLoss(nn.Module):
         """The backbone's weight file; downloads it on first use."""
         return find_weights(self.backbone, self.weights)
 
-    def _network(self, device: torch.device) -> nn.Module:
-        with torch.inference_mode(False):  # a network first used in a validation must still serve the training
-            if not self._built:
-                self._built.append(self._build(self.weights_file()).requires_grad_(False).eval())
-            return self._built[0].to(device)
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if x.shape != y.shape or x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"expected two batches (N, 3, H, W), got {tuple(x.shape)} and {tuple(y.shape)}")
         self._check_size(x)
-        network = self._network(x.device)
-        distances = [
-            self._chunk_distance(network, a, b)
-            for a, b in zip(x.float().split(self.chunk), y.float().split(self.chunk), strict=True)
-        ]
-        return torch.cat(distances)
+        with torch.inference_mode(False):  # a network first used in a validation must still serve the training
+            if not self._built:
+                self._built.append(self._build(self.weights_file()).requires_grad_(False).eval())
+            network = self._built[0].to(x.device)
+
+        def distance(x: Tensor, y: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                return self._distance(network, x, y)
+
+        recompute = self.recompute and torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+        chunks = zip(x.float().split(self.chunk), y.float().split(self.chunk), strict=True)
+        return torch.cat(
+            [checkpoint(distance, a, b, use_reentrant=False) if recompute else distance(a, b) for a, b in chunks]
+        )
 
     def _check_size(self, frames: Tensor) -> None:
         minimum = MINIMUM_SIZE[self.backbone]
@@ -82,15 +84,6 @@ class PerceptualLoss(nn.Module):
                 f"frames of {width}x{height} are too small for a perceptual loss with {self.backbone} "
                 f"(at least {minimum} pixels); use larger frames or weight 0"
             )
-
-    def _chunk_distance(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        def distance(x: Tensor, y: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, enabled=False):
-                return self._distance(network, x, y)
-
-        if self.recompute and torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-            return checkpoint(distance, x, y, use_reentrant=False)
-        return distance(x, y)
 
 
 class LPIPS(PerceptualLoss):

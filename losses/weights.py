@@ -7,12 +7,9 @@ none is published, the SHA-256 of the first download is kept in `weights.lock` b
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from torch import Tensor
 
 from videodata.download import download as download_file
 from videodata.errors import UserError
-from videodata.files import sha256_of
+from videodata.files import lock_file, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ class WeightFile:
     filename: str
     url: str
     megabytes: int  # for messages; the hash is what is checked
-    sha256: str  # a prefix of the hexadecimal digest is enough; "": none is published, see `lock_file`
+    sha256: str  # a prefix of the hexadecimal digest is enough; "": none is published, see `digests_file`
     purpose: str
     without: str = "set that weight to 0 to work without it"
 
@@ -104,7 +101,9 @@ def find_weights(name: str, path: Path | str | None = None, download: bool = Tru
         return Path(path)
     if path is not None and not Path(path).is_dir():
         raise UserError(f"{path}: no such file or folder of weights; {entry.filename} is needed for {entry.purpose}")
-    for folder in _search_folders(path):
+    named = [] if path is None else [Path(path)]
+    cache = Path.home() / ".cache" / "videogen" / "weights"
+    for folder in (*named, weights_folder(), cache, Path(torch.hub.get_dir()) / "checkpoints"):
         if (folder / entry.filename).is_file():
             return _checked(folder / entry.filename, entry)
     if not download:
@@ -133,19 +132,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _search_folders(path: Path | str | None) -> list[Path]:
-    named = [Path(path)] if path is not None else []
-    cache = Path.home() / ".cache" / "videogen" / "weights"
-    return [*named, weights_folder(), cache, Path(torch.hub.get_dir()) / "checkpoints"]
-
-
-def lock_file(folder: Path) -> Path:
+def digests_file(folder: Path) -> Path:
     """Where a folder of weights keeps the SHA-256 of files that none is published for: lines `<digest>  <file>`."""
     return folder / "weights.lock"
 
 
 def _checked(path: Path, entry: WeightFile) -> Path:
-    digest, expected = sha256_of(path), entry.sha256 or _locked(path)
+    digest, expected = sha256_of(path), entry.sha256
+    kept = digests_file(path.parent)
+    if not expected and kept.is_file():
+        lines = [line.split() for line in kept.read_text().splitlines()]
+        expected = next((line[0] for line in lines if line[1:] == [path.name]), "")
     if not digest.startswith(expected):
         raise UserError(
             f"{path}: damaged or not the published file (SHA-256 starts with {digest[:8]}, expected "
@@ -154,33 +151,21 @@ def _checked(path: Path, entry: WeightFile) -> Path:
     return path
 
 
-def _locked(path: Path) -> str:
-    """The SHA-256 that the lock file has for a weight file, "" for none."""
-    lock = lock_file(path.parent)
-    lines = [line.split() for line in lock.read_text().splitlines()] if lock.is_file() else []
-    return next((line[0] for line in lines if line[1:] == [path.name]), "")
-
-
-def _lock(path: Path) -> None:
-    """Keep the SHA-256 of a file that was just downloaded."""
-    with open(lock_file(path.parent), "a", encoding="utf-8") as file:
-        file.write(f"{sha256_of(path)}  {path.name}\n")
-
-
 def _download(entry: WeightFile, folder: Path) -> Path:
     target = folder / entry.filename
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _one_process(folder / f".{entry.filename}.lock"):
+        with lock_file(folder / f".{entry.filename}", "downloading", wait=True):
             if target.is_file():  # another process has fetched it while this one waited
                 return _checked(target, entry)
             logger.warning("downloading %s (%d MB) to %s", entry.url, entry.megabytes, folder)
             download_file(entry.url, target, sha256=entry.sha256 or None, tries=2)
             if not entry.sha256:
-                _lock(target)
+                with digests_file(folder).open("a", encoding="utf-8") as file:
+                    file.write(f"{sha256_of(target)}  {target.name}\n")
             return target
     except (UserError, OSError) as error:
-        reason = _first_line(error).removeprefix(f"{entry.url}: ")
+        reason = (str(error) or type(error).__name__).splitlines()[0].strip()[:200].removeprefix(f"{entry.url}: ")
         raise UserError(_missing(entry, f"the download failed ({reason})")) from error
 
 
@@ -189,15 +174,3 @@ def _missing(entry: WeightFile, reason: str) -> str:
         f"{entry.filename} is missing ({entry.megabytes} MB, for {entry.purpose}) and {reason}; "
         f"get {entry.url} and put it into {weights_folder()}, or {entry.without}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].strip()[:200]
-
-
-@contextmanager
-def _one_process(lock: Path) -> Iterator[None]:
-    """Let one process at a time into the block; the system frees the lock when its holder dies."""
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

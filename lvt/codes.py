@@ -2,7 +2,7 @@
 
 <name>.npy    int16, (N, T, C, h, w) when all videos have T frames, else (frames of all videos, C, h, w)
 <name>.json   which video begins where: {"format": "lvt-codes", "size": codes per codebook, "videos": [{"id", "label",
-              "first_frame", "frames"}, ...]}
+              "first_frame", "frames"}, ...], "provenance": the videos' source, split, fingerprint and ids}
 
 While an array is made it is <name>.npy.partial, and <name>.npy.progress says how many videos it holds. The original's
 layout, which is only read, is one folder per video with one int64 .npy (C, h, w) per frame.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +23,8 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from training.files import write_json
 from videodata.errors import UserError
-from videodata.files import lock_file, natural_key
+from videodata.files import lock_file, natural_key, publish, read_json, scan_files, write_json
 
 logger = logging.getLogger(__name__)
 CODES_NAME = "codes.npy"  # of the array that extraction writes into a data set's folder
@@ -39,15 +37,18 @@ Listed = tuple[str, str | None, int]  # id, label and frames of a video
 def open_codes(path: str | Path) -> CodesFile | CodesFolder:
     """Codes of a split: an .npy of `write_codes`, a folder with codes.npy, or the original's folders of frames."""
     path = Path(path)
-    if path.suffix == ".npy":
-        return CodesFile(path)
-    if (path / CODES_NAME).is_file():
-        return CodesFile(path / CODES_NAME)
+    if holds_codes(path):
+        return CodesFile(path if path.suffix == ".npy" else path / CODES_NAME)
     if not path.is_dir():
         raise UserError(
             f"{path}: no such codes; make them with scripts/train_lvt.py --eval-only TEST.EVALUATORS CodesExtractor"
         )
     return CodesFolder(path)
+
+
+def holds_codes(path: Path) -> bool:
+    """Whether a path is an array of codes, or a folder with one."""
+    return path.suffix == ".npy" or (path / CODES_NAME).is_file()
 
 
 class CodeWindows(Dataset):
@@ -101,6 +102,11 @@ class CodeWindows(Dataset):
         facts = [(entry.id, entry.label, entry.frames) for entry in map(self.source.videos.__getitem__, self._videos)]
         return f"{len(facts)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
+    def provenance(self) -> dict[str, Any] | None:
+        """Of the encoded videos, as `ClipDataset.provenance`; None for codes that do not say what was encoded."""
+        noted = self.source.provenance
+        return None if noted is None else {**noted, "ids": [noted["ids"][video] for video in self._videos]}
+
 
 @dataclass(frozen=True)
 class CodedVideo:
@@ -123,6 +129,7 @@ class CodesFile:
                 raise UserError(f"{self.path}: not a file of codes (its .json says {facts.get('format')!r})")
             self.videos = [CodedVideo(**entry) for entry in facts["videos"]]
             self.size = int(facts["size"])
+            self.provenance: dict[str, Any] | None = facts.get("provenance")
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: missing; codes are an .npy with a .json beside it") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -152,14 +159,19 @@ class CodesFile:
 
 
 class CodesFolder:
-    """Every folder below `root` that holds .npy files alone is a video; its class is the folder above, if any.
+    """Every folder below `root` that holds .npy files is a video; its class is the folder above, if any.
 
     The original keeps its scan in latent_video_paths.npy; that file is not read.
     """
 
+    provenance = None
+
     def __init__(self, root: str | Path) -> None:
         self.path = Path(root)
-        found = {Path(folder): names for folder, names in scan(self.path)}
+        found: dict[Path, list[str]] = {}
+        for folder, name in scan_files(self.path, {".npy"}):
+            if Path(folder) != self.path:
+                found.setdefault(Path(folder), []).append(name)
         self._folders = sorted(found, key=lambda folder: natural_key(folder.relative_to(self.path)))
         self._names = [sorted(found[folder], key=natural_key) for folder in self._folders]
         if not self._folders:
@@ -192,23 +204,14 @@ def read_frame(path: Path) -> np.ndarray:
     return codes
 
 
-def scan(root: Path) -> list[tuple[str, list[str]]]:
-    """(folder, names) of all folders that hold nothing but .npy files."""
-    found = []
-    for folder, children, names in os.walk(root, followlinks=True):
-        names = [name for name in names if not name.startswith(".")]
-        if names and not children and Path(folder) != root and all(name.endswith(".npy") for name in names):
-            found.append((folder, names))
-    return found
-
-
 def write_codes(
-    path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], size: int, made_from: str = ""
-) -> None:
+    path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], size: int, made_from: str = "",
+    provenance: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write the codes (T_i, C, h, w) of all videos, codes_of(i) each; a call that was killed is continued.
 
-    size: codes per codebook. made_from names the weights: a partial array from other ones is begun again. Raises
-    UserError when the codes do not fit int16, or codes and videos do not agree.
+    size: codes per codebook. made_from names the weights: a partial array from other ones is begun again. provenance:
+    of the videos, in their order. Raises UserError when the codes do not fit int16, or codes and videos do not agree.
     """
     if size > LARGEST:
         raise UserError(f"{path}: codebooks of {size} codes do not fit 16 bits")
@@ -220,15 +223,18 @@ def write_codes(
         for name, label, frames in videos:
             entries.append(asdict(CodedVideo(name, label, first, frames)))
             first += frames
-        os.replace(partial(path), path)
-        write_json(path.with_suffix(".json"), {"format": FORMAT, "version": 1, "size": size, "videos": entries})
+        publish(partial(path), path)
+        facts = {"format": FORMAT, "version": 1, "size": size, "videos": entries, "provenance": provenance}
+        write_json(path.with_suffix(".json"), facts)
         progress(path).unlink(missing_ok=True)
 
 
 def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], made_from: str) -> None:
     """Encode the videos that the partial array does not hold yet."""
     identity = {"made_from": made_from, "videos": [list(video) for video in videos]}
-    done = videos_done(path, identity)
+    noted = read_json(progress(path)) or {}
+    same = partial(path).exists() and {key: noted.get(key) for key in identity} == identity
+    done = noted["done"] if same else 0
     if done:
         logger.info("%s: %d of %d videos are there already", path, done, len(videos))
     array = np.lib.format.open_memmap(partial(path), "r+") if done else None
@@ -239,30 +245,15 @@ def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray]
         if len(values) != frames:
             raise UserError(f"{path}: video {videos[number][0]} has {len(values)} frames in place of {frames}")
         if array is None:
-            shape = final_shape(videos, values.shape[1:])
-            array = np.lib.format.open_memmap(partial(path), "w+", np.int16, shape)
+            lengths = [frames for _, _, frames in videos]
+            axes = (len(videos), lengths[0]) if len(set(lengths)) == 1 else (sum(lengths),)
+            array = np.lib.format.open_memmap(partial(path), "w+", np.int16, (*axes, *values.shape[1:]))
         array.reshape(-1, *values.shape[1:])[starts[number] : starts[number] + frames] = values
         if number % NOTE_EVERY == NOTE_EVERY - 1 or number == len(videos) - 1:
             array.flush()
             write_json(progress(path), {**identity, "done": number + 1})
         if number % LOG_EVERY == LOG_EVERY - 1:
             logger.info("encoded %d of %d videos", number + 1, len(videos))
-
-
-def videos_done(path: Path, identity: dict) -> int:
-    """How many videos the partial array holds; 0 where there is none, or one made from something else."""
-    try:
-        noted = json.loads(progress(path).read_text())
-    except (OSError, ValueError):
-        return 0
-    same = partial(path).exists() and {key: noted.get(key) for key in identity} == identity
-    return noted["done"] if same else 0
-
-
-def final_shape(videos: list[Listed], frame: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the array: with an axis for the videos when all have the same length."""
-    lengths = [frames for _, _, frames in videos]
-    return (len(videos), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
 
 
 def partial(path: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from training.config import dotted_keys, from_dict, load_config, split_overrides, unknown_key
 from videodata.errors import UserError
 
-OF_A_RUN = ("model", "training")  # what the training loop adds to the config.yaml of a run
+OF_A_RUN = ("model", "engine")  # what the training loop adds to the config.yaml of a run
 DOWNSAMPLING = 4  # pixels per code, in height and in width
 Triple = tuple[int, int, int]  # (time, height, width)
 
@@ -44,10 +44,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return config
 
 
-def from_flags(args: Namespace, keys: Mapping[str, str]) -> list[str]:
-    """KEY VALUE pairs of the flags that were given and stand for a key (flag -> key), and those at the very end."""
-    pairs = [(key, getattr(args, flag)) for flag, key in keys.items()]
-    return [text for key, value in pairs if value is not None for text in (key, str(value))] + args.opts
+def from_flags(args: Namespace, flags: Mapping[str, Sequence[str]]) -> list[str]:
+    """KEY VALUE pairs of the flags that were given (flag -> keys that it stands for), and those at the very end."""
+    given = [(key, getattr(args, flag)) for flag, keys in flags.items() for key in keys]
+    return [text for key, value in given if value is not None for text in (key, str(value))] + args.opts
 
 
 def override(config: dict[str, Any], changes: dict[str, Any], source: str, prefix: str = "") -> None:
@@ -254,8 +254,8 @@ class TransformerConfig:
     share_embeddings: bool = False  # SHARE_EMBEDDINGS: the code embeddings are the output layer
     class_num: int = 0  # CLASS_NUM: classes to condition on; 0: none
     dropout: float = 0.0  # DROPOUT after attention and after the feed-forward layer
-    qkv_init: Literal["matrix", "tensor"] = "matrix"  # QKV_INIT, see lvt.initialization
-    attention: Literal["auto", "sdpa", "flex"] = "auto"  # ATTENTION, see lvt.attention
+    qkv_init: Literal["matrix", "tensor"] = "matrix"  # QKV_INIT, see layers.initialize_heads
+    attention: Literal["auto", "sdpa", "flex"] = "auto"  # ATTENTION, see layers.BlockLocalAttention
 
     def __post_init__(self) -> None:
         if not self.blocks_d or len(self.blocks_e) != len(self.n_head_e) or len(self.blocks_d) != len(self.n_head_d):

@@ -1,4 +1,8 @@
-"""The data sets that configurations name, and what a name means when it is a path."""
+"""The data sets that configurations name, and what a name means when it is a path.
+
+A path may end in #train, #val or #test, a part as `videodata` divides the source. Without it, DATASETS.TRAIN means the
+part train, DATASETS.TEST and DATASETS.VIDEOS the part val. Named data sets are the folders that the original has.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from lvt.codes import CodeWindows, open_codes
+from lvt.codes import CodeWindows, holds_codes, open_codes
 from videodata.clips import ClipDataset, open_clips, spread
 from videodata.errors import UserError
 from videodata.source import ClipSource
@@ -40,27 +44,32 @@ def named_datasets() -> dict[str, Named]:
 
 
 class Videos(NamedTuple):
-    """Videos of a source to be read whole, and the side of their frames."""
+    """Videos of a source to be read whole, the side of their frames, and what a data set of their codes stems from."""
 
     source: ClipSource
     numbers: list[int]
     size: int
+    provenance: dict[str, Any]
 
 
 def open_videos(config: dict[str, Any], name: str) -> Videos:
     """All videos of a data set. Raises UserError for unknown names and missing folders."""
-    path, split, place = frames_place(config, name)
+    path, split, place = frames_place(config, name, training=False)
     source, numbers = open_split(path, split)
-    return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"])
+    clips = ClipDataset(
+        source, numbers, 1, None, 1, 0, windows="first", flip=False, dtype="uint8", on_error="raise", reading={},
+        opened=path, split=split,
+    )  # fmt: skip
+    return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"], clips.provenance())
 
 
-def open_frames(config: dict[str, Any], name: str, training: bool, dtype: str = "uint8") -> ClipDataset:
-    """Clips (3, T, H, W) of a data set of videos. Raises UserError for unknown names and missing folders.
+def open_frames(config: dict[str, Any], name: str, training: bool) -> ClipDataset:
+    """Clips (3, T, H, W) uint8 of a data set of videos. Raises UserError for unknown names and missing folders.
 
     Named data sets of single frames give each frame as a clip of one. Of others, N_FRAMES_PER_VIDEO_TRAIN or _TEST
     frames are taken, -1: each frame as a clip of one. Training draws a random window, evaluation takes the first.
     """
-    path, split, place = frames_place(config, name)
+    path, split, place = frames_place(config, name, training)
     frames = config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN" if training else "N_FRAMES_PER_VIDEO_TEST"]
     single = frames < 1 or (place is not None and not place.sequences)
     return open_clips(
@@ -70,23 +79,32 @@ def open_frames(config: dict[str, Any], name: str, training: bool, dtype: str = 
         split=split,
         seed=max(config["SEED"], 0),
         windows="consecutive" if single else ("random" if training else "first"),
-        dtype=dtype,
+        dtype="uint8",
     )
 
 
 def open_code_windows(config: dict[str, Any], name: str, training: bool) -> CodeWindows:
-    """Windows of codes of a data set. Raises UserError for unknown names and missing codes."""
+    """Windows of codes of a data set. Raises UserError for unknown names, missing codes, and codes of held-out videos
+    that are to be trained on.
+    """
     frames = config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN" if training else "N_FRAMES_PER_VIDEO_TEST"]
-    source, seed = open_codes(codes_path(config, name)), max(config["SEED"], 0)
+    source, seed = open_codes(codes_path(config, name, training)), max(config["SEED"], 0)
+    if training and source.provenance is not None:
+        check_trainable(name, source.provenance["split"])
     return CodeWindows(source, frames, random=training, seed=seed, classes=class_names(config))
 
 
-def codes_path(config: dict[str, Any], name: str) -> Path:
-    """Where the codes of a data set lie. Raises UserError for one of frames."""
-    place = named_datasets().get(name)
+def codes_path(config: dict[str, Any], name: str, training: bool) -> Path:
+    """Where the codes of a data set lie: at its path, or those of its part beside or below it, as CodesExtractor and
+    scripts/project_vqgan.py write them. Raises UserError for one of frames.
+    """
+    path, split, place = place_of(config, name, training)
     if place is not None and place.size is not None:
         raise UserError(f"data set {name!r} holds frames; the transformer needs codes (TEST.EVALUATORS CodesExtractor)")
-    return Path(config["DATASETS"]["ROOT"]) / place.folder if place else Path(name)
+    if split is None or (SPLIT_MARK not in name and holds_codes(Path(path))):
+        return Path(path)
+    parts = (Path(f"{path}-{split}"), Path(path) / f"{split}.npy", Path(path) / split)
+    return next((part for part in parts if part.exists()), Path(path))
 
 
 def class_names(config: dict[str, Any]) -> list[str] | None:
@@ -97,25 +115,45 @@ def class_names(config: dict[str, Any]) -> list[str] | None:
     count = config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASS_NUM"]
     if not count:
         return None
-    sources = [open_codes(codes_path(config, name)) for name in config["DATASETS"]["TRAIN"]]
+    sources = [open_codes(codes_path(config, name, training=True)) for name in config["DATASETS"]["TRAIN"]]
     names = sorted({video.label for source in sources for video in source.videos} - {None})
     if len(names) > count:
         raise UserError(f"DATASETS.TRAIN has {len(names)} classes, but CLASS_NUM is {count}")
     return names
 
 
-def frames_place(config: dict[str, Any], name: str) -> tuple[str, str | None, Named | None]:
-    """Path and split of a data set of frames, and its entry where the name has one."""
-    place = named_datasets().get(name)
+def frames_place(config: dict[str, Any], name: str, training: bool) -> tuple[str, str | None, Named | None]:
+    """`place_of` a data set of frames that is there."""
+    path, split, place = place_of(config, name, training)
     if place is not None and place.size is None:
         raise UserError(f"data set {name!r} holds codes; a VQVAE needs frames")
-    path, _, split = name.partition(SPLIT_MARK)
-    if place is not None:
-        path, split = str(Path(config["DATASETS"]["ROOT"]) / place.folder), ""
     if not path.startswith("shapes:") and not Path(path).exists():
         known = ", ".join(sorted(named_datasets()))
         raise UserError(f"data set {name!r}: {path} does not exist; name a path, shapes:<n>, or one of {known}")
-    return path, split or None, place
+    return path, split, place
+
+
+def place_of(config: dict[str, Any], name: str, training: bool) -> tuple[str, str | None, Named | None]:
+    """Path and split of a data set, and its entry where the name has one, which is then a part of its own.
+
+    Raises UserError for one that is held out from training and is to be trained on.
+    """
+    place = named_datasets().get(name)
+    if place is not None:
+        if training:
+            check_trainable(name, "test" if "_test" in name else None)
+        return str(Path(config["DATASETS"]["ROOT"]) / place.folder), None, place
+    path, _, split = name.partition(SPLIT_MARK)
+    split = split or ("train" if training else "val")
+    if training:
+        check_trainable(name, split)
+    return path, split, None
+
+
+def check_trainable(name: str, split: str | None) -> None:
+    """Raises UserError for a part of the data that is kept from training."""
+    if split in ("val", "test"):
+        raise UserError(f"DATASETS.TRAIN: {name!r} is {split} data, which is never trained on; name its part train")
 
 
 def together(parts: list[Dataset]) -> Dataset:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from lvt import config as configuration
 from lvt.config import is_transformer
 from lvt.layers import initialize_convolutions
-from lvt.transformer import VideoTransformer, drop_recomputable, recomputable
+from lvt.transformer import VideoTransformer, drop_recomputable
 from lvt.vqvae import NETWORKS, VQVAE
-from training.checkpoint import load_checkpoint, migrate, strict_load
-from training.files import write_file
+from training.checkpoint import load_checkpoint, migrate, read_tensors, strict_load
 from videodata.errors import UserError
+from videodata.files import write_file
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHT_NODES = {"netE": "ENCODER", "netG": "GENERATOR", "netC": "CODEBOOK"}
@@ -56,6 +53,16 @@ def load_for_evaluation(config: dict[str, Any]) -> VQVAE | VideoTransformer:
     return load_vqvae(model, given if any(given.values()) else run_dir)
 
 
+def weights_behind(config: dict[str, Any]) -> tuple[str, ...]:
+    """The files and run folders that an evaluation of this configuration reads its weights from."""
+    model, sampler = config["MODEL"], config["TEST"]["VT_SAMPLER"]["VQ_VAE"]
+    if not is_transformer(config):
+        own = [model[node]["WEIGHTS"] for node in WEIGHT_NODES.values()]
+        return tuple(dict.fromkeys(filter(None, own))) or (config["OUTPUT_DIR"],)
+    vqvae = [sampler[f"{node}_WEIGHTS"] for node in WEIGHT_NODES.values()]
+    return tuple(dict.fromkeys([model["GENERATOR"]["WEIGHTS"] or config["OUTPUT_DIR"], *filter(None, vqvae)]))
+
+
 def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
     """The VQ-VAE that decodes samples. Raises UserError when none is named."""
     model = load_sampler_vqvae(config, device)
@@ -68,13 +75,16 @@ def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
 
 
 def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
-    """The VQ-VAE that TEST.VT_SAMPLER.VQ_VAE names, ready to decode; None when no weights are named."""
+    """The VQ-VAE that TEST.VT_SAMPLER.VQ_VAE names, ready to decode; None when no weights are named.
+
+    A run folder has its own configuration; CFG is for other weights.
+    """
     node = config["TEST"]["VT_SAMPLER"]["VQ_VAE"]
-    paths = {"netE": node["ENCODER_WEIGHTS"], "netG": node["GENERATOR_WEIGHTS"], "netC": node["CODEBOOK_WEIGHTS"]}
+    paths = {name: node[f"{key}_WEIGHTS"] for name, key in WEIGHT_NODES.items()}
     if not any(paths.values()):
         return None
-    file = Path(node["CFG"])
-    file = file if file.is_file() or file.is_absolute() else ROOT / file
+    places = (Path(paths["netG"]) / "config.yaml", Path(node["CFG"]), ROOT / node["CFG"])
+    file = next((place for place in places if place.is_file()), Path(node["CFG"]))
     model = build_vqvae(configuration.load(file))
     return load_vqvae(model, paths).to(device).eval()
 
@@ -118,13 +128,10 @@ def read_weights(path: str | Path, network: str) -> dict[str, dict[str, Tensor]]
         return own_network(load_checkpoint(path), network, path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights; train first, or name another file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a file of tensors and plain types, or cut off; nothing was loaded") from error
-    if isinstance(content, Mapping) and "networks" in content:
-        return own_network(migrate(dict(content), path), network, path)
-    weights = content.get("model", content) if isinstance(content, Mapping) else None
+    content = read_tensors(path)
+    if "networks" in content:
+        return own_network(migrate(content, path), network, path)
+    weights = content.get("model", content)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path}: holds no state dict; published files hold {{'model': ..., 'iteration': ...}}")
     return {key.removeprefix("module."): value for key, value in weights.items()}
@@ -138,26 +145,10 @@ def own_network(state: dict[str, Any], network: str, path: Path) -> dict[str, Te
     return networks[network]
 
 
-def original_groups(model: VQVAE | VideoTransformer) -> dict[str, dict[str, Tensor]]:
-    """The weights as the original's files hold them, by folder, index tables included."""
-    if isinstance(model, VQVAE):
-        return model.original_state()
-    return {"netG": {**model.state_dict(), **recomputable(model.config)}}
-
-
 def write_original(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], iteration: int, name: str) -> None:
-    """Write <folder>/<group>/<name>.pth for each group, and `last_checkpoint` beside it."""
+    """Write a network's `original_state` as <folder>/<group>/<name>.pth, and `last_checkpoint` beside each."""
     for group, weights in groups.items():
-        target = Path(folder) / group
-        target.mkdir(parents=True, exist_ok=True)
+        target = folder / group
         content = {"model": {key: value.detach().cpu() for key, value in weights.items()}, "iteration": iteration}
         write_file(target / f"{name}.pth", lambda file, content=content: torch.save(content, file))
-        write_file(target / "last_checkpoint", lambda file: file.write(f"{name}.pth".encode()))
-
-
-def write_config(config: dict[str, Any]) -> None:
-    """The merged configuration as OUTPUT_DIR/config.yaml."""
-    folder = Path(config["OUTPUT_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
-    write_file(folder / "config.yaml", lambda file: file.write(text.encode()))
+        write_file(target / "last_checkpoint", f"{name}.pth")

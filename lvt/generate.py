@@ -19,19 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvt.cached_decoder import CachedDecoder, SampleStreams, SamplingRule, sample_seeds
-from lvt.config import DOWNSAMPLING
-from lvt.files import load_for_evaluation, needed_vqvae, write_config
+from lvt.files import load_for_evaluation, needed_vqvae
 from lvt.subscale import put_slice, slice_offset, slice_size
 from lvt.transformer import VideoTransformer, visible_taps
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
 from training.distributed import resolve_device
-from training.folder import log_file
+from training.folder import log_file, write_config
 from training.randomness import derive_seed
+from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.files import atomic_path, is_hidden, natural_key
+from videodata.files import atomic_path, files_in_folder
 from videodata.frame_folder import IMAGE_SUFFIXES, read_image
 from videodata.pixels import channels_first, to_uint8
-from videodata.write_video import write_video
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (positions done, positions in all)
@@ -215,7 +214,8 @@ def generate_videos(config: dict[str, Any], video_dir: Path | None, wishes: Wish
     given = read_given(video_dir, sampler["N_PRIME"], config["INPUT"]["SIZE"])
     vqvae, transformer = needed_vqvae(config, device), load_for_evaluation(config).to(device).eval()
     clips = continuations(config, transformer, vqvae, given.to(device), wishes)
-    write_config(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, config)
     with log_file(folder / "log.txt"):
         for number, clip in enumerate(clips):
             write_clip(folder if number == 0 else folder / f"sample_{number}", clip, wishes.fps)
@@ -232,38 +232,20 @@ def continuations(config: dict[str, Any], transformer: Any, vqvae: Any, given: T
     frames, count = wishes.frames or window, sampler["NUM_SAMPLES"]
     if frames <= given.shape[1]:
         raise UserError(f"clips of {frames} frames have nothing after the {given.shape[1]} given ones")
-    codes = encode_given(vqvae, given).repeat(count, 1, 1, 1, 1)
+    codes = encode_clips(vqvae, given[None]).repeat(count, 1, 1, 1, 1)
     classes = None if wishes.class_index is None else codes.new_full((count,), wishes.class_index)
-    with PositionBar() as bar:
+    with tqdm(unit="position", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            if done == 1:  # of the clip, or of its next window
+                bar.reset(total)
+            bar.update()
+
         return generate_frames(
             transformer, vqvae, codes, given.shape[1], frames, window, hop=wishes.hop, class_idx=classes,
-            seeds=[seed + sample for sample in range(count)], compiled=wishes.compiled, progress=bar,
+            seeds=[seed + sample for sample in range(count)], compiled=wishes.compiled, progress=progress,
             **sampling_options(sampler),
         )  # fmt: skip
-
-
-class PositionBar:
-    """Shows how many positions of the clip, or of its present window, are sampled."""
-
-    def __enter__(self) -> PositionBar:
-        self.bar = tqdm(unit="position", leave=False, disable=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def __call__(self, done: int, total: int) -> None:
-        if done == 1:
-            self.bar.reset(total)
-        self.bar.update()
-
-
-def encode_given(vqvae: VQVAE, given: Tensor) -> Tensor:
-    """Codes (1, C, n, h, w) of the given frames uint8 (3, n, H, W), of which there may be none."""
-    if given.shape[1]:
-        return encode_clips(vqvae, given[None])
-    size = (given.shape[2] // DOWNSAMPLING, given.shape[3] // DOWNSAMPLING)
-    return torch.zeros(1, vqvae.config.codebook.num, 0, *size, dtype=torch.int64, device=given.device)
 
 
 def read_given(folder: Path | None, count: int, size: int) -> Tensor:
@@ -275,11 +257,10 @@ def read_given(folder: Path | None, count: int, size: int) -> Tensor:
         return torch.zeros(3, 0, size, size, dtype=torch.uint8)
     if folder is None or not folder.is_dir():
         raise UserError(f"--video-dir {folder}: no such folder; it holds the given frames, --given 0 needs none")
-    names = [path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    names = sorted((name for name in names if not is_hidden(name)), key=natural_key)
-    if len(names) < count or count < 0:
-        raise UserError(f"--video-dir {folder}: holds {len(names)} images, TEST.VT_SAMPLER.N_PRIME is {count}")
-    frames = [read_image(folder / name) for name in names[:count]]
+    images = files_in_folder(folder, IMAGE_SUFFIXES, deep=False)
+    if len(images) < count:
+        raise UserError(f"--video-dir {folder}: holds {len(images)} images, TEST.VT_SAMPLER.N_PRIME is {count}")
+    frames = [read_image(image) for image in images[:count]]
     if len({frame.shape for frame in frames}) > 1:
         raise UserError(f"--video-dir {folder}: its images have different sizes")
     return channels_first(np.stack(frames))

@@ -197,14 +197,10 @@ def flex_block_attention(
     return attend(query, key, value, score_mod=relative, block_mask=mask)
 
 
-def not_later(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    return j <= i
-
-
 @lru_cache(maxsize=16)
 def causal_mask(tokens: int, device: str) -> BlockMask:
     """Lets a query see itself and what is before it."""
-    return create_block_mask(not_later, None, None, tokens, tokens, device=device)
+    return create_block_mask(lambda batch, head, i, j: j <= i, None, None, tokens, tokens, device=device)
 
 
 @lru_cache(maxsize=1)

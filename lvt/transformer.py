@@ -78,6 +78,10 @@ class VideoTransformer(nn.Module):
             put_slice(logits, self.config.stride, number, self(context, slice_codes, index, class_idx).flatten(1, 2))
         return logits.unflatten(1, (channels, self.config.nv))
 
+    def original_state(self) -> dict[str, dict[str, Tensor]]:
+        """The weights as the published file holds them, with the index tables: {"netG": ...}."""
+        return {"netG": {**self.state_dict(), **recomputable(self.config)}}
+
 
 class TableConv3d(nn.Module):
     """The strided convolution over one-hot codes, computed as a sum of rows of its weight.
@@ -314,8 +318,7 @@ def bits_per_subpixel(bits: Tensor, codebooks: int) -> Tensor:
 
 def forget_recomputable(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Drop the published index tables from a state dict that is being loaded."""
-    own = {key: value for key, value in state.items() if key.startswith(prefix)}
-    for key in own.keys() - drop_recomputable(own).keys():
+    for key in [key for key in state if key.startswith(prefix) and is_recomputable(key)]:
         del state[key]
 
 

@@ -21,6 +21,7 @@ from lvt.config import DOWNSAMPLING, CodebookConfig, ConvNetConfig, vqvae_config
 from lvt.layers import initialize_convolutions
 from training import distributed
 from training.checkpoint import strict_load
+from videodata import pixels
 from videodata.errors import UserError
 
 ACTIVATIONS = {"": None, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
@@ -57,12 +58,12 @@ class VQVAE(nn.Module):
 
     def normalize(self, frames: Tensor) -> Tensor:
         """Frames (N, 3, H, W), uint8 or in [-1, 1] -> the encoder's input: (x - mean) / std with x in [0, 1]."""
-        unit = (frames + 1) / 2 if frames.is_floating_point() else frames.float() / 255
-        return (unit - self.pixel_mean) / self.pixel_std
+        frames = frames if frames.is_floating_point() else pixels.normalize(frames)
+        return (frames - (2 * self.pixel_mean - 1)) / (2 * self.pixel_std)
 
     def denormalize(self, frames: Tensor) -> Tensor:
-        """The decoder's output (N, 3, H, W) -> [0, 1]."""
-        return (frames * self.pixel_std + self.pixel_mean).clamp(0, 1)
+        """The decoder's output (N, 3, H, W) -> [-1, 1]."""
+        return (frames * (2 * self.pixel_std) + (2 * self.pixel_mean - 1)).clamp(-1, 1)
 
     def forward(self, frames: Tensor, quantized: bool = True) -> Quantized:
         """Normalised frames (N, 3, H, W) through encoder, codebooks (unless `quantized` is False) and decoder.
@@ -151,8 +152,8 @@ def decode_clips(vqvae: VQVAE, codes: Tensor) -> Tensor:
     frames = codes.transpose(1, 2)  # (B, T, C, h, w)
     if vqvae.config.codebook.num == 1:
         frames = frames[:, :, 0]
-    pixels = torch.stack([vqvae.denormalize(vqvae.decode(clip)) for clip in frames])  # (B, T, 3, H, W) in [0, 1]
-    return (2 * pixels - 1).transpose(1, 2)
+    clips = [vqvae.denormalize(vqvae.decode(clip)) for clip in frames]  # one after the other: memory of one clip
+    return torch.stack(clips).transpose(1, 2)
 
 
 class ResidualBlock(nn.Module):

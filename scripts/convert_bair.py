@@ -12,17 +12,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import Parser, make_parser, nonnegative_int, run
 from videodata.datasets.bair import CAMERAS, INNER_FOLDER, convert_to_frames
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Convert both parts."""
+def build_parser() -> Parser:
     parser = make_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help=f"folder that holds {INNER_FOLDER}")
     parser.add_argument("--camera", choices=CAMERAS, default=CAMERAS[0], help="papers use image_aux1")
-    parser.add_argument("--num_jobs", type=int, default=0, help="threads; 0: one per core")
-    args = parser.parse_args(argv)
+    parser.add_argument("--num_jobs", type=nonnegative_int, default=0, help="threads; 0: one per core")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     for line in convert_to_frames(args.data_dir, args.camera, args.num_jobs):
         print(line)
 

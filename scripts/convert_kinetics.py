@@ -12,26 +12,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import Parser, make_parser, positive_int, run
 from videodata.datasets.kinetics600 import convert_to_frames, write_remaining
-from videodata.errors import UserError
 
 REMAINING = "remaining_last.csv"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Convert all videos."""
+def build_parser() -> Parser:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--video_dir", type=Path, required=True, help="folder with <class>/<name>.mp4")
     add("--output_dir", type=Path, required=True, help="folder of the frames")
     add("--lables", "--labels", dest="labels", type=Path, help="file with the names of the classes to keep, one a line")
-    add("--img_size", type=int, default=64, help="side of the frames")
-    add("--num_jobs", type=int, default=1, help="videos at a time")
+    add("--img_size", type=positive_int, default=64, help="side of the frames")
+    add("--num_jobs", type=positive_int, default=1, help="videos at a time")
     add("--input_csv", type=Path, help=f"write {REMAINING}, the rows of this list that are not in video_dir, and stop")
-    args = parser.parse_args(argv)
-    if args.img_size < 1 or args.num_jobs < 1:
-        raise UserError("--img_size and --num_jobs must be at least 1")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     if args.input_csv is not None:
         print(write_remaining(args.input_csv, args.video_dir, Path(REMAINING)))
         return

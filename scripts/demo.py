@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from training.cli import make_parser, positive_float, run
 
 if TYPE_CHECKING:
-    from evaluation.curves import Curve
     from evaluation.gallery import Gallery, Grid, Overview, Row
+    from evaluation.gallery.content import Curve
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "configs" / "demo.yaml"
@@ -182,7 +182,8 @@ class Demo:
 
     def curve(self, entry: dict[str, Any], model: dict[str, Any]) -> Curve:
         """Learning curves; `baseline` is the place of the number whose baseline is drawn."""
-        from evaluation.curves import Curve, Line, read_line
+        from evaluation.gallery.content import Curve, Line
+        from evaluation.gallery.runs import read_line
 
         lines = [
             read_line(self.folder / run / "metrics.jsonl", key, label) for label, (run, key) in entry["lines"].items()
@@ -228,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     import yaml
 
     from evaluation.gallery import Gallery
-    from evaluation.gallery.picture import write_picture
+    from evaluation.gallery.page import write_picture
 
     name = "demo" if args.data is None else f"demo-{args.data.resolve().name}"
     demo = Demo(ROOT / (args.out or Path("runs", name)), args.effort)

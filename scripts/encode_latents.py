@@ -15,9 +15,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Write the latents of every frame to <out>/<split>.hdf5, for data.latents: <out>.")
     parser.add_argument("--config", required=True, help="a configuration of configs/flow_pred")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--splits", nargs="+", default=["train", "val"], help="parts of the data set")
+    parser.add_argument("--data", help="any source of videos, in place of data.data_root")
+    parser.add_argument(
+        "--splits", nargs="+", choices=("train", "val", "test"), default=["train", "val"], help="parts of the data"
+    )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored latents")
-    parser.add_argument("--vqvae-path", help="the autoencoder's checkpoint, in place of autoencoder.ckpt_path")
+    parser.add_argument("--autoencoder", "--vqvae-path", help="its checkpoint, in place of autoencoder.ckpt_path")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration")
     return parser

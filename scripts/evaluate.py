@@ -9,35 +9,29 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from evaluation.protocol import (
-    FOLDER_METRICS,
-    PAIRED_METRICS,
-    SET_METRICS,
-    add_metric_arguments,
-    add_protocol_arguments,
-    nonnegative_int,
-    positive_int,
-    protocol_from,
-)
-from scripts.evaluate_models import MODELS
-from training.cli import HelpFormatter, make_parser, run
+from evaluation.protocol import FOLDER_METRICS, add_metric_arguments, add_protocol_arguments, protocol_from
+from training.cli import HelpFormatter, make_parser, nonnegative_int, positive_int, run
 
-MODEL_METRICS = (*PAIRED_METRICS, *SET_METRICS, "diversity", "boundary", "kl", "codebook", "bits")
+# Folders whose evaluate.py has add_arguments(parser), open_subject(args) -> Subject, and a docstring that says what is
+# scored. It is imported for --help, and so without torch.
+MODELS = ("video_vae", "vqgan", "lvt", "vvae", "flow_pred")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """One sub-command per model, and one for files."""
     parser = make_parser(__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="model", required=True)
-    for name, model in MODELS.items():
-        command = commands.add_parser(name, help=model.summary, formatter_class=HelpFormatter)
+    for name in MODELS:
+        model = import_module(f"{name}.evaluate")
+        command = commands.add_parser(name, help=model.__doc__.splitlines()[0], formatter_class=HelpFormatter)
         add_model_arguments(command)
         model.add_arguments(command)
-        add_metric_arguments(command, MODEL_METRICS, ())
+        add_metric_arguments(command)
         add_protocol_arguments(command)
     summary = "videos against their originals, or two sets of videos"
     command = commands.add_parser("videos", help=summary, formatter_class=HelpFormatter)
@@ -45,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_metric_arguments(command, FOLDER_METRICS, ("psnr", "ssim", "brightness"))
     for command in commands.choices.values():
         command.add_argument("--seed", type=nonnegative_int, default=0, help="of the windows and of the model's noise")
-        command.add_argument("--output", type=Path, default=Path("evaluation.json"), help="the JSON file")
+        command.add_argument("--out", "--output", type=Path, default=Path("evaluation.json"), help="the JSON file")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
@@ -63,6 +57,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=positive_int, help="per clip, given ones included (default: as in training)")
     parser.add_argument("--stride", type=positive_int, help="frames from one to the next (default: as in training)")
     parser.add_argument("--batch_size", type=positive_int, default=4, help="clips at a time; changes no result")
+    parser.add_argument(
+        "--clips_dir", type=Path, metavar="DIR", help="gets the first clips as videos: original, made, and baselines"
+    )
+    parser.add_argument("--clips_shown", type=positive_int, default=4, help="how many clips --clips_dir gets")
 
 
 def add_videos_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,12 +95,17 @@ def main(argv: list[str] | None = None) -> None:
             size=tuple(args.size), num_clips=args.num_clips, protocol=protocol,
         )  # fmt: skip
     else:
-        subject = MODELS[args.model].open_subject(args)
-        source = Source(args.data, args.split, args.num_clips)
-        report = evaluate_model(args.model, subject, source, protocol_from(args, subject.metrics, device), command)
+        subject = import_module(f"{args.model}.evaluate").open_subject(args)
+        report = evaluate_model(
+            args.model, subject, Source(args.data, args.split, args.num_clips),
+            protocol_from(args, subject.metrics, device), command, args.checkpoint,
+            args.clips_dir, args.clips_shown,
+        )  # fmt: skip
     if distributed.is_main():
-        path = report.write(args.output)  # first: whoever reads the table may leave
+        path = report.write(args.out)  # first: whoever reads the table may leave
         print(f"{report.table()}\n\nwritten to {path}")
+        if args.model != "videos" and args.clips_dir:
+            print(f"clips in {args.clips_dir}; side by side on a page: python scripts/gallery.py {args.clips_dir}")
         if report.clips_trained_on:
             print(report.note, file=sys.stderr)
 

@@ -1,6 +1,6 @@
 """Continue test videos with a trained predictor: generate_flow_videos.py --config-f F --config-d D --config-g G, or
---config RIVER. Without --ckpt-*, the run folder of the configuration is used. Under torchrun the processes share the
-videos; the result is that of one process.
+--config RIVER. Without a checkpoint, the run folder of the configuration is used. Under torchrun the processes share
+the videos; the result is that of one process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import (
+    fraction,
+    make_parser,
+    nonnegative_float,
+    nonnegative_int,
+    number,
+    positive_float,
+    positive_int,
+    run,
+)
 
 FORMATS = ("h5", "mp4", "gif", "npy")
 SOLVERS = ("euler", "heun", "midpoint", "rk4", "adaptive")
@@ -30,37 +39,51 @@ def build_parser() -> argparse.ArgumentParser:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("predictor")
     group.add_argument("--config", help="RIVER: its configuration")
-    group.add_argument("--ckpt", "--checkpoint", help="RIVER: its run folder or file")
+    group.add_argument("--checkpoint", "--ckpt", help="RIVER: its run folder or file")
     for letter, what in (("f", "flow"), ("d", "denoiser"), ("g", "diffusion")):
         group.add_argument(f"--config-{letter}", help=f"neural SDE: configuration of the {what}")
         group.add_argument(f"--ckpt-{letter}", help=f"neural SDE: run folder or file of the {what}")
-    group.add_argument("--vqvae-path", help="the autoencoder's checkpoint, in place of the one on record")
+    group.add_argument("--autoencoder", "--vqvae-path", help="its checkpoint, in place of the one on record")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("videos")
     group.add_argument("--data", help="any source of videos (default: data.data_root of the configuration)")
-    group.add_argument("--split", choices=("train", "val", "test"), default="test", help="part of the data")
-    group.add_argument("--num-videos", type=int, default=16, help="evenly spread over the split; 0: all")
-    group.add_argument("--batch-size", type=int, default=4, help="videos at a time; does not change the result")
-    group.add_argument("--context", type=int, help="known frames (default: of the configuration)")
-    group.add_argument("--frames", type=int, help="frames to predict (default: of the configuration)")
+    group.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        help="part of the data (default: test where the data declares one, else val)",
+    )
+    group.add_argument("--num-videos", type=nonnegative_int, default=16, help="evenly spread over the split; 0: all")
+    group.add_argument(
+        "--batch-size", type=positive_int, default=4, help="videos at a time; does not change the result"
+    )
+    group.add_argument("--context", type=positive_int, help="known frames (default: of the configuration)")
+    group.add_argument("--frames", type=positive_int, help="frames to predict (default: of the configuration)")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--solver", choices=SOLVERS, help="(default: midpoint for RIVER, euler for the neural SDE)")
-    group.add_argument("--steps", type=int, help="solver steps per frame (default: 10 for RIVER, 2 for the neural SDE)")
-    group.add_argument("--grid", choices=("uniform", "reference"), default="uniform", help="RIVER: steps are "
-                       "intervals, or the grid points of the original with its 3/8 rule")  # fmt: skip
-    group.add_argument("--atol", type=float, default=1e-2, help="tolerance of the adaptive solver")
-    group.add_argument("--res", type=int, default=1, help="neural SDE: output frames per frame interval")
-    group.add_argument("--alpha", type=float, default=1.0, help="neural SDE: weight of the denoiser")
-    group.add_argument("--gscale", type=float, default=1.0, help="neural SDE: factor on the diffusion")
-    group.add_argument("--past-horizon", type=int, help="RIVER: how many last frames may be looked back at; -1: all")
-    group.add_argument("--warm-start", type=float, help="RIVER: start this far on the path, from the last frame")
-    group.add_argument("--seed", type=int, default=42, help="of the windows and of the noise")
+    group.add_argument(
+        "--steps", type=positive_int, help="solver steps per frame (default: 10 for RIVER, 2 for the neural SDE)"
+    )
+    group.add_argument(
+        "--grid",
+        choices=("uniform", "reference"),
+        default="uniform",
+        help="RIVER: steps are intervals, or the grid points of the original with its 3/8 rule",
+    )
+    group.add_argument("--atol", type=positive_float, default=1e-2, help="tolerance of the adaptive solver")
+    group.add_argument("--res", type=positive_int, default=1, help="neural SDE: output frames per frame interval")
+    group.add_argument("--alpha", type=nonnegative_float, default=1.0, help="neural SDE: weight of the denoiser")
+    group.add_argument("--gscale", type=nonnegative_float, default=1.0, help="neural SDE: factor on the diffusion")
+    group.add_argument(
+        "--past-horizon", type=number(int, -1), help="RIVER: how many last frames may be looked back at; -1: all"
+    )
+    group.add_argument("--warm-start", type=fraction, help="RIVER: start this far on the path, from the last frame")
+    group.add_argument("--seed", type=nonnegative_int, default=42, help="of the windows and of the noise")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import make_parser, nonnegative_float, nonnegative_int, number, positive_int, run
+
+PRODUCTS = ("samples", "reconstructions", "interpolation", "traversals")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,22 +19,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", required=True, help="run folder, <stem>_epoch_<N>.pth, step-*.pt or weights-*.safetensors"
     )
-    parser.add_argument("--output_dir", "--out", default="generated", help="folder for the files")
-    parser.add_argument("--num_samples", type=int, default=8, help="clips from the prior; 0: none")
-    parser.add_argument("--num_frames", type=int, help="per sample, any number (default: as in training)")
+    parser.add_argument("--out", "--output_dir", type=Path, default=Path("generated"), help="folder for the files")
+    parser.add_argument("--num_samples", type=nonnegative_int, default=8, help="clips from the prior; 0: none")
+    parser.add_argument("--num_frames", type=positive_int, help="per sample, any number (default: as in training)")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the samples (default: as in training)"
+        "--size", type=positive_int, nargs=2, metavar=("H", "W"), help="of the samples (default: as in training)"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="factor on the prior's standard deviations")
+    parser.add_argument("--temperature", type=nonnegative_float, default=1.0, help="factor on the prior's deviations")
     parser.add_argument("--data", help="any source of clips: also reconstructions, an interpolation and traversals")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="part of --data")
-    parser.add_argument("--num_clips", type=int, default=4, help="clips to reconstruct, evenly spread over --data")
-    parser.add_argument("--steps", type=int, default=5, help="clips per interpolation and traversal, ends included")
-    products = ("samples", "reconstructions", "interpolation", "traversals")
-    parser.add_argument("--only", nargs="+", choices=products, help="make these alone")
-    parser.add_argument("--fps", default="12", help="frames per second of the files, such as 25 or 30000/1001")
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test", "all"),
+        help="part of --data (default: test where the data declares one, else val)",
+    )
+    parser.add_argument(
+        "--num_clips", type=positive_int, default=4, help="clips to reconstruct, evenly spread over --data"
+    )
+    parser.add_argument(
+        "--steps", type=positive_int, default=5, help="clips per interpolation and traversal, ends included"
+    )
+    parser.add_argument("--only", nargs="+", choices=PRODUCTS, help="make these alone")
+    parser.add_argument(
+        "--fps", type=number(Fraction, 0, above=True), default="12", help="of the files, such as 25 or 30000/1001"
+    )
     parser.add_argument("--gif", action="store_true", help="write GIF files beside the mp4 files")
-    parser.add_argument("--seed", type=int, default=0, help="sample i depends on the seed and i alone")
+    parser.add_argument("--seed", type=nonnegative_int, default=0, help="sample i depends on the seed and i alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 

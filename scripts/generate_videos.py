@@ -11,18 +11,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.cli import make_parser, run
+from training.cli import fraction, make_parser, nonnegative_int, positive_float, positive_int, run
 
-KEYS = {
-    "samples": "TEST.VT_SAMPLER.NUM_SAMPLES",
-    "given": "TEST.VT_SAMPLER.N_PRIME",
-    "temperature": "TEST.VT_SAMPLER.TEMPERATURE",
-    "top_k": "TEST.VT_SAMPLER.TOP_K",
-    "top_p": "TEST.VT_SAMPLER.TOP_P",
-    "seed": "SEED",
-    "device": "MODEL.DEVICE",
-    "checkpoint": "MODEL.GENERATOR.WEIGHTS",
-    "out": "OUTPUT_DIR",
+KEYS = {  # flag -> the key that it stands for
+    "samples": ("TEST.VT_SAMPLER.NUM_SAMPLES",),
+    "given": ("TEST.VT_SAMPLER.N_PRIME",),
+    "temperature": ("TEST.VT_SAMPLER.TEMPERATURE",),
+    "top_k": ("TEST.VT_SAMPLER.TOP_K",),
+    "top_p": ("TEST.VT_SAMPLER.TOP_P",),
+    "seed": ("SEED",),
+    "device": ("MODEL.DEVICE",),
+    "checkpoint": ("MODEL.GENERATOR.WEIGHTS",),
+    "out": ("OUTPUT_DIR",),
 }
 
 
@@ -30,17 +30,17 @@ def build_parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     parser = make_parser("Continue the first frames of a folder of images with a latent video transformer.")
     add = parser.add_argument
-    add("--config-file", "--config_file", required=True, metavar="FILE", help="configuration of the transformer")
-    add("--video-dir", "--video_dir", "--data", type=Path, metavar="DIR", help="folder with the given frames")
-    add("--frames", type=int, help="of the whole clip (default: INPUT.N_FRAMES_PER_VIDEO_TEST)")
-    add("--hop", type=int, default=1, help="frames added per window when --frames is longer than that")
+    add("--config-file", required=True, metavar="FILE", help="configuration of the transformer")
+    add("--video-dir", "--data", type=Path, metavar="DIR", help="folder with the given frames")
+    add("--frames", type=positive_int, help="of the whole clip (default: INPUT.N_FRAMES_PER_VIDEO_TEST)")
+    add("--hop", type=positive_int, default=1, help="frames added per window when --frames is longer than that")
     add("--fps", type=Fraction, default=Fraction(8), help="of the videos")
-    add("--class-index", "--class_index", type=int, help="class of a class-conditional model")
-    add("--samples", type=int, help="same as TEST.VT_SAMPLER.NUM_SAMPLES")
-    add("--given", type=int, metavar="N", help="same as TEST.VT_SAMPLER.N_PRIME; 0: invent all")
-    add("--temperature", type=float, help="same as TEST.VT_SAMPLER.TEMPERATURE")
-    add("--top-k", "--top_k", type=int, help="same as TEST.VT_SAMPLER.TOP_K")
-    add("--top-p", "--top_p", type=float, help="same as TEST.VT_SAMPLER.TOP_P")
+    add("--class-index", type=nonnegative_int, help="class of a class-conditional model")
+    add("--samples", type=positive_int, help="same as TEST.VT_SAMPLER.NUM_SAMPLES")
+    add("--given", type=nonnegative_int, metavar="N", help="same as TEST.VT_SAMPLER.N_PRIME; 0: invent all")
+    add("--temperature", type=positive_float, help="same as TEST.VT_SAMPLER.TEMPERATURE")
+    add("--top-k", type=nonnegative_int, help="same as TEST.VT_SAMPLER.TOP_K")
+    add("--top-p", type=fraction, help="same as TEST.VT_SAMPLER.TOP_P")
     add("--seed", type=int, help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
     add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder or file of weights")

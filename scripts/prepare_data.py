@@ -10,15 +10,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import Parser, make_parser, run
 from videodata.datasets.prepare import add_commands, run_command
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prepare the data set that the command line names."""
+def build_parser() -> Parser:
     parser = make_parser(__doc__)
     add_commands(parser)
-    run_command(parser.parse_args(arguments))
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_command(build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

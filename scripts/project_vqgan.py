@@ -8,12 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import make_parser, nonnegative_int, positive_int, run
 from vqgan.config import add_data_arguments, add_model_arguments
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write <output_path>/<split>.npy for each split, or go on with them."""
+def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Encode all frames of a data set with a VQGAN; an interrupted command continues.")
     add_data_arguments(parser)
     add_model_arguments(parser)
@@ -27,9 +26,16 @@ def main(argv: list[str] | None = None) -> None:
         "--splits", nargs="+", choices=("train", "val", "test", "all"), default=["train", "val", "test"],
         help="parts of the data, divided as in training; all: everything in one array",
     )  # fmt: skip
-    parser.add_argument("--test_batch", type=int, default=13, help="number of the batch file that is the test split")
-    parser.add_argument("--batch_size", type=int, default=4, help="frames at a time")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--test_batch", type=nonnegative_int, default=13, help="number of the batch file that is the test split"
+    )
+    parser.add_argument("--batch_size", type=positive_int, default=4, help="frames at a time")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write <output_path>/<split>.npy for each split, or go on with them."""
+    args = build_parser().parse_args(argv)
     from vqgan.project import project_splits
 
     for line in project_splits(args):

@@ -9,16 +9,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from flow_pred.config import BifurcationSettings
-from training.cli import make_parser, run
+from training.cli import make_parser, nonnegative_int, positive_int, run
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bifurcation/trajectories.png"), help="the picture")
-    parser.add_argument("--seed", type=int, default=0, help="of the training and of the trajectories")
-    parser.add_argument("--steps", type=int, default=BifurcationSettings.steps, help="of each of the three trainings")
-    parser.add_argument("--trajectories", type=int, default=256, help="number of them")
-    parser.add_argument("--substeps", type=int, default=1, help="solver steps per unit of time")
+    parser.add_argument("--seed", type=nonnegative_int, default=0, help="of the training and of the trajectories")
+    parser.add_argument(
+        "--steps", type=positive_int, default=BifurcationSettings.steps, help="of each of the three trainings"
+    )
+    parser.add_argument("--trajectories", type=positive_int, default=256, help="number of them")
+    parser.add_argument("--substeps", type=positive_int, default=1, help="solver steps per unit of time")
     return parser
 
 

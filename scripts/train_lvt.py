@@ -9,30 +9,42 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.cli import make_parser, run
+from lvt import config as configuration
+from training.cli import make_parser, nonnegative_int, positive_int, run
+from training.launch import relaunch
 
-KEYS = {"seed": "SEED", "device": "MODEL.DEVICE", "dtype": "SOLVER.PRECISION", "run_dir": "OUTPUT_DIR"}
+KEYS = {  # flag -> the keys that it stands for
+    "data": ("DATASETS.TRAIN", "DATASETS.TEST"),
+    "run_dir": ("OUTPUT_DIR",),
+    "steps": ("SOLVER.MAX_ITER",),
+    "batch_size": ("SOLVER.IMS_PER_BATCH",),
+    "seed": ("SEED",),
+    "device": ("MODEL.DEVICE",),
+    "precision": ("SOLVER.PRECISION",),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     parser = make_parser("Train the VQ-VAE or the transformer of the latent video transformer, as a file says.")
     add = parser.add_argument
-    add("--config-file", "--config_file", required=True, metavar="FILE", help="one of configs/lvt/*.yaml, or your own")
+    add("--config-file", required=True, metavar="FILE", help="one of configs/lvt/*.yaml, or your own")
     add("--resume", choices=("auto", "never"), default="auto",
         help="auto: continue the run in OUTPUT_DIR; never: refuse a folder that holds a run")  # fmt: skip
-    add(
-        "--allow-config-change", "--allow_config_change", action="store_true", help="continue although the file changed"
-    )
-    add("--eval-only", "--eval_only", action="store_true", help="only run TEST.EVALUATORS on DATASETS.TEST")
-    add("--num-gpus", "--num_gpus", type=int, default=1, help="processes per machine (or start with torchrun)")
-    add("--num-machines", "--num_machines", type=int, default=1, help="machines in all")
-    add("--machine-rank", "--machine_rank", type=int, default=0, help="number of this machine, from 0")
-    add("--dist-url", "--dist_url", default="auto", help="tcp://host:port where several machines meet")
-    add("--run_dir", "--run-dir", help="same as OUTPUT_DIR")
+    add("--allow-config-change", action="store_true", help="continue although the file changed")
+    add("--eval-only", action="store_true", help="only run TEST.EVALUATORS on DATASETS.TEST")
+    add("--num-gpus", type=positive_int, default=1, help="processes per machine (or start with torchrun)")
+    add("--num-machines", type=positive_int, default=1, help="machines in all")
+    add("--machine-rank", type=nonnegative_int, default=0, help="number of this machine, from 0")
+    add("--dist-url", default="auto", help="tcp://host:port where several machines meet")
+    add("--data", type=lambda path: f"({path!r},)", metavar="DATA",
+        help="same as DATASETS.TRAIN and DATASETS.TEST: its parts train and val")  # fmt: skip
+    add("--run_dir", metavar="DIR", help="same as OUTPUT_DIR")
+    add("--steps", type=positive_int, help="same as SOLVER.MAX_ITER")
+    add("--batch_size", type=positive_int, help="same as SOLVER.IMS_PER_BATCH")
     add("--seed", type=int, help="same as SEED")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
-    add("--dtype", "--precision", choices=("fp32", "bf16", "fp16"), help="same as SOLVER.PRECISION")
+    add("--precision", "--dtype", choices=("fp32", "bf16", "fp16"), help="same as SOLVER.PRECISION")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")
     return parser
 
@@ -51,13 +63,12 @@ def main(argv: list[str] | None = None) -> int:
     argv = with_resume_told(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(argv)
 
-    from lvt import config as configuration
-    from lvt.evaluate import evaluate_lvt, missed_expectations
-    from lvt.launch import relaunch
-    from lvt.train import train_lvt
-
     config = configuration.load(args.config_file, configuration.from_flags(args, KEYS))
     relaunch(__file__, argv, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+
+    from lvt.evaluators import evaluate_lvt, missed_expectations  # in the processes that compute: they import torch
+    from lvt.train import train_lvt
+
     if args.eval_only:
         results = evaluate_lvt(config)
     else:

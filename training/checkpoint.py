@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training import distributed
-from training.files import TEMPORARY, canonical, sha256_of, sync_folder, write_file, write_json
 from videodata.errors import UserError
+from videodata.files import atomic_path, sha256_of, write_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,6 @@ class Checkpoint:
         except OSError as error:
             return f"cannot be read ({error.strerror})"
 
-    def delete(self) -> None:
-        """Remove it; the manifest goes first, so that an interruption leaves no manifest without its file."""
-        for path in (self.path.with_suffix(".json"), self.path, self.weights):
-            path.unlink(missing_ok=True)
-
 
 def weights_path(folder: Path, step: int) -> Path:
     return folder / f"weights-{step:07d}.safetensors"
@@ -86,6 +81,21 @@ def save_checkpoint(folder: Path, state: dict[str, Any], facts: dict[str, Any]) 
     manifest = {"format": FORMAT, "file": path.name, "step": step, "sha256": written, "size": path.stat().st_size}
     write_json(path.with_suffix(".json"), {**manifest, **facts})
     return Checkpoint(path, {**manifest, **facts})
+
+
+def canonical(value: Any) -> Any:
+    """The same nested plain values and tensors, with equal strings as one object.
+
+    torch.save writes an object that comes twice once and refers to it, so that equal contents give equal bytes only
+    if their strings are shared alike; those of a resumed run are not.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {canonical(key): canonical(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(canonical(entry) for entry in value)
+    return value
 
 
 def checkpoints_in(folder: Path) -> list[Checkpoint]:
@@ -193,19 +203,13 @@ def write_weights(path: Path, state: dict[str, Any]) -> None:
 
     Raises OSError when the disk refuses.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
     facts = {"averaged": sorted(state["ema"]), **{key: state.get(key) for key in FACTS}}
     try:
-        # one entry, because the format writes several in an order that differs from process to process
-        save_file(tensors_to_share(state), temporary, metadata={METADATA: json.dumps(facts)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            # one entry, because the format writes several in an order that differs from process to process
+            save_file(tensors_to_share(state), temporary, metadata={METADATA: json.dumps(facts)})
     except safetensors.SafetensorError as error:
         raise OSError(5, f"cannot be written ({error})", str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -239,7 +243,7 @@ def load_weights(path: str | Path) -> dict[str, Any]:
     return {**facts, "networks": networks, "ema": {}}
 
 
-SHOWN = 10  # keys per kind of mismatch that the report names
+SHOWN = 10  # entries that an error of one line names
 
 
 def strict_load(module: nn.Module, state_dict: Mapping[str, Tensor], source: object) -> None:
@@ -270,10 +274,9 @@ def mismatch_report(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     return "; ".join(f"{kind}: {first_of(keys)}" for kind, keys in parts.items() if keys)
 
 
-def first_of(keys: list[str]) -> str:
-    """The first keys, and how many more there are."""
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more
+def first_of(entries: list[str]) -> str:
+    """The first entries, and how many more there are."""
+    return ", ".join(entries[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
 
 
 ATTEMPTS = 3  # failures in a row after which training without a checkpoint is pointless
@@ -297,7 +300,12 @@ class Saver:
         self.attempt("checkpoint", lambda: saved.append(save_checkpoint(self.folder, state, facts)))
         if saved:
             self.kept = [saved[0], *(entry for entry in self.kept if entry.step != saved[0].step)]
-            self.prune()
+            best = self.best()
+            for checkpoint in self.kept[self.keep :]:
+                if checkpoint is not best:  # the manifest goes first, so that none is ever without its file
+                    for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):
+                        path.unlink(missing_ok=True)
+            self.kept = [entry for number, entry in enumerate(self.kept) if number < self.keep or entry is best]
 
     def attempt(self, what: str, write: Callable[[], None]) -> None:
         """Write something; training goes on without it, unless nothing could be written for ATTEMPTS times."""
@@ -319,14 +327,6 @@ class Saver:
         """Raises UserError when the last attempt to write something failed."""
         for what, error in self.missing.items():
             raise UserError(f"{self.folder}: the last {what} could not be saved ({error}); free space and run again")
-
-    def prune(self) -> None:
-        """Delete what is neither among the newest nor the best."""
-        best = self.best()
-        for checkpoint in self.kept[self.keep :]:
-            if checkpoint is not best:
-                checkpoint.delete()
-        self.kept = [entry for number, entry in enumerate(self.kept) if number < self.keep or entry is best]
 
     def best(self) -> Checkpoint | None:
         """The kept checkpoint with the best metric, the earliest of equals."""

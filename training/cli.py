@@ -109,7 +109,9 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         status = main([argument for argument in arguments if argument != "--debug"]) or 0
-        leave_processes()  # on success alone: after an error the other processes cannot be waited for
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_initialized():
+            distributed.destroy_process_group()  # on success alone: after an error nobody can wait for the others
         sys.exit(status)
     except KeyboardInterrupt:
         if debug:
@@ -124,13 +126,6 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
             raise
         print(f"error: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(3 if isinstance(error, NonFiniteAbort) else 2)
-
-
-def leave_processes() -> None:
-    """Leave the process group, where there is one."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 class NonFiniteAbort(UserError):

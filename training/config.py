@@ -10,6 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,14 +84,6 @@ def literals(value: Any) -> Any:
     return value
 
 
-def parse_value(text: str) -> Any:
-    """The value of an override: YAML, with numbers and tuples as in a file; null is None."""
-    try:
-        return literals(yaml.safe_load(text))
-    except yaml.YAMLError:
-        return text
-
-
 def split_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     """`key=value` entries or KEY VALUE pairs -> (dotted key, value). Raises UserError for a key without value."""
     pairs, entries = [], list(overrides)
@@ -102,7 +95,9 @@ def split_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
             text = entries.pop(0)
         else:
             raise UserError(f"override {key!r} has no value: write {key}=value or {key} value")
-        pairs.append((key.strip(), parse_value(text)))
+        with suppress(yaml.YAMLError):  # YAML, with numbers and tuples as in a file; null is None
+            text = literals(yaml.safe_load(text))
+        pairs.append((key.strip(), text))
     return pairs
 
 

@@ -13,7 +13,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,35 +132,6 @@ def collate(samples: list[Any]) -> Any:
     return failures[0] if failures else default_collate(samples)
 
 
-def provenance_of(dataset: Dataset) -> dict[str, Any] | None:
-    """Where the samples come from: source, split, fingerprint and ids of its items. None for data that cannot tell.
-
-    Of a Subset it is what it was taken from, which may be more.
-    """
-    if isinstance(dataset, Subset):
-        return provenance_of(dataset.dataset)
-    if not isinstance(dataset, ConcatDataset):
-        return dataset.provenance() if hasattr(dataset, "provenance") else None
-    parts = [provenance_of(part) for part in dataset.datasets]
-    return None if None in parts else together(parts)
-
-
-def together(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The provenance of several data sets as one, with each of them under `parts`."""
-    parts = [part for provenance in provenances for part in provenance.get("parts", [provenance])]
-    parts = [part for number, part in enumerate(parts) if part not in parts[:number]]
-    if len(parts) == 1:
-        return parts[0]
-    splits = {part["split"] for part in parts}
-    return {
-        "source": " + ".join(dict.fromkeys(part["source"] for part in parts)),
-        "split": splits.pop() if len(splits) == 1 else None,
-        "fingerprint": " + ".join(part["fingerprint"] for part in parts),
-        "ids": [entry for part in parts for entry in part["ids"]],
-        "parts": parts,
-    }
-
-
 @dataclass
 class Batch:
     """A micro-batch on the device, and where its samples come from."""
@@ -203,7 +174,9 @@ def batches(
         try:
             yield (Batch(move(check(data), device), own) for data, own in zip(iterator, keys, strict=True))
         except (OSError, EOFError) as error:
-            if any_dead(workers):  # it broke off while it handed over a batch
+            with without_alarm():  # a worker whose connection just broke gets a moment to be gone
+                dead = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+            if dead:  # it broke off while it handed over a batch
                 raise UserError(WORKER_DIED) from error
             raise
     except RuntimeError as error:  # torch's signal handler may raise it at any line above, the handler's too
@@ -212,7 +185,10 @@ def batches(
             raise
         raise UserError(line) from error
     finally:
-        kill(workers)  # torch's own shutdown waits in vain for some workers when an error is on its way
+        with without_alarm():
+            for worker in workers:  # torch's own shutdown waits in vain for some when an error is on its way
+                worker.kill()
+                worker.join()
 
 
 def check(data: Any) -> Any:
@@ -245,21 +221,6 @@ def shield_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-def any_dead(workers: Iterable[multiprocessing.Process]) -> bool:
-    """Whether a worker has ended; one whose connection just broke gets a moment to be gone."""
-    with without_alarm():
-        # the sentinel is ready a moment before the system lists the process as dead
-        return bool(multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1))
-
-
-def kill(workers: Iterable[multiprocessing.Process]) -> None:
-    """End workers; they hold nothing of value."""
-    with without_alarm():
-        for worker in workers:
-            worker.kill()
-            worker.join()
 
 
 @contextmanager

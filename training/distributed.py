@@ -126,7 +126,6 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -141,7 +140,6 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait for all processes."""
     if world_size() > 1:
         any_process(False)  # an all-reduce on the CPU, because nccl's own barrier guesses a device
 

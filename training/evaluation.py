@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from training.recipe import Networks, Step
 from training.settings import TrainSettings
 from training.state import TrainState
 from training.step import PRECISIONS
-from videodata.write_video import write_video
+from videodata.encode import write_video
+from videodata.files import write_file
+from videodata.pixels import denormalize
 
 
 class Evaluator:
@@ -54,7 +57,10 @@ class Evaluator:
                     if value.shape != (len(batch.keys),):
                         raise ValueError(f"metric {name!r} has shape {tuple(value.shape)}, not ({len(batch.keys)},)")
                     sums[name] = sums.get(name, 0) + weight * value.double().sum().cpu()
-        return {**mean_over_processes(sums, count), **self.state.recipe.summarize()}
+        names = sorted(sums)
+        totals = distributed.all_sum(torch.stack([torch.tensor(count).double(), *(sums[name] for name in names)]))
+        means = {name: float(total / totals[0]) for name, total in zip(names, totals[1:], strict=True)}
+        return {**means, **self.state.recipe.summarize()}
 
     def share(self) -> tuple[list[list[Key]], int]:
         """This process's batches of (index, position), and how many of them count.
@@ -107,13 +113,6 @@ class Evaluator:
                 network.train()
 
 
-def mean_over_processes(sums: dict[str, Tensor], count: int) -> dict[str, float]:
-    """Sums of this process -> means over the samples of all processes."""
-    names = sorted(sums)
-    totals = distributed.all_sum(torch.stack([torch.tensor(count).double(), *(sums[name] for name in names)]))
-    return {name: float(total / totals[0]) for name, total in zip(names, totals[1:], strict=True)}
-
-
 FRAMES_PER_SECOND = Fraction(8)
 
 
@@ -122,34 +121,14 @@ def write_pictures(folder: Path, pictures: dict[str, Tensor]) -> dict[str, np.nd
 
     Entries are frames (N, 3, H, W), shown side by side, or clips (N, 3, T, H, W), one row each, in [-1, 1].
     """
-    folder.mkdir(parents=True, exist_ok=True)
     strips = {}
     for name, values in pictures.items():
-        pixels = to_pixels(values)
-        strips[name] = strip(pixels)
-        temporary = folder / f".{name}.tmp.png"
-        Image.fromarray(strips[name]).save(temporary)
-        temporary.replace(folder / f"{name}.png")
-        if pixels.ndim == 5:
-            write_video(folder / f"{name}.mp4", side_by_side(pixels), FRAMES_PER_SECOND)
+        if values.ndim not in (4, 5) or values.shape[1] != 3:
+            raise ValueError(f"pictures have shape (N, 3, H, W) or (N, 3, T, H, W), not {tuple(values.shape)}")
+        pixels = denormalize(values if values.ndim == 5 else values.transpose(0, 1)[None]).cpu()  # frames: one clip
+        strips[name] = pixels.permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1).numpy()  # (N * H, T * W, 3)
+        write_file(folder / f"{name}.png", partial(Image.fromarray(strips[name]).save, format="PNG"))
+        if values.ndim == 5:
+            side_by_side = pixels.permute(2, 3, 0, 4, 1).flatten(2, 3).numpy()  # (T, H, N * W, 3)
+            write_video(folder / f"{name}.mp4", side_by_side, FRAMES_PER_SECOND)
     return strips
-
-
-def to_pixels(values: Tensor) -> np.ndarray:
-    """[-1, 1] channels first -> uint8 channels last, rounded and clamped."""
-    if values.ndim not in (4, 5) or values.shape[1] != 3:
-        raise ValueError(f"pictures have shape (N, 3, H, W) or (N, 3, T, H, W), not {tuple(values.shape)}")
-    pixels = ((values.detach().float() + 1) * 127.5).round().clamp(0, 255)
-    return pixels.byte().movedim(1, -1).cpu().numpy()  # (N, H, W, 3) or (N, T, H, W, 3)
-
-
-def strip(pixels: np.ndarray) -> np.ndarray:
-    """Frames (N, H, W, 3) as one row; clips (N, T, H, W, 3) as N rows of T frames."""
-    if pixels.ndim == 4:
-        return np.concatenate(list(pixels), axis=1)
-    return np.concatenate([np.concatenate(list(clip), axis=1) for clip in pixels], axis=0)
-
-
-def side_by_side(pixels: np.ndarray) -> np.ndarray:
-    """Clips (N, T, H, W, 3) as one clip (T, H, N * W, 3)."""
-    return np.concatenate(list(pixels), axis=2)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,55 +13,31 @@ import torch
 import yaml
 
 from training import distributed
-from training.checkpoint import checkpoints_in, migrate, newest_checkpoint, read_tensors
-from training.data import together
-from training.files import remove_debris, write_file, write_json
-from training.settings import TrainSettings
+from training.checkpoint import checkpoints_in, first_of, migrate, newest_checkpoint, read_tensors
+from training.settings import FLAGS, TrainSettings
 from training.state import TrainState
+from videodata.clips import UNKNOWN, together
 from videodata.errors import UserError
+from videodata.files import lock_file, read_json, remove_debris, write_file, write_json
 
 logger = logging.getLogger(__name__)
 
-_held: set[int] = set()  # descriptors of locks that belong to this process and not to the loader workers it forks
+TRAINED_ON = "trained_on.json"
 
 
 @contextmanager
-def open_run_folder(run_dir: Path) -> Iterator[Path]:
+def open_run_folder(folder: Path) -> Iterator[None]:
     """Make the run folder, lock it for the length of the block, remove what a killed run left, log to train.log.
 
     Raises UserError when it cannot be written or when another run holds it.
     """
-    folder = Path(run_dir)
     checkpoints = folder / "checkpoints"
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UserError(f"{folder}: run folder cannot be written ({error.strerror}); choose another one") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise UserError(f"{folder}: another run is using this folder; wait for it, or choose another one") from error
-    _held.add(descriptor)
-    try:
+    with lock_file(folder, "training in", lock=folder / "run.lock"):
+        checkpoints.mkdir(exist_ok=True)
         with log_file(folder / "train.log"):
             for name in remove_debris(folder) + remove_debris(checkpoints):
                 logger.info("removed unfinished file %s", name)
-            yield folder
-    finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
-
-
-def _release_in_child() -> None:
-    """A worker that outlives a killed run must not keep the folder locked."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_release_in_child)
+            yield
 
 
 @contextmanager
@@ -90,28 +63,29 @@ def log_file(path: Path) -> Iterator[None]:
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Write the complete configuration to config.yaml."""
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    write_file(folder / "config.yaml", lambda file: file.write(text.encode()))
+    write_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def record_training_data(folder: Path, provenance: dict[str, Any] | None) -> None:
-    """Add what is trained on to trained_on.json: a run that goes on with other data was trained on both."""
-    if provenance is None:
-        return
-    before = trained_on(folder)
-    write_json(folder / TRAINED_ON, together([provenance] if before is None else [before, provenance]))
+    """Add what is trained on to trained_on.json, also that it is unknown.
+
+    A run that goes on with other data was trained on both.
+    """
+    before = read_json(folder / TRAINED_ON)
+    write_json(folder / TRAINED_ON, together(([before] if before else []) + [provenance or UNKNOWN]))
 
 
 def trained_on(run: str | Path) -> dict[str, Any] | None:
     """What the run was trained on, {"source", "split", "fingerprint", "ids"} and, of several data sets, "parts" of
-    the same form. None where its folder does not say.
+    the same form. None where its folder does not say, or says that it is unknown.
 
     `run` is a run folder or one of its checkpoints.
     """
     run = Path(run)
     folder = run if run.is_dir() else run.parent
-    file = (folder.parent if folder.name == "checkpoints" else folder) / TRAINED_ON
-    return json.loads(file.read_text()) if file.is_file() else None
+    places = (folder, folder.parent) if folder.name == "checkpoints" else (folder,)  # models may lie in such a folder too
+    record = next((found for place in places if (found := read_json(place / TRAINED_ON)) is not None), None)
+    return None if record == UNKNOWN else record
 
 
 def check_free_space(folder: Path, checkpoint_bytes: int, kept: int) -> None:
@@ -124,8 +98,6 @@ def check_free_space(folder: Path, checkpoint_bytes: int, kept: int) -> None:
         logger.warning("WARN %s: %d checkpoints of %s are to be kept, %s are free", folder, kept, size, left)
 
 
-SHOWN = 10
-TRAINED_ON = "trained_on.json"
 FREE_KEYS = frozenset(
     {
         *("steps", "num_epochs", "epochs", "max_minutes", "run_dir", "device", "resume", "allow_config_change"),
@@ -166,9 +138,8 @@ def resume(state: TrainState, folder: Path, settings: TrainSettings, facts: dict
 
 def check_config(old: dict[str, Any], new: dict[str, Any], allowed: bool, free: frozenset[str], folder: Path) -> None:
     """Refuse a changed configuration: always below "model", elsewhere unless `allowed` or the key is free."""
-    changes = {
-        key: values for key, values in config_changes(old, new).items() if key.split(".")[-1] not in FREE_KEYS | free
-    }
+    found = config_changes(with_engine(old), new)
+    changes = {key: values for key, values in found.items() if key.split(".")[-1] not in FREE_KEYS | free}
     if not changes:
         return
     of_model = [key for key in changes if key == "model" or key.startswith("model.")]
@@ -181,10 +152,20 @@ def check_config(old: dict[str, Any], new: dict[str, Any], allowed: bool, free: 
         logger.warning("WARN configuration changed: %s", table(changes, [key]))
 
 
+def with_engine(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run of before the engine's settings had a key of their own: they stood in `training`."""
+    if "engine" in config:
+        return config
+    stored = config.get("training", {})
+    engine = {entry.name: stored.get(entry.name, entry.default) for entry in FLAGS}
+    engine["milestones"] = list(engine["milestones"])
+    own = {key: value for key, value in stored.items() if key not in {*engine, *FREE_KEYS}}
+    return {**config, "training": own or None, "engine": engine}
+
+
 def table(changes: dict[str, tuple[Any, Any]], keys: list[str]) -> str:
     """ "key: old -> new" of the first keys, in one line."""
-    lines = [f"{key}: {changes[key][0]!r} -> {changes[key][1]!r}" for key in keys]
-    return ", ".join(lines[:SHOWN]) + (f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+    return first_of([f"{key}: {changes[key][0]!r} -> {changes[key][1]!r}" for key in keys])
 
 
 def config_changes(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

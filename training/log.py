@@ -10,55 +10,25 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from training import distributed
-from training.files import write_file
 from training.settings import TrainSettings
 from videodata.errors import UserError
+from videodata.files import write_file
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
 
-def open_log(folder: Path, first_step: int, settings: TrainSettings, config: Row) -> RunLog:
-    """The log of the main process, or one that writes nothing on the others."""
-    return MainLog(folder, first_step, settings, config) if distributed.is_main() else RunLog()
-
-
 class RunLog:
-    """The log of a process that writes nothing."""
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def advance(self) -> None:
-        """One more step is done."""
-
-    def write(self, row: Row) -> None:
-        """Record the numbers of one step; `row["step"]` grows from call to call."""
-
-    def pictures(self, strips: dict[str, np.ndarray], step: int) -> None:
-        """Show strips, uint8 (H, W, 3)."""
-
-    def close(self) -> None:
-        """Write what is pending."""
-
-
-class MainLog(RunLog):
-    """The log of the main process."""
+    """The log of the main process; the others have none."""
 
     def __init__(self, folder: Path, first_step: int, settings: TrainSettings, config: Row) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -73,14 +43,14 @@ class MainLog(RunLog):
         )
         self.first_step, self.started = first_step, time.monotonic()
 
-    def advance(self) -> None:
-        self.bar.update()
-
     def write(self, row: Row) -> None:
+        """Record the numbers of one step; `row["step"]` grows from call to call."""
         step = row["step"]
         rate = (step - self.first_step) / max(1e-9, time.monotonic() - self.started)
         row = {**row, "samples_per_second": round(rate * self.settings.batch_size, 3)}
-        self.file.write(json.dumps({name: json_number(value) for name, value in row.items()}) + "\n")
+        # JSON has no word for a float that is not finite
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.file.write(json.dumps(plain) + "\n")
         self.file.flush()
         scalars = {name: value for name, value in row.items() if name not in ("step", "epoch", "samples")}
         for name, value in scalars.items():
@@ -96,12 +66,12 @@ class MainLog(RunLog):
         numbers = "  ".join(f"{name.split('/', 1)[1]} {value:.4g}" for name, value in shown.items())
         left = timedelta(seconds=round((steps - step) / max(rate, 1e-9)))
         speed = f"{row['samples_per_second']:.1f} samples/s  ETA {left}"
-        line = f"step {step}/{steps}  epoch {row['epoch']}  {numbers}  {speed}"
         self.bar.clear()
-        logger.info(line)
+        logger.info("step %d/%d  epoch %d  %s  %s", step, steps, row["epoch"], numbers, speed)
         self.bar.refresh()
 
     def pictures(self, strips: dict[str, np.ndarray], step: int) -> None:
+        """Show strips, uint8 (H, W, 3)."""
         for name, strip in strips.items():
             self.board.add_image(name, strip, step, dataformats="HWC")
             if self.wandb:
@@ -110,6 +80,7 @@ class MainLog(RunLog):
                 self.wandb.log({name: wandb.Image(strip)}, step=step)
 
     def close(self) -> None:
+        """Write what is pending."""
         self.bar.close()
         self.file.close()
         self.board.close()
@@ -117,25 +88,14 @@ class MainLog(RunLog):
             self.wandb.finish()
 
 
-def json_number(value: Any) -> Any:
-    """The value, or None for a float that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def keep_rows(path: Path, last_step: int) -> None:
     """Drop the rows after `last_step`, and a row that was cut off: the resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if row_step(line) <= last_step]
-    text = "".join(line + "\n" for line in kept)
-    write_file(path, lambda file: file.write(text.encode()))
-
-
-def row_step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+    write_file(path, "".join(kept))
 
 
 def start_wandb(folder: Path, config: Row) -> Any:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from training import distributed
 from training.checkpoint import Saver
 from training.cli import LESS_MEMORY, is_out_of_memory
-from training.data import PositionSampler, batches, provenance_of
+from training.data import PositionSampler, batches
 from training.evaluation import Evaluator, write_pictures
 from training.folder import (
     check_free_space,
@@ -31,11 +31,12 @@ from training.folder import (
     run_facts,
     write_config,
 )
-from training.log import CollapseWatch, RunLog, open_log
+from training.log import CollapseWatch, RunLog
 from training.recipe import Recipe
 from training.settings import TrainSettings, check_schedule
 from training.state import TrainState, build_state
 from training.step import Update, Updater
+from videodata.clips import provenance_of
 from videodata.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -72,14 +73,18 @@ def train(
         check_schedule(settings)
         set_determinism(settings)
         stop = stack.enter_context(StopRequest(settings.max_minutes))
-        folder = stack.enter_context(take_folder(Path(settings.run_dir)))
+        folder = Path(settings.run_dir)
+        if distributed.is_main():
+            stack.enter_context(open_run_folder(folder))
+        distributed.barrier()
         logger.info(first_line(settings, device, dataset))
 
         # Build the state, or take it over from the newest checkpoint.
         state = build_state(recipe, settings, device)
         run = Run(state, dataset, validation, settings, config, folder, device)
         run.start()
-        log = stack.enter_context(open_log(folder, state.step, settings, run.config))
+        if distributed.is_main():
+            run.log = stack.enter_context(closing(RunLog(folder, state.step, settings, run.config)))
         updater = Updater(state, settings, device)
 
         # Train.
@@ -88,11 +93,11 @@ def train(
                 update = updater.step(feed)
                 state.step += 1
                 state.samples_seen += settings.batch_size
-                run.report(update, log)
+                run.report(update)
                 if run.ends_epoch:
                     run.end_epoch()
                 stopping = distributed.any_process(stop.requested)
-                if stopping or run.save_is_due:
+                if stopping or run.ends or run.improved or due(settings.save_every, state.step):
                     run.save()
                 if stopping:
                     logger.info("stopped after step %d by %s", state.step, stop.reason or "another process")
@@ -144,16 +149,6 @@ def set_determinism(settings: TrainSettings) -> None:
 
 
 @contextmanager
-def take_folder(run_dir: Path) -> Iterator[Path]:
-    """The run folder, locked by the main process and ready for the others."""
-    with ExitStack() as stack:
-        if distributed.is_main():
-            stack.enter_context(open_run_folder(run_dir))
-        distributed.barrier()
-        yield run_dir
-
-
-@contextmanager
 def memory_advice(settings: TrainSettings, updater: Updater) -> Iterator[None]:
     """Turn running out of memory into one line that names the sizes."""
     try:
@@ -178,11 +173,12 @@ class Run:
         self.settings = settings
         self.folder = folder
         self.length = len(dataset)
-        self.config = complete_config(config, settings)
+        self.config = plain({**config, "engine": asdict(settings)})
         self.provenance = provenance_of(dataset)
         fingerprint = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
         self.facts = run_facts(self.config, device, fingerprint)
         self.evaluator = Evaluator(state, dataset, validation, settings, device)
+        self.log: RunLog | None = None  # the main process has one
         self.collapse = CollapseWatch()
         self.improved = False  # the last evaluation was the best so far and is not saved yet
 
@@ -204,10 +200,6 @@ class Run:
     def ends(self) -> bool:
         """Whether the step just taken was the last of the run."""
         return self.state.step == self.settings.steps
-
-    @property
-    def save_is_due(self) -> bool:
-        return self.ends or self.improved or due(self.settings.save_every, self.state.step)
 
     def sampler(self) -> PositionSampler:
         """The remaining samples of this process."""
@@ -234,11 +226,13 @@ class Run:
             self.folder / "checkpoints", self.state.step, self.settings.keep, self.state.recipe.best_metric
         )
         if distributed.is_main():
-            check_free_space(self.folder, checkpoint_bytes(self.state), self.settings.keep + 1)
+            weights = sum(p.nbytes for network in self.state.networks.values() for p in network.parameters())
+            size = weights * (5 if self.state.averaged.models else 4)  # weights twice, two moments, averages
+            check_free_space(self.folder, size, self.settings.keep + 1)
             write_config(self.folder, self.config)
             record_training_data(self.folder, self.provenance)
 
-    def report(self, update: Update, log: RunLog) -> None:
+    def report(self, update: Update) -> None:
         """Log, evaluate and show what is due after a step; one row of the log at most."""
         step, s = self.state.step, self.settings
         row: dict[str, Any] = {}
@@ -248,11 +242,16 @@ class Run:
         evaluates = self.ends or (due(s.evaluate_every, step) if s.evaluate_every else self.ends_epoch)
         if evaluates:
             row |= self.evaluate()
-        if self.ends or (due(s.pictures_every, step) if s.pictures_every else evaluates):
-            self.show_pictures(log)
+        draws = self.ends or (due(s.pictures_every, step) if s.pictures_every else evaluates)
+        pictures = self.evaluator.pictures() if draws else {}
+        if self.log is None:
+            return
+        log, folder = self.log, self.folder / "samples" / f"step-{step:07d}"
+        if pictures:
+            self.saver.attempt("pictures", lambda: log.pictures(write_pictures(folder, pictures), step))
         if row:
             log.write({"step": step, "epoch": self.epoch, "samples": self.state.samples_seen, **row})
-        log.advance()
+        log.bar.update()
 
     def evaluate(self) -> dict[str, float]:
         """Validation metrics as a row of the log; notes whether they are the best so far."""
@@ -261,13 +260,6 @@ class Run:
             self.improved = distributed.any_process(distributed.is_main() and self.saver.improves(metrics))
             self.state.metrics, self.state.metrics_step = metrics, self.state.step
         return {f"validation/{name}": value for name, value in metrics.items()}
-
-    def show_pictures(self, log: RunLog) -> None:
-        """Write the recipe's pictures to samples/step-<step>/ and to the log."""
-        pictures = self.evaluator.pictures()
-        if pictures and distributed.is_main():
-            target = self.folder / "samples" / f"step-{self.state.step:07d}"
-            self.saver.attempt("pictures", lambda: log.pictures(write_pictures(target, pictures), self.state.step))
 
     def end_epoch(self) -> None:
         """Let the recipe write its own files."""
@@ -296,11 +288,6 @@ class Run:
             logger.info("next: %s", command)
 
 
-def complete_config(config: dict[str, Any], settings: TrainSettings) -> dict[str, Any]:
-    """The configuration with the settings under "engine", all as plain types."""
-    return plain({**config, "engine": asdict(settings)})
-
-
 def plain(value: Any) -> Any:
     """Nested dicts, lists, strings, numbers and None; anything else as its string."""
     if isinstance(value, dict):
@@ -324,12 +311,6 @@ def training_row(update: Update, state: TrainState) -> dict[str, float]:
         row = dict(zip(names, means, strict=True))
     rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in state.optimizers.items()}
     return {**row, **rates, "skipped_steps": state.skipped_steps}
-
-
-def checkpoint_bytes(state: TrainState) -> int:
-    """Size of a checkpoint with its weights file: weights twice, two moments, averages."""
-    weights = sum(p.numel() * p.element_size() for net in state.networks.values() for p in net.parameters())
-    return weights * (5 if state.averaged.models else 4)
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -7,15 +7,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from videodata.errors import UserError
-
-if TYPE_CHECKING:
-    from training.settings import TrainSettings
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024, steepest at 0
 NEWTON_SCHULZ_STEPS = 5
@@ -170,13 +167,3 @@ def warmup_scale(step: int, steps: int, kind: str, start: float | None, base: fl
     if start == 0:
         return base * step / steps / base  # in this order, so that flow_pred's rates are the original's to the last bit
     return start * (1 - step / steps) + step / steps
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, base: list[float], step: int, settings: TrainSettings) -> None:
-    """Set each parameter group's learning rate for a step; `base` holds the groups' rates before the schedule."""
-    s = settings
-    for group, rate in zip(optimizer.param_groups, base, strict=True):
-        group["lr"] = rate * learning_rate_scale(
-            step, s.steps, s.warmup_steps, s.schedule, warmup=s.warmup, warmup_start=s.warmup_start,
-            milestones=s.milestones, gamma=s.gamma, final_rate=s.final_rate, base=rate or 1.0,
-        )  # fmt: skip

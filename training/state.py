@@ -36,11 +36,6 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     metrics_step: int = -1  # when that was
 
-    @property
-    def base_rates(self) -> dict[str, list[float]]:
-        """Learning rate of each optimiser's groups before the schedule."""
-        return {name: [group["lr"] for group in groups] for name, groups in self.groups.items()}
-
     def collect(self) -> dict[str, Any]:
         """The state as plain types and CPU tensors. All processes must call it when the networks are sharded."""
         return {
@@ -147,8 +142,14 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
         module.to(device).eval().requires_grad_(False)
     for network in recipe.networks.values():
         network.to(device).train()
-    freeze_unowned(recipe)
-    moments = take_moments(recipe.optimizers)
+    owned = {id(p) for optimizer in recipe.optimizers.values() for g in optimizer.param_groups for p in g["params"]}
+    for network in recipe.networks.values():
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in owned)  # processes would wait for the gradients of the others
+    # What the optimisers took over from a file waits until their parameters are in place.
+    moments = {name: optimizer.state_dict() for name, optimizer in recipe.optimizers.items() if optimizer.state}
+    for name in moments:
+        recipe.optimizers[name].state.clear()
     averaged = AveragedWeights(recipe, settings.ema)
     if settings.fsdp:
         distributed.check_sharding(settings, recipe)
@@ -168,33 +169,15 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
         averaged=averaged,
         optimizers=recipe.optimizers,
         scaler=torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16"),
-        groups={name: hyper_parameters(optimizer) for name, optimizer in recipe.optimizers.items()},
+        groups={
+            name: [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            for name, optimizer in recipe.optimizers.items()
+        },
         sharded=settings.fsdp and distributed.world_size() > 1,
     )
     for name, stored in moments.items():
         state.load_optimizer(name, recipe.optimizers[name], stored, "the model to start from")
     return state
-
-
-def freeze_unowned(recipe: Recipe) -> None:
-    """Only parameters that an optimiser owns get gradients; processes would wait for those of the others."""
-    owned = {id(p) for optimizer in recipe.optimizers.values() for g in optimizer.param_groups for p in g["params"]}
-    for network in recipe.networks.values():
-        for parameter in network.parameters():
-            parameter.requires_grad_(id(parameter) in owned)
-
-
-def take_moments(optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, dict[str, Any]]:
-    """What a recipe's optimisers took over from a file, out of them until their parameters are in place."""
-    moments = {name: optimizer.state_dict() for name, optimizer in optimizers.items() if optimizer.state}
-    for name in moments:
-        optimizers[name].state.clear()
-    return moments
-
-
-def hyper_parameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Each parameter group without its parameters."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 def weights_digest(state: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from training import distributed
 from training.cli import NonFiniteAbort
 from training.data import Batch
-from training.optim import set_learning_rates
+from training.optim import learning_rate_scale
 from training.randomness import SampleNoise, derive_seed, seed_everything
 from training.recipe import Losses, Step
 from training.settings import TrainSettings
@@ -66,7 +66,9 @@ class Updater:
         if update.applied:
             self.apply(active, norms)
         else:
-            restore(self.buffers, before)
+            with torch.no_grad():
+                for buffer, value in zip(self.buffers, before, strict=True):
+                    buffer.copy_(value)
             self.state.skipped_steps += 1
         if self.state.scaler.is_enabled() and active:
             self.state.scaler.update()
@@ -145,7 +147,12 @@ class Updater:
 
     def accept(self, update: Update, norms: dict[str, Tensor]) -> bool:
         """Whether to apply the step; the same answer in all processes."""
-        bad = non_finite(update.scalars)
+        bad = []
+        if update.scalars:
+            finite = torch.stack([value.isfinite() for value in update.scalars.values()]).tolist()  # one device sync
+            bad = [name for name, good in zip(update.scalars, finite, strict=True) if not good]
+        if not any(name.startswith(("loss/", "grad_norm/")) for name in bad):
+            bad = []  # a term that is only logged
         if distributed.any_process(bool(bad)):
             self.refuse(bad, update)
             return False
@@ -177,27 +184,22 @@ class Updater:
             )
 
     def apply(self, active: list[str], norms: dict[str, Tensor]) -> None:
-        """Clip, set the learning rate, and let each active optimiser step."""
+        """Clip, set the learning rates, and let each active optimiser step."""
+        s = self.settings
         for name in active:
             optimizer = self.state.optimizers[name]
-            if self.settings.clip > 0:
-                clip_grads_with_norm_(parameters_of(optimizer), self.settings.clip, norms[name])
-            set_learning_rates(optimizer, self.state.base_rates[name], self.state.step, self.settings)
+            if s.clip > 0:
+                clip_grads_with_norm_(parameters_of(optimizer), s.clip, norms[name])
+            for group, start in zip(optimizer.param_groups, self.state.groups[name], strict=True):
+                group["lr"] = start["lr"] * learning_rate_scale(
+                    self.state.step, s.steps, s.warmup_steps, s.schedule, warmup=s.warmup, warmup_start=s.warmup_start,
+                    milestones=s.milestones, gamma=s.gamma, final_rate=s.final_rate, base=start["lr"] or 1.0,
+                )  # fmt: skip
             self.state.scaler.step(optimizer)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters of an optimiser."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def non_finite(scalars: dict[str, Tensor]) -> list[str]:
-    """Names of the scalars that are not finite, if a loss or a gradient norm is among them (one device sync)."""
-    if not scalars:
-        return []
-    finite = torch.stack([torch.isfinite(value) for value in scalars.values()]).tolist()
-    bad = [name for name, good in zip(scalars, finite, strict=True) if not good]
-    return bad if any(name.startswith(("loss/", "grad_norm/")) for name in bad) else []
 
 
 def persistent_buffers(networks: Iterable[nn.Module]) -> list[Tensor]:
@@ -207,13 +209,6 @@ def persistent_buffers(networks: Iterable[nn.Module]) -> list[Tensor]:
         saved = set(network.state_dict(keep_vars=True))
         buffers += [buffer for name, buffer in network.named_buffers() if name in saved]
     return buffers
-
-
-@torch.no_grad()
-def restore(buffers: list[Tensor], values: list[Tensor]) -> None:
-    """Put back the values that buffers had before a step that is skipped."""
-    for buffer, value in zip(buffers, values, strict=True):
-        buffer.copy_(value)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.cli import nonnegative_float, nonnegative_int
 from training.config import from_dict, load_config
 from videodata.errors import UserError
 
@@ -97,7 +98,8 @@ class VideoVAEConfig:
 
 def setting(default: Any, meaning: str) -> Any:
     """A field that is a flag of main.py as well."""
-    return field(default=default, metadata={"help": meaning})
+    kind = {float: nonnegative_float, int: nonnegative_int, str: str}[type(default)]
+    return field(default=default, metadata={"help": meaning, "type": kind})
 
 
 @dataclass

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, read_tensors, strict_load
-from training.files import canonical, write_file
-from video_vae.config import VideoVAEConfig
+from training.checkpoint import canonical, load_checkpoint, read_tensors, strict_load
 from video_vae.model import TransformerNetwork
 from videodata.errors import UserError
+from videodata.files import write_file
 
 RECIPE = "video_vae"
 FORMAT = 1
@@ -47,7 +46,6 @@ def epoch_file(stem: Path, epoch: int) -> Path:
 def write_epoch_file(stem: Path, epoch: int, checkpoint: dict[str, Any]) -> Path:
     """Write the weights and the optimiser of a training state under the documented name, whole or not at all."""
     path = epoch_file(stem, epoch)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "format": FORMAT,
         "recipe": RECIPE,
@@ -104,8 +102,3 @@ def load_network(path: Path | str, device: torch.device | str = "cpu") -> tuple[
     network = TransformerNetwork.from_config(stored.config["model"])
     strict_load(network, stored.weights, path)
     return network.to(device).eval().requires_grad_(False), stored.config
-
-
-def model_settings(config: VideoVAEConfig) -> dict[str, Any]:
-    """The configuration as plain types, as it is stored."""
-    return {**asdict(config), "image_size": list(config.image_size)}

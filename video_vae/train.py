@@ -1,54 +1,51 @@
-"""How the video VAE is trained: its losses (10 MSE + beta KL + a perceptual term), the command main.py, its clips."""
+"""How the video VAE is trained: its losses (10 MSE + beta KL + a perceptual term), and the command main.py."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import logging
+import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from evaluation.metrics import psnr, ssim
+from evaluation.metrics import SMALLEST_SIDE, psnr, ssim
 from losses.kl import free_bits, linear_ramp
 from losses.perceptual import build_perceptual, perceptual_loss
 from training import derive_seed, distributed, settings_from, train
 from training.checkpoint import load_checkpoint, strict_load
-from training.files import sha256_of
 from training.folder import FREE_KEYS
-from training.optim import Muon
-from training.recipe import Losses, Recipe, Step
+from training.optim import build_optimizer
+from training.recipe import Losses, Networks, Recipe, Step
 from training.settings import TrainSettings
 from video_vae.config import LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY, LossConfig, VideoVAEConfig, load_preset
 from video_vae.evaluate import kl_bits
-from video_vae.files import StoredModel, epoch_file, model_settings, read_model, split_model_path, write_epoch_file
+from video_vae.files import StoredModel, epoch_file, read_model, split_model_path, write_epoch_file
 from video_vae.layers import ContextBlock
 from video_vae.model import Moment, TransformerNetwork, all_moments
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
+from videodata.files import sha256_of
 from videodata.pixels import normalize
 from videodata.sources import open_source
-
-logger = logging.getLogger(__name__)
+from videodata.splits import declared_splits
 
 BETAS = (0.9, 0.99)
-SSIM_WINDOW = 11  # pixels; smaller frames have no SSIM
 SAMPLES_SHOWN = 4
 FRAMES = 16  # per clip, for sources of whole videos
 RUNS = Path("runs")
 
 
 class VideoVAERecipe(Recipe):
-    """Trains a TransformerNetwork; writes `<stem>_epoch_<N>.pth` after each epoch where an `epoch_stem` is given.
+    """Trains a TransformerNetwork on clips, uint8 (B, 3, T, H, W).
 
-    `epoch_offset`: epochs that earlier runs have trained, counted on in the file names. `epoch_every`: 1 in so many
-    epochs leaves a file.
+    Writes `<stem>_epoch_<N>.pth` after each epoch where an `epoch_stem` is given. `epoch_offset`: epochs that earlier
+    runs have trained, counted on in the file names. `epoch_every`: 1 in so many epochs leaves a file.
     """
 
     name = "video_vae"
@@ -70,21 +67,20 @@ class VideoVAERecipe(Recipe):
         epoch_offset: int = 0,
         epoch_every: int = 1,
     ) -> None:
-        kind = {"adamw": torch.optim.AdamW, "muon": Muon}[optimizer]
-        chosen = kind(network.parameters(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay)
-        super().__init__({"vae": network}, {"vae": chosen})
+        options = {"betas": BETAS, "weight_decay": weight_decay}
+        built = build_optimizer(optimizer, network.parameters(), learning_rate, **options)
+        super().__init__({"vae": network}, {"vae": built})
         self.loss = loss
         self.perceptual = build_perceptual(loss.perceptual, vgg_weights)
-        self.epoch_stem = epoch_stem
-        self.epoch_offset = epoch_offset
-        self.epoch_every = max(1, epoch_every)
+        self.epoch_stem, self.epoch_offset, self.epoch_every = epoch_stem, epoch_offset, epoch_every
+        self.shown: list[str] = []  # flags that name clips, of the command that shows what was learnt
         # clips of one frame leave the generator's last states without influence
         self.find_unused_parameters = network.config.gen_iterations == 1
 
-    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
+    def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         moments = self.moments(step, batch.shape[2])
-        batch = as_float(batch[:, :, [t for t, _ in moments]])
-        reconstruction, terms = self.networks["vae"](batch, step.noise, moments)
+        batch = normalize(batch[:, :, [t for t, _ in moments]])
+        reconstruction, terms = networks["vae"](batch, step.noise, moments)
         pixel_values = batch[0].numel()
         error = squared_error(reconstruction, batch)
         nats = {name: kl / pixel_values for name, kl in terms.items()}  # per pixel value, (B,)
@@ -112,21 +108,24 @@ class VideoVAERecipe(Recipe):
         length = self.loss.kl_warmup_steps or max(100, step.total_steps // 10)
         return self.loss.kl_weight * linear_ramp(step.index, length=length)
 
-    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
-        batch = as_float(batch)
-        reconstruction, terms = self.networks["vae"](batch, step.noise)
+    def evaluate(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
+        batch = normalize(batch)
+        reconstruction, terms = networks["vae"](batch, step.noise)
         scores = {"psnr": psnr(batch, reconstruction), "mse": squared_error(reconstruction, batch)}
-        if min(batch.shape[-2:]) >= SSIM_WINDOW:
+        if min(batch.shape[-2:]) >= SMALLEST_SIDE:
             scores["ssim"] = ssim(batch, reconstruction)
         return {**scores, **kl_bits(terms)}
 
-    def pictures(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
-        batch = as_float(batch)
-        reconstruction, _ = self.networks["vae"](batch, step.noise)
+    def pictures(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
+        batch = normalize(batch)
+        reconstruction, _ = networks["vae"](batch, step.noise)
         generator = torch.Generator().manual_seed(0)
         frames, size = batch.shape[2], tuple(batch.shape[3:])
-        samples = self.networks["vae"].generate(SAMPLES_SHOWN, frames, generator, size=size)
+        samples = networks["vae"].generate(SAMPLES_SHOWN, frames, generator, size=size)
         return {"original": batch, "reconstruction": reconstruction, "samples": samples}
+
+    def show_command(self, run_dir: Path) -> str:
+        return shlex.join(["python", "scripts/generate_video_vae.py", "--checkpoint", str(run_dir), *self.shown])
 
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:
         if self.epoch_stem is not None and epoch % self.epoch_every == 0:
@@ -138,62 +137,88 @@ def squared_error(reconstruction: Tensor, clip: Tensor) -> Tensor:
     return ((reconstruction - clip) / 2).pow(2).flatten(1).mean(dim=1)
 
 
-def as_float(clip: Tensor) -> Tensor:
-    """Clips as the network takes them; the loader sends uint8, a quarter of the bytes."""
-    return normalize(clip) if clip.dtype == torch.uint8 else clip
-
-
 def train_video_vae(args: argparse.Namespace) -> str:
     """Train, or continue, and give a summary of one line. Raises UserError for what the user can put right."""
     stem, offset = split_model_path(Path(args.model_path))
-    stored = read_start(args) if args.load_model else None
+    stored = read_start(args.model_path) if args.load_model else None
     if stored and not offset:
         offset = stored.epoch or 0
-    clip_settings, config = clips_and_model(args, stored)
-    training, validation = open_training_clips(clip_settings)
+    data, config = clips_and_model(args, stored)
+    training, validation = open_training_clips(data)
+    per_epoch = -(-len(training) // args.batch_size)
     if len(training) < args.batch_size:
         raise UserError(
-            f"{args.npy_file}: {len(training)} clips to train on are fewer than --batch_size {args.batch_size}; "
+            f"{args.data}: {len(training)} clips to train on are fewer than --batch_size {args.batch_size}; "
             "use a smaller batch, or --val_fraction 0"
         )
     recipe = build_recipe(args, config, stored, stem, offset)
-    complete = run_config(args, config, recipe.loss, clip_settings)
+    recipe.shown = ["--data", args.data, *([] if validation else ["--split", "train"])]
+    complete = run_config(args, config, recipe.loss, data)
     folder = run_folder(args, stem, complete)
-    steps = args.num_epochs * -(-len(training) // args.batch_size)
+    steps = args.steps or args.num_epochs * per_epoch
     result = train(recipe, training, settings_from(args, folder, steps), complete, validation)
     if not result.finished:
         return f"{folder}: stopped at step {result.step} of {steps}; the same command continues"
-    last = epoch_file(stem, offset + args.num_epochs)
-    if distributed.is_main() and not last.exists():  # removed since, or not one of --epoch_every
-        write_epoch_file(stem, offset + args.num_epochs, load_checkpoint(folder))
+    epochs = offset + -(-steps // per_epoch)
+    last = epoch_file(stem, epochs)
+    # the epoch may be broken off by --steps, not be one of --epoch_every, or its file have been removed since
+    if distributed.is_main() and (steps % per_epoch or not last.exists()):
+        write_epoch_file(stem, epochs, load_checkpoint(folder))
     scores = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items() if name in ("psnr", "kl_bits"))
     return f"{folder}: finished after {result.step} steps{scores}; weights in {last}"
 
 
-def read_start(args: argparse.Namespace) -> StoredModel:
+def read_start(path: str) -> StoredModel:
     """The weights that --load_model starts from."""
-    if not Path(args.model_path).exists():
+    if not Path(path).exists():
         raise UserError(
-            f"{args.model_path}: no such file; --load_model needs the exact name that training wrote, "
+            f"{path}: no such file; --load_model needs the exact name that training wrote, "
             "such as transformer_model_epoch_50.pth; python main.py without --load_model makes it"
         )
-    return read_model(args.model_path)
+    return read_model(path)
 
 
-def clips_and_model(args: argparse.Namespace, stored: StoredModel | None) -> tuple[ClipSettings, VideoVAEConfig]:
+def clips_and_model(args: argparse.Namespace, stored: StoredModel | None) -> tuple[dict[str, Any], VideoVAEConfig]:
     """What to train on and what to train, from the flags, the data and the file that training starts from."""
     chosen = args.preset or args.config or args.set
     if stored and stored.config and not chosen:
         model = dict(stored.config["model"])
     else:
         model = load_preset(args.preset, args.config, args.set)
-    stored_clips = args.npy_file.endswith(".npy")  # whose own length and size are kept; others are whole videos
-    frames, size = stored_shape(args.npy_file) if stored_clips else (FRAMES, model["image_size"])
-    size = tuple(args.size or size)
-    clips = ClipSettings(
-        args.npy_file, args.frames or frames, size, args.stride, args.flip, args.val_fraction, args.seed
-    )
-    return clips, VideoVAEConfig.from_dict({**model, "image_size": size})
+    stored_clips = args.data.endswith(".npy")  # whose own length and size are kept; others are whole videos
+    frames, size = stored_shape(args.data) if stored_clips else (FRAMES, model["image_size"])
+    size = list(args.size or size)  # (height, width)
+    data = {"path": args.data, "frames": args.frames or frames, "size": size, "stride": args.stride}
+    data |= {"flip": args.flip, "val_fraction": args.val_fraction, "seed": args.seed}
+    return data, VideoVAEConfig.from_dict({**model, "image_size": size})
+
+
+def stored_shape(path: str) -> tuple[int, tuple[int, int]]:
+    """Frames and (height, width) of the clips in a .npy. Raises UserError, which names the command that makes one."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file; make it with: python prepare_ucf101.py --output_npy_file {path}")
+    source = open_source(path)
+    if source.broken and not len(source):
+        raise source.broken[0]
+    if not len(source):
+        raise UserError(f"{path}: holds no clip; see what the preparation skipped, or name another source")
+    return source.length(0), source.size(0)
+
+
+def open_training_clips(data: dict[str, Any]) -> tuple[ClipDataset, ClipDataset | None]:
+    """Clips to train on and to validate with, uint8 (3, T, H, W), by what the data declares (videodata/splits.py).
+
+    `val_fraction` is held out of data that declares nothing; where it is 0 and nothing is declared, all is trained on.
+    """
+    shape = {name: data[name] for name in ("path", "frames", "size", "stride", "seed")}
+    shape |= {"dtype": "uint8", "held_out": data["val_fraction"]}
+    training = open_clips(split="train", flip=data["flip"], **shape)
+    if not data["val_fraction"] and "val" not in declared_splits(data["path"]):
+        return training, None
+    try:
+        return training, open_clips(split="val", **shape)
+    except UserError as error:
+        raise UserError(f"{error} (--val_fraction 0 trains without validation)") from error
 
 
 def build_recipe(
@@ -205,10 +230,10 @@ def build_recipe(
     network = TransformerNetwork(config, checkpointing=not args.no_checkpointing)
     if stored:
         strict_load(network, stored.trained, args.model_path)
-    files = {"epoch_stem": stem, "epoch_offset": offset, "epoch_every": args.epoch_every}
     recipe = VideoVAERecipe(
-        network, loss, args.learning_rate, args.weight_decay, args.optimizer, args.vgg_weights, **files
-    )
+        network, loss, args.learning_rate, args.weight_decay, args.optimizer, args.vgg_weights,
+        epoch_stem=stem, epoch_offset=offset, epoch_every=args.epoch_every,
+    )  # fmt: skip
     if stored and stored.optimizer:
         load_moments(recipe.optimizers["vae"], stored.optimizer)
     if loss.perceptual_weight:
@@ -234,18 +259,18 @@ def load_moments(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> No
 
 
 def run_config(
-    args: argparse.Namespace, config: VideoVAEConfig, loss: LossConfig, clips: ClipSettings
+    args: argparse.Namespace, config: VideoVAEConfig, loss: LossConfig, data: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything that defines the run apart from the engine's settings."""
     return {
-        "model": model_settings(config),
+        "model": asdict(config),
         "loss": asdict(loss),
         "optimizer": {
             "name": args.optimizer,
             "learning_rate": args.learning_rate,
             "weight_decay": args.weight_decay,
         },
-        "data": {**asdict(clips), "size": list(clips.size)},
+        "data": data,
         "model_path": args.model_path,
         "starts_from": sha256_of(Path(args.model_path)) if args.load_model else None,
         "checkpointing": not args.no_checkpointing,
@@ -262,7 +287,7 @@ def run_folder(args: argparse.Namespace, stem: Path, config: dict[str, Any]) -> 
     if args.run_name:
         return RUNS / args.run_name
     engine = {entry.name: getattr(args, entry.name, None) for entry in fields(TrainSettings)}
-    defining = without({**config, "training": engine}, FREE_KEYS | VideoVAERecipe.free_keys)
+    defining = without({**config, "engine": engine}, FREE_KEYS | VideoVAERecipe.free_keys)
     text = json.dumps(defining, sort_keys=True)
     return RUNS / f"{stem.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -272,76 +297,3 @@ def without(value: Any, keys: frozenset[str]) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: without(entry, keys) for key, entry in value.items() if key not in keys}
-
-
-@dataclass
-class ClipSettings:
-    """How clips are cut from a source."""
-
-    path: str
-    frames: int  # per clip
-    size: tuple[int, int]  # (height, width)
-    stride: int
-    flip: bool
-    val_fraction: float  # of the groups of videos that belong together
-    seed: int
-
-
-class ClipPart(Dataset):
-    """Some items of a ClipDataset."""
-
-    takes_positions = True
-
-    def __init__(self, clips: ClipDataset, items: list[int]) -> None:
-        self.clips, self.items = clips, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Tensor:
-        if isinstance(key, tuple):
-            return self.clips[(self.items[key[0]], key[1])]
-        return self.clips[self.items[key]]
-
-    def describe(self, index: int) -> dict:
-        """Where item `index` comes from."""
-        return self.clips.describe(self.items[index])
-
-    def fingerprint(self) -> str:
-        """Changes with the data and with the choice of items."""
-        items = hashlib.sha256(repr(self.items).encode()).hexdigest()[:8]
-        return f"{self.clips.fingerprint()}-{len(self.items)}-{items}"
-
-
-def stored_shape(path: str) -> tuple[int, tuple[int, int]]:
-    """Frames and (height, width) of the clips in a .npy. Raises UserError, which names the command that makes one."""
-    if not Path(path).exists():
-        raise UserError(f"{path}: no such file; make it with: python prepare_ucf101.py --output_npy_file {path}")
-    source = open_source(path)
-    if source.broken and not len(source):
-        raise source.broken[0]
-    if not len(source):
-        raise UserError(f"{path}: holds no clip; see what the preparation skipped, or name another source")
-    return source.length(0), source.size(0)
-
-
-def open_training_clips(settings: ClipSettings) -> tuple[ClipPart, ClipPart | None]:
-    """Clips to train on and to validate with, uint8 (3, T, H, W); None where there are too few videos to divide."""
-    clips = open_clips(
-        settings.path, settings.frames, settings.size, settings.stride, seed=settings.seed,
-        flip=settings.flip, dtype="uint8",
-    )  # fmt: skip
-    held_out = held_out_groups([clips.describe(item)["group"] for item in range(len(clips))], settings.val_fraction)
-    train = [item for item in range(len(clips)) if clips.describe(item)["group"] not in held_out]
-    validation = [item for item in range(len(clips)) if clips.describe(item)["group"] in held_out]
-    logger.info("%s: %d clips to train on, %d to validate with", settings.path, len(train), len(validation))
-    return ClipPart(clips, train), ClipPart(clips, validation) if validation else None
-
-
-def held_out_groups(groups: list[str], fraction: float) -> set[str]:
-    """That fraction of the distinct groups, chosen by a hash of their names; never all of them.
-
-    Clips of one group come from one video or one recording session: on both sides they would flatter the validation.
-    """
-    ordered = sorted(set(groups), key=lambda group: hashlib.sha256(str(group).encode()).digest())
-    return set(ordered[: min(round(fraction * len(ordered)), len(ordered) - 1)])

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from videodata.errors import UserError, VideoError
-from videodata.video import iter_frames, probe, read_video
-from videodata.write_video import write_video
 
 if TYPE_CHECKING:
     from videodata.clips import open_clips
+    from videodata.encode import write_video
     from videodata.pixels import to_float, to_uint8
     from videodata.splits import declared_splits
+    from videodata.video import iter_frames, probe, read_video
 
 __all__ = [
     "UserError",
@@ -27,9 +27,19 @@ __all__ = [
     "write_video",
 ]
 
-# These need torch, or bring every kind of source with them. A script's --help needs neither, and the processes that
-# only decode videos start without torch, several times faster.
-_MODULES = {"declared_splits": "splits", "open_clips": "clips", "to_float": "pixels", "to_uint8": "pixels"}
+# Brought in when they are asked for: a script's --help needs neither numpy nor the codecs, and the processes that only
+# decode videos start without torch, several times faster. No module may have the name of a function of this list: its
+# import would put the module in the function's place.
+_MODULES = {
+    "declared_splits": "splits",
+    "iter_frames": "video",
+    "open_clips": "clips",
+    "probe": "video",
+    "read_video": "video",
+    "to_float": "pixels",
+    "to_uint8": "pixels",
+    "write_video": "encode",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,7 @@
 First the listing: nothing outside the folder, no links, no devices, no bombs. Then the members that are missing, each
 of them verified. Python reads zip and tar. For rar, rarfile lists the members, and a program from PATH (or unrar2-cffi)
 unpacks them whole; no one free tool reads every kind, so the next is tried for the members that are still missing.
+unrar2-cffi can hang, so it too has a process of its own: `python -m videodata.archive ARCHIVE FOLDER`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import rarfile
 from tqdm import tqdm
 
 from videodata.errors import UserError
-from videodata.files import lock_file
+from videodata.files import environment, lock_file
 
 logger = logging.getLogger(__name__)
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
@@ -132,14 +133,20 @@ def safe_members(members: Iterable[Member], archive: Path, packed_bytes: int) ->
         name = _normal_name(member, archive)
         if name == ".":
             continue
-        _claim(name, member.kind, kinds, archive)
+        if _key(name) in kinds and not member.kind == kinds[_key(name)] == "folder":
+            raise ArchiveError(archive, f"refused: two members are called {name!r} (case ignored)")
+        kinds[_key(name)] = member.kind
         if member.kind == "link":
             _check_link(name, member.target, archive)
             links += 1
         else:
             kept.append(replace(member, name=name))
     for member in kept:
-        _check_parents(member.name, kinds, archive)
+        for parent in map(str, PurePosixPath(member.name).parents):
+            if kinds.get(_key(parent), "folder") != "folder":
+                raise ArchiveError(
+                    archive, f"refused: member {member.name!r} leads through the file or link {parent!r}"
+                )
     if links:
         logger.warning("%s: %d symbolic links are left out", archive, links)
     return kept
@@ -155,13 +162,6 @@ def _normal_name(member: Member, archive: Path) -> str:
     return posixpath.normpath(name)
 
 
-def _claim(name: str, kind: str, kinds: dict[str, str], archive: Path) -> None:
-    key = _key(name)
-    if key in kinds and not kind == kinds[key] == "folder":
-        raise ArchiveError(archive, f"refused: two members are called {name!r} (case ignored)")
-    kinds[key] = kind
-
-
 def _check_link(name: str, target: str | None, archive: Path) -> None:
     """Refuse a link that leaves the folder. A target that the listing does not tell is harmless: links are not made."""
     if target is None:
@@ -169,14 +169,6 @@ def _check_link(name: str, target: str | None, archive: Path) -> None:
     inside = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
     if target.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", target) or inside.split("/")[0] == "..":
         raise ArchiveError(archive, f"refused: link {name!r} leads out of the folder, to {target!r}")
-
-
-def _check_parents(name: str, kinds: dict[str, str], archive: Path) -> None:
-    parent = posixpath.dirname(name)
-    while parent:
-        if kinds.get(_key(parent), "folder") != "folder":
-            raise ArchiveError(archive, f"refused: member {name!r} leads through the file or link {parent!r}")
-        parent = posixpath.dirname(parent)
 
 
 def _key(name: str) -> str:
@@ -207,7 +199,7 @@ def is_intact(path: Path, member: Member) -> bool:
 
 def _extract_zip(archive: Path, folder: Path, hint: str) -> None:
     with zipfile.ZipFile(archive) as opened:
-        infos = {_stripped(info.filename): info for info in opened.infolist()}
+        infos = {os.path.normpath(info.filename): info for info in opened.infolist()}
         members = [_zip_member(info, opened) for info in opened.infolist()]
         wanted = safe_members(members, archive, archive.stat().st_size)
         _write_members(wanted, folder, archive, lambda name: opened.open(infos[name]))
@@ -236,18 +228,14 @@ def _extract_tar(archive: Path, folder: Path, hint: str) -> None:
 
 def _tar_members(opened: tarfile.TarFile, infos: dict[str, tarfile.TarInfo]) -> Iterator[Member]:
     for info in opened:
-        infos[_stripped(info.name)] = info
-        original = infos.get(_stripped(info.linkname)) if info.islnk() else None
+        infos[os.path.normpath(info.name)] = info
+        original = infos.get(os.path.normpath(info.linkname)) if info.islnk() else None
         if original is not None:  # a hard link: reading it gives the content of the original
             yield Member(info.name, original.size, "file")
         elif info.issym() or info.islnk():
             yield Member(info.name, 0, "link", target=info.linkname)
         else:
             yield Member(info.name, info.size, "folder" if info.isdir() else "file" if info.isfile() else "other")
-
-
-def _stripped(name: str) -> str:
-    return os.path.normpath(name)
 
 
 def _write_members(members: Iterable[Member], folder: Path, archive: Path, open_member) -> None:
@@ -348,18 +336,14 @@ def _member(info: rarfile.RarInfo, opened: rarfile.RarFile) -> Member:
 
 def _run(tool: str, archive: Path, folder: Path, size: int) -> str:
     """Run a tool over the whole archive and say how it ended. Its exit status proves nothing: the files do."""
-    if tool == CFFI:
-        program = str(Path(__file__).with_name("unrar_cffi_program.py"))
-        command = [sys.executable, program, str(archive.resolve()), str(folder.resolve())]
-    else:
-        command = TOOLS[tool](str(archive.resolve()), str(folder.resolve()))
+    places = str(archive.resolve()), str(folder.resolve())
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "videodata.archive", *places] if tool == CFFI else TOOLS[tool](*places),
         stdin=subprocess.DEVNULL,  # a tool that asks for a volume or a password gets an end of file
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},  # names with accents
+        env={**environment(), "LC_ALL": "C.UTF-8"},  # names with accents
     )
     try:
         output, _ = process.communicate(timeout=LEAST_SECONDS + size / SLOWEST_RATE)
@@ -384,18 +368,13 @@ def _clean(members: list[Member], folder: Path) -> list[Member]:
             if path.is_symlink() or (not path.is_dir() and (member is None or not _is_good(path, member, wanted))):
                 path.unlink()
     for member in members:
-        _supply(member, folder, wanted)
+        path = folder / member.name
+        if member.kind == "folder":
+            path.mkdir(parents=True, exist_ok=True)
+        elif member.target in wanted and not path.exists() and (folder / member.target).is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / member.target, path)
     return [m for m in members if m.kind == "file" and not _is_good(folder / m.name, m, wanted)]
-
-
-def _supply(member: Member, folder: Path, wanted: dict[str, Member]) -> None:
-    """Make a folder, or a file that the archive keeps as a reference to another one."""
-    path = folder / member.name
-    if member.kind == "folder":
-        path.mkdir(parents=True, exist_ok=True)
-    elif member.target in wanted and not path.exists() and (folder / member.target).is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / member.target, path)
 
 
 def _is_good(path: Path, member: Member, wanted: dict[str, Member]) -> bool:
@@ -403,3 +382,25 @@ def _is_good(path: Path, member: Member, wanted: dict[str, Member]) -> bool:
         return is_intact(path, member)
     original = wanted.get(member.target)
     return original is not None and is_intact(path, Member(member.name, original.size, "file", original.crc32))
+
+
+def unpack_with_cffi(archive: str, folder: str) -> None:
+    """Write every member that is not in the folder yet. The caller has checked the names of all members."""
+    from unrar.cffi.unrarlib import FLAGS_RHDF_DIRECTORY, BadRarFile, RarArchive
+
+    try:
+        with RarArchive.open_for_processing(archive) as opened:
+            for header in opened.iterate_headers():
+                path = os.path.join(folder, header.FileNameW)
+                if header.Flags & FLAGS_RHDF_DIRECTORY or os.path.lexists(path):
+                    header.skip()
+                    continue
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "wb") as file:
+                    header.test(file.write)
+    except BadRarFile as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    unpack_with_cffi(*sys.argv[1:])

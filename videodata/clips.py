@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 WINDOWS = ("random", "consecutive", "first")
 DTYPES = ("float32", "uint8")
 FILES = (".csv", ".npy", ".json", ".hdf5", ".h5", *VIDEO_SUFFIXES)  # a source with one of these is no folder
+
+
+UNKNOWN = {"source": "unknown", "split": None, "fingerprint": "", "ids": []}  # the provenance of data that has none
 
 
 class Window(NamedTuple):
@@ -270,11 +273,18 @@ def provenance_of(dataset: Any) -> dict[str, Any] | None:
     if not isinstance(dataset, ConcatDataset):
         return dataset.provenance() if hasattr(dataset, "provenance") else None
     parts = [provenance_of(part) for part in dataset.datasets]
-    if None in parts:
-        return None
+    return None if None in parts else together(parts)
+
+
+def together(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The provenance of several data sets as one, with each of them once under `parts`."""
+    parts = [part for provenance in provenances for part in provenance.get("parts", [provenance])]
+    parts = [part for number, part in enumerate(parts) if part not in parts[:number]]
+    if len(parts) == 1:
+        return parts[0]
     splits = {part["split"] for part in parts}
     return {
-        "source": " + ".join(part["source"] for part in parts),
+        "source": " + ".join(dict.fromkeys(part["source"] for part in parts)),
         "split": splits.pop() if len(splits) == 1 else None,
         "fingerprint": " + ".join(part["fingerprint"] for part in parts),
         "ids": [id for part in parts for id in part["ids"]],
@@ -301,6 +311,8 @@ def overlap(trained_on: dict[str, Any] | None, dataset: Any) -> int | None:
 
 def _common(trained_on: dict[str, Any], own: dict[str, Any]) -> set[str] | None:
     """The ids of `own` whose videos are in `trained_on`; None where nobody can say."""
+    if UNKNOWN in (trained_on, own):
+        return None
     bases = _base(trained_on["source"]), _base(own["source"])
     if trained_on["source"] == own["source"] or bases == (None, None):
         return set(trained_on["ids"]) & set(own["ids"])

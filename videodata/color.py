@@ -56,13 +56,10 @@ def _convert(frame: av.VideoFrame, size: Size) -> np.ndarray:
     if converted.format.name == "gbrp":
         converted = reformatter("packing").reformat(converted, format="rgb24", threads=1)
     pixels = converted.to_ndarray()
-    return _over_black(pixels) if alpha else pixels
-
-
-def _over_black(rgba: np.ndarray) -> np.ndarray:
-    """(H, W, 4) -> (H, W, 3): each pixel times its opacity, rounded."""
-    product = rgba[..., :3].astype(np.uint16) * rgba[..., 3:]
-    return ((product + 127) // 255).astype(np.uint8)
+    if not alpha:
+        return pixels
+    over_black = pixels[..., :3].astype(np.uint16) * pixels[..., 3:]  # each pixel times its opacity, rounded
+    return ((over_black + 127) // 255).astype(np.uint8)
 
 
 def to_yuv(rgb: np.ndarray, pixel_format: str) -> av.VideoFrame:

@@ -7,7 +7,6 @@ continues it only while that is the same. The rules for what is accepted from a 
 from __future__ import annotations
 
 import email.utils
-import errno
 import hashlib
 import http.client
 import json
@@ -19,15 +18,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
 
-from videodata.errors import UserError
+from videodata.errors import UserError, disk_errors
 from videodata.files import hash_file, lock_file, publish, read_json, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -76,12 +73,15 @@ def download(
     if target.exists():
         _check_existing(target, size, sha256)
         return target
-    _check_scheme(url, allow_file)
+    parts = urllib.parse.urlsplit(url)
+    is_local = parts.scheme == "file" and allow_file and parts.netloc in ("", "localhost")
+    if not is_local and (parts.scheme not in ("https", "http") or not parts.netloc):
+        raise UserError(f"{url}: only https:// and http:// addresses can be downloaded")
     transfer = Transfer(url, target, size, sha256, insecure, hint, timeout, reserve)
     with lock_file(target, "downloading"):
         if target.exists():  # another process was faster
             _check_existing(target, size, sha256)
-        elif urllib.parse.urlsplit(url).scheme == "file":
+        elif is_local:
             transfer.copy_local()
         else:
             _with_retries(transfer, tries, wait)
@@ -94,14 +94,6 @@ def _check_existing(path: Path, size: int | None, sha256: str | None) -> None:
         raise UserError(f"{path}: has {found} bytes in place of {size}; delete it and it is downloaded again")
     if sha256 and not sha256_of(path).startswith(sha256.lower()):
         raise UserError(f"{path}: its SHA-256 is not {sha256}; delete it and it is downloaded again")
-
-
-def _check_scheme(url: str, allow_file: bool) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "file" and allow_file and parts.netloc in ("", "localhost"):
-        return
-    if parts.scheme not in ("https", "http") or not parts.netloc:
-        raise UserError(f"{url}: only https:// and http:// addresses can be downloaded")
 
 
 def _with_retries(transfer: Transfer, tries: int, wait: float) -> None:
@@ -159,8 +151,10 @@ class Transfer:
             with self._open(start, validator) as response:
                 self._receive(response, start, validator)
         except urllib.error.HTTPError as error:
+            if error.code in RETRY_STATUS:
+                raise Interrupted(f"status {error.code} {error.reason}", retry_after(error)) from error
             if not self._part_is_whole(error):
-                self._raise_for_status(error)
+                raise self.error(f"status {error.code} {error.reason}") from error
         except urllib.error.URLError as error:
             self._raise_for_network(error.reason)
         except (http.client.HTTPException, OSError) as error:
@@ -175,7 +169,7 @@ class Transfer:
         self.restarted = True  # a second copy would be the same
         self._check_room(source.stat().st_size)
         self._discard()
-        with self._disk_errors(), open(source, "rb") as file, open(self.part, "wb") as part:
+        with disk_errors(self.part), open(source, "rb") as file, open(self.part, "wb") as part:
             while chunk := file.read(CHUNK):
                 self._append(part, chunk)
         self._finish()
@@ -199,12 +193,12 @@ class Transfer:
         if begin == 0 and not self.target.name.endswith((".html", ".htm")) and is_web_page(response, chunk):
             raise self.error("the server sent a web page in place of the file")
         self._check_room((total or 0) - begin)
-        with self._disk_errors():
+        with disk_errors(self.part):
             part = self._open_part(begin, now)
         shown = {"desc": self.target.name, "unit": "B", "unit_scale": True, "leave": False, "disable": None}
         with part, tqdm(total=total, initial=begin, **shown) as bar:
             while chunk:
-                with self._disk_errors():
+                with disk_errors(self.part):
                     self._append(part, chunk)
                 bar.update(len(chunk))
                 chunk = response.read1(CHUNK)
@@ -238,11 +232,6 @@ class Transfer:
         self._discard()
         raise Interrupted("the part on disk does not belong to the file on the server")
 
-    def _raise_for_status(self, error: urllib.error.HTTPError) -> None:
-        if error.code in RETRY_STATUS:
-            raise Interrupted(f"status {error.code} {error.reason}", retry_after(error)) from error
-        raise self.error(f"status {error.code} {error.reason}") from error
-
     def _raise_for_network(self, problem: object) -> None:
         if isinstance(problem, ssl.SSLCertVerificationError):
             raise self.error(
@@ -262,7 +251,7 @@ class Transfer:
                 self.restarted = True
                 raise Interrupted("the SHA-256 is wrong", wait=0.0)
             raise self.error(f"its SHA-256 is not {self.sha256}: the file on the server changed or the line is faulty")
-        with self._disk_errors():
+        with disk_errors(self.part):
             publish(self.part, self.target)
         self.note.unlink(missing_ok=True)
 
@@ -283,15 +272,6 @@ class Transfer:
                 f"needs {needed / 1e9:.2f} GB on the disk and {self.reserve / 1e9:.2f} GB after it, "
                 f"{free / 1e9:.2f} GB are free at {self.target.parent.resolve()}"
             )
-
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-            reason = "no room left" if full else f"cannot be written ({error.strerror})"
-            raise DownloadError(f"{self.part}: {reason}; mend that and run the command again to continue") from error
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

@@ -16,7 +16,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -143,21 +143,38 @@ def hash_file(path: str | Path) -> hashlib._Hash:
     return digest
 
 
+_held: set[int] = set()  # descriptors of locks that belong to this process and not to the processes that it forks
+
+
+def _release_in_child() -> None:
+    """A worker that outlives a killed process must not keep its locks."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
 @contextmanager
-def lock_file(target: str | os.PathLike, doing: str, wait: bool = False) -> Iterator[None]:
-    """Hold `<target>.lock` for the length of the block: one process per target.
+def lock_file(
+    target: str | os.PathLike, doing: str, wait: bool = False, lock: str | os.PathLike | None = None
+) -> Iterator[None]:
+    """Hold the file `lock`, by default `<target>.lock`, for the length of the block: one process per target.
 
     The kernel gives the lock back when its holder dies, even by kill -9. `doing` completes the sentence "another
     process is ... <target>". wait: wait for another process that holds it. Raises UserError at once when another
     process holds it, or when the folder cannot be written.
     """
-    lock = Path(f"{target}.lock")
+    lock = Path(f"{target}.lock" if lock is None else lock)
     refusal = f"another process is {doing} {target}: wait for it, or choose another name"
     descriptor = _locked_descriptor(lock, refusal, wait)
+    _held.add(descriptor)
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)  # while still held, so that nobody can hold the removed file and believe it counts
+        _held.discard(descriptor)
         os.close(descriptor)
 
 
@@ -173,16 +190,16 @@ def _locked_descriptor(lock: Path, refusal: str, wait: bool) -> int:
         except BlockingIOError as error:
             os.close(descriptor)
             raise UserError(refusal) from error
-        if _is_still(lock, descriptor):
-            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
+                return descriptor
         os.close(descriptor)  # the former holder removed the file between our open and our lock
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+def environment() -> dict[str, str]:
+    """The environment of a child process that runs a module of the project by its name, from any folder."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def files_in_folder(root: str | Path, suffixes: Collection[str], *, deep: bool = True, wanted: str = "") -> list[Path]:

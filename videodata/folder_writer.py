@@ -20,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from videodata.encode import write_video
 from videodata.errors import UserError, disk_errors
 from videodata.files import TEMPORARY, lock_file, read_json, remove_debris, sync_folder, write_json
 from videodata.frame_folder import save_png
 from videodata.hdf5 import SHARDS
-from videodata.npy_writer import (
+from videodata.npy import (
     JOURNAL_FORMAT,
     Entry,
     described,
@@ -35,7 +36,6 @@ from videodata.npy_writer import (
     read_journal,
     sidecar_path,
 )
-from videodata.write_video import write_video
 
 FORMAT = "videodata-folder"
 VIDEOS_PER_SHARD = 1000  # what a kill costs at most
@@ -49,6 +49,9 @@ class FolderWriter(ABC):
     another process writes the same folder, when the disk is full, when the folder holds something else, or when
     `arguments` differ from those that it was begun with (`restart` begins again).
     """
+
+    notes_each_video = True  # in the journal; shards note theirs when they are complete
+    number = 0  # of the file that the current video goes to, where there are several
 
     def __init__(self, path: str | os.PathLike, arguments: dict, restart: bool = False, workers: int = 1) -> None:
         self.path, self.arguments = Path(path), arguments
@@ -70,11 +73,10 @@ class FolderWriter(ABC):
 
     @property
     def sequences(self) -> int:
-        """Number of videos that were kept."""
+        """Videos that were kept: each is one sequence."""
         return sum(entry.sequences for entry in self.entries)
 
     def skipped(self) -> list[dict]:
-        """Id, reason and status ("short" or "bad") of the videos that gave nothing."""
         return left_out(self.entries)
 
     def write(self, frames: np.ndarray) -> None:
@@ -86,12 +88,13 @@ class FolderWriter(ABC):
         """Finish the current video: keep it when status is "ok" or "damaged", else drop it."""
         kept = status in ("ok", "damaged")
         entry = Entry(
-            sequences=int(kept), offset=self._part(), crc32=0, status=status, reason=reason, **description
+            sequences=int(kept), offset=self.number, crc32=0, status=status, reason=reason, **description
         )  # fmt: skip
         self.entries.append(entry)
         with disk_errors(self.partial):
             self._end_video(entry if kept else None)
-            self._after_video()
+            if self.notes_each_video:
+                self._write_lines()
         return entry
 
     def finish(self, description: dict) -> None:
@@ -117,17 +120,9 @@ class FolderWriter(ABC):
     @abstractmethod
     def _end_video(self, entry: Entry | None) -> None: ...
 
-    def _after_video(self) -> None:
-        """Note the video in the journal, for formats where it is complete by now."""
-        self._write_lines()
-
     def _finish(self) -> None:
         """Complete what is open."""
         return
-
-    def _part(self) -> int:
-        """Number of the file that the current video goes to."""
-        return 0
 
     @abstractmethod
     def _clean(self) -> None:
@@ -183,6 +178,8 @@ class FolderWriter(ABC):
 class ShardWriter(FolderWriter):
     """HDF5 shards of at most `videos_per_shard`; the journal grows by whole shards."""
 
+    notes_each_video = False
+
     def __init__(
         self, *args: object, layout: str = "chunked", videos_per_shard: int = VIDEOS_PER_SHARD, **options: object
     ) -> None:
@@ -205,8 +202,6 @@ class ShardWriter(FolderWriter):
             facts = [entry.id, entry.label or "", entry.group or "", entry.fps or ""]
         if entry is not None or self._shard is not None:
             self._opened().end_video(facts)
-
-    def _after_video(self) -> None:
         if self._shard is not None and self._shard.videos == self._videos_per_shard:
             self._finish()
 
@@ -219,28 +214,25 @@ class ShardWriter(FolderWriter):
             return
         self._shard.finish()
         self._shard = None
-        self._number += 1
+        self.number += 1
         self._write_lines()
-
-    def _part(self) -> int:
-        return self._number
 
     def _name(self, number: int) -> str:
         return f"shard_{number:0{self._digits}d}.hdf5"
 
     def _opened(self):
         if self._shard is None:
-            self._shard = self._new_shard(self.partial / self._name(self._number))
+            self._shard = self._new_shard(self.partial / self._name(self.number))
         return self._shard
 
     def _open(self) -> None:
-        self._number = 1
+        self.number = 1
         super()._open()
 
     def _clean(self) -> None:
         last = max((entry.offset for entry in self.entries), default=0)
-        self._number = last + 1
-        kept = {self._name(number) for number in range(1, self._number)}
+        self.number = last + 1
+        kept = {self._name(number) for number in range(1, self.number)}
         for path in self.partial.iterdir():
             if path.name not in kept:
                 path.unlink()
@@ -249,9 +241,8 @@ class ShardWriter(FolderWriter):
 class FrameWriter(FolderWriter):
     """One folder of PNG images per video, `<id>/0000.png`, ...; several threads compress them."""
 
-    def __init__(self, *args: object, first: int = 0, digits: int = 4, **options: object) -> None:
+    def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
-        self._first, self._digits = first, digits
         self._pending: deque[Future] = deque()
         self._count = 0
 
@@ -262,7 +253,7 @@ class FrameWriter(FolderWriter):
     def _write(self, frames: np.ndarray) -> None:
         self._unfinished.mkdir(exist_ok=True)
         for frame in frames:
-            path = self._unfinished / f"{self._first + self._count:0{self._digits}d}.png"
+            path = self._unfinished / f"{self._count:04d}.png"
             self._pending.append(self._threads.submit(save_png, path, frame.copy()))
             self._count += 1
             if len(self._pending) > PENDING_FRAMES:

@@ -8,7 +8,6 @@ videogpt  VideoGPT: `train_data` (frames, H, W, 3), `train_idx` = first frame of
 
 from __future__ import annotations
 
-import bisect
 import errno
 import os
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import accumulate, chain, islice
+from itertools import chain, islice
 from pathlib import Path
 
 import h5py
@@ -25,9 +24,9 @@ import numpy as np
 from h5py import h5d, h5s
 
 from videodata.errors import UserError, VideoError
-from videodata.files import is_hidden, publish
+from videodata.files import has_suffix, publish
 from videodata.resize import Size
-from videodata.source import ClipSource, PerProcess, by_split, frame_range
+from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 FORMAT = "videodata-hdf5"
@@ -144,31 +143,21 @@ def _slice(data: h5py.Dataset, first: int, frames: range) -> np.ndarray:
     return data[first + frames.start : first + frames[-1] + 1][:: frames.step]
 
 
-class Hdf5Source(ClipSource):
-    """Videos of all shards, numbered through in the order of the shards' names. Shards without videos are allowed."""
+class Hdf5File(ClipSource):
+    """The videos of one file."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = str(path)
-        self._shards = _shards(Path(path))
-        self._files = [PerProcess(open_hdf5, shard) for shard in self._shards]
-        self._layouts: list[Layout] = []
-        self._contents: list[Contents] = []
-        for shard in self._shards:
-            with open_hdf5(shard) as file:
-                self._layouts.append(layout_of(file))
-                self._contents.append(self._layouts[-1].contents(file))
-        self._ends = list(accumulate(len(contents.lengths) for contents in self._contents))
-        if self._ends[-1] == 0:
-            raise VideoError(path, "holds no videos")
-        if not all(isinstance(layout, Chunked) for layout in self._layouts):
-            self.interpolation = "bilinear"  # as the programs do that these layouts come from
+        self._file = PerProcess(open_hdf5, path)
+        with open_hdf5(path) as file:
+            self.layout = layout_of(file)
+            self._contents = self.layout.contents(file)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._contents.lengths)
 
     def id(self, index: int) -> str:
-        shard, local = self.locate(index)
-        return self._fact("id", index) or f"{self._shards[shard].stem}/{local}"
+        return self._fact("id", index) or f"{Path(self.path).stem}/{index}"
 
     def label(self, index: int) -> str | None:
         return self._fact("label", index)
@@ -181,40 +170,48 @@ class Hdf5Source(ClipSource):
         return Fraction(fps) if fps else None
 
     def length(self, index: int) -> int:
-        shard, local = self.locate(index)
-        return self._contents[shard].lengths[local]
+        return self._contents.lengths[index]
 
     def size(self, index: int) -> Size:
-        shard, local = self.locate(index)
-        return self._layouts[shard].size(self._files[shard].get(), local)
+        return self.layout.size(self._file.get(), index)
 
     def splits(self) -> dict[str, list[int]] | None:
-        return by_split([name for part in self._contents for name in part.splits or [None] * len(part.lengths)])
+        return by_split(self._contents.splits or [])
 
     def place(self, index: int) -> str:
-        shard, local = self.locate(index)
-        return f"{self._shards[shard]}#{local}"
+        return f"{self.path}#{index}"
 
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
-        shard, local = self.locate(index)
-        where = f"{self._shards[shard]}, video {local}"
-        frames = frame_range(where, self._contents[shard].lengths[local], start, count, step)
+        where = f"{self.path}, video {index}"
+        frames = frame_range(where, self.length(index), start, count, step)
         try:
-            pixels = self._layouts[shard].read(self._files[shard].get(), local, frames)
+            pixels = self.layout.read(self._file.get(), index, frames)
         except (OSError, KeyError, ValueError) as error:
             raise VideoError(where, f"cannot be read ({error}); prepare the data again") from error
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise VideoError(where, f"expected frames uint8 (H, W, 3), found {pixels.dtype} {pixels.shape[1:]}")
         return pixels
 
-    def locate(self, index: int) -> tuple[int, int]:
-        shard = bisect.bisect_right(self._ends, index)
-        return shard, index - (self._ends[shard - 1] if shard else 0)
-
     def _fact(self, name: str, index: int) -> str | None:
-        shard, local = self.locate(index)
-        values = self._contents[shard].facts.get(name)
-        return values[local] if values else None
+        values = self._contents.facts.get(name)
+        return values[index] if values else None
+
+
+class Hdf5Source(JoinedSource):
+    """Videos of all shards, numbered through in the order of the shards' names. Shards without videos are allowed."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        if not path.exists():
+            raise VideoError(path, "no such file or folder")
+        files = [path] if path.is_file() else sorted(f for f in path.iterdir() if has_suffix(f.name, HDF5_SUFFIXES))
+        shards = [Hdf5File(file) for file in files]
+        if not all(isinstance(shard.layout, Chunked) for shard in shards):
+            for shard in shards:
+                shard.interpolation = "bilinear"  # as the programs do that the other layouts come from
+        if not any(map(len, shards)):
+            raise VideoError(path, "holds no videos")
+        super().__init__(path, shards)
 
 
 def open_hdf5(path: str | Path) -> h5py.File:
@@ -227,14 +224,6 @@ def open_hdf5(path: str | Path) -> h5py.File:
         reason = str(error).splitlines()[0]
         reason = "truncated: the file is shorter than it should be" if "truncated" in reason else reason
         raise VideoError(path, f"is not a readable HDF5 file ({reason}); prepare it again") from error
-
-
-def _shards(path: Path) -> list[Path]:
-    if not path.exists():
-        raise VideoError(path, "no such file or folder")
-    if path.is_file():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.suffix in HDF5_SUFFIXES and not is_hidden(file.name))
 
 
 class Hdf5Writer:

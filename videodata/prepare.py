@@ -15,11 +15,11 @@ from pathlib import Path
 import av
 from tqdm import tqdm
 
-from videodata.decode_pool import DecodePool, End, Frames
+from videodata.decode import DecodePool, End, Frames
 from videodata.errors import UserError, VideoError
 from videodata.files import read_json
 from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer, ShardWriter
-from videodata.npy_writer import NpyWriter, is_finished, npy_header, partial_path, sidecar_path
+from videodata.npy import NpyWriter, is_finished, npy_header, partial_path, sidecar_path
 from videodata.source import ClipSource
 from videodata.video import probe
 from videodata.video_folder import InputVideo, fingerprint
@@ -176,18 +176,28 @@ def prepare_videos(
         arguments["content"] = format
     if not restart and is_finished(path, arguments):
         logger.info("%s is complete already: nothing to do", path)
-        return _summary_of_finished(path, len(videos), format)
+        sidecar = read_json(sidecar_path(path))
+        sequences = sum(video.get("sequences", 1) for video in sidecar["videos"])
+        return Summary(path, len(videos), sequences, sidecar["skipped"], format=format)
     path.parent.mkdir(parents=True, exist_ok=True)
     if format in ("npy", "hdf5"):  # the sizes of the others cannot be told before they are compressed
         counted = settings if format == "npy" else replace(settings, num_frames=1)
         check_room(expected_sequences(videos, counted), counted, path, restart)
     workers = workers or available_cores()
-    with _writer(path, settings, format, arguments, restart, workers) as writer:
+    if format == "npy":
+        writer = NpyWriter(path, settings.shape, arguments, restart)
+    else:
+        writer = FORMATS[format](path, arguments, restart, workers)
+    with writer:
         summary = _write_videos(videos, writer, settings, workers, decode)
         summary.format = format
         if not writer.sequences:
             writer.discard()
-            raise UserError(_nothing(summary, settings))
+            first = summary.skipped[0]
+            raise UserError(
+                f"{path}: nothing to write, {summary.bad} of {len(videos)} videos cannot be read, the others have "
+                f"fewer than {settings.num_frames} frames (the first is {first['id']}: {first['reason']})"
+            )
         writer.finish({**settings.described(format), **(description or {})})
     if summary.bad > max_bad_fraction * len(videos):
         raise UserError(
@@ -195,14 +205,6 @@ def prepare_videos(
             f"--max_bad_fraction {max_bad_fraction:g} allows; the reasons are in {sidecar_path(path)}"
         )
     return summary
-
-
-def _writer(
-    path: Path, settings: SequenceSettings, format: str, arguments: dict, restart: bool, workers: int
-) -> NpyWriter | FolderWriter:
-    if format == "npy":
-        return NpyWriter(path, settings.shape, arguments, restart)
-    return FORMATS[format](path, arguments, restart, workers)
 
 
 def _write_videos(
@@ -241,20 +243,6 @@ def _end_video(video: InputVideo, end: End, writer: NpyWriter | FolderWriter, se
         status = "short"
     named = {name: getattr(video, name) for name in ("id", "label", "group", "split", "source")}
     writer.end_video(status=status, reason=reason, fps=end.fps, frames=end.frames, **named)
-
-
-def _nothing(summary: Summary, settings: SequenceSettings) -> str:
-    first = summary.skipped[0]
-    return (
-        f"{summary.path}: nothing to write, {summary.bad} of {summary.videos} videos cannot be read, the others have "
-        f"fewer than {settings.num_frames} frames (the first is {first['id']}: {first['reason']})"
-    )
-
-
-def _summary_of_finished(path: Path, videos: int, format: str) -> Summary:
-    sidecar = read_json(sidecar_path(path))
-    sequences = sum(video.get("sequences", 1) for video in sidecar["videos"])
-    return Summary(path, videos, sequences, sidecar["skipped"], format=format)
 
 
 def expected_sequences(videos: Sequence[InputVideo], settings: SequenceSettings) -> int:

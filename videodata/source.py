@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,76 @@ class ClipSource(ABC):
             return resize_frames(frames, size, resize, interpolation or self.interpolation, short_side)
         except UserError as error:
             raise VideoError(self.id(index), str(error)) from error
+
+
+class JoinedSource(ClipSource):
+    """The videos of several sources, numbered through."""
+
+    def __init__(self, path: str | os.PathLike, parts: Sequence[ClipSource]) -> None:
+        self.path, self.parts = str(path), list(parts)
+        self._ends = list(accumulate(map(len, self.parts)))
+        self.interpolation = self.parts[0].interpolation
+        self.broken = [error for part in self.parts for error in part.broken]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def id(self, index: int) -> str:
+        part, local = self._part(index)
+        return part.id(local)
+
+    def label(self, index: int) -> str | None:
+        part, local = self._part(index)
+        return part.label(local)
+
+    def group(self, index: int) -> str:
+        part, local = self._part(index)
+        return part.group(local)
+
+    def fps(self, index: int) -> Fraction | None:
+        part, local = self._part(index)
+        return part.fps(local)
+
+    def length(self, index: int) -> int:
+        part, local = self._part(index)
+        return part.length(local)
+
+    def size(self, index: int) -> Size:
+        part, local = self._part(index)
+        return part.size(local)
+
+    def stamp(self, index: int) -> str:
+        part, local = self._part(index)
+        return part.stamp(local)
+
+    def splits(self) -> dict[str, list[int]] | None:
+        names: list[str | None] = [None] * len(self)
+        for part, end in zip(self.parts, self._ends, strict=True):
+            for name, indices in (part.splits() or {}).items():
+                for index in indices:
+                    names[end - len(part) + index] = name
+        return by_split(names)
+
+    def place(self, index: int) -> str | None:
+        part, local = self._part(index)
+        return part.place(local)
+
+    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
+        part, local = self._part(index)
+        return part.read(local, start, count, step)
+
+    def read_clip(self, index: int, *arguments: object, **options: object) -> np.ndarray:
+        part, local = self._part(index)
+        return part.read_clip(local, *arguments, **options)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the source that holds the video, and the video's number in it."""
+        part = bisect.bisect_right(self._ends, index)
+        return part, index - (self._ends[part - 1] if part else 0)
+
+    def _part(self, index: int) -> tuple[ClipSource, int]:
+        part, local = self.locate(index)
+        return self.parts[part], local
 
 
 def by_split(names: Sequence[str | None]) -> dict[str, list[int]] | None:

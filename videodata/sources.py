@@ -6,26 +6,18 @@ it is all that a merge writes.
 
 from __future__ import annotations
 
-import bisect
 import json
 import os
 import re
-from collections.abc import Sequence
-from fractions import Fraction
-from itertools import accumulate
 from pathlib import Path
-
-import numpy as np
 
 from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, holds_files, write_json
 from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
 from videodata.hdf5 import HDF5_SUFFIXES, Hdf5Source
-from videodata.npy_source import NpySource
-from videodata.npy_writer import difference, partial_path, sidecar_path
-from videodata.resize import Size
+from videodata.npy import NpySource, difference, partial_path, sidecar_path
 from videodata.shapes import Shapes
-from videodata.source import ClipSource, by_split
+from videodata.source import ClipSource, JoinedSource
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import VideoFolder
 
@@ -48,7 +40,7 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     if suffix in HDF5_SUFFIXES:
         return Hdf5Source(path)
     if suffix == ".json":
-        return PartsSource.from_index(path)
+        return open_index(path)
     if not path.exists():
         raise VideoError(path, "no such file or folder; scripts/prepare_data.py --help shows how to make a data set")
     if path.is_file():
@@ -56,7 +48,7 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     if holds_files(path, HDF5_SUFFIXES, deep=False):
         return Hdf5Source(path)
     if holds_files(path, {".npy"}, deep=False):
-        return PartsSource.from_folder(path)
+        return open_arrays(path)
     if holds_files(path, VIDEO_SUFFIXES):
         return VideoFolder.from_folder(path)
     if holds_files(path, IMAGE_SUFFIXES):
@@ -68,86 +60,21 @@ FORMAT = "videodata-parts"
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{4})-of-(?P<count>\d{4})(?P<suffix>\.npy)?")
 
 
-class PartsSource(ClipSource):
-    """The videos of several sources, numbered through."""
+def open_index(path: Path) -> JoinedSource:
+    """The parts of an index, in its order. Raises UserError."""
+    content = read_sidecar(path)
+    if content.get("format") != FORMAT:
+        raise VideoError(path, f"is no index of parts (format {FORMAT!r} expected)")
+    return JoinedSource(path, [open_source(path.parent / name) for name in content["parts"]])
 
-    def __init__(self, path: Path, parts: Sequence[ClipSource]) -> None:
-        self.path, self._parts = str(path), list(parts)
-        self._ends = list(accumulate(map(len, self._parts)))
-        self.interpolation = self._parts[0].interpolation
-        self.broken = [error for part in self._parts for error in part.broken]
 
-    @classmethod
-    def from_index(cls, path: Path) -> PartsSource:
-        """The parts of an index, in its order. Raises UserError."""
-        content = read_sidecar(path)
-        if content.get("format") != FORMAT:
-            raise VideoError(path, f"is no index of parts (format {FORMAT!r} expected)")
-        return cls(path, [open_source(path.parent / name) for name in content["parts"]])
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> PartsSource:
-        """All arrays of a folder, in natural order; parts of a shared preparation only when all are there."""
-        files = files_in_folder(folder, {".npy"}, deep=False)
-        for name, count, present in _groups(files):
-            if len(present) < count:
-                raise UserError(f"{folder / name}: {len(present)} of {count} parts are there: prepare the others first")
-        return cls(folder, [open_source(file) for file in files])
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def id(self, index: int) -> str:
-        part, local = self._locate(index)
-        return part.id(local)
-
-    def label(self, index: int) -> str | None:
-        part, local = self._locate(index)
-        return part.label(local)
-
-    def group(self, index: int) -> str:
-        part, local = self._locate(index)
-        return part.group(local)
-
-    def fps(self, index: int) -> Fraction | None:
-        part, local = self._locate(index)
-        return part.fps(local)
-
-    def length(self, index: int) -> int:
-        part, local = self._locate(index)
-        return part.length(local)
-
-    def size(self, index: int) -> Size:
-        part, local = self._locate(index)
-        return part.size(local)
-
-    def stamp(self, index: int) -> str:
-        part, local = self._locate(index)
-        return part.stamp(local)
-
-    def splits(self) -> dict[str, list[int]] | None:
-        names: list[str | None] = [None] * len(self)
-        for part, end in zip(self._parts, self._ends, strict=True):
-            for name, indices in (part.splits() or {}).items():
-                for index in indices:
-                    names[end - len(part) + index] = name
-        return by_split(names)
-
-    def place(self, index: int) -> str | None:
-        part, local = self._locate(index)
-        return part.place(local)
-
-    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
-        part, local = self._locate(index)
-        return part.read(local, start, count, step)
-
-    def read_clip(self, index: int, *arguments: object, **options: object) -> np.ndarray:
-        part, local = self._locate(index)
-        return part.read_clip(local, *arguments, **options)
-
-    def _locate(self, index: int) -> tuple[ClipSource, int]:
-        part = bisect.bisect_right(self._ends, index)
-        return self._parts[part], index - (self._ends[part - 1] if part else 0)
+def open_arrays(folder: Path) -> JoinedSource:
+    """All arrays of a folder, in natural order; parts of a shared preparation only when all are there."""
+    files = files_in_folder(folder, {".npy"}, deep=False)
+    for name, count, present in _groups(files):
+        if len(present) < count:
+            raise UserError(f"{folder / name}: {len(present)} of {count} parts are there: prepare the others first")
+    return JoinedSource(folder, [NpySource(file) for file in files])
 
 
 def is_index(path: Path) -> bool:

@@ -274,12 +274,6 @@ def open_video(path: str | Path) -> Iterator[Video]:
         yield Video(path, container)
 
 
-@functools.lru_cache(maxsize=256)
-def _cached_times(path: str, size: int, mtime_ns: int) -> tuple[int, ...] | None:
-    with open_video(path) as video:
-        return packet_times(video)
-
-
 def frame_times(path: str | Path) -> tuple[int, ...] | None:
     """Presentation times in stream units, one per frame in order of display; None if the file must be decoded to know.
 
@@ -287,23 +281,24 @@ def frame_times(path: str | Path) -> tuple[int, ...] | None:
     or occur twice do not say which frame is which: the answer is None for all of these.
     """
     status = Path(path).stat()
-    return _cached_times(str(path), status.st_size, status.st_mtime_ns)
+    return _packet_times(str(path), status.st_size, status.st_mtime_ns)
 
 
-def packet_times(video: Video) -> tuple[int, ...] | None:
-    """`frame_times` of an open file; reads it to its end."""
-    if "avi" in video.container.format.name or video.stream.codec_context.name not in ONE_FRAME_PER_PACKET:
-        return None
+@functools.lru_cache(maxsize=256)
+def _packet_times(path: str, size: int, mtime_ns: int) -> tuple[int, ...] | None:
     times = []
-    try:
-        for packet in video.container.demux(video.stream):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            if packet.pts is None or packet.is_corrupt:
-                return None
-            times.append(packet.pts)
-    except FFmpegError:
-        return None
+    with open_video(path) as video:
+        if "avi" in video.container.format.name or video.stream.codec_context.name not in ONE_FRAME_PER_PACKET:
+            return None
+        try:
+            for packet in video.container.demux(video.stream):
+                if packet.size == 0 or packet.is_discard:
+                    continue
+                if packet.pts is None or packet.is_corrupt:
+                    return None
+                times.append(packet.pts)
+        except FFmpegError:
+            return None
     times.sort()
     distinct = all(a < b for a, b in zip(times, times[1:], strict=False))
     return tuple(times) if times and distinct else None

@@ -11,16 +11,18 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 
-from videodata import ucf101
 from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, read_json, write_file
 from videodata.resize import Size
@@ -31,13 +33,31 @@ logger = logging.getLogger(__name__)
 INDEX_NAME = ".videodata-index.json"
 FORMAT = "videodata-index"
 VERSION = 1
+UCF101 = """
+    ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BaseballPitch Basketball
+    BasketballDunk BenchPress Biking Billiards BlowDryHair BlowingCandles BodyWeightSquats Bowling BoxingPunchingBag
+    BoxingSpeedBag BreastStroke BrushingTeeth CleanAndJerk CliffDiving CricketBowling CricketShot CuttingInKitchen
+    Diving Drumming Fencing FieldHockeyPenalty FloorGymnastics FrisbeeCatch FrontCrawl GolfSwing Haircut Hammering
+    HammerThrow HandstandPushups HandstandWalking HeadMassage HighJump HorseRace HorseRiding HulaHoop IceDancing
+    JavelinThrow JugglingBalls JumpingJack JumpRope Kayaking Knitting LongJump Lunges MilitaryParade Mixing
+    MoppingFloor Nunchucks ParallelBars PizzaTossing PlayingCello PlayingDaf PlayingDhol PlayingFlute PlayingGuitar
+    PlayingPiano PlayingSitar PlayingTabla PlayingViolin PoleVault PommelHorse PullUps Punch PushUps Rafting
+    RockClimbingIndoor RopeClimbing Rowing SalsaSpin ShavingBeard Shotput SkateBoarding Skiing Skijet SkyDiving
+    SoccerJuggling SoccerPenalty StillRings SumoWrestling Surfing Swing TableTennisShot TaiChi TennisSwing ThrowDiscus
+    TrampolineJumping Typing UnevenBars VolleyballSpiking WalkingWithDog WallPushups WritingOnBoard YoYo
+"""
+CLASSES = tuple(UCF101.split())
+_NAME = re.compile(r"v_(?P<label>\w+)_g(?P<group>\d+)_c\d+", re.IGNORECASE)
+# The files of HandstandPushups are called v_HandStandPushups_*: classes are compared without regard to case.
+_BY_LOWER_CASE = {name.lower(): name for name in CLASSES}
 
 
 class VideoFolder(ClipSource):
     """Video files in natural order, with the names, labels and groups that `describe_videos` finds."""
 
-    def __init__(self, root: Path, videos: Sequence[InputVideo]) -> None:
-        self.path = str(root)
+    def __init__(self, root: Path, videos: Sequence[InputVideo], path: Path | None = None) -> None:
+        """root: where the index of the videos is kept. path: what was opened, if not that folder."""
+        self.path = str(path or root)
         entries = index_videos(root, [video.path for video in videos])
         both = list(zip(videos, entries, strict=True))
         self.broken = [VideoError(video.path, entry["error"]) for video, entry in both if "error" in entry]
@@ -46,10 +66,7 @@ class VideoFolder(ClipSource):
 
     @classmethod
     def from_file(cls, path: Path) -> VideoFolder:
-        """One video file."""
-        source = cls(path.parent, describe_videos(path.parent, [path]))
-        source.path = str(path)
-        return source
+        return cls(path.parent, describe_videos(path.parent, [path]), path)
 
     @classmethod
     def from_folder(cls, root: Path) -> VideoFolder:
@@ -70,9 +87,7 @@ class VideoFolder(ClipSource):
             InputVideo(path.parent / name, name, text or None, name, split=split or None)
             for name, text, split in listed
         ]
-        source = cls(path.parent, captioned)
-        source.path = str(path)
-        return source
+        return cls(path.parent, captioned, path)
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -174,20 +189,34 @@ def fingerprint(videos: Sequence[InputVideo]) -> str:
 
 def describe_videos(root: Path, files: Sequence[Path]) -> list[InputVideo]:
     """What the place and the name of each file say about it."""
-    names = [_name(root, file) for file in files]
+    clips = [parse_name(file) for file in files]
+    names = [
+        f"{clip.label}/{file.stem}" if clip else file.relative_to(root).with_suffix("").as_posix()
+        for file, clip in zip(files, clips, strict=True)
+    ]
     counts = Counter(names)
     videos = []
-    for file, name in zip(files, names, strict=True):
-        clip = ucf101.parse_name(file)
+    for file, name, clip in zip(files, names, clips, strict=True):
         unique = name if counts[name] == 1 else file.relative_to(root).as_posix()
         folder_name = file.parent.name if file.parent != root else None
         videos.append(InputVideo(file, unique, clip.label if clip else folder_name, clip.group if clip else unique))
     return videos
 
 
-def _name(root: Path, file: Path) -> str:
-    clip = ucf101.parse_name(file)
-    return f"{clip.label}/{file.stem}" if clip else file.relative_to(root).with_suffix("").as_posix()
+class ClipName(NamedTuple):
+    """What `v_<Class>_gGG_cCC` says. Clips of one group were cut from the same film: never divide them."""
+
+    label: str
+    group: str
+
+
+def parse_name(path: str | PurePath) -> ClipName | None:
+    """Class and group of a UCF101 clip from its file name, None for other files."""
+    match = _NAME.fullmatch(PurePath(path).stem)
+    if match is None:
+        return None
+    label = _BY_LOWER_CASE.get(match["label"].lower(), match["label"])
+    return ClipName(label, f"v_{label}_g{match['group']}")
 
 
 def index_videos(root: Path, files: Sequence[Path]) -> list[dict]:
@@ -195,11 +224,15 @@ def index_videos(root: Path, files: Sequence[Path]) -> list[dict]:
 
     Known entries come from the index beside the videos (or in the user's cache folder, where `root` is read-only).
     """
-    known = _load(root)
+    stored = (read_json(place) or {} for place in _places(root))
+    known = next((s["videos"] for s in stored if (s.get("format"), s.get("version")) == (FORMAT, VERSION)), {})
     entries: dict[str, dict] = {}
     missing: list[tuple[str, Path, dict]] = []
     for file in files:
-        name, status = os.path.relpath(file, root), _status(file)
+        name, status = os.path.relpath(file, root), {"bytes": None, "mtime_ns": None}
+        with suppress(OSError):  # a broken link: `_examine` says so
+            found = file.stat()
+            status = {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
         if name in known and status.items() <= known[name].items():
             entries[name] = known[name]
         else:
@@ -214,14 +247,6 @@ def index_videos(root: Path, files: Sequence[Path]) -> list[dict]:
     return [entries[os.path.relpath(file, root)] for file in files]
 
 
-def _status(file: Path) -> dict:
-    try:
-        status = file.stat()
-    except OSError:
-        return {"bytes": None, "mtime_ns": None}
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
 def _examine(file: Path) -> dict:
     try:
         info = probe(file)
@@ -234,14 +259,6 @@ def _places(root: Path) -> tuple[Path, Path]:
     """Beside the videos, or else under the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videogen" / "index"
     return root / INDEX_NAME, cache / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-
-
-def _load(root: Path) -> dict[str, dict]:
-    for place in _places(root):
-        content = read_json(place) or {}
-        if (content.get("format"), content.get("version")) == (FORMAT, VERSION):
-            return content["videos"]
-    return {}
 
 
 def _save(root: Path, entries: dict[str, dict]) -> None:

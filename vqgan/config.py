@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import losses
+from training.cli import nonnegative_int, positive_int
 from videodata.errors import UserError
 
 QUANTIZERS = ("ema", "fsq", "lfq")
@@ -137,10 +138,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", default="checkpoints/best_model_gan.pt", help="best_model_*.pt, run folder, or bare weights"
     )
     group = parser.add_argument_group("model, for bare weights alone")
-    group.add_argument("--hidden_dims", type=int, nargs="+", help="widths, top to bottom")
-    group.add_argument("--latent_dim", type=int, help="channels of a code")
-    group.add_argument("--num_embeddings", type=int, help="number of codes")
-    group.add_argument("--downsample_factor", type=int, help="pixels per code along each side")
+    group.add_argument("--hidden_dims", type=positive_int, nargs="+", help="widths, top to bottom")
+    group.add_argument("--latent_dim", type=positive_int, help="channels of a code")
+    group.add_argument("--num_embeddings", type=positive_int, help="number of codes")
+    group.add_argument("--downsample_factor", type=positive_int, help="pixels per code along each side")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add_gpu_arguments(parser)
 
@@ -148,8 +149,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_gpu_arguments(parser: argparse._ActionsContainer) -> None:
     """The original's flags for the device, beside `--device`."""
     parser.add_argument(
-        "--gpu", type=int, default=0, help="same as --device cuda:N; no effect without a GPU or beside --device"
-    )
+        "--gpu", type=nonnegative_int, default=0, metavar="N",
+        help="same as --device cuda:N; no effect without a GPU or beside --device",
+    )  # fmt: skip
     parser.add_argument("--no_cuda", action="store_true", help="same as --device cpu")
 
 
@@ -162,7 +164,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that say how frames are cut, each from 1."""
-    parser.add_argument("--patch_size", type=int, help="side of a patch (default: as in training)")
-    parser.add_argument("--num_patches_h", type=int, help="patches below each other (default: as in training)")
-    parser.add_argument("--num_patches_w", type=int, help="patches beside each other (default: as in training)")
+    """Flags that say how frames are cut."""
+    told = "(default: as in training)"
+    parser.add_argument("--patch_size", type=positive_int, help=f"side of a patch {told}")
+    parser.add_argument("--num_patches_h", type=positive_int, help=f"patches below each other {told}")
+    parser.add_argument("--num_patches_w", type=positive_int, help=f"patches beside each other {told}")

@@ -1,30 +1,31 @@
-"""How well a trained VQGAN reconstructs clips, and how much of its codebook it uses for them."""
+"""How well a trained VQGAN reconstructs clips, and how much of its codebook it uses for them.
+
+Nothing is imported from torch before a model is opened, because `scripts/evaluate.py --help` reads the flags here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-
-from evaluation.codebook import CodebookUsage
-from evaluation.metrics import psnr, ssim
-from evaluation.report import Score
+from evaluation.protocol import Protocol
 from evaluation.subject import Batch, Subject
-from training.distributed import resolve_device
-from training.files import write_json
+from videodata.files import write_json
 from vqgan.config import add_grid_arguments
-from vqgan.data import PatchDataset, merge_patches, split_patches
-from vqgan.files import Model, load_model, settle_grid
 
-PATCHES_AT_A_TIME = 16
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from evaluation.codebook import CodebookUsage
+    from evaluation.report import Score
+    from vqgan.data import PatchDataset
+    from vqgan.files import Model
+
+FRAMES = 8  # per clip; the model sees one at a time
 TEST_BATCH = 4  # patches at a time of the test scores
-SMALLEST_SSIM = 11  # pixels; the window of SSIM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,24 +33,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_grid_arguments(parser)
 
 
-def open_subject(args: argparse.Namespace) -> Reconstructions:
+def open_subject(args: argparse.Namespace) -> Subject:
     """The model that `--checkpoint` names, on the grid of its training unless the flags say otherwise."""
+    from training.distributed import resolve_device
+    from vqgan.files import load_model, settle_grid
+
     model = load_model(args.checkpoint).to(resolve_device(args.device))
-    return Reconstructions(model, *settle_grid(args))
+    rows, columns = settle_grid(args)
+    subject = Reconstructions(model, rows, columns)
+    subject.runs = (args.checkpoint,)
+    size = rows * args.patch_size, columns * args.patch_size
+    return subject.made_for(args.frames or FRAMES, size, args.stride or 1)
 
 
 class Reconstructions(Subject):
     """Whole frames put together from reconstructed patches, `rows` x `columns` of them."""
 
+    metrics = ("psnr", "ssim", "codebook")
     own_metrics = ("codebook",)
 
     def __init__(self, model: Model, rows: int, columns: int) -> None:
         self.model, self.rows, self.columns = model, rows, columns
         self.codes_per_frame = 0
-        self.usage = CodebookUsage(model.num_embeddings)
-        self._usage = CodebookUsage(model.num_embeddings)  # since the last call of own_scores
+        self.usage = self.unused()  # of the last whole evaluation
+        self._usage = self.unused()  # since then
+
+    def unused(self) -> CodebookUsage:
+        """The usage before anything is encoded."""
+        from evaluation.codebook import CodebookUsage
+
+        return CodebookUsage(self.model.num_embeddings)
 
     def make(self, batch: Batch) -> Tensor:
+        from vqgan.data import merge_patches, split_patches
+        from vqgan.model import encode_patches
+
         frames = batch.clips.transpose(1, 2)  # (B, T, 3, H, W)
         encoded = encode_patches(self.model, split_patches(frames.flatten(0, 1), self.rows, self.columns))
         if batch.sample == 0:
@@ -59,10 +77,14 @@ class Reconstructions(Subject):
         return made.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        return {"of the mean colour": clips.mean(dim=(3, 4), keepdim=True).expand_as(clips)}
+        from evaluation.metrics import mean_frame
+
+        return {"of the mean frame": mean_frame(clips)} if clips.shape[2] > 1 else {}  # that of one frame is the frame
 
     def own_scores(self) -> dict[str, list[Score]]:
-        self.usage, self._usage = self._usage.over_processes(), CodebookUsage(self.model.num_embeddings)
+        from evaluation.report import Score
+
+        self.usage, self._usage = self._usage.over_processes(), self.unused()
         cost = Score("code-bits-per-frame", [], value=self.bits_per_frame)
         return {"codebook": [*self.usage.scores(), cost]}
 
@@ -81,48 +103,20 @@ class Reconstructions(Subject):
         }
 
 
-@dataclass
-class Encoded:
-    """Patches of some frames and what the model makes of them, all on the CPU."""
-
-    patches: Tensor  # (N, 3, h, w) in [-1, 1]
-    latents: Tensor  # (N, D, h, w) before the quantiser
-    indices: Tensor  # (N, h, w)
-    reconstruction: Tensor  # (N, 3, h, w), clamped to [-1, 1]
-
-
-@torch.no_grad()
-def encode_patches(model: Model, patches: Tensor) -> Encoded:
-    """Run the model over patches (N, 3, h, w), a few at a time."""
-    device = next(model.parameters()).device
-    parts = [model(part.to(device)) for part in patches.split(PATCHES_AT_A_TIME)]
-    latents, indices = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("latents", "indices"))
-    frames = torch.cat([part.frames.float().clamp(-1, 1).cpu() for part in parts])
-    return Encoded(patches, latents.float(), indices, frames)
-
-
-def frame_scores(frames: Tensor, made: Tensor) -> dict[str, Tensor]:
-    """PSNR of clips (B, 3, T, H, W) in [-1, 1], and SSIM where they are large enough for its window, each (B,)."""
-    scores = {"psnr": psnr(frames, made)}
-    if min(frames.shape[-2:]) >= SMALLEST_SSIM:
-        scores["ssim"] = ssim(frames, made)
-    return scores
-
-
-def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: str = "auto") -> dict[str, Any]:
-    """PSNR and SSIM (means over patches) and codebook usage over all test patches, also as a JSON file.
+def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: torch.device | str = "auto") -> None:
+    """PSNR and SSIM (means over patches) and codebook usage over all test patches, as a JSON file; all processes join.
 
     A patch is scored as a clip of one frame, because a test split of a few videos has few frames but many patches.
     """
-    subject = Reconstructions(load_model(model_file).to(resolve_device(device)), rows=1, columns=1)
-    totals: dict[str, float] = {}
-    for batch in DataLoader(patches, batch_size=TEST_BATCH):
-        clips = batch[:, :, None]
-        for name, values in frame_scores(clips, subject.make(Batch(clips, [], seed=0))).items():
-            totals[name] = totals.get(name, 0.0) + float(values.sum())
-    subject.own_scores()
-    scores: dict[str, Any] = {name: value / len(patches) for name, value in totals.items()}
-    scores |= {"codes_used": subject.usage.used, "perplexity": subject.usage.perplexity, "patches": len(patches)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"model": str(model_file), **scores})
-    return scores
+    from evaluation.metrics import SMALLEST_SIDE
+    from evaluation.runner import evaluate
+    from training.distributed import is_main, resolve_device
+    from vqgan.files import load_model
+
+    subject = Reconstructions(load_model(model_file).to(resolve_device(str(device))), rows=1, columns=1)
+    paired = ("psnr", "ssim") if min(patches.patch_size) >= SMALLEST_SIDE else ("psnr",)
+    scores = evaluate(subject, lambda seed: patches, Protocol((*paired, "codebook"), batch_size=TEST_BATCH))
+    found = {score.name.lower(): score.mean for score in scores if score.name.lower() in paired}
+    usage = {"codes_used": subject.usage.used, "perplexity": subject.usage.perplexity, "patches": len(patches)}
+    if is_main():
+        write_json(path, {"model": str(model_file), "split": patches.clips.split, **found, **usage})

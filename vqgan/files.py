@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import load_checkpoint, newest_checkpoint, strict_load
+from training.checkpoint import load_checkpoint, newest_checkpoint, read_tensors, strict_load
 from training.config import unknown_key
 from training.distributed import resolve_device
-from training.files import sha256_of, write_file
 from videodata.errors import UserError
-from vqgan.config import VQGANConfig, check_range
-from vqgan.ldm import LDMVQModel, read_tensors, state_dict_in
-from vqgan.model import VQGAN, Discriminator
+from videodata.files import sha256_of, write_file
+from vqgan.config import VQGANConfig
+from vqgan.ldm import LDMVQModel, state_dict_in
+from vqgan.model import VQGAN
 
 FORMAT = "vqgan-weights"
 VQGAN_KEYS = tuple(VQGANConfig.__dataclass_fields__)
@@ -53,7 +53,6 @@ def model_config(model: Model) -> dict[str, Any]:
 def save_model(path: Path, network: nn.Module, **facts: Any) -> None:
     """Write a network's weights with `facts` (plain values, such as config and metrics) as one file."""
     state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda file: torch.save({"format": FORMAT, "state_dict": state, **facts}, file))
 
 
@@ -70,11 +69,6 @@ def load_model(path: str | Path, config: Mapping[str, Any] | None = None) -> Mod
     model = build_model(config)
     strict_load(model, state, path)
     return model.eval()
-
-
-def load_discriminator(path: str | Path, discriminator: Discriminator) -> None:
-    """Load what `save_model` wrote for a discriminator, or its bare weights. Raises UserError."""
-    strict_load(discriminator, read_model(Path(path))[0], path)
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -95,13 +89,6 @@ def from_checkpoint(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, T
     if "model" not in networks or not str(checkpoint["recipe"]).startswith("vqgan"):
         raise UserError(f"{path}: is a checkpoint of {checkpoint['recipe']!r}, not of a VQGAN")
     return networks["model"], checkpoint["config"]["model"]
-
-
-def stored_data(path: Path) -> dict[str, Any]:
-    """What a model's file says about its training data (patch_size, ...); {} for bare weights. Raises UserError."""
-    if path.is_dir() or path.suffix == ".safetensors":
-        return load_checkpoint(path)["config"].get("data", {})
-    return (read_tensors(path).get("config") or {}).get("data", {})
 
 
 def model_identity(path: Path) -> str:
@@ -134,11 +121,12 @@ def settle_device(args: argparse.Namespace) -> None:
 def settle_grid(args: argparse.Namespace) -> tuple[int, int]:
     """Fill in the grid that the flags leave open: that of the training, else the documented one; gives (rows, columns).
 
-    Raises UserError for a side that is not positive.
+    Bare weights know nothing of their training. Raises UserError.
     """
-    stored = stored_data(Path(args.checkpoint))
+    path = Path(args.checkpoint)
+    content = load_checkpoint(path) if path.is_dir() or path.suffix == ".safetensors" else read_tensors(path)
+    stored = (content.get("config") or {}).get("data", {})
     for name, documented in GRID.items():
         if getattr(args, name) is None:
             setattr(args, name, stored.get(name, documented))
-    check_range(args, GRID, 1)
     return args.num_patches_h, args.num_patches_w

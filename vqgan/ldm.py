@@ -6,7 +6,6 @@ other `ddconfig`. Axes: N frames, H W pixels, D latent channels, h w latent posi
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.checkpoint import strict_load
+from training.checkpoint import read_tensors, strict_load
 from training.config import from_dict, unknown_key
 from videodata.errors import UserError
 from vqgan.model import Reconstruction, check_frames, run_part
@@ -75,7 +74,6 @@ class LDMVQModel(nn.Module):
 
     @property
     def num_embeddings(self) -> int:
-        """Number of codes."""
         return self.quantize.size
 
     @property
@@ -128,7 +126,7 @@ class LDMVQModel(nn.Module):
 
         Raises UserError naming missing, unexpected and misshapen keys; then nothing is loaded.
         """
-        strict_load(self, state_dict_in(read_tensors(Path(path)), Path(path)), path)
+        strict_load(self, state_dict_in(read_tensors(path), path), path)
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,6 @@ class DDConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 32 groups."""
     if channels % 32:
         raise UserError(f"ddconfig: widths must be multiples of 32, found {channels}; change ch or ch_mult")
     return nn.GroupNorm(32, channels, eps=1e-6)
@@ -370,27 +367,9 @@ class LDMQuantizer(nn.Module):
         return self.embedding(indices).movedim(-1, 1)
 
 
-def state_dict_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def state_dict_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     """What is under `state_dict` (or the content itself), without the `loss.*` keys of the training."""
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no weights (name -> tensor)")
     return {key: value for key, value in state.items() if not key.startswith("loss.")}
-
-
-def read_tensors(path: Path) -> dict[str, Any]:
-    """A file of tensors and plain types; never runs code from it. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; scripts/train_vqgan.py makes one, or name a published one")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds objects beside tensors, which could run code; keep only its state_dict in the program "
-            "that wrote it: torch.save({'state_dict': ...})"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: not a readable file of weights; download or train it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}, not weights (name -> tensor)")
-    return content

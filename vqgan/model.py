@@ -6,7 +6,7 @@ Axes: N frames, H W pixels, C channels, D latent channels, h w latent positions 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from vqgan.config import VQGANConfig
 from vqgan.quantize import Quantized, build_quantizer
 
 GROUPS = 8  # of the group norms
+PATCHES_AT_A_TIME = 16
 
 
 def normalization(channels: int) -> nn.GroupNorm:
@@ -185,7 +186,6 @@ class VQGAN(nn.Module):
 
     @property
     def num_embeddings(self) -> int:
-        """Number of codes."""
         return self.config.num_embeddings
 
     @property
@@ -242,6 +242,26 @@ def check_frames(frames: Tensor, factor: int) -> None:
     height, width = frames.shape[-2:]
     if height % factor or width % factor:
         raise UserError(f"frames of {width}x{height} cannot be encoded: both sides must be multiples of {factor}")
+
+
+@dataclass
+class Encoded:
+    """Patches of some frames and what the model makes of them, all on the CPU."""
+
+    patches: Tensor  # (N, 3, h, w) in [-1, 1]
+    latents: Tensor  # (N, D, h, w) before the quantiser
+    indices: Tensor  # (N, h, w)
+    reconstruction: Tensor  # (N, 3, h, w), clamped to [-1, 1]
+
+
+@torch.no_grad()
+def encode_patches(model: nn.Module, patches: Tensor) -> Encoded:
+    """Run the model over patches (N, 3, h, w), a few at a time."""
+    device = next(model.parameters()).device
+    parts = [model(part.to(device)) for part in patches.split(PATCHES_AT_A_TIME)]
+    latents, indices = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("latents", "indices"))
+    frames = torch.cat([part.frames.float().clamp(-1, 1).cpu() for part in parts])
+    return Encoded(patches, latents.float(), indices, frames)
 
 
 class Discriminator(PatchGAN2D):

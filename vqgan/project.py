@@ -25,13 +25,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.files import write_file, write_json
 from videodata.errors import UserError
-from videodata.files import lock_file
+from videodata.files import lock_file, read_json, write_file, write_json
 from videodata.pixels import to_float
 from videodata.resize import Size
 from videodata.source import ClipSource
-from vqgan.config import check_range
 from vqgan.data import merge_patches, open_frames, open_videos, split_patches
 from vqgan.files import Model, model_identity, open_model, settle_grid
 
@@ -42,7 +40,6 @@ LARGEST = np.iinfo(np.int16).max + 1  # codes that 16 bits can number; the publi
 
 def project_splits(args: argparse.Namespace) -> Iterator[str]:
     """Write <output_path>/<split>.npy for each split that the flags name, or go on with them; a line for each."""
-    check_range(args, ("batch_size",), 1)
     model, (rows, columns) = open_model(args), settle_grid(args)
     size = rows * args.patch_size, columns * args.patch_size
     for name in args.splits:
@@ -76,27 +73,19 @@ class Projection:
     def lengths(self) -> list[int]:
         return [self.source.length(video) for video in self.videos]
 
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """(h, w) of the codes of a whole frame."""
-        height, width = self.size or self.source.size(self.videos[0])
-        factor = self.model.downsample_factor
-        return height // factor, width // factor
-
     def encode(self, frames: Tensor) -> np.ndarray:
-        """Frames (T, 3, H, W) in [-1, 1] -> indices int16 (T, 1, h, w)."""
-        device = next(self.model.parameters()).device
+        """Frames (T, 3, H, W) in [-1, 1], on the model's device -> indices int16 (T, 1, h, w)."""
         patches = split_patches(frames, self.rows, self.columns)
-        indices = self.model.quantize(self.model.latents(patches.to(device)))[1]
+        indices = self.model.quantize(self.model.latents(patches))[1]
         return merge_patches(indices, self.rows, self.columns)[:, None].cpu().numpy().astype(np.int16)
 
     def codes_of(self, video: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first frame, indices) of consecutive pieces of a video."""
-        length = self.source.length(video)
+        length, device = self.source.length(video), next(self.model.parameters()).device
         for start in range(0, length, self.frames_at_a_time):
             count = min(self.frames_at_a_time, length - start)
-            frames = to_float(self.source.read_clip(video, start, count, 1, self.size)).movedim(1, 0)
-            yield start, self.encode(frames)
+            pixels = torch.from_numpy(self.source.read_clip(video, start, count, 1, self.size))
+            yield start, self.encode(to_float(pixels.to(device)).movedim(1, 0))
 
 
 @torch.no_grad()
@@ -133,15 +122,16 @@ def fill(projection: Projection, path: Path, array: np.memmap, done: int) -> Non
             first = starts[number] + start
             flat[first : first + len(codes)] = codes
         array.flush()
-        note = json.dumps({"videos": number + 1, "made_from": projection.made_from})
-        write_file(progress(path), lambda file, text=note: file.write(text.encode()))
+        write_json(progress(path), {"videos": number + 1, "made_from": projection.made_from})
     if done:
         logger.info("%s: %d of %d videos were there already", path, done, len(projection.videos))
 
 
 def open_partial(projection: Projection, path: Path) -> tuple[np.memmap, int]:
     """The array that grows, and how many videos it holds."""
-    lengths, frame = projection.lengths, (1, *projection.map_size)
+    height, width = projection.size or projection.source.size(projection.videos[0])
+    factor, lengths = projection.model.downsample_factor, projection.lengths
+    frame = (1, height // factor, width // factor)
     shape = (len(lengths), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
     if partial(path).exists() and progress(path).exists():
         noted = json.loads(progress(path).read_text())
@@ -168,30 +158,20 @@ def is_finished(path: Path, made_from: dict[str, Any]) -> bool:
     """Whether the array is there, made from the same. Raises UserError when it was made from something else."""
     if not path.exists():
         return False
-    try:
-        noted = json.loads(path.with_suffix(".json").read_text()).get("made_from")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: has no readable .json beside it; remove it to make it again") from error
-    if noted != made_from:
-        raise UserError(f"{path}: was made from {noted}; remove it, or name another folder")
+    noted = read_json(path.with_suffix(".json"))
+    if noted is None:
+        raise UserError(f"{path}: has no readable .json beside it; remove it to make it again")
+    if noted.get("made_from") != made_from:
+        raise UserError(f"{path}: was made from {noted.get('made_from')}; remove it, or name another folder")
     return True
 
 
 def check_neighbours(folder: Path, made_from: dict[str, Any]) -> None:
     """Raises UserError when the folder holds codes of another model: its splits share one codebook.npy."""
     for array in folder.glob("*.npy"):
-        sidecar = array.with_suffix(".json")
-        noted = json.loads(sidecar.read_text()).get("made_from", {}) if sidecar.is_file() else {}
+        noted = (read_json(array.with_suffix(".json")) or {}).get("made_from", {})
         if noted.get("model", made_from.get("model")) != made_from.get("model"):
             raise UserError(f"{array}: holds codes of another model, {noted['model']}; name another folder")
-
-
-@torch.no_grad()
-def decode_codes(model: Model, codes: np.ndarray, rows: int, columns: int) -> Tensor:
-    """Indices (T, 1, h, w) of whole frames, as projected -> frames (T, 3, H, W), clamped to [-1, 1]."""
-    device = next(model.parameters()).device
-    indices = split_patches(torch.from_numpy(np.asarray(codes[:, 0], dtype=np.int64)), rows, columns)
-    return merge_patches(model.decode_indices(indices.to(device)).float().clamp(-1, 1).cpu(), rows, columns)
 
 
 def partial(path: Path) -> Path:

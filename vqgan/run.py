@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training import TrainSettings, derive_seed, settings_from, train
-from training.checkpoint import best_checkpoint, load_checkpoint
+from training import derive_seed, settings_from, train, trained_on
+from training.checkpoint import best_checkpoint, load_checkpoint, strict_load
 from training.config import load_config
 from training.distributed import barrier, is_main, join_processes
+from training.folder import TRAINED_ON, record_training_data
 from training.loop import TrainResult
 from videodata.errors import UserError
-from vqgan.config import Objective, VQGANConfig, check_range
-from vqgan.data import PatchDataset, open_frames
+from videodata.splits import declared_splits
+from vqgan.config import Objective, VQGANConfig
+from vqgan.data import PatchDataset, find_batch_files, open_frames
 from vqgan.evaluate import write_test_scores
-from vqgan.files import Model, build_model, load_discriminator, load_model, model_config, save_model, settle_device
+from vqgan.files import build_model, load_model, model_config, read_model, save_model, settle_device
 from vqgan.ldm import LDM_CONFIGS
 from vqgan.model import Discriminator
 from vqgan.train import AdversarialRecipe, ReconstructionRecipe
@@ -36,13 +39,13 @@ OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # not in a stage's configuration: a res
 STAGE1_FILE, GAN_FILE, DISCRIMINATOR_FILE = "best_model_stage1.pt", "best_model_gan.pt", "best_discriminator.pt"
 
 
-def train_vqgan(args: argparse.Namespace) -> str:
-    """Train both stages, or continue them, and give a summary of one line. Raises UserError."""
+def train_vqgan(args: argparse.Namespace) -> list[str]:
+    """Train both stages, or continue them; gives what is to be said at the end, by line. Raises UserError."""
     check(args)
     settle_device(args)
     settle_precision(args)
-    join_processes(args.device, args.process_timeout)
-    training, validation, testing = (open_patches(args, split) for split in ("train", "val", "test"))
+    device = join_processes(args.device, args.process_timeout)
+    training, validation, testing = (open_patches(args, split) for split in ("train", "val", scored_split(args)))
     per_epoch = -(-len(training) // args.batch_size)
     steps = args.steps or args.num_epoch * args.epochs_per_batch * per_epoch
     gan_steps = max(1, args.num_epoch - 1) * args.gan_epochs_per_batch * per_epoch
@@ -50,36 +53,34 @@ def train_vqgan(args: argparse.Namespace) -> str:
     objective = build_objective(args, steps, gan_steps, per_epoch)
 
     summary = []
-    if not args.gan_mode:
-        recipe = ReconstructionRecipe(start_model(args), objective, *recipe_options(args))
-        result = run_stage(args, 1, recipe, training, validation, steps, per_epoch)
-        if not result.finished:
-            return f"{args.checkpoint_dir}: stage 1 stopped at step {result.step}; the same command continues"
-        summary.append(describe("stage 1", result))
-    if gan_steps:
-        recipe = adversarial_recipe(args, objective)
-        result = run_stage(args, 2, recipe, training, validation, gan_steps, per_epoch)
-        if not result.finished:
-            return f"{args.checkpoint_dir}: stage 2 stopped at step {result.step}; the same command continues"
-        summary.append(describe("stage 2", result))
+    for stage, stage_steps in ((1, 0 if args.gan_mode else steps), (2, gan_steps)):
+        if stage_steps:
+            recipe = (reconstruction_recipe if stage == 1 else adversarial_recipe)(args, objective)
+            result = run_stage(args, stage, recipe, training, validation, stage_steps, per_epoch)
+            if not result.finished:
+                return [f"{args.checkpoint_dir}: stage {stage} stopped at step {result.step}; the same command goes on"]
+            summary.append(describe(f"stage {stage}", result))
     best = args.checkpoint_dir / (GAN_FILE if gan_steps else STAGE1_FILE)
-    if is_main():
-        write_test_scores(best, testing, args.results_dir / "test_scores.json", args.device)
-    return f"{best}: {'; '.join(summary)}"
+    scores = args.results_dir / "test_scores.json"
+    write_test_scores(best, testing, scores, device)
+    show = shlex.join(["scripts/visualize_vqgan.py", "--checkpoint", str(best), "--data", str(args.data_path)])
+    return [f"{best}: {'; '.join(summary)}", f"{scores}: scores of {testing.clips.split} clips", f"next: python {show}"]
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that do not go together, and for numbers out of range that no configuration checks."""
+    """Raises UserError for flags that do not go together."""
     if args.cache_mode:
         logger.info("--cache_mode: no effect; data files are memory-mapped anyway")
-    if args.gan_mode and args.resume in ("auto", "never") and not (args.checkpoint_dir / STAGE1_FILE).is_file():
+    if args.gan_mode and not weights_named(args) and not (args.checkpoint_dir / STAGE1_FILE).is_file():
         raise UserError(
             f"--gan_mode needs a model of stage 1: name it with --resume FILE, or train {STAGE1_FILE} in "
             f"{args.checkpoint_dir} first"
         )
-    check_range(args, ("patch_size", "num_patches_h", "num_patches_w"), 1)
-    check_range(args, ("steps", "num_epoch", "epochs_per_batch", "batch_size", "accumulation"), 1)
-    check_range(args, ("gan_steps", "gan_epochs_per_batch", "test_batch", "checkpoint_freq", "vis_freq"))
+
+
+def weights_named(args: argparse.Namespace) -> bool:
+    """Whether --resume names a file of weights to start from."""
+    return args.resume not in ("auto", "never")
 
 
 def settle_precision(args: argparse.Namespace) -> None:
@@ -90,11 +91,19 @@ def settle_precision(args: argparse.Namespace) -> None:
         logger.info("--fp16: %s", "mixed precision in bf16" if on_gpu else "no effect on a CPU")
 
 
+def scored_split(args: argparse.Namespace) -> str:
+    """What the finished model is scored on: test, but val where the data declares val and no test."""
+    declared = () if find_batch_files(args.data_path) else declared_splits(args.data_path)
+    return "val" if "val" in declared and "test" not in declared else "test"
+
+
 def open_patches(args: argparse.Namespace, split: str) -> PatchDataset:
-    """The patches of one split; only training patches are augmented."""
+    """The patches of one split; only training patches are augmented, in floats, the others come as they are stored."""
     augment = args.augment and split == "train"
-    size = args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size
-    clips = open_frames(args.data_path, split, size, test_batch=args.test_batch, seed=args.seed, flip=augment)
+    clips = open_frames(
+        args.data_path, split, (args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size),
+        test_batch=args.test_batch, seed=args.seed, flip=augment, dtype="float32" if augment else "uint8",
+    )  # fmt: skip
     return PatchDataset(clips, args.num_patches_h, args.num_patches_w, JITTER if augment else 0.0)
 
 
@@ -112,12 +121,14 @@ def build_objective(args: argparse.Namespace, steps: int, gan_steps: int, per_ep
     return Objective(**chosen)
 
 
-def start_model(args: argparse.Namespace) -> Model:
-    """The generator before stage 1: new, or with the weights that --resume names."""
-    if args.resume not in ("auto", "never"):
-        return load_model(args.resume, flags_config(args)).train()
-    torch.manual_seed(derive_seed(args.seed, "weights"))
-    return build_model(flags_config(args))
+def reconstruction_recipe(args: argparse.Namespace, objective: Objective) -> ReconstructionRecipe:
+    """Stage 1 on a new model, or on the weights that --resume names."""
+    if weights_named(args):
+        model = load_model(args.resume, flags_config(args)).train()
+    else:
+        torch.manual_seed(derive_seed(args.seed, "weights"))
+        model = build_model(flags_config(args))
+    return ReconstructionRecipe(model, objective, *recipe_options(args))
 
 
 def flags_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -142,12 +153,12 @@ def recipe_options(args: argparse.Namespace) -> tuple[str | None, int, float]:
 
 def adversarial_recipe(args: argparse.Namespace, objective: Objective) -> AdversarialRecipe:
     """Stage 2 on the best model of stage 1, or on the one that --resume names under --gan_mode."""
-    named = args.gan_mode and args.resume not in ("auto", "never")
+    named = args.gan_mode and weights_named(args)
     model = load_model(args.resume if named else args.checkpoint_dir / STAGE1_FILE, flags_config(args)).train()
     torch.manual_seed(derive_seed(args.seed, "discriminator"))
     discriminator = Discriminator(args.hidden_dims)
     if args.resume_disc:
-        load_discriminator(args.resume_disc, discriminator)
+        strict_load(discriminator, read_model(Path(args.resume_disc))[0], args.resume_disc)
     return AdversarialRecipe(model, discriminator, objective, *recipe_options(args))
 
 
@@ -157,9 +168,17 @@ def run_stage(
 ) -> TrainResult:  # fmt: skip
     """Train one stage to its end, or to the next stop, and write its best model."""
     if recipe.objective.perceptual_weight > 0:
-        find_perceptual_weights(recipe)
+        try:  # now and not after the first step
+            recipe.perceptual.weights_file()
+        except UserError as error:
+            raise UserError(f"{error} (--perceptual_weight 0)") from error
     recipe.model.set_checkpointing(args.checkpointing)
-    settings = stage_settings(args, stage, steps, per_epoch)
+    values = argparse.Namespace(**vars(args))
+    del values.steps  # of stage 1, while settings_from is told those of this stage
+    values.resume = "never" if args.resume == "never" else "auto"
+    values.save_every = args.checkpoint_freq * per_epoch or args.save_every
+    values.pictures_every = args.vis_freq * per_epoch or args.pictures_every
+    settings = settings_from(values, args.checkpoint_dir / f"stage{stage}", steps)
     grid = {name: getattr(args, name) for name in ("patch_size", "num_patches_h", "num_patches_w")}
     config = {
         "model": model_config(recipe.model),
@@ -170,30 +189,12 @@ def run_stage(
     if is_main():
         link(settings.run_dir / "log", args.log_dir / f"stage{stage}")
         link(settings.run_dir / "samples", args.results_dir / f"stage{stage}")
-    logger.info("stage %d: %d steps, %d patches, %d to validate", stage, steps, len(training), len(validation))
     result = train(recipe, training, settings, config, validation)
     if result.finished and is_main():
         write_best(args.checkpoint_dir, settings.run_dir, recipe, stage)
+        note_training_data(args, settings.run_dir)
     barrier()
     return result
-
-
-def find_perceptual_weights(recipe: ReconstructionRecipe) -> None:
-    """Look for LPIPS's weights now and not after the first step. Raises UserError."""
-    try:
-        recipe.perceptual.weights_file()
-    except UserError as error:
-        raise UserError(f"{error} (--perceptual_weight 0)") from error
-
-
-def stage_settings(args: argparse.Namespace, stage: int, steps: int, per_epoch: int) -> TrainSettings:
-    """The loop's settings for one stage."""
-    values = argparse.Namespace(**vars(args))
-    values.resume = "never" if args.resume == "never" else "auto"
-    values.save_every = args.checkpoint_freq * per_epoch or args.save_every
-    values.pictures_every = args.vis_freq * per_epoch or args.pictures_every
-    del values.steps
-    return settings_from(values, args.checkpoint_dir / f"stage{stage}", steps)
 
 
 def write_best(folder: Path, run_dir: Path, recipe: ReconstructionRecipe, stage: int) -> None:
@@ -207,6 +208,19 @@ def write_best(folder: Path, run_dir: Path, recipe: ReconstructionRecipe, stage:
     if isinstance(recipe, AdversarialRecipe):
         recipe.discriminator.load_state_dict(networks["discriminator"])
         save_model(folder / DISCRIMINATOR_FILE, recipe.discriminator, stage=stage, **facts)
+
+
+def note_training_data(args: argparse.Namespace, run_dir: Path) -> None:
+    """Say beside the best models what they were trained on: all stages, and the weights that --resume names.
+
+    Where that is not known of one of them, nothing is said, and an evaluation calls it unknown.
+    """
+    records = [trained_on(run_dir), *([trained_on(args.resume)] if weights_named(args) else [])]
+    if None in records:
+        (args.checkpoint_dir / TRAINED_ON).unlink(missing_ok=True)
+        return
+    for record in records:
+        record_training_data(args.checkpoint_dir, record)
 
 
 def link(inner: Path, outer: Path) -> None:

@@ -1,6 +1,7 @@
 """The two recipes: stage 1 learns to reconstruct, stage 2 adds a discriminator.
 
-Batches are frames (N, 3, H, W) in [-1, 1]. The generator runs once per step, and its codebook moves once.
+Batches are frames (N, 3, H, W), uint8 or already in [-1, 1]. The generator runs once per step, and its codebook moves
+once.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.codebook import CodebookUsage, code_usage
+from evaluation.metrics import SMALLEST_SIDE, psnr, ssim
 from losses.adversarial import adaptive_weight, discriminator_accuracy, discriminator_loss, generator_loss
 from losses.perceptual import LPIPS
-from training import Losses, Recipe, Step, derive_seed
+from training import Losses, Networks, Recipe, Step, derive_seed
 from training.distributed import all_mean, world_size
-from training.optim import Muon
+from training.optim import build_optimizer
+from videodata.pixels import normalize
 from vqgan.config import GAN_LOSSES, Objective
-from vqgan.evaluate import frame_scores
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction
 from vqgan.quantize import CodeRevival, LatentReservoir
@@ -27,7 +29,7 @@ REFEREE_MEMORY = 0.9  # decay of the discriminator's running accuracy, per batch
 
 
 class ReconstructionRecipe(Recipe):
-    """Stage 1: reconstruction + perceptual_weight * LPIPS + the quantiser's loss, by Adam.
+    """Stage 1: reconstruction + perceptual_weight * LPIPS + the quantiser's loss.
 
     A learned codebook is bypassed for the first `vq_warmup` steps; then it starts at the k-means of the latents of
     the last steps, because one that starts far from the latents can stay unused for ever.
@@ -64,32 +66,32 @@ class ReconstructionRecipe(Recipe):
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers of the stage, in the order in which they step."""
-        parameters, settings = self.model.parameters(), {"lr": self.objective.lr, "betas": (0.9, 0.999)}
-        if self.objective.optimizer == "adam":
-            return {"generator": torch.optim.Adam(parameters, **settings)}
-        tables = self.model.quantizer.parameters()  # of codes, which are no maps: Adam moves them
-        return {"generator": Muon(parameters, **settings, convolutions=True, tables=tables)}
+        tables = self.model.quantizer.parameters()  # of codes, which are no maps: Muon leaves them to Adam
+        options = {"betas": (0.9, 0.999), "convolutions": True, "tables": tables}
+        name, parameters = self.objective.optimizer, self.model.parameters()
+        return {"generator": build_optimizer(name, parameters, self.objective.lr, **options)}
 
     @property
     def warmup_steps(self) -> int:
         """Steps without quantiser."""
         return self.objective.vq_warmup if self.model.quantizer.needs_start else 0
 
-    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
+    def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         """The generator's loss."""
-        out = self.reconstruct(batch, step)
-        total, terms = self.reconstruction_losses(batch, out)
+        frames = to_frames(batch)
+        out = self.reconstruct(frames, step, networks)
+        total, terms = self.reconstruction_losses(frames, out)
         yield Losses(total + out.loss, {**terms, **self.quantizer_terms(out, step)})
 
-    def reconstruct(self, batch: Tensor, step: Step) -> Reconstruction:
+    def reconstruct(self, frames: Tensor, step: Step, networks: Networks) -> Reconstruction:
         """The one forward pass of the generator in a step."""
         bypass = step.index < self.warmup_steps
-        self.prepare_codebook(batch, step)
-        out: Reconstruction = self.networks["model"](batch, bypass=bypass)
+        self.prepare_codebook(frames, step, networks)
+        out: Reconstruction = networks["model"](frames, bypass=bypass)
         if bypass:
-            self.networks["reservoir"](self.model.quantizer.project(out.latents.detach()))
-        elif "revival" in self.networks:
-            self.revive(out)
+            networks["reservoir"](self.model.quantizer.project(out.latents.detach()))
+        elif "revival" in networks:
+            self.revive(out, networks)
         return out
 
     def quantizer_terms(self, out: Reconstruction, step: Step) -> dict[str, Tensor]:
@@ -99,23 +101,23 @@ class ReconstructionRecipe(Recipe):
             terms["code_usage"] = code_usage(out.indices, self.model.num_embeddings)
         return terms
 
-    def revive(self, out: Reconstruction) -> None:
+    def revive(self, out: Reconstruction, networks: Networks) -> None:
         """Let dead codes of an LDMVQModel begin anew; the codes of this step's gradients stay those of its pass."""
         quantizer = self.model.quantizer
-        revived = self.networks["revival"](quantizer.project(out.latents.detach()), out.indices, quantizer.seed)
+        revived = networks["revival"](quantizer.project(out.latents.detach()), out.indices, quantizer.seed)
         if revived is not None:
             quantizer.replace(revived)
 
-    def prepare_codebook(self, batch: Tensor, step: Step) -> None:
+    def prepare_codebook(self, frames: Tensor, step: Step, networks: Networks) -> None:
         """Set what the codebook does in this step, and start it after the warm-up."""
         quantizer = self.model.quantizer
         quantizer.seed = derive_seed("codebook", step.index)
         quantizer.set_decay(self.decay_at(step) ** (1 / self.micro_batches))  # each micro-batch moves the codebook
-        reservoir = self.networks.get("reservoir")
+        reservoir = networks.get("reservoir")
         if reservoir is None or step.index < self.warmup_steps or reservoir.used or not reservoir.count:
             return
         # The hits that the start stands for are those of one batch, or the first updates would hardly move the codes.
-        pixels = batch.shape[0] * batch.shape[-2] * batch.shape[-1] * world_size()
+        pixels = frames.shape[0] * frames.shape[-2] * frames.shape[-1] * world_size()
         quantizer.start(reservoir.newest(), tokens=pixels // self.model.downsample_factor**2)
         reservoir.used.fill_(True)
 
@@ -123,24 +125,30 @@ class ReconstructionRecipe(Recipe):
         """Decay per step of the codebook's running means."""
         return self.objective.codebook_decay(step.index, self.final_decay)
 
-    def reconstruction_losses(self, batch: Tensor, out: Reconstruction) -> tuple[Tensor, dict[str, Tensor]]:
+    def reconstruction_losses(self, frames: Tensor, out: Reconstruction) -> tuple[Tensor, dict[str, Tensor]]:
         """Their weighted sum, and the terms without weights."""
-        error = reconstruction_error(batch, out.frames, self.objective.recon).mean()
+        error = reconstruction_error(frames, out.frames, self.objective.recon).mean()
         terms = {"reconstruction": error}
         if self.objective.perceptual_weight > 0:
-            terms["perceptual"] = self.perceptual(batch, out.frames).mean()
+            terms["perceptual"] = self.perceptual(frames, out.frames).mean()
             error = error + self.objective.perceptual_weight * terms["perceptual"]
         return error, terms
 
-    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+    def evaluate(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         """mse (pixels in [0, 1]), PSNR and SSIM of the rounded frames, LPIPS when it is trained on."""
-        out: Reconstruction = self.networks["model"](batch)
+        frames = to_frames(batch)
+        return self.measure(frames, networks["model"](frames), networks)
+
+    def measure(self, frames: Tensor, out: Reconstruction, networks: Networks) -> dict[str, Tensor]:
+        """The metrics of frames and what became of them in one pass."""
         self.usage.update(out.indices)
-        frames, reconstruction = batch[:, :, None].float(), out.frames[:, :, None].float().clamp(-1, 1)
-        error = reconstruction_error(batch, reconstruction[:, :, 0], "mse")
-        metrics = {"mse": error, **frame_scores(frames, reconstruction)}
+        made = out.frames.float().clamp(-1, 1)
+        clips = frames[:, :, None], made[:, :, None]  # of one frame each
+        metrics = {"mse": reconstruction_error(frames, made, "mse"), "psnr": psnr(*clips)}
+        if min(frames.shape[-2:]) >= SMALLEST_SIDE:
+            metrics["ssim"] = ssim(*clips)
         if self.objective.perceptual_weight > 0:
-            metrics["lpips"] = self.perceptual(batch, reconstruction[:, :, 0])
+            metrics["lpips"] = self.perceptual(frames, made)
         return metrics
 
     def summarize(self) -> dict[str, float]:
@@ -149,10 +157,11 @@ class ReconstructionRecipe(Recipe):
         self.usage = CodebookUsage(self.model.num_embeddings)
         return {"codes_used": float(total.used), "perplexity": total.perplexity}
 
-    def pictures(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+    def pictures(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Originals above their reconstructions."""
-        out: Reconstruction = self.networks["model"](batch[:8])
-        return {"reconstructions": torch.cat([batch[:8], out.frames.float().clamp(-1, 1)], dim=2)}
+        frames = to_frames(batch[:8])
+        made = networks["model"](frames).frames.float().clamp(-1, 1)
+        return {"reconstructions": torch.cat([frames, made], dim=2)}
 
 
 class AdversarialRecipe(ReconstructionRecipe):
@@ -187,55 +196,57 @@ class AdversarialRecipe(ReconstructionRecipe):
         rates = {"generator": self.objective.lr_g, "discriminator": self.objective.lr_d}
         networks = {"generator": self.model, "discriminator": self.discriminator}
         return {
-            name: torch.optim.Adam(network.parameters(), lr=rates[name], betas=(0.5, 0.999))
+            name: build_optimizer("adam", network.parameters(), rates[name], betas=(0.5, 0.999))
             for name, network in networks.items()
         }
 
     def decay_at(self, step: Step) -> float:
         return self.final_decay
 
-    def losses(self, batch: Tensor, step: Step) -> Iterator[Losses | None]:
+    def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         """The generator's loss, then the discriminator's on the same reconstruction."""
-        out = self.reconstruct(batch, step)
-        total, terms = self.reconstruction_losses(batch, out)
+        frames = to_frames(batch)
+        out = self.reconstruct(frames, step, networks)
+        total, terms = self.reconstruction_losses(frames, out)
         share = self.objective.adversarial_share(step.index)
         if share > 0 and self.objective.adv_weight > 0:
-            adversarial = generator_loss(self.networks["discriminator"](out.frames), self.kind)
-            weight = share * self.objective.adv_weight * self.balance(total, adversarial)
+            adversarial = generator_loss(networks["discriminator"](out.frames), self.kind)
+            weight = torch.ones_like(adversarial)
+            if self.objective.adaptive_weight:  # between the gradients at the weight that both losses reach last
+                last_layer = self.networks["model"].last_layer
+                weight = adaptive_weight(total, adversarial, last_layer, maximum=self.objective.adaptive_max)
+            weight = share * self.objective.adv_weight * weight
             terms |= {"adversarial": adversarial, "adversarial_weight": weight}
             total = total + weight * adversarial
         terms |= self.quantizer_terms(out, step)
-        terms["discriminator_accuracy"] = self.networks["referee"].accuracy.clone()
+        terms["discriminator_accuracy"] = networks["referee"].accuracy.clone()
         yield Losses(total + out.loss, terms)
-        yield self.discriminator_losses(batch, out.frames.detach())
+        yield self.discriminator_losses(frames, out.frames.detach(), networks)
 
-    def balance(self, reconstruction_loss: Tensor, adversarial: Tensor) -> Tensor:
-        """The adaptive weight, or 1."""
-        if not self.objective.adaptive_weight:
-            return torch.ones_like(adversarial)
-        last_layer = self.bare["model"].last_layer
-        return adaptive_weight(reconstruction_loss, adversarial, last_layer, maximum=self.objective.adaptive_max)
-
-    def discriminator_losses(self, real: Tensor, fake: Tensor) -> Losses | None:
+    def discriminator_losses(self, real: Tensor, fake: Tensor, networks: Networks) -> Losses | None:
         """The discriminator's loss on real frames and (detached) reconstructions; None while it rests."""
-        resting = bool(self.networks["referee"].accuracy > self.objective.disc_limit)
+        resting = bool(networks["referee"].accuracy > self.objective.disc_limit)
         with torch.set_grad_enabled(not resting):
             both = torch.cat([real, fake.to(real)])  # one pass, so that spectral norm's power iteration moves once
-            logits_real, logits_fake = self.networks["discriminator"](both).chunk(2)
+            logits_real, logits_fake = networks["discriminator"](both).chunk(2)
         on_real, on_fake = discriminator_accuracy(logits_real, logits_fake)
-        self.networks["referee"](on_real, on_fake)
+        networks["referee"](on_real, on_fake)
         if resting:
             return None
         loss = discriminator_loss(logits_real, logits_fake, self.kind)
         return Losses(loss, {"discriminator": loss, "accuracy_real": on_real, "accuracy_fake": on_fake})
 
-    def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
+    def measure(self, frames: Tensor, out: Reconstruction, networks: Networks) -> dict[str, Tensor]:
         """The metrics of stage 1, and the share of patches that the discriminator tells right (0.5 is chance)."""
-        metrics = super().evaluate(batch, step)
-        reconstruction = self.networks["model"](batch).frames
-        real, fake = self.networks["discriminator"](batch), self.networks["discriminator"](reconstruction)
+        metrics = super().measure(frames, out, networks)
+        real, fake = networks["discriminator"](frames), networks["discriminator"](out.frames)
         right = ((real > 0).float() + (fake < 0).float()) / 2
         return {**metrics, "discriminator_accuracy": right.mean(dim=(1, 2, 3))}
+
+
+def to_frames(batch: Tensor) -> Tensor:
+    """Frames in [-1, 1], on the device; patches whose colours were changed come from the loader as that already."""
+    return normalize(batch) if batch.dtype == torch.uint8 else batch
 
 
 def reconstruction_error(frames: Tensor, reconstruction: Tensor, kind: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,18 +15,21 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from evaluation.codebook import CodebookUsage
+from videodata.encode import write_video
 from videodata.errors import UserError
+from videodata.npy import NpySource
 from videodata.pixels import denormalize, to_float
 from videodata.resize import Size
 from videodata.source import ClipSource
-from videodata.splits import open_split
-from videodata.write_video import write_video
-from vqgan.config import check_range
-from vqgan.data import BatchFiles, find_batch_files, merge_patches, split_patches
-from vqgan.evaluate import PATCHES_AT_A_TIME, Encoded, encode_patches
+from videodata.splits import evaluation_split, open_split
+from vqgan.data import find_batch_files, merge_patches, split_patches
 from vqgan.files import Model, open_model, settle_grid
+from vqgan.model import PATCHES_AT_A_TIME, Encoded, encode_patches
+
+logger = logging.getLogger(__name__)
 
 SHOWN_CODES = 64
+SHOWN_FRAMES = 8
 TOP_CODES = 50
 INTERPOLATION_STEPS = 8
 DOTS = 4000  # in a scatter plot
@@ -43,8 +47,6 @@ INK, FAINT, FILL = (30, 30, 30), (200, 200, 200), (52, 101, 164)
 
 def visualize(args: argparse.Namespace) -> list[Path]:
     """All pictures that the flags of scripts/visualize_vqgan.py ask for; gives their paths. Raises UserError."""
-    check_range(args, ("num_samples", "num_frames"), 1)
-    check_range(args, ("start_frame",))
     model, (rows, columns), folder = open_model(args), settle_grid(args), args.output_dir
     footage = open_footage(args)
     sequence = encode_patches(
@@ -82,11 +84,12 @@ class Footage:
     def __len__(self) -> int:
         return len(self.videos)
 
-    def read(self, number: int, start: int, count: int) -> Tensor:
-        """Frames (count, 3, H, W) in [-1, 1] of a video. Raises UserError when there are none or too few."""
+    def read(self, number: int, start: int, count: int | None) -> Tensor:
+        """Frames (count, 3, H, W) in [-1, 1] of a video; None: 8, or all there are. Raises UserError for too few."""
         if not 0 <= number < len(self):
             raise UserError(f"--video_idx {number}: {self.source.path} has videos 0 to {len(self) - 1}")
         length = self.source.length(self.videos[number])
+        count = count or max(1, min(SHOWN_FRAMES, length - start))
         if start + count > length:
             raise UserError(
                 f"--num_frames {count}: {self.source.id(self.videos[number])} has {length} frames, and frame {start} "
@@ -105,10 +108,14 @@ def open_footage(args: argparse.Namespace) -> Footage:
     if files and args.batch_idx not in files:
         raise UserError(f"--batch_idx {args.batch_idx}: {args.data_path} has {', '.join(map(str, files))}")
     if files:
-        source = BatchFiles([files[args.batch_idx]])
+        source = NpySource(files[args.batch_idx])
         videos = list(range(len(source)))
+        logger.info("drawing videos of %s", files[args.batch_idx])
     else:
-        source, videos = open_split(args.data_path, args.split)
+        split = args.split or evaluation_split(args.data_path)
+        source, videos = open_split(args.data_path, None if split == "all" else split)
+        told = "" if args.split else ", the default"
+        logger.info("drawing videos of %s (split %s%s)", args.data_path, split, told)
     return Footage(source, videos, (args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size))
 
 
@@ -250,7 +257,6 @@ def font(size: int = 12) -> ImageFont.FreeTypeFont:
 
 
 def number(value: float) -> str:
-    """A value at the end of an axis."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

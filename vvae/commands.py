@@ -113,17 +113,17 @@ def write_statistics(args: argparse.Namespace) -> None:
     """Mean and deviation of latent files -> JSON; an existing file keeps its other keys."""
     found = latent_statistics(files_in(args.latents, LATENT_SUFFIXES))
     try:
-        present = json.loads(args.output.read_text()) if args.output.is_file() else {}
+        present = json.loads(args.out.read_text()) if args.out.is_file() else {}
     except json.JSONDecodeError as error:
-        raise VVAEError(f"{args.output}: not valid JSON ({error}); name another --output") from error
-    with replaced(args.output) as temporary:
+        raise VVAEError(f"{args.out}: not valid JSON ({error}); name another --out") from error
+    with replaced(args.out) as temporary:
         temporary.write_text(json.dumps({**present, **found}, indent=2) + "\n")
-    say(f"scaling factor {found['scaling_factor']:.4g}, {len(found['latents_mean'])} channels -> {args.output}")
+    say(f"scaling factor {found['scaling_factor']:.4g}, {len(found['latents_mean'])} channels -> {args.out}")
 
 
 def open_model(args: argparse.Namespace) -> AutoencoderKL2plus1D_1dcnn:
-    """The model that the flags name, frozen; without --ckpt it may have random weights (warned)."""
-    model = build_model(args.ckpt, args.config)
+    """The model that the flags name, frozen; without --checkpoint it may have random weights (warned)."""
+    model = build_model(args.checkpoint, args.config)
     if not model.config.caption_guide and (getattr(args, "text", None) or args.caption):
         raise VVAEError("this model takes no captions; leave out --caption and --text")
     if getattr(args, "tile", None):
@@ -140,14 +140,14 @@ def open_model(args: argparse.Namespace) -> AutoencoderKL2plus1D_1dcnn:
     return model
 
 
-def build_model(ckpt: str | None, config: str | None) -> AutoencoderKL2plus1D_1dcnn:
+def build_model(checkpoint: str | None, config: str | None) -> AutoencoderKL2plus1D_1dcnn:
     """From a checkpoint, a folder of save_pretrained, a training's folder, or the weights that a configuration names.
 
     Raises VVAEError where there is nothing of the kind.
     """
-    if not ckpt and not config:
-        raise VVAEError("name the weights with --ckpt (or a configuration that names them with --config)")
-    path = Path(ckpt) if ckpt else None
+    if not checkpoint and not config:
+        raise VVAEError("name the weights with --checkpoint (or a configuration that names them with --config)")
+    path = Path(checkpoint) if checkpoint else None
     if path is not None and path.is_dir():
         if (path / "config.json").is_file():
             return AutoencoderKL2plus1D_1dcnn.from_pretrained(path)

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .train import Reconstructions
 
+PUBLISHED = {"frames": 16, "size": 216, "stride": 1}  # the clips that the published weights were trained on
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `evaluate.py vvae` beside those of every model."""
     parser.add_argument("--config", help="configuration, such as config_16z.yaml (default: told by the checkpoint)")
-    parser.add_argument("--size", type=int, nargs=2, default=(216, 216), metavar=("H", "W"), help="of the frames")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of weights and activations")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the frames (default: as in training, or 216 216)"
+    )
+    parser.add_argument(
+        "--dtype", "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of weights and activations"
+    )
     parser.add_argument("--chunk_size", type=int, default=16, help="frames of a window, a multiple of 4")
     parser.add_argument("--overlap", type=int, default=4, help="frames shared by windows; 0: independent chunks")
     parser.add_argument("--caption", help="one caption for all clips, for text-guided models; needs T5")
 
 
 def open_subject(args: argparse.Namespace) -> Reconstructions:
-    """The model of --checkpoint, ready to be scored. Raises UserError."""
+    """The model of --checkpoint, ready to be scored on clips like those of its training. Raises UserError."""
     from .commands import open_model, streaming_from
     from .train import Reconstructions, own_errors
+    from .utils.common_utils import load_config
 
     with own_errors():
-        model = open_model(argparse.Namespace(**vars(args), ckpt=args.checkpoint))
+        model = open_model(args)
         text = None if args.caption is None else model.encode_text(args.caption)
-        return Reconstructions(model, streaming_from(args, text))
+        subject = Reconstructions(model, streaming_from(args, text))
+    subject.runs = (args.checkpoint,)
+    run_config = Path(args.checkpoint) / "config.yaml"
+    data = {**PUBLISHED, **(load_config(run_config).data if run_config.is_file() else {})}
+    size = args.size or ([data["size"]] * 2 if isinstance(data["size"], int) else data["size"])
+    return subject.made_for(args.frames or data["frames"], size, args.stride or data["stride"])

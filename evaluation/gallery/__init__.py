@@ -3,7 +3,7 @@
 The page is one folder (index.html and media/), works from the disk without a network, and loads nothing from elsewhere.
 """
 
-from evaluation.gallery.content import Grid, Overview, Panel, Row, Section, Table
+from evaluation.gallery.content import Curve, Grid, Line, Overview, Panel, Row, Section, Table
 from evaluation.gallery.page import Gallery
 
-__all__ = ["Gallery", "Grid", "Overview", "Panel", "Row", "Section", "Table"]
+__all__ = ["Curve", "Gallery", "Grid", "Line", "Overview", "Panel", "Row", "Section", "Table"]

@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.curves import Curve
+from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import atomic_path
 from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
-from videodata.write_video import write_video
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+PLAYED = {("h264", "yuv420p"), ("vp8", "yuv420p"), ("vp9", "yuv420p"), ("av1", "yuv420p")}
+CONTAINERS = {".mp4", ".webm"}
+QUALITY = 8  # rate factor of what is written anew; it has been compressed once already
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,25 @@ class Grid:
     note: str = ""
 
 
+@dataclass
+class Line:
+    """One line of a curve: points (x, y). A baseline is drawn dashed; with one point it spans the whole width."""
+
+    label: str
+    points: list[tuple[float, float]]
+    baseline: bool = False
+
+
+@dataclass
+class Curve:
+    """A diagram of some lines over one x axis."""
+
+    title: str
+    lines: list[Line]
+    x_label: str = "step"
+    unit: str = ""
+
+
 @dataclass(frozen=True)
 class Overview:
     """A model's result in one line: its number, that of the trivial baseline, and what they are."""
@@ -87,12 +110,6 @@ class Section:
     overview: Sequence[Overview] = ()
     more_curves: Sequence[Curve] = ()  # folded away
     tables: Sequence[Table] = ()
-
-
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-PLAYED = {("h264", "yuv420p"), ("vp8", "yuv420p"), ("vp9", "yuv420p"), ("av1", "yuv420p")}
-CONTAINERS = {".mp4", ".webm"}
-QUALITY = 8  # rate factor of what is written anew; it has been compressed once already
 
 
 @dataclass(frozen=True)
@@ -136,7 +153,9 @@ def place(clip: Clip, folder: Path, stem: str) -> Medium:
         return Medium(name, count_frames(path), info.fps, info.width, info.height)
     frames, fps = read_clip(clip)
     count, height, width, _ = frames.shape
-    write_video(folder / f"{stem}.mp4", _even(frames), fps, quality=QUALITY)
+    # every player shows even numbers of rows and columns: the last is repeated where it is odd
+    even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    write_video(folder / f"{stem}.mp4", even, fps, quality=QUALITY)
     return Medium(f"{stem}.mp4", count, fps, width, height)
 
 
@@ -161,9 +180,3 @@ def _cut(frames: np.ndarray, panel: Panel) -> np.ndarray:
         raise UserError(f"{panel.path}: {frames.shape[2]} pixels are not {panel.count} panels {panel.gap} pixels apart")
     start = panel.index * (width + panel.gap)
     return frames[:, :, start : start + width]
-
-
-def _even(frames: np.ndarray) -> np.ndarray:
-    """Frames (T, H, W, 3) with the last row and column repeated where their number is odd: every player shows these."""
-    height, width = frames.shape[1:3]
-    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -1,4 +1,5 @@
-"""The page itself: collects sections, places their clips, fills the template page.html, in which every text is escaped.
+"""The page itself, and one picture of it. It collects sections, places their clips and curves, and fills the template
+page.html, in which every text is escaped.
 
 Files in media/ are named by this module alone: what a run or a clip is called never becomes a path.
 """
@@ -8,22 +9,33 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, Template
+from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.curves import Curve, draw
-from evaluation.gallery.content import Clip, Grid, Medium, Overview, Row, Section, Table, place
-from videodata.files import atomic_path
+from evaluation.gallery.content import Clip, Curve, Grid, Line, Medium, Overview, Row, Section, Table, place, read_clip
+from videodata.files import atomic_path, write_file
 
 HERE = Path(__file__).parent
 OURS = re.compile(r"\d+-[a-z0-9-]+\.(mp4|webm|png|jpg|jpeg|webp)")  # files of a page in its media folder
 LONG_TABLE = 25  # rows; longer ones are folded
 LONG_WORDS = 30  # letters of a cell; columns that have such are to the left
+WIDTH, HEIGHT = 520, 230  # of a diagram
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 30  # room for the axes
+MAX_POINTS = 400  # of one line; more cannot be seen
+COLORS = 6  # classes line-0 ... line-5 of the style
+# of the picture: clips beside each other, rows of a model, lengths in pixels, colours
+CLIPS, MOST_ROWS = 2, 3
+SIDE, GAP, MODEL_GAP, CLIP_GAP, MARGIN, LABEL = 60, 3, 22, 22, 24, 190
+INK, SOFT, PAPER, MARK = (23, 27, 34), (89, 99, 111), (255, 255, 255), (36, 88, 211)
 
 
 class Gallery:
@@ -69,15 +81,9 @@ class Gallery:
             script=script,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
-        with atomic_path(folder / "index.html") as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        write_file(folder / "index.html", page)
         _remove_old_media(folder / "media", page)
         return folder / "index.html"
-
-
-def curve_figure(curve: Curve) -> str:
-    """HTML figure of a curve: title, legend with last values, diagram."""
-    return str(template().module.curve(draw(curve)))
 
 
 @cache
@@ -143,3 +149,129 @@ def _remove_old_media(media: Path, page: str) -> None:
     for path in media.glob("*") if media.is_dir() else ():
         if OURS.fullmatch(path.name) and path.name not in used:
             path.unlink()
+
+
+@dataclass
+class DrawnLine:
+    """A line in its place: `path` is SVG's points; a line without length is drawn as a dot."""
+
+    label: str
+    last: str  # value, rounded
+    css: str
+    path: str
+    is_dot: bool
+
+
+@dataclass
+class Drawing:
+    """A curve as the page's template draws it; without lines it says that there are no values yet."""
+
+    title: str
+    x_label: str = ""
+    lines: list[DrawnLine] = field(default_factory=list)
+    x_ticks: list[tuple[float, str]] = field(default_factory=list)  # (place, text)
+    y_ticks: list[tuple[float, str]] = field(default_factory=list)
+    y_low: str = ""  # the values at the bottom and at the top, for the readout under the pointer
+    y_high: str = ""
+    width, height, left, right, top, bottom = WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
+
+
+def draw(curve: Curve) -> Drawing:
+    """Place a curve's lines and ticks. Points that are not finite are left out."""
+    lines = [Line(line.label, _finite(line.points), line.baseline) for line in curve.lines]
+    lines = [line for line in lines if line.points]
+    drawing = Drawing(f"{curve.title} ({curve.unit})" if curve.unit else curve.title, curve.x_label)
+    if not lines:
+        return drawing
+    x_low, x_high = _extent([x for line in lines for x, _ in line.points])
+    y_low, y_high = _extent([y for line in lines for _, y in line.points], margin=0.06)
+
+    def across(x: float) -> float:
+        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+
+    def down(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+
+    for index, line in enumerate(lines):
+        stride = math.ceil(len(line.points) / MAX_POINTS)
+        points = [*line.points[:-1:stride], line.points[-1]]
+        if line.baseline and len(points) == 1:
+            points = [(x_low, points[0][1]), (x_high, points[0][1])]
+        is_dot = len(points) == 1
+        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points * (1 + is_dot))
+        css = "baseline" if line.baseline else f"line-{index % COLORS}"
+        drawing.lines.append(DrawnLine(line.label, f"{line.points[-1][1]:.4g}", css, path, is_dot))
+    drawing.x_ticks = [(across(x), f"{x:g}") for x in nice_ticks(x_low, x_high)]
+    drawing.y_ticks = [(down(y), f"{y:g}") for y in nice_ticks(y_low, y_high)]
+    drawing.y_low, drawing.y_high = f"{y_low:.9g}", f"{y_high:.9g}"
+    return drawing
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers inside [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _extent(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low) * margin
+    if high == low:
+        room = abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def write_picture(path: Path, sections: Sequence[Section]) -> Path:
+    """Frames of the first two clips of each section, one row per kind of its first grid; gives the path."""
+    blocks = [(section.name, grid) for section in sections for grid in section.clips[:1] if isinstance(grid, Grid)]
+    drawn = [(name, grid.given, list(strips(grid))) for name, grid in blocks]
+    rows = sum(len(lines) for _, _, lines in drawn)
+    width = max((strip.shape[1] for _, _, lines in drawn for _, strip in lines), default=0)
+    size = 2 * MARGIN + LABEL + width, 2 * MARGIN + rows * (SIDE + GAP) + (len(drawn) - 1) * MODEL_GAP
+    image = Image.new("RGB", size, PAPER)
+    draw, top = ImageDraw.Draw(image), MARGIN
+    large, small = ImageFont.load_default(17), ImageFont.load_default(14)
+    for name, given, lines in drawn:
+        draw.text((MARGIN, top), name, INK, large)
+        first = top
+        for index, (kind, strip) in enumerate(lines):
+            draw.text((MARGIN, top + SIDE // 2 - (8 if index else -4)), kind, SOFT, small)
+            image.paste(Image.fromarray(strip), (MARGIN + LABEL, top))
+            top += SIDE + GAP
+        if given:
+            mark_given(draw, given, lines[0][1].shape[1], first, top)
+        top += MODEL_GAP
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="png")
+    return path
+
+
+def strips(grid: Grid) -> Iterator[tuple[str, np.ndarray]]:
+    """(kind, the frames of the first clips in a row) for the first rows of a grid."""
+    for kind, clips in list(grid.rows.items())[:MOST_ROWS]:
+        parts = [frames_in_a_row(read_clip(clip)[0]) for clip in clips[:CLIPS]]
+        space = np.full((SIDE, CLIP_GAP, 3), PAPER, np.uint8)
+        yield kind, np.concatenate([part for strip in parts for part in (space, strip)][1:], axis=1)
+
+
+def frames_in_a_row(frames: np.ndarray) -> np.ndarray:
+    """Frames (T, H, W, 3) as one strip of squares, enlarged without smoothing."""
+    space = np.full((SIDE, GAP, 3), PAPER, np.uint8)
+    squares = [np.asarray(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BOX)) for frame in frames]
+    return np.concatenate([part for square in squares for part in (space, square)][1:], axis=1)
+
+
+def mark_given(draw: ImageDraw.ImageDraw, given: int, width: int, top: int, bottom: int) -> None:
+    """A line between the frames that a predictor is given and those that it makes, in each clip."""
+    clip = (width - CLIP_GAP) // 2 if width > SIDE * 12 else width
+    for start in range(0, width, clip + CLIP_GAP):
+        across = MARGIN + LABEL + start + given * (SIDE + GAP) - GAP + GAP // 2
+        draw.line((across, top - 5, across, bottom - GAP + 5), MARK, 2)

@@ -1,9 +1,12 @@
-"""What there is to see of a training run: its curves, evaluations, clips, pictures and configuration."""
+"""Pages of run folders: what there is to see of a run (curves, evaluations, clips, pictures, configuration), and of
+several side by side (where their configurations differ, their curves in one diagram, their clips together).
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from evaluation.curves import Curve, Line
-from evaluation.gallery.content import PICTURES, Grid, Row, Section, Table
+from evaluation.gallery.content import PICTURES, Clip, Curve, Grid, Line, Row, Section, Table
+from evaluation.gallery.page import Gallery
 from evaluation.report import FORMAT
 from videodata.errors import UserError
 from videodata.files import natural_key
@@ -24,6 +27,33 @@ NOT_MEASURED = {"step", "epoch", "samples", "samples_per_second"}
 SETS = ("train", "validation")  # prefixes of names in metrics.jsonl
 OF_THE_OPTIMIZERS = {"lr", "grad_norm", "skipped_steps"}
 Points = list[tuple[float, float]]
+CLIPS_DEPTH = 4  # the same, for clips
+LEFT_OUT = {"checkpoints", "log", "logs", "samples", "media"}
+STEPS_SHOWN = 4  # of a training run, from its first pictures to its last
+DURING_TRAINING = "during the training"
+NUMBERED = re.compile(r"(?:(?P<first>\d+)[_-](?P<after>.+)|(?P<before>.+?)[_-]?(?P<last>\d+))")
+ABSENT = "–"
+
+
+def write_page(folders: Sequence[Path], out: Path, title: str = "", most: int = 8) -> Path:
+    """A page of one run or of several side by side, with at most `most` clips of a kind. Raises UserError."""
+    runs = read_runs(folders)
+    gallery = Gallery(title or " and ".join(", ".join(run.name for run in runs).rsplit(", ", 1)))
+    if len(runs) > 1:
+        gallery.add(comparison_section(runs, most))
+    for run in runs:
+        gallery.add(run.section(most))
+    return gallery.write(out)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs under names that tell them apart."""
+    names = [folder.resolve().name for folder in folders]
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    names = [str(folder) if name in twice else name for folder, name in zip(folders, names, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError("a run folder is named twice; name each once")
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 @dataclass
@@ -53,30 +83,6 @@ class Run:
             Curve(quantity, [Line(part or "value", points) for part, points in parts.items()])
             for quantity, parts in by_quantity(self.series).items()
         ]
-
-
-def by_quantity(series: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
-    """{"psnr": {"train": points, "validation": points}}: what was measured on both sets is together.
-
-    Validation comes first, then losses and other numbers of the training, then what the optimisers did.
-    """
-    losses = [key for key in series if key.startswith("loss/")]
-    charts: dict[str, dict[str, Points]] = {}
-    for key, points in series.items():
-        part, _, quantity = key.partition("/")
-        if part == "loss" and len(losses) == 1 and "train/loss" not in series:
-            part, quantity = "train", "loss"  # of the only optimiser
-        elif part not in SETS or not quantity:
-            part, quantity = "", key
-        charts.setdefault(quantity, {})[part] = points
-    return dict(sorted(charts.items(), key=lambda chart: importance(chart[0], chart[1])))
-
-
-def importance(quantity: str, parts: Mapping[str, Points]) -> int:
-    """Sort key of the curves."""
-    if "validation" in parts:
-        return 0
-    return 3 if quantity.split("/")[0] in OF_THE_OPTIMIZERS else 2 if "train" not in parts else 1
 
 
 def read_run(folder: Path, name: str = "") -> Run:
@@ -111,6 +117,14 @@ def read_series(path: Path) -> dict[str, Points]:
     return series
 
 
+def read_line(path: Path | str, key: str, label: str = "") -> Line:
+    """The values of `key` over the step in a metrics.jsonl. Raises UserError when there is no such file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such metrics file; train first")
+    return Line(label or key, read_series(path).get(key, []))
+
+
 def read_reports(folder: Path) -> Iterator[dict[str, Any]]:
     """The results that scripts/evaluate.py and its like have written below the folder."""
     for path in files_named(folder, "*.json"):
@@ -120,6 +134,49 @@ def read_reports(folder: Path) -> Iterator[dict[str, Any]]:
             continue  # not ours
         if isinstance(content, dict) and content.get("format") == FORMAT:
             yield {**content, "file": path.relative_to(folder).as_posix()}
+
+
+def read_yaml(path: Path) -> Any:
+    """A configuration as plain values."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
+
+
+def files_named(folder: Path, pattern: str) -> list[Path]:
+    """Files of a name down to a few folders below, near ones first; hidden ones are left out."""
+    found = [path for depth in range(DEPTH) for path in folder.glob("*/" * depth + pattern) if path.is_file()]
+    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    return sorted(visible, key=lambda path: (len(path.parts), natural_key(path)))
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def by_quantity(series: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
+    """{"psnr": {"train": points, "validation": points}}: what was measured on both sets is together.
+
+    Validation comes first, then losses and other numbers of the training, then what the optimisers did.
+    """
+    losses = [key for key in series if key.startswith("loss/")]
+    charts: dict[str, dict[str, Points]] = {}
+    for key, points in series.items():
+        part, _, quantity = key.partition("/")
+        if part == "loss" and len(losses) == 1 and "train/loss" not in series:
+            part, quantity = "train", "loss"  # of the only optimiser
+        elif part not in SETS or not quantity:
+            part, quantity = "", key
+        charts.setdefault(quantity, {})[part] = points
+    return dict(sorted(charts.items(), key=lambda chart: importance(chart[0], chart[1])))
+
+
+def importance(quantity: str, parts: Mapping[str, Points]) -> int:
+    """Sort key of the curves."""
+    if "validation" in parts:
+        return 0
+    return 3 if quantity.split("/")[0] in OF_THE_OPTIMIZERS else 2 if "train" not in parts else 1
 
 
 def report_table(report: dict[str, Any]) -> Table:
@@ -145,32 +202,6 @@ def protocol(report: dict[str, Any]) -> str:
 def with_unit(score: dict[str, Any]) -> str:
     """The mean with its unit; a dash where it is not finite."""
     return f"{score['mean']:.4g} {score.get('unit', '')}".strip() if is_number(score.get("mean")) else "–"
-
-
-def files_named(folder: Path, pattern: str) -> list[Path]:
-    """Files of a name down to a few folders below, near ones first; hidden ones are left out."""
-    found = [path for depth in range(DEPTH) for path in folder.glob("*/" * depth + pattern) if path.is_file()]
-    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    return sorted(visible, key=lambda path: (len(path.parts), natural_key(path)))
-
-
-def read_yaml(path: Path) -> Any:
-    """A configuration as plain values."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-CLIPS_DEPTH = 4  # folders below the given one
-LEFT_OUT = {"checkpoints", "log", "logs", "samples", "media"}
-STEPS_SHOWN = 4  # of a training run, from its first pictures to its last
-DURING_TRAINING = "during the training"
-NUMBERED = re.compile(r"(?:(?P<first>\d+)[_-](?P<after>.+)|(?P<before>.+?)[_-]?(?P<last>\d+))")
 
 
 def clip_groups(folder: Path, most: int) -> list[Row | Grid]:
@@ -217,7 +248,8 @@ def folder_groups(files: Sequence[Path], name: str, most: int) -> list[Row | Gri
         if number is not None:
             kinds.setdefault(kind, {})[number] = file
     numbers = sorted(set().union(*kinds.values()))
-    complete = {kind: found for kind, found in kinds.items() if sorted(found) == numbers}
+    ordered = sorted(kinds, key=lambda kind: kind != "original")  # what all others are compared with comes first
+    complete = {kind: kinds[kind] for kind in ordered if sorted(kinds[kind]) == numbers}
     groups: list[Row | Grid] = []
     if len(complete) > 1:
         shown = numbers[:most]
@@ -277,3 +309,82 @@ def remainder(files: Sequence | dict, most: int) -> str:
     """Says so when not all is shown."""
     count = len(next(iter(files.values()))) if isinstance(files, dict) else len(files)
     return f"{most} of {count} are shown." if count > most else ""
+
+
+def comparison_section(runs: Sequence[Run], most: int) -> Section:
+    """One section on what the runs share and where they differ."""
+    curves = curves_together(runs)
+    differences, same = config_differences([flatten(run.config) for run in runs])
+    head = ("key", *(run.name for run in runs))
+    tables = [table for table in (scores_table(runs),) if len(table.rows) > 1]
+    if differences:
+        tables.append(
+            Table([head, *differences], f"Where the configurations differ ({same} keys are the same)", "config")
+        )
+    intro = f"The configurations are the same in all {same} keys." if same and not differences else ""
+    shown, more = curves[:SHOWN_CURVES], curves[SHOWN_CURVES:]
+    return Section("Comparison", intro, clips_together(runs, most), shown, more_curves=more, tables=tables)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """Nested values as {"model.dim": "64"}."""
+    if isinstance(config, Mapping) and config:
+        parts = [flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in config.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    return {prefix: repr(config) if isinstance(config, str) and config != config.strip() else str(config)}
+
+
+def config_differences(configs: Sequence[Mapping[str, str]]) -> tuple[list[tuple[str, ...]], int]:
+    """Rows (key, value of each run) where not all runs have the same, and the number of keys that are the same."""
+    keys = dict.fromkeys(key for config in configs for key in config if key)
+    rows = [(key, *(config.get(key, ABSENT) for config in configs)) for key in keys]
+    different = [row for row in rows if len(set(row[1:])) > 1]
+    return different, len(rows) - len(different)
+
+
+def curves_together(runs: Sequence[Run]) -> list[Curve]:
+    """A curve for each quantity that two runs or more have, one line per run: validation where all of them have it."""
+    found: dict[str, dict[str, list[Line]]] = {}
+    for run in runs:
+        for quantity, parts in by_quantity(run.series).items():
+            for part, points in parts.items():
+                found.setdefault(quantity, {}).setdefault(part, []).append(Line(run.name, points))
+    curves = []
+    for quantity, parts in found.items():
+        part, lines = max(parts.items(), key=lambda item: (len(item[1]), item[0] == "validation"))
+        if len(lines) > 1:
+            curves.append((importance(quantity, parts), Curve(f"{quantity} ({part})" if part else quantity, lines)))
+    return [curve for _, curve in sorted(curves, key=lambda item: item[0])]
+
+
+def scores_table(runs: Sequence[Run]) -> Table:
+    """Scores by definition and circumstances; numbers that were measured otherwise never share a row."""
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for index, run in enumerate(runs):
+        for report in run.reports:
+            for score in report["scores"]:
+                key = score["name"], f"{score['definition']}, {protocol(report)}"
+                cells.setdefault(key, {})[index] = with_unit(score)
+    head = ("metric", *(run.name for run in runs), "measured as")
+    rows = [
+        (name, *(found.get(index, ABSENT) for index in range(len(runs))), how) for (name, how), found in cells.items()
+    ]
+    return Table([head, *rows], "Evaluations")
+
+
+def clips_together(runs: Sequence[Run], most: int) -> list[Grid]:
+    """Clips of the same place and kind in two runs or more: one row per run."""
+    found: dict[tuple[str, str], dict[str, tuple[Sequence[Clip], Sequence[str]]]] = {}
+    for run in runs:
+        for group in clip_groups(run.folder, most):
+            if not isinstance(group, Grid) or DURING_TRAINING in group.label:
+                continue
+            for kind, clips in group.rows.items():
+                found.setdefault((group.label, kind), {})[run.name] = clips, group.columns
+    grids = []
+    for (label, kind), rows in found.items():
+        if len(rows) > 1:
+            columns = next(iter(rows.values()))[1]
+            if all(len(clips) == len(columns) or not columns for clips, _ in rows.values()):
+                grids.append(Grid(f"{label}: {kind}", {name: clips for name, (clips, _) in rows.items()}, columns))
+    return grids

@@ -1,12 +1,13 @@
 """scripts/evaluate.py: two models and folders of videos; the others are evaluated in the tests that train them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from scripts import evaluate, evaluate_vvae
+from scripts import evaluate, train_vvae
 from tests.vqgan.tiny import tiny_model
 from training.cli import run
 from videodata import write_video
@@ -14,6 +15,7 @@ from videodata.errors import UserError
 from vqgan.files import model_config, save_model
 from vvae import AutoencoderKL2plus1D_1dcnn
 
+ROOT = Path(__file__).parents[2]
 CLIPS = "shapes:6,frames=16,size=32"
 RANDOM = ("--allow-random-features", "--force", "--feature_cache", "none")
 
@@ -21,7 +23,7 @@ RANDOM = ("--allow-random-features", "--force", "--feature_cache", "none")
 def report(folder, *arguments):
     """The JSON file that the command writes."""
     path = folder / "scores.json"
-    evaluate.main([*map(str, arguments), "--device", "cpu", "--output", str(path)])
+    evaluate.main([*map(str, arguments), "--device", "cpu", "--out", str(path)])
     return json.loads(path.read_text())
 
 
@@ -40,7 +42,7 @@ def test_vqgan(tmp_path, capsys):
     )  # fmt: skip
     scores = names(stored)
     assert set(scores) == {
-        "PSNR", "PSNR of the mean colour", "FVD-RANDOM", "codebook usage", "codebook perplexity", "code map",
+        "PSNR", "PSNR of the mean frame", "FVD-RANDOM", "codebook usage", "codebook perplexity", "code map",
     }  # fmt: skip
     assert scores["codebook usage"]["tokens"] == 6 * 8 * 4 * 8 * 8 and scores["codebook usage"]["codes"] == 16
     details = stored["details"]
@@ -61,7 +63,7 @@ def test_vvae(tmp_path):
         "--frames", 10, "--size", 32, 32, "--chunk_size", 8, "--overlap", 4,
     )  # fmt: skip
     scores = names(stored)
-    assert {"PSNR", "SSIM", "PSNR of the mean colour", "boundary ratio"} <= set(scores)
+    assert {"PSNR", "SSIM", "PSNR of the mean frame", "boundary ratio"} <= set(scores)
     assert scores["boundary ratio"]["window"] == 4 and len(scores["PSNR"]["per_frame"]) == 10
 
 
@@ -95,12 +97,11 @@ def test_folders_of_videos(folders, tmp_path):
     assert names(same)["FVD-RANDOM"]["mean"] < 1e-3
 
 
-def test_evaluate_vvae_is_the_comparison_of_videos(folders, tmp_path):
-    """The documented script gives the numbers of `evaluate.py videos`."""
-    evaluate_vvae.main([str(folders / "a"), str(folders / "b"), "--output", str(tmp_path / "vvae.json")])
-    stored = names(json.loads((tmp_path / "vvae.json").read_text()))
-    assert stored == names(report(tmp_path, "videos", folders / "a", folders / "b", "--window", 12,
-                                "--metrics", "psnr", "ssim", "boundary", "brightness"))  # fmt: skip
+def test_borders_of_windows_in_videos(folders, tmp_path):
+    """Their place has to be told; an error that never changes has no ratio."""
+    metrics = ("psnr", "ssim", "boundary", "brightness")
+    stored = report(tmp_path, "videos", folders / "a", folders / "b", "--window", 12, "--metrics", *metrics)
+    assert list(names(stored)) == ["PSNR", "SSIM", "brightness bias"]
     with pytest.raises(UserError, match="--window"):
         report(tmp_path, "videos", folders / "a", folders / "b", "--metrics", "boundary")
 
@@ -116,3 +117,19 @@ def test_missing_weights_end_in_one_line_and_status_2(folders, tmp_path, monkeyp
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert ended.value.code == 2 and "i3d_pretrained_400.pt" in line and str(tmp_path / "weights") in line
     assert not (tmp_path / "scores.json").exists()
+
+
+def test_clips_that_were_trained_on_are_told_by_the_run(tmp_path, capsys):
+    """A real training of two steps: all clips of its train part are known again, and none of the others."""
+    run_dir, data = tmp_path / "run", "shapes:20,frames=8,size=16"
+    train_vvae.main([
+        "--config", str(ROOT / "configs" / "vvae" / "tiny.yaml"), "--data", data, "--run_dir", str(run_dir),
+        "--steps", "2", "--batch_size", "2", "--device", "cpu", "data.size=16", "optimization.isometric_start=false",
+    ])  # fmt: skip
+    common = ("vvae", "--checkpoint", run_dir, "--data", data, "--frames", 8, "--chunk_size", 8, "--overlap", 0)
+    for split, seen, count in (("train", 16, 16), ("test", 0, 2)):
+        capsys.readouterr()
+        stored = report(tmp_path, *common, "--size", 16, 16, "--metrics", "psnr", "--split", split)
+        assert (stored["clips"], stored["clips_trained_on"], stored["details"]["split"]) == (count, seen, split)
+        printed, note = capsys.readouterr(), f"of these {count} clips, {seen} were in this run's training set"
+        assert note in printed.out and ("WARNING" in printed.out) is (note in printed.err) is (seen > 0)

@@ -7,16 +7,22 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from evaluation.curves import Curve, Line, nice_ticks, read_line
 from evaluation.gallery import Gallery, Grid, Overview, Panel, Row
-from evaluation.gallery.page import curve_figure
+from evaluation.gallery.content import Curve, Line
+from evaluation.gallery.page import draw, nice_ticks, template
+from evaluation.gallery.runs import read_line
 from tests.evaluation.browser import Browser, find_browser
+from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.video import probe, read_video
-from videodata.write_video import write_video
 
 HOSTILE = "<script>alert(\"x\")</script> & '$title'"
 VOID = {"meta", "img", "input", "br"}
+
+
+def curve_figure(curve):
+    """The HTML of a curve: title, legend with last values, diagram."""
+    return str(template().module.curve(draw(curve)))
 
 
 class Page(HTMLParser):

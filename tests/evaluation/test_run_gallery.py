@@ -9,14 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from evaluation.gallery.comparison import config_differences, flatten, scores_table
 from evaluation.gallery.content import Grid, Row
-from evaluation.gallery.runs import clip_groups, parse, read_run
+from evaluation.gallery.runs import clip_groups, config_differences, flatten, parse, read_run, scores_table
 from evaluation.report import Report, Score
 from scripts.gallery import main
 from tests.evaluation.test_gallery import Page
+from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.write_video import write_video
 
 
 def video(path, color=200):

@@ -9,11 +9,11 @@ from evaluation.frechet import FeatureCache
 from evaluation.networks import RandomFeatures
 from evaluation.protocol import Protocol
 from evaluation.report import Score
-from evaluation.runner import evaluate, metrics_of
+from evaluation.runner import Source, evaluate, evaluate_model, metrics_of
 from evaluation.subject import Subject
 from tests.training import processes
 from training.randomness import SampleNoise
-from videodata import open_clips
+from videodata import open_clips, read_video, to_uint8
 from videodata.errors import UserError
 
 DATA = "shapes:9,frames=12,size=24"
@@ -164,3 +164,39 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed():
         with pytest.raises(UserError, match=message):
             run(subject, **protocol)
         assert subject.seen == 0
+
+
+def show_clips(folder):
+    """Two repetitions with two samples of each clip, of which the first five are written."""
+    protocol = Protocol(metrics=("psnr",), samples=2, repetitions=2, batch_size=2)
+    subject = Noisy().made_for(6, (24, 24))
+    evaluate_model("noisy", subject, Source(DATA, "all", 0), protocol, "", "noisy.pt", folder, 5)
+
+
+def test_the_first_clips_are_written_as_videos(tmp_path, caplog):
+    """Original, samples and baseline of each, as they were scored; files that are not of them are told."""
+    show_clips(tmp_path)
+    kinds = ("original", "made", "made-1", "grey")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{kind}_{item:04}.mp4" for kind in kinds for item in range(5)
+    }
+    clips = open_clips(DATA, 6, 24)
+    for item in (0, 4):
+        frames, fps = read_video(tmp_path / f"original_{item:04}.mp4")
+        assert fps == clips.describe(item)["fps"] and frames.shape == (6, 24, 24, 3)
+        assert np.abs(frames.astype(int) - to_uint8(clips[item])).mean() < 6
+    grey, _ = read_video(tmp_path / "grey_0002.mp4")
+    assert np.abs(grey.astype(int) - 128).max() <= 2
+    assert (tmp_path / "made_0000.mp4").read_bytes() != (tmp_path / "made-1_0000.mp4").read_bytes()
+    assert "not of this evaluation" not in caplog.text
+    (tmp_path / "made-2_0000.mp4").write_bytes(b"")
+    show_clips(tmp_path)
+    assert "holds 1 videos that are not of this evaluation" in caplog.text
+
+
+def test_several_processes_write_the_same_clips(tmp_path):
+    """Each keeps what it made; the main one writes it all."""
+    show_clips(tmp_path / "one")
+    processes.launch(show_clips, 2, tmp_path, tmp_path / "two")
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import training
-import videodata
-from evaluation import psnr
+from evaluation import psnr, runner
 from evaluation.codebook import BitsPerToken
 from evaluation.protocol import Protocol
 from evaluation.report import Report
@@ -20,6 +18,7 @@ from evaluation.subject import Subject
 from scripts import evaluate as command
 from videodata import open_clips
 from videodata.errors import UserError
+from vqgan import evaluate as vqgan_evaluate
 
 DATA = "shapes:20,frames=12,size=24"
 
@@ -118,7 +117,7 @@ def test_val_is_scored_unless_a_test_part_is_declared(monkeypatch, caplog):
     assert report.details["split"] == "val" and report.clips == 2 and report.details["dimmed"]
     assert f"2 clips of {DATA} (split val, the default)" in caplog.text
     assert scored("all").clips == 20 and scored("train").clips == 16
-    monkeypatch.setattr(videodata, "declared_splits", lambda path: {"train", "test"}, raising=False)
+    monkeypatch.setattr(runner, "evaluation_split", lambda path: "test")
     assert scored().details["split"] == "test"
     with pytest.raises(UserError, match=r"few for a 'test' split \(--split test is the default here"):
         evaluate_model("dim", Dim().made_for(6, (24, 24)), Source("shapes:2,frames=12,size=24"), Protocol())
@@ -128,10 +127,8 @@ def test_val_is_scored_unless_a_test_part_is_declared(monkeypatch, caplog):
 def memory(monkeypatch):
     """Runs that say what they were trained on: {folder's name: clips of it that any data set holds}."""
     known = {}
-    monkeypatch.setattr(
-        training, "trained_on", lambda run: {"run": run.name} if run.name in known else None, raising=False
-    )
-    monkeypatch.setattr(videodata.clips, "overlap", lambda record, clips: known[record["run"]], raising=False)
+    monkeypatch.setattr(runner, "trained_on", lambda run: Path(run).name)
+    monkeypatch.setattr(runner, "overlap", lambda name, clips: known.get(name))
     return known
 
 
@@ -163,9 +160,9 @@ def test_the_command_ends_with_the_warning(memory, monkeypatch, tmp_path, capsys
         subject.runs = (args.checkpoint,)
         return subject
 
-    monkeypatch.setitem(command.MODELS, "vqgan", command.MODELS["vqgan"]._replace(open_subject=open_subject))
+    monkeypatch.setattr(vqgan_evaluate, "open_subject", open_subject)
     output = tmp_path / "e.json"
-    arguments = ["--checkpoint", tmp_path / "dim", "--data", DATA, "--device", "cpu", "--output", output]
+    arguments = ["--checkpoint", tmp_path / "dim", "--data", DATA, "--device", "cpu", "--out", output]
     command.main(["vqgan", *map(str, arguments)])
     printed = capsys.readouterr()
     assert printed.err.strip().endswith(
@@ -185,6 +182,6 @@ def test_score_of_half_brightness_is_psnr():
 
 def test_flags_and_interface_do_not_wait_for_torch():
     """What the help of a command needs."""
-    modules = "scripts.evaluate_models, evaluation.protocol, evaluation.subject"
+    modules = "scripts.evaluate, scripts.gallery, evaluation.protocol, evaluation.subject"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60).returncode == 0

@@ -52,12 +52,12 @@ def original(tmp_path, func: str, prefix: str, kind: str = "ours"):
 
     recipe, autoencoder = tiny_recipe(func), build_autoencoder(AUTOENCODERS[kind])
     inside = {"ours": "ae.backbone.", "ldm-vq": "ae."}[kind]
-    state = {f"vector_field_regressor.{key}": value for key, value in recipe.bare["regressor"].state_dict().items()}
+    state = {f"vector_field_regressor.{key}": value for key, value in recipe.networks["regressor"].state_dict().items()}
     state |= {inside + key: value for key, value in autoencoder.state_dict().items()}
     path = tmp_path / f"step_{func}.pth"
     content = {"model": {prefix + key: value for key, value in state.items()}, "global_step": 7, "optimizer": {}}
     torch.save(content, path)
-    return path, recipe.bare["regressor"], autoencoder
+    return path, recipe.networks["regressor"], autoencoder
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -96,7 +96,7 @@ def test_a_file_of_another_network_is_refused_with_the_keys_that_miss(tmp_path):
 def test_our_runs_and_their_final_files_hold_the_same_networks(tmp_path):
     """Run folder, final_step file, and the documented path where only the run folder exists."""
     folder, final, recipe = trained(tmp_path, "f_nll")
-    expected = recipe.bare["regressor"].state_dict()
+    expected = recipe.networks["regressor"].state_dict()
     config = config_file(tmp_path, "f_nll")
     for path in (folder, final, folder / "checkpoints" / "final_step_300000.pth"):
         state = load_component(path, config, "f").network.state_dict()

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from evaluation import psnr
+from evaluation.protocol import Protocol
+from evaluation.runner import Pass
+from evaluation.subject import Batch
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
 from flow_pred.autoencoder import Identity
-from flow_pred.evaluate import Scores, baselines
-from flow_pred.generate import CallCounter, Plan, Prediction, predict
+from flow_pred.generate import CallCounter, Plan, Predictions, predict
 from flow_pred.generate_videos import open_h5, strip, write_clips
 from tests.training import processes
 from videodata import read_video
@@ -54,6 +56,13 @@ def test_a_clip_does_not_change_with_the_batch_size():
     torch.testing.assert_close(torch.cat(one), torch.cat(three), atol=1e-5, rtol=1e-4)
 
 
+def scores_of(plan: Plan, target: torch.Tensor, made: torch.Tensor) -> dict[str, float]:
+    """The mean scores of one batch by their names."""
+    scored = Pass(Predictions(river(), plan, torch.device("cpu")), Ramp(1), Protocol())
+    scored.update(Batch(target, list(range(len(made))), 0), made[:, None])
+    return {score.name: score.mean for score in scored.scores()}
+
+
 def predict_all() -> tuple[torch.Tensor | None, int]:
     """All clips, one at a time, and how often the network was called; on the main process of several."""
     predictor = river()
@@ -83,7 +92,7 @@ def test_the_true_frames_in_between_are_read_where_they_exist(stride, res, read)
     if stride % res:
         assert prediction.target is None
         with pytest.raises(UserError, match="true frames"):
-            Scores(plan).update(prediction)
+            scores_of(plan, prediction.target, prediction.generated)
     else:
         assert prediction.target.shape == prediction.generated.shape
         frames = (prediction.target[0, 0, :, 0, 0] * 100).round().int().tolist()
@@ -95,13 +104,9 @@ def test_scores_compare_predicted_frames_alone_with_their_baselines():
     plan = Plan(context=2, frames=3, stride=2, res=2)
     target = Ramp(plan.read_frames, side=12)[0][None]
     target = plan.split(target)[1]
-    prediction = Prediction(target.clone(), target, [0])
-    found = baselines(prediction, plan)
-    torch.testing.assert_close(found["cross-fade of true frames"], target)
-    torch.testing.assert_close(found["cross-fade of predicted frames"], target)
-    scores = Scores(plan)
-    scores.update(prediction)
-    means = {score.name: score.mean for score in scores.scores()}
+    means = scores_of(plan, target, target.clone())
+    for name in ("predicted", "true"):
+        assert means[f"PSNR in between, cross-fade of {name} frames"] == 100
     assert means["PSNR in between"] == 100
     repeated = target[:, :, 1:2].expand(-1, -1, 3, -1, -1)
     expected = psnr(target[:, :, 2::2], repeated)

@@ -9,14 +9,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from flow_pred.config import plain_config
-from flow_pred.latents import LatentSpace
-from flow_pred.run import build_recipe, configure, engine_settings
 from tests.flow_pred.fixture_files import Fixture
-from videodata import open_clips
+from tests.flow_pred.tiny import tiny_values
+from videodata import open_clips, write_video
 from videodata.errors import UserError
+from videodata.video_folder import VideoFolder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -84,23 +84,86 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "schedule", "warmup"),
-    [([], "sqrt", 5), (["--schedule", "constant"], "constant", 5), (["--warmup_steps", "2"], "sqrt", 2)],
+    ("flags", "schedule", "warmup", "rates"),
+    [
+        ([], "sqrt", 5, [0, 2e-4, 4e-4]),
+        (["--schedule", "constant"], "constant", 5, [0, 2e-4, 4e-4]),
+        (["--warmup_steps", "1"], "sqrt", 1, [0, 1e-3, 7.0714e-4]),
+        (["--warmup-steps", "1", "--schedule", "constant"], "constant", 1, [0, 1e-3, 1e-3]),
+        (["--warmup_steps", "0", "--final-rate", "1e-3"], "sqrt", 0, [1e-3, 1e-3, 1e-3]),
+    ],
 )
-def test_the_schedule_that_acts_is_the_one_on_record(tmp_path, flags, schedule, warmup):
-    """Of the configuration, or of the flags where they are given: for the recipe, the loop and config.yaml alike."""
-    values = {"training.optimizer.num_warmup_steps": 5, "model.autoencoder": "{type: identity}"}
-    overrides = [f"{key}={value}" for key, value in values.items()]
-    arguments = ["--config", str(ROOT / "configs" / "flow_pred" / "shapes_river_tiny.yaml"), "--run-name", "x"]
-    args = module_of("train_flow_pred.py").build_parser().parse_args([*arguments, *flags, *overrides])
-    config = configure(args)
-    settings = engine_settings(args, config, tmp_path)
-    assert (settings.schedule, settings.warmup_steps) == (schedule, warmup)
-    stored = plain_config(config)["training"]["optimizer"]
-    assert (stored["schedule"], stored["num_warmup_steps"]) == (schedule, warmup)
-    config.model.vector_field_regressor.inner_dim = 16
-    scale = build_recipe(config, LatentSpace(torch.nn.Identity())).learning_rate_scale(1)
-    assert scale is None if schedule == "constant" else scale == pytest.approx(1 / warmup)
+def test_the_schedule_that_acts_is_the_one_on_record(tmp_path, flags, schedule, warmup, rates):
+    """Of the configuration, or of the flags where they are given: in the rates, and in config.yaml for both readers."""
+    path = tmp_path / "tiny_river.yaml"
+    values = tiny_values()
+    values["training"]["optimizer"] |= {"num_warmup_steps": 5, "num_training_steps": 9}
+    path.write_text(yaml.safe_dump(values))
+    arguments = ["--config", path, "--runs", tmp_path, "--num-gpus", 0, "--log_every", 1, "--steps", 3]
+    command("train_flow_pred.py", *arguments, *flags)
+    run_dir = tmp_path / "tiny_run-river"
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr/regressor"] for row in rows] == pytest.approx(rates, rel=1e-4)
+    stored = yaml.safe_load((run_dir / "config.yaml").read_text())
+    optimizer, engine = stored["training"]["optimizer"], stored["engine"]
+    assert (optimizer["schedule"], optimizer["num_warmup_steps"], optimizer["num_training_steps"]) == (
+        schedule,
+        warmup,
+        3,
+    )
+    assert (engine["schedule"], engine["warmup_steps"], engine["steps"]) == (schedule, warmup, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True], ids=["pictures", "latents"])
+def test_no_clip_that_is_declared_test_is_trained_on(tmp_path, monkeypatch, capsys, cached):
+    """Nor one of val; the run says what it was trained on, and an evaluation how much of what it scores that is."""
+    for number, (split, count) in enumerate({"train": 4, "val": 2, "test": 3}.items()):
+        for video in range(count):
+            pixels = np.full((8, 16, 16, 3), 40 * number + 10 * video, np.uint8)
+            path = tmp_path / "data" / split / f"{video}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, pixels, 8)
+    config, opened = tmp_path / "tiny_river.yaml", set()
+    values = tiny_values()
+    values["data"] |= {"data_root": str(tmp_path / "data"), "input_size": 16, "crop_size": 16}
+    values["model"]["vector_field_regressor"]["state_res"] = [16, 16]
+    config.write_text(yaml.safe_dump(values))
+    read_clip = VideoFolder.read_clip
+
+    def watched(self, video, *arguments, **options):
+        opened.add(Path(self.place(video)).relative_to(tmp_path / "data").parts[0])
+        return read_clip(self, video, *arguments, **options)
+
+    monkeypatch.setattr(VideoFolder, "read_clip", watched)
+    options = []
+    if cached:
+        command("encode_latents.py", "--config", config, "--out", tmp_path / "latents", "--device", "cpu")
+        options = [f"data.latents={tmp_path}/latents"]
+    command(
+        "train_flow_pred.py", "--config", config, "--runs", tmp_path, "--num-gpus", 0, "--steps", 2,
+        "--evaluate_every", 1, *options,
+    )  # fmt: skip
+    assert opened == {"train", "val"}
+    run_dir = tmp_path / "tiny_run-river"
+    record = json.loads((run_dir / "trained_on.json").read_text())
+    assert record["split"] == "train" and record["source"] == str(tmp_path / "data")
+    assert sorted(record["ids"]) == [f"train/{video}.mp4" for video in range(4)]
+    for split, seen, count in (("train", 4, 4), ("test", 0, 3), (None, 0, 3)):
+        output = tmp_path / "report.json"
+        chosen = ["--split", split] if split else []
+        command(
+            "evaluate.py", "flow_pred", "--checkpoint", run_dir, "--data", tmp_path / "data", "--device", "cpu",
+            "--steps", 1, "--output", output, *chosen,
+        )  # fmt: skip
+        report, printed = json.loads(output.read_text()), capsys.readouterr()
+        assert (report["clips_trained_on"], report["clips"]) == (seen, count)
+        assert f"of these {count} clips, {seen} were in this run's training set" in printed.out
+        assert ("WARNING" in printed.err) == (seen > 0)
+    command("generate_flow_videos.py", "--config", config, "--checkpoint", run_dir, "--metrics", "--steps", 1,
+            "--num-videos", 0, "--device", "cpu", "--format", "npy", "--out", tmp_path / "out")  # fmt: skip
+    assert "3 videos" in (printed := capsys.readouterr().out) and "(test, the default)" in printed
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["clips_trained_on"] == 0
 
 
 def frame_tree(folder: Path) -> None:

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from lvt import config as configuration
 from lvt.config import is_transformer
 from lvt.files import build_transformer, build_vqvae
-from lvt.train import learning_rate_factor
+from lvt.train import schedule
 from training.config import dotted_keys
+from training.optim import learning_rate_scale
 from videodata.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "lvt"
@@ -111,7 +112,8 @@ def test_learning_rates_equal_the_original(load_fixture, name):
         "WARMUP_ITERS": options["warmup_iters"], "WARMUP_FACTOR": options["warmup_factor"],
         "WARMUP_METHOD": name.rsplit("_", 1)[1],
     }  # fmt: skip
-    rates = [learning_rate_factor(solver, step) * options["base_lr"] for step in range(len(expected))]
+    scales = [learning_rate_scale(step, solver["MAX_ITER"], **schedule(solver)) for step in range(len(expected))]
+    rates = [scale * options["base_lr"] for scale in scales]
     assert_close(torch.tensor(rates).double(), expected)
 
 

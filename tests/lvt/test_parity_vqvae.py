@@ -35,7 +35,7 @@ def test_codes_and_frames_equal_the_original(load_fixture, name):
     assert_close(model.quantizer.look_up(flat), fixture["mid/z_q"], **CLOSE)
     decoded = model.decode(codes)
     assert_close(decoded, fixture["out/decoded"], **CLOSE)
-    shown = model.denormalize(decoded.flatten(0, -4)).view(decoded.shape)
+    shown = ((model.denormalize(decoded.flatten(0, -4)) + 1) / 2).view(decoded.shape)
     assert_close(shown, fixture["out/inference_reconstruction"], **CLOSE)
     assert_close((shown - images / 255).square().mean()[None], fixture["out/eval_mse"], **CLOSE)
     written = model.original_state()

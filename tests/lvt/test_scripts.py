@@ -12,6 +12,7 @@ from PIL import Image
 
 from lvt.train import VQVAERecipe
 from scripts import evaluate, generate_videos, train_lvt
+from tests.training import faults
 from training.cli import run
 from videodata import read_video
 
@@ -201,11 +202,12 @@ def test_missed_expectations_end_with_status_1(trained):
 
 def in_a_process(monkeypatch, fault, *arguments):
     """Exit status of scripts/train_lvt.py in a forked process that suffers a fault."""
-    monkeypatch.setenv("VIDEOGEN_FAULT", fault)
-    process = multiprocessing.get_context("fork").Process(target=run, args=(train_lvt.main, list(map(str, arguments))))
-    process.start()
-    process.join(120)
-    monkeypatch.delenv("VIDEOGEN_FAULT")
+    with monkeypatch.context() as patch:
+        faults.install(fault, patch.setattr)
+        arguments = (train_lvt.main, list(map(str, arguments)))
+        process = multiprocessing.get_context("fork").Process(target=run, args=arguments)
+        process.start()
+        process.join(120)
     return process.exitcode
 
 

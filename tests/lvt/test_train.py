@@ -96,8 +96,8 @@ def test_training_on_all_slices_is_the_likelihood():
     batch = {"codes": torch.randint(16, (3, 2, 4, 4, 4)).short(), "class_index": torch.full((3,), -1)}
     step = Step(0, 1, SampleNoise(0, range(3)), torch.device("cpu"))
     with torch.no_grad():
-        trained = next(recipe.losses(batch, step)).terms["bits_per_code"]
-        measured = recipe.evaluate(batch, step)
+        trained = next(recipe.losses(batch, step, recipe.networks)).terms["bits_per_code"]
+        measured = recipe.evaluate(batch, step, recipe.networks)
     torch.testing.assert_close(measured["bits_per_code"].mean(), trained.double(), rtol=1e-5, atol=1e-5)
     assert measured["bits_per_code"].shape == (3,)
     torch.testing.assert_close(measured["bits_per_subpixel"], measured["bits_per_code"] * 2 / 48)
@@ -125,14 +125,14 @@ def test_a_fresh_codebook_learns_and_its_codes_are_used():
     recipe = VQVAERecipe(build_vqvae(config), config)
     data = TensorDataset(torch.stack([open_clips("shapes:8", frames=1, size=16, dtype="uint8")[i] for i in range(8)]))
     batch = torch.stack([data[i][0] for i in range(8)])
-    before = recipe.evaluate(batch, None)
+    before = recipe.evaluate(batch, None, recipe.networks)
     for number in range(100):
         step = Step(number, 100, SampleNoise(0, range(8)), torch.device("cpu"))
-        losses = next(recipe.losses(batch, step))
+        losses = next(recipe.losses(batch, step, recipe.networks))
         recipe.optimizers["vqvae"].zero_grad()
         losses.total.backward()
         recipe.optimizers["vqvae"].step()
     recipe.networks["vqvae"].eval()
-    after = recipe.evaluate(batch, None)
+    after = recipe.evaluate(batch, None, recipe.networks)
     assert after["mse"].mean() < 0.5 * before["mse"].mean()
     assert after["code_usage"][0] > 0.5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lvt.files import load_transformer, load_vqvae, original_groups, read_weights, write_original
+from lvt.files import load_transformer, load_vqvae, read_weights, write_original
 from lvt.transformer import VideoTransformer, drop_recomputable
 from lvt.vqvae import VQVAE
 from videodata.errors import UserError
@@ -17,7 +17,7 @@ def test_published_transformer_files_go_in_and_out(load_fixture, tmp_path, name)
     assert state["decoder.conv.conv.weight"][:, :, -1, -1, 1:].abs().min() > 0
     torch.save({"model": state, "iteration": 7}, tmp_path / "model_final.pth")
     model = load_transformer(VideoTransformer(fixture.config["VT"]), tmp_path / "model_final.pth")
-    write_original(tmp_path / "out", original_groups(model), 7, "model_0000007")
+    write_original(tmp_path / "out", model.original_state(), 7, "model_0000007")
     written = torch.load(tmp_path / "out" / "netG" / "model_0000007.pth", weights_only=True)
     assert written["iteration"] == 7
     assert written["model"].keys() == state.keys()
@@ -49,7 +49,7 @@ def test_what_does_not_fit_is_named(load_fixture, tmp_path):
     with pytest.raises(UserError, match="missing: encoder.conv.bias; unexpected: stranger"):
         load_transformer(model, path)
     torch.save([1, 2], path)
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="holds a list, not tensors by name"):
         load_transformer(model, path)
     with pytest.raises(UserError, match="no such weights"):
         load_transformer(model, tmp_path / "absent.pth")

@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 
 from evaluation.gallery import Gallery, Grid, Panel, Row, Section
-from evaluation.gallery.picture import GAP, LABEL, MARGIN, SIDE, write_picture
+from evaluation.gallery.page import GAP, LABEL, MARGIN, SIDE, write_picture
 from scripts.demo import MODELS, ROOT, TABLE, Demo, main
+from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.write_video import write_video
 
 RECORDS = {"commands", "curves", "grids", "intro", "numbers", "report", "rows", "config"}
 

@@ -6,20 +6,21 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.training import faults
-from tests.training.runs import run, weights
+from tests.training.runs import run, settings, weights
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import checkpoint as checkpoints
-from training import cli
+from training import cli, train
 from training.checkpoint import best_checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
-from training.files import write_file
-from training.folder import check_free_space
+from training.folder import check_config, check_free_space
 from videodata.errors import UserError
+from videodata.files import write_file
 
 
 def files(folder):
@@ -123,7 +124,7 @@ def test_an_unwritable_run_folder_is_refused_before_any_computing(tmp_path, fold
     monkeypatch.chdir(tmp_path)
     recipe = TinyGAN()
     recipe.losses = None
-    with pytest.raises(UserError, match=f"{folder}: run folder cannot be written"):
+    with pytest.raises(UserError, match=f"{folder}: cannot be written"):
         run(Path(folder), recipe)
 
 
@@ -183,11 +184,27 @@ def test_a_changed_configuration_needs_permission(a_copy, caplog):
         run(a_copy, seed=1, clip=2.0)
     run(a_copy, clip=2.0, steps=13, allow_config_change=True)
     assert "engine.clip: 1.0 -> 2.0" in caplog.text
-    from tests.training.runs import settings
-    from training import train
-
     with pytest.raises(UserError, match=r"its run has another model \(model.width: 8 -> 9\)"):
         train(TinyGAN(), TinyClips(), settings(a_copy, allow_config_change=True), {"model": {"width": 9}})
+
+
+def test_a_run_from_before_the_key_engine_continues():
+    """Its settings stood under `training`, among the model's own; only what differs is named."""
+    new = {
+        "model": {},
+        "training": {"optimizer": "adam"},
+        "engine": {**asdict(settings(Path("run"))), "milestones": []},
+    }
+    gone = ("warmup", "warmup_start", "milestones", "gamma", "final_rate")
+    kept = {name: value for name, value in new["engine"].items() if name not in gone}
+    old = {"model": {}, "training": {"optimizer": "adam", **kept}}
+    check_config(old, new, False, frozenset(), Path("run"))
+    check_config({"model": {}, "training": kept}, {**new, "training": None}, False, frozenset(), Path("run"))
+    changed = {**old, "training": {**old["training"], "schedule": "cosine"}}
+    with pytest.raises(
+        UserError, match=r"changed \(engine.schedule: 'cosine' -> 'constant'\); add --allow-config-change"
+    ):
+        check_config(changed, new, False, frozenset(), Path("run"))
 
 
 def test_a_finished_run_is_extended_by_asking_for_more_steps(a_copy, finished, tmp_path):
@@ -205,9 +222,6 @@ def test_resume_never_refuses_a_used_folder(a_copy):
 
 def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     """The newest two and the one with the best metric are kept, each with manifest and weights."""
-    from tests.training.runs import settings
-    from training import train
-
     recipe, values = TinyGAN(), iter([1.0, 5.0, 2.0, 3.0, 4.0])
     recipe.evaluate = lambda batch, step, networks: {"psnr": torch.full((len(batch),), next(values))}
     chosen = settings(tmp_path, steps=5, save_every=1, evaluate_every=1, keep=2, evaluate_batches=1)

@@ -143,7 +143,7 @@ def test_the_time_limit_saves_and_stops(tmp_path, undisturbed):
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     """The second says so in one line; afterwards the folder is free."""
-    with open_run_folder(tmp_path), pytest.raises(UserError, match="another run is using this folder"):
+    with open_run_folder(tmp_path), pytest.raises(UserError, match="another process is training in"):
         run(tmp_path)
     assert run(tmp_path, steps=1).finished
 

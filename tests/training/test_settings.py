@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,16 @@ import torch
 import yaml
 from torch.utils.data import ConcatDataset, Subset
 
+from evaluation.runner import trained_on_of
 from tests.training.runs import run, settings
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import add_training_arguments, cli, read_tensors, settings_from, train, trained_on
 from training.optim import Muon, build_optimizer, learning_rate_scale
 from training.settings import FLAGS, check_schedule
+from videodata import open_clips
 from videodata.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 OTHER = {  # another value than the default, for each flag
     **{"device": "cpu", "precision": "bf16", "schedule": "cosine", "warmup": "constant", "resume": "never"},
@@ -175,8 +181,29 @@ def test_a_run_records_what_it_was_trained_on(tmp_path):
     both = trained_on(tmp_path)
     assert (both["source"], both["split"]) == ("shapes:16 + other", None) and len(both["ids"]) == 24
     assert [part["source"] for part in both["parts"]] == ["shapes:16", "other"]
-    run(tmp_path / "untold", dataset=ConcatDataset([ToldClips(), TinyClips()]))
-    assert trained_on(tmp_path / "untold") is None
+
+
+def test_evaluation_knows_what_a_run_was_trained_on(tmp_path):
+    """All of its own clips, none of another part; of data that cannot tell, the record says unknown, also in part."""
+    part, other = (open_clips("shapes:20,frames=8,size=16", 4, 8, split=split) for split in ("train", "test"))
+    run(tmp_path / "told", dataset=part)
+    record = json.loads((tmp_path / "told" / "trained_on.json").read_text())
+    assert record == trained_on(tmp_path / "told") == part.provenance()
+    assert trained_on_of([tmp_path / "told"], part) == len(part) and trained_on_of([tmp_path / "told"], other) == 0
+    for name, data in {"untold": TinyClips(), "mixed": ConcatDataset([part, TinyClips()])}.items():
+        run(tmp_path / name, dataset=data)
+        assert json.loads((tmp_path / name / "trained_on.json").read_text())["source"] == "unknown"
+        assert trained_on(tmp_path / name) is None and trained_on_of([tmp_path / name], part) is None
+    run(tmp_path / "told", dataset=TinyClips(), steps=13)  # whatever it is, the clips from before stay known
+    assert trained_on_of([tmp_path / "told"], part) == len(part) and trained_on_of([tmp_path / "told"], other) is None
+
+
+def test_flags_and_settings_are_imported_at_once():
+    """A script's --help needs none of the libraries that take their time."""
+    heavy = ("torch", "numpy", "av", "yaml", "omegaconf")
+    code = f"import sys, training.cli, training.settings; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def test_tensors_are_read_from_every_kind_of_file(tmp_path):

@@ -11,12 +11,14 @@ import main
 from losses.perceptual import PerceptualLoss
 from scripts import evaluate, generate_video_vae
 from tests.video_vae.tiny import TINY, tiny_network
+from training import trained_on
 from training.checkpoint import load_checkpoint, newest_checkpoint
 from training.recipe import Step
 from video_vae.config import LossConfig
 from video_vae.files import load_network, split_model_path
-from video_vae.train import VideoVAERecipe, held_out_groups
+from video_vae.train import VideoVAERecipe
 from videodata.errors import UserError
+from videodata.npy import NpySource
 
 SMALL = [
     "--set", f"levels={json.dumps(TINY['levels'])}", "stem_dim=8", "canvas_dim=8", "head_dim=4",
@@ -33,9 +35,10 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def train(*flags: object, perceptual_weight: float = 0, model: bool = True) -> None:
+def train(*flags: object, perceptual_weight: float = 0, model: bool = True, npy: bool = True) -> None:
     """main.py with a tiny model and no warm-up."""
-    common = ["--npy_file", "clips.npy", "--device", "cpu", "--warmup_steps", "0", "--val_fraction", "0"]
+    common = ["--device", "cpu", "--warmup_steps", "0", "--val_fraction", "0"]
+    common += ["--npy_file", "clips.npy"] if npy else []
     small = ["--preset", "tiny", *SMALL] if model else []
     main.main([*common, *small, "--perceptual_weight", str(perceptual_weight), *map(str, flags)])
 
@@ -134,8 +137,9 @@ def test_15_given_clips_are_reconstructed_interpolated_and_traversed(folder):
     newest = newest_checkpoint(Path("runs/r/checkpoints"))
     for checkpoint in ("transformer_model_epoch_1.pth", newest.path, newest.weights):
         generate_video_vae.main(
-            ["--checkpoint", str(checkpoint), "--data", "clips.npy", "--num_samples", "0", "--steps", "3"]
-        )
+            ["--checkpoint", str(checkpoint), "--data", "clips.npy", "--split", "all", "--num_samples", "0",
+             "--steps", "3"]
+        )  # fmt: skip
     names = {path.name for path in Path("generated").iterdir()}
     assert {"reconstructions.png", "interpolation.png", "traversal_level_1.png", "traversal_level_2.png"} <= names
     with pytest.raises(UserError, match="--data"):
@@ -194,12 +198,53 @@ def test_what_a_user_can_get_wrong_is_one_line(folder, flags, message):
         train(*flags)
 
 
-def test_validation_clips_come_from_other_videos(folder):
-    """The groups of the side-car are never divided between training and validation."""
-    groups = [f"g{index // 3}" for index in range(60)]
-    held_out = held_out_groups(groups, 0.1)
-    assert len(held_out) == 2 and held_out == held_out_groups(list(reversed(groups)), 0.1)
-    assert held_out_groups(["only"], 0.5) == set() and held_out_groups(groups, 0.0) == set()
+@pytest.fixture
+def parts(folder) -> Path:
+    """A folder with train.npy, val.npy and test.npy of 4, 2 and 2 sequences, each of its own grey."""
+    (folder / "parts").mkdir()
+    greys = iter(range(0, 240, 30))
+    for name, count in (("train", 4), ("val", 2), ("test", 2)):
+        clips = np.stack([np.full((3, 12, 20, 3), next(greys), np.uint8) for _ in range(count)])
+        np.save(folder / "parts" / f"{name}.npy", clips)
+    return folder / "parts"
+
+
+@pytest.mark.parametrize("val_fraction", [0, 0.1])
+def test_what_is_declared_test_is_never_opened_by_a_training(parts, monkeypatch, capsys, val_fraction):
+    """Only train is trained on and only val is validated with; an evaluation tells how many clips a run has seen."""
+    opened = set()
+    read = NpySource.read_clip
+
+    def note(self, index, *arguments, **options):
+        opened.add(self.place(index).removeprefix(f"{parts}/"))
+        return read(self, index, *arguments, **options)
+
+    monkeypatch.setattr(NpySource, "read_clip", note)
+    data = ["--data", parts, "--frames", 3, "--size", 12, 20, "--val_fraction", val_fraction]
+    train(*data, "--steps", 2, "--run_dir", "r", "--model_path", "short.pth", npy=False)
+    assert load_checkpoint("r")["step"] == 2 and [path.name for path in Path().glob("*.pth")] == ["short_epoch_1.pth"]
+    assert {place.split(".")[0] for place in opened} == {"train", "val"}
+    record = trained_on("r")
+    assert record["split"] == "train" and [place.split(".")[0] for place in record["ids"]] == ["train"] * 4
+    assert record["source"] == str(parts)
+    for checkpoint, split, seen, of in (
+        ("r", "test", 0, 2), ("r", "train", 4, 4), ("r", "all", 4, 8), ("short_epoch_1.pth", "train", 4, 4),
+    ):  # fmt: skip
+        evaluate.main(
+            ["video_vae", "--checkpoint", checkpoint, "--data", str(parts), "--split", split, "--device", "cpu"]
+        )
+        report = json.loads(Path("evaluation.json").read_text())
+        assert (report["clips_trained_on"], report["clips"]) == (seen, of)
+        shown = capsys.readouterr()
+        assert f"of these {of} clips, {seen} were in this run's training set" in shown.out
+        assert ("WARNING" in shown.err) == (seen > 0)
+
+
+def test_a_declared_part_alone_cannot_be_trained_on(parts):
+    """Neither test.npy nor val.npy, named directly."""
+    for name in ("test", "val"):
+        with pytest.raises(UserError, match=f"{name}.npy has no split 'train': it has {name}"):
+            train("--data", parts / f"{name}.npy", npy=False)
 
 
 def test_evaluation_reports_each_level_and_the_mean_frame(folder):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from video_vae.model import TransformerNetwork
+from videodata.pixels import denormalize
 
 TINY: dict[str, Any] = {
     "image_size": [16, 16],
@@ -42,5 +43,5 @@ class Clips(TensorDataset):
 
 
 def clips(count: int = 8) -> Dataset:
-    """`count` clips of 3 frames."""
-    return Clips(random_clip(count))
+    """`count` clips of 3 frames, uint8 as the loader sends them."""
+    return Clips(denormalize(random_clip(count)))

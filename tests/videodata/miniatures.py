@@ -16,9 +16,7 @@ import av
 import numpy as np
 from google_crc32c import value as crc32c
 
-from videodata import ucf101
-from videodata.datasets import bair, clevrer, kth
-from videodata.datasets import ucf101 as ucf101_parts
+from videodata.datasets import bair, clevrer, kth, ucf101
 from videodata.datasets.bair import masked
 
 FRAMES = 12
@@ -122,7 +120,7 @@ def make_ucf101() -> Miniature:
     return Miniature(
         "ucf101", {"/thumos14_files/UCF101_videos.zip": data}, "test", "/thumos14_files/UCF101_videos.zip",
         ["Archery/v_Archery_g01_c01", "HandstandPushups/v_HandStandPushups_g02_c01"],
-        patches=[(ucf101, "SOURCES", {**ucf101.SOURCES, "mirror": card}), (ucf101_parts, "COUNTS", {1: (2, 2)})],
+        patches=[(ucf101, "SOURCES", {**ucf101.SOURCES, "mirror": card}), (ucf101, "COUNTS", {1: (2, 2)})],
     )  # fmt: skip
 
 

@@ -26,12 +26,22 @@ from videodata.files import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("module", ["files", "splits", "prepare", "datasets.prepare", "decode_worker"])
+@pytest.mark.parametrize("module", ["files", "splits", "prepare", "datasets.prepare", "decode"])
 def test_needs_no_torch(module):
     """Scripts that prepare, list or lock, and their --help, start without it."""
     code = (
         f"import sys, videodata.{module}, videodata.datasets; videodata.datasets.data_sets(); "
         "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("before", ["", "videodata.encode, ", "videodata.splits, videodata.video, videodata.clips, "])
+def test_names_of_the_package_are_functions(before):
+    """Whatever was imported before; and the package alone brings neither numpy nor the codecs."""
+    code = (
+        f"import sys, {before}videodata; light = {before!r} or not {{'numpy', 'av', 'torch'}} & set(sys.modules); "
+        "sys.exit(not (light and all(callable(getattr(videodata, name)) for name in videodata.__all__)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -150,3 +160,21 @@ def test_a_folder_that_cannot_be_opened_is_no_empty_folder(tmp_path, monkeypatch
     monkeypatch.setattr(os, "scandir", locked)
     with pytest.raises(UserError, match="locked: cannot be opened .Permission denied"):
         files_in_folder(tmp_path, {".mp4"})
+
+
+def test_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path):
+    """Only the process that took the lock holds it; the file may lie elsewhere than beside what it is for."""
+    code = (
+        "import os, sys, time; from videodata.files import lock_file\n"
+        "with lock_file(sys.argv[1], 'x', lock=sys.argv[2]):\n"
+        "    told, tell = os.pipe()\n"
+        "    if os.fork(): os.read(told, 1), os.kill(os.getpid(), 9)\n"
+        "    os.write(tell, b'x'), time.sleep(10), os._exit(0)"
+    )
+    lock = tmp_path / "inside.lock"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a"), str(lock)], check=False, cwd=ROOT)
+    assert lock.exists()
+    with lock_file(tmp_path / "a", "writing", lock=lock), pytest.raises(UserError, match="is writing .*a: wait"):  # noqa: SIM117
+        with lock_file(tmp_path / "a", "writing", lock=lock):
+            pass
+    assert not lock.exists()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from videodata import folder_writer, open_clips
-from videodata.decode_pool import End, Frames
+from videodata.decode import End, Frames
 from videodata.errors import UserError
 from videodata.prepare import FORMATS, SequenceSettings, decode_source, prepare_videos
 from videodata.shapes import Shapes

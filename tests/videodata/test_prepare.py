@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videodata import decode_pool, open_clips, prepare, read_video, write_video
-from videodata.decode_pool import DecodePool, End
+from videodata import open_clips, prepare, read_video, write_video
+from videodata.decode import DecodePool, End
 from videodata.errors import UserError
 from videodata.prepare import SequenceSettings, prepare_videos
 from videodata.video_folder import list_videos
@@ -103,8 +103,8 @@ def test_result_opens_as_clips(tmp_path):
 @pytest.mark.slow
 def test_bytes_do_not_depend_on_the_workers(tmp_path, clips, monkeypatch):
     """1, 2 and 4 workers give the same bytes, also with rings so small that every worker has to wait for its turn."""
-    monkeypatch.setattr(decode_pool, "RING_BYTES", 1)
-    monkeypatch.setattr(decode_pool, "SLOT_BYTES", 20_000)
+    monkeypatch.setattr("videodata.decode.RING_BYTES", 1)
+    monkeypatch.setattr("videodata.decode.SLOT_BYTES", 20_000)
     settings, videos = SequenceSettings(7, 32, 32, keep_damaged=True), list_videos(clips / "synthetic")
     results = []
     for workers in (1, 2, 4):
@@ -197,14 +197,14 @@ def test_dead_worker_is_named(tmp_path):
     ):
         for item in pool:
             if isinstance(item, End):
-                os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+                os.kill(pool._workers[0].process.pid, signal.SIGKILL)
 
 
 PREPARE = """
 import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from videodata.decode_pool import DecodePool
+from videodata.decode import DecodePool
 from videodata.prepare import SequenceSettings, prepare_videos
 from videodata.video_folder import list_videos
 peaks = []
@@ -214,7 +214,7 @@ def peak(process):
 stop = DecodePool.__exit__
 def measured_stop(pool, *exception):
     for worker in pool._workers:
-        peak(worker._process.pid)
+        peak(worker.process.pid)
     stop(pool, *exception)
 DecodePool.__exit__ = measured_stop
 settings = SequenceSettings(num_frames=4, height=96, width=128)

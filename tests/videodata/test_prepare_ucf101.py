@@ -15,8 +15,9 @@ import pytest
 
 import prepare_ucf101
 from scripts import prepare_data
-from videodata import archive, ucf101, write_video
-from videodata.datasets.dataset import Place
+from videodata import archive, video_folder, write_video
+from videodata.datasets import ucf101
+from videodata.datasets.dataset import Place, read_split_file
 from videodata.datasets.prepare import Job
 from videodata.datasets.ucf101 import WholeUcf101
 from videodata.errors import UserError
@@ -81,7 +82,7 @@ def assert_complete(path: str = "ucf101_50_frames.npy") -> None:
 
 def test_documented_defaults():
     """The flags and defaults of the original command."""
-    args = vars(prepare_ucf101.parser().parse_args([]))
+    args = vars(prepare_ucf101.build_parser().parse_args([]))
     expected = {
         "dataset_url": "https://www.crcv.ucf.edu/data/UCF101/UCF101.rar",
         "rar_path": "UCF101.rar",
@@ -147,18 +148,18 @@ def test_selection(tmp_path, tree, flags, count):
 
 def test_groups_and_labels_from_a_flat_folder():
     """The mirror has no class folders: class and group come from the file name, in the official spelling."""
-    clip = ucf101.parse_name("v_HandStandPushups_g07_c03.avi")
-    assert clip == ucf101.ClipName("HandstandPushups", "v_HandstandPushups_g07")
-    assert ucf101.parse_name("holiday.avi") is None
-    assert len(ucf101.CLASSES) == 101
+    clip = video_folder.parse_name("v_HandStandPushups_g07_c03.avi")
+    assert clip == video_folder.ClipName("HandstandPushups", "v_HandstandPushups_g07")
+    assert video_folder.parse_name("holiday.avi") is None
+    assert len(video_folder.CLASSES) == 101
 
 
 def test_official_lists(clips):
     """The three official lists name 9537, 9586 and 9624 videos for training, all of known classes."""
     for number, count in ((1, 9537), (2, 9586), (3, 9624)):
-        stems = ucf101.read_split_file(clips / "ucf101_lists" / f"trainlist0{number}.txt")
+        stems = read_split_file(clips / "ucf101_lists" / f"trainlist0{number}.txt")
         assert len(stems) == count
-        assert {ucf101.parse_name(stem).label for stem in stems} == set(ucf101.CLASSES)
+        assert {video_folder.parse_name(stem).label for stem in stems} == set(video_folder.CLASSES)
 
 
 def expected_sequences(num_frames: int) -> int:

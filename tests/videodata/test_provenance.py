@@ -89,6 +89,18 @@ def test_arrays(tmp_path):
     assert overlap(trained, clips("shapes:4")) is None
 
 
+def test_arrays_of_one_name_and_shape(tmp_path):
+    """A copy elsewhere is known again; an array that only looks like it, but for one pixel in the middle, is not."""
+    pixels = np.zeros((5, 4, 8, 8, 3), np.uint8)
+    for name in ("one", "copy", "other"):
+        pixels[2, 1, 0, 0] = 255 * (name == "other")
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "clips.npy", pixels)
+    trained = clips(tmp_path / "one" / "clips.npy").provenance()
+    assert overlap(trained, clips(tmp_path / "copy" / "clips.npy")) == 5
+    assert overlap(trained, clips(tmp_path / "other" / "clips.npy")) is None
+
+
 def test_several_data_sets_and_parts_of_them(folder):
     """A run on two data sets remembers both; a Subset stands for all that it was taken from."""
     both = ConcatDataset([clips(folder, "train"), clips("shapes:8")])

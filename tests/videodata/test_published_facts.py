@@ -5,9 +5,9 @@ import csv
 import pytest
 
 from scripts import prepare_data
-from videodata import ucf101
-from videodata.datasets import kth
-from videodata.datasets.dataset import Place, RemoteFile, Shard
+from videodata import video_folder
+from videodata.datasets import kth, ucf101
+from videodata.datasets.dataset import Place, RemoteFile, Shard, read_split_file
 from videodata.datasets.ucf101 import COUNTS, Ucf101
 from videodata.datasets.youtube import Clip, parse_file_name, read_clips
 from videodata.errors import UserError
@@ -17,12 +17,12 @@ def test_groups_give_the_official_lists_of_ucf101(clips):
     """For each fold, the rule by group number names the same videos as trainlist and testlist."""
     with open(clips / "ucf101_lists" / "frame_counts.csv", newline="") as stream:
         names = [next(iter(row.values())) for row in csv.DictReader(stream)]
-    groups = {name.rpartition("/")[2].removesuffix(".avi"): ucf101.parse_name(name).group for name in names}
+    groups = {name.rpartition("/")[2].removesuffix(".avi"): video_folder.parse_name(name).group for name in names}
     assert len(groups) == ucf101.VIDEOS
     for fold, counts in COUNTS.items():
         dataset = Ucf101(fold)
         for split, count in zip(("train", "test"), counts, strict=True):
-            listed = ucf101.read_split_file(clips / "ucf101_lists" / f"{split}list0{fold}.txt")
+            listed = read_split_file(clips / "ucf101_lists" / f"{split}list0{fold}.txt")
             assert {name.lower() for name, group in groups.items() if dataset.part(group) == split} == listed
             assert len(listed) == count
 

@@ -11,8 +11,8 @@ from scripts import prepare_data
 from tests.videodata.miniatures import make_tar, make_zip
 from tests.videodata.test_prepare_ucf101 import make_rar
 from tests.videodata.tree_server import tree_server
-from videodata import archive, read_video, ucf101
-from videodata.datasets import ucf101 as ucf101_parts
+from videodata import archive, read_video
+from videodata.datasets import ucf101
 from videodata.datasets.clevrer import Clevrer
 
 SMALL = ["--num_frames", "10", "--width", "32", "--height", "24", "--workers", "1", "--keep_going"]
@@ -38,7 +38,7 @@ def test_films_of_ucf101(clips, tmp_path, monkeypatch, source):
     url = ucf101.SOURCES[source].url
     card = ucf101.Download(url, url.rpartition("/")[2], len(data), None)
     monkeypatch.setattr(ucf101, "SOURCES", {**ucf101.SOURCES, source: card})
-    monkeypatch.setattr(ucf101_parts, "COUNTS", {1: (1, 1)})
+    monkeypatch.setattr(ucf101, "COUNTS", {1: (1, 1)})
     with tree_server() as server:
         server.files = {"/" + url.split("/", 3)[3]: data}
         command = ["ucf101", "--source", source, "--root", str(tmp_path), "--url_root", server.url]

@@ -60,7 +60,7 @@ def run_step(recipe, index=5):
     frames, step = batch_and_step(index)
     optimizers = list(recipe.optimizers.values())
     owned = [{p for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
-    items = recipe.losses(frames, step)
+    items = recipe.losses(frames, step, recipe.networks)
     found = []
     for mine in owned:
         for parameter in set().union(*owned):
@@ -98,14 +98,14 @@ def test_weight_zero_needs_no_weights(monkeypatch):
     monkeypatch.setattr("losses.perceptual.find_weights", lambda *_, **__: pytest.fail("looked for weights"))
     recipe = stage1()
     run_step(recipe)
-    recipe.evaluate(*batch_and_step(0))
+    recipe.evaluate(*batch_and_step(0), recipe.networks)
 
 
 def test_each_network_learns_from_its_own_loss():
     """The generator's phase leaves the discriminator without gradient, and the other way round."""
     recipe = stage2()
     frames, step = batch_and_step(5)
-    items = recipe.losses(frames, step)
+    items = recipe.losses(frames, step, recipe.networks)
     recipe.discriminator.requires_grad_(False)
     next(items).total.backward()
     assert all(parameter.grad is None for parameter in recipe.discriminator.parameters())
@@ -157,10 +157,10 @@ def test_discriminator_rests_while_it_is_right_too_often():
     recipe = stage2(disc_limit=0.8)
     frames, step = batch_and_step(5)
     recipe.networks["referee"].accuracy.fill_(0.95)
-    _, resting = recipe.losses(frames, step)
+    _, resting = recipe.losses(frames, step, recipe.networks)
     assert resting is None and recipe.networks["referee"].accuracy < 0.95
     recipe.networks["referee"].accuracy.fill_(0.5)
-    _, learning = recipe.losses(frames, step)
+    _, learning = recipe.losses(frames, step, recipe.networks)
     assert learning.total.requires_grad
 
 
@@ -203,7 +203,7 @@ def test_validation_counts_codes_over_the_whole_set():
     for start in (0, 4):
         frames = torch.stack([Stripes()[number] for number in range(start, start + 4)])
         with torch.no_grad():
-            recipe.evaluate(frames, batch_and_step(0)[1])
+            recipe.evaluate(frames, batch_and_step(0)[1], recipe.networks)
             indices.append(recipe.model(frames).indices)
     used = len(torch.cat(indices).unique())
     assert recipe.summarize()["codes_used"] == used
@@ -243,7 +243,7 @@ def test_a_collapsed_ldm_codebook_comes_back_to_life():
         with torch.no_grad():
             quantized = model.quantize.with_loss(latents)
         model.quantizer.seed = index
-        recipe.revive(Reconstruction(latents, latents, quantized.indices, quantized.loss))
+        recipe.revive(Reconstruction(latents, latents, quantized.indices, quantized.loss), recipe.networks)
         if index == 0:
             assert len(quantized.indices.unique()) <= 3
         elif index >= 150:

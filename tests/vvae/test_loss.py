@@ -40,13 +40,13 @@ def stored_recipe(kind: str, fixtures, logvar: float | None = None) -> tuple[VVA
     objective = OBJECTIVES[kind](disc_start=50001, kl_weight=0.01, disc_weight=0.5, logvar_init=logvar)
     recipe = VVAERecipe(StoredDecoder(stored), objective)
     recipe.perceptual = lambda x, y: (x - y).square().mean(dim=(1, 2, 3))
-    state = recipe.bare["discriminator"].state_dict()
+    state = recipe.networks["discriminator"].state_dict()
     for key, shape in json.loads(meta["keys"]).items():
         name = key.removeprefix("discriminator.")
         if key != "logvar" and "running" not in key and "tracked" not in key:
             assert tuple(state[name].shape) == tuple(shape)
             state[name] = made_up_weight(f"loss.{key}", tuple(shape), int(meta["seed"]))
-    recipe.bare["discriminator"].load_state_dict(state)
+    recipe.networks["discriminator"].load_state_dict(state)
     return recipe, stored
 
 
@@ -58,7 +58,7 @@ def same(actual, expected, rtol=1e-4):
 def test_discriminators_give_the_stored_logits(kind, fixtures):
     """The patch discriminators agree with the original's, in training and in evaluation mode."""
     recipe, stored = stored_recipe(kind, fixtures)
-    discriminator, shown = recipe.bare["discriminator"], recipe.objective.shown(stored["x"])
+    discriminator, shown = recipe.networks["discriminator"], recipe.objective.shown(stored["x"])
     assert isinstance(discriminator, PatchGAN3D if kind == "3d" else PatchGAN2D)
     with torch.no_grad():
         same(discriminator.train()(shown), stored["logits_real_map"])
@@ -70,21 +70,21 @@ def test_discriminators_give_the_stored_logits(kind, fixtures):
 def test_losses_and_gradients_are_the_stored_ones(kind, phase, logvar, fixtures):
     """Terms, adaptive weight, totals and gradients are the original's, before and after the discriminator starts."""
     recipe, stored = stored_recipe(kind, fixtures, logvar)
-    autoencoder, video = recipe.bare["autoencoder"], stored["x"]
+    autoencoder, video = recipe.networks["autoencoder"], stored["x"]
     reconstruction, posterior = autoencoder()
-    total, terms = recipe.likelihood(video, reconstruction, posterior)
+    total, terms = recipe.likelihood(video, reconstruction, posterior, recipe.networks)
     if phase != "pre":
-        share, added = recipe.adversarial(terms["nll_loss"], reconstruction)
+        share, added = recipe.adversarial(terms["nll_loss"], reconstruction, recipe.networks)
         total, terms = total + share, terms | added
     same(total, stored[f"{phase}.opt0.total"])
     for name in ("nll_loss", "kl_loss", "rec_loss", *(("g_loss", "d_weight") if phase != "pre" else ())):
         same(terms[name], stored[f"{phase}.opt0.{name}"])
     same(torch.autograd.grad(total, autoencoder.last_layer)[0], stored[f"{phase}.opt0.grad_last_layer"], rtol=1e-3)
     if phase != "pre":
-        losses = recipe.discriminator_losses(video, reconstruction.detach())
+        losses = recipe.discriminator_losses(video, reconstruction.detach(), recipe.networks)
         same(losses.total, stored[f"{phase}.opt1.total"])
         same(losses.terms["logits_fake"], stored[f"{phase}.opt1.logits_fake"])
-        gradients = torch.autograd.grad(losses.total, list(recipe.bare["discriminator"].parameters()))
+        gradients = torch.autograd.grad(losses.total, list(recipe.networks["discriminator"].parameters()))
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         same(norm, stored[f"{phase}.opt1.disc_grad_norm"], rtol=1e-3)
 

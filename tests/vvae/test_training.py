@@ -1,6 +1,7 @@
 """Training: what every model promises, and the steps that this one takes."""
 
 import csv
+import json
 from functools import partial
 
 import numpy as np
@@ -8,16 +9,19 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from scripts import evaluate, train_vvae
 from tests.contract import ModelContract
 from tests.training import processes
 from tests.vvae.conftest import TINY
 from tests.vvae.test_files import smooth_clip
-from training import Step, TrainSettings, train
+from training import Step, TrainSettings, train, trained_on
 from training.checkpoint import load_checkpoint as load_state
 from training.config import load_config
 from training.randomness import SampleNoise
 from training.state import flatten
 from videodata.errors import UserError
+from videodata.npy import NpySource
+from videodata.pixels import denormalize, normalize
 from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
 from vvae.src.captions import CaptionCache
 from vvae.src.images import to_clip
@@ -27,14 +31,14 @@ from vvae.train import VVAERecipe, build_recipe, open_data
 
 
 class Gradients(Dataset):
-    """Faint moving gradients on different colours, (3, 4, 16, 16) in [-1, 1]."""
+    """Faint moving gradients on different colours, uint8 (3, 4, 16, 16)."""
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, index: int) -> torch.Tensor:
         colour = torch.rand(3, 1, 1, 1, generator=torch.Generator().manual_seed(index)) * 1.6 - 0.8
-        return to_clip(smooth_clip(4, 16, 16, seed=index)) * 0.2 + colour
+        return denormalize(to_clip(smooth_clip(4, 16, 16, seed=index)) * 0.2 + colour)
 
     def fingerprint(self) -> str:
         return "gradients"
@@ -68,7 +72,7 @@ class TestVVAE(ModelContract):
         # SGD, because Adam's first steps are as large where a gradient is pure rounding error as anywhere else.
         made = recipe(**overrides)
         for name in made.optimizers:
-            made.optimizers[name] = torch.optim.SGD(made.bare[name].parameters(), lr=1e-3)
+            made.optimizers[name] = torch.optim.SGD(made.networks[name].parameters(), lr=1e-3)
         return made
 
     def dataset(self):
@@ -95,37 +99,37 @@ def run(folder, made: VVAERecipe, steps: int = 4, **changes):
 def test_fifty_steps_lower_the_error_and_leave_an_idle_discriminator_alone(tmp_path):
     """The L1 error of held-out clips falls clearly; before disc_start not a bit of the discriminator changes."""
     made = recipe(disc_start=1000)
-    discriminator = {key: value.clone() for key, value in made.bare["discriminator"].state_dict().items()}
+    discriminator = {key: value.clone() for key, value in made.networks["discriminator"].state_dict().items()}
     before = run(tmp_path / "one", recipe(disc_start=1000), steps=1).metrics["rec_loss"]
     after = run(tmp_path / "fifty", made, steps=50).metrics["rec_loss"]
     assert after < 0.9 * before
-    for key, value in made.bare["discriminator"].state_dict().items():
+    for key, value in made.networks["discriminator"].state_dict().items():
         assert torch.equal(value, discriminator[key]), key
     exported = max((tmp_path / "fifty" / "checkpoints").glob("weights-*.safetensors"))  # the last, not the best
     loaded = load_checkpoint(AutoencoderKL2plus1D_1dcnn(**TINY), exported)
-    trained = made.bare["autoencoder"].state_dict()
+    trained = made.networks["autoencoder"].state_dict()
     assert all(torch.equal(value, trained[key]) for key, value in loaded.state_dict().items())
 
 
 def test_the_discriminator_learns_from_its_start_on(tmp_path):
     """After disc_start the discriminator's weights move, and so does the autoencoder in another direction."""
     with_it, without = recipe(disc_start=1), recipe(disc_start=1000)
-    start = {key: value.clone() for key, value in with_it.bare["discriminator"].state_dict().items()}
+    start = {key: value.clone() for key, value in with_it.networks["discriminator"].state_dict().items()}
     run(tmp_path / "with", with_it, steps=3)
     run(tmp_path / "without", without, steps=3)
-    assert any(not torch.equal(v, start[key]) for key, v in with_it.bare["discriminator"].state_dict().items())
-    assert not torch.equal(with_it.bare["autoencoder"].last_layer, without.bare["autoencoder"].last_layer)
+    assert any(not torch.equal(v, start[key]) for key, v in with_it.networks["discriminator"].state_dict().items())
+    assert not torch.equal(with_it.networks["autoencoder"].last_layer, without.networks["autoencoder"].last_layer)
 
 
 def test_one_pass_of_the_autoencoder_per_step():
     """Both optimisers share one forward pass, and the discriminator sees a detached reconstruction."""
     made, calls = recipe(disc_start=0), []
-    made.bare["autoencoder"].register_forward_hook(lambda *_: calls.append(1))
+    made.networks["autoencoder"].register_forward_hook(lambda *_: calls.append(1))
     batch = torch.stack([Gradients()[0], Gradients()[1]])
-    losses = list(made.losses(batch, Step(0, 10, SampleNoise(0, [0, 1]), torch.device("cpu"))))
+    losses = list(made.losses(batch, Step(0, 10, SampleNoise(0, [0, 1]), torch.device("cpu")), made.networks))
     assert len(losses) == 2 and len(calls) == 1
     losses[1].total.backward()
-    assert all(parameter.grad is None for parameter in made.bare["autoencoder"].parameters())
+    assert all(parameter.grad is None for parameter in made.networks["autoencoder"].parameters())
 
 
 def test_images_and_videos_are_trained_jointly(tmp_path):
@@ -135,8 +139,8 @@ def test_images_and_videos_are_trained_jointly(tmp_path):
     images = [step.index for step in steps if made.takes_images(step)]
     assert 8 <= len(images) <= 32
     made.networks["autoencoder"].train()
-    next(iter(made.losses(Gradients()[0][None], steps[images[0]]))).total.backward()
-    model = made.bare["autoencoder"]
+    next(iter(made.losses(Gradients()[0][None], steps[images[0]], made.networks))).total.backward()
+    model = made.networks["autoencoder"]
     assert model.encoder.conv_in.weight.grad is not None
     assert model.encoder_temporal.conv_in.conv.weight.grad is None
     assert run(tmp_path, recipe(image_prob=0.5), steps=6).finished
@@ -147,19 +151,19 @@ def test_images_and_videos_are_trained_jointly(tmp_path):
 def test_images_first(tmp_path):
     """The first image_steps steps leave the temporal stage as it was; from then on it is trained."""
     made = recipe(image_steps=2)
-    start = made.bare["autoencoder"].encoder_temporal.conv_in.conv.weight.clone()
+    start = made.networks["autoencoder"].encoder_temporal.conv_in.conv.weight.clone()
     run(tmp_path / "a", made, steps=2)
-    assert torch.equal(made.bare["autoencoder"].encoder_temporal.conv_in.conv.weight, start)
+    assert torch.equal(made.networks["autoencoder"].encoder_temporal.conv_in.conv.weight, start)
     made = recipe(image_steps=2)
     run(tmp_path / "b", made, steps=3)
-    assert not torch.equal(made.bare["autoencoder"].encoder_temporal.conv_in.conv.weight, start)
+    assert not torch.equal(made.networks["autoencoder"].encoder_temporal.conv_in.conv.weight, start)
 
 
 def test_the_tiny_configuration_starts_isometric_and_only_from_nothing():
     config = load_config("configs/vvae/tiny.yaml")
     made = build_recipe(config)
     assert made.image_steps == 200 and type(made.optimizers["autoencoder"]).__name__ == "Muon"
-    assert made.bare["autoencoder"].encode(Gradients()[0][None]).logvar.eq(-6).all()
+    assert made.networks["autoencoder"].encode(normalize(Gradients()[0][None])).logvar.eq(-6).all()
     config["model"]["params"]["ckpt_path_2d"] = "image.ckpt"
     with pytest.raises(UserError, match="isometric_start is for training from nothing, but model.params.ckpt_path_2d"):
         build_recipe(config)
@@ -171,11 +175,12 @@ def test_options_beyond_the_original(tmp_path):
     """A learnt log-variance is trained, and the KL of the first stage counts when it has a weight."""
     made = recipe(learn_logvar=True, logvar_init=0.5)
     run(tmp_path, made, steps=2)
-    assert made.bare["loss"].logvar.item() != 0.5
+    assert made.networks["loss"].logvar.item() != 0.5
     totals = []
     for weight in (0.0, 1.0):
         step = Step(0, 4, SampleNoise(0, [0]), torch.device("cpu"))
-        totals.append(next(iter(recipe(kl_weight_spatial=weight).losses(Gradients()[0][None], step))).total)
+        made = recipe(kl_weight_spatial=weight)
+        totals.append(next(iter(made.losses(Gradients()[0][None], step, made.networks))).total)
     assert totals[1] > totals[0]
 
 
@@ -184,7 +189,7 @@ def test_configurations_build_and_captions_come_from_a_csv(tmp_path):
     config = load_config("configs/vvae/tiny.yaml", ["optimization.keep_unused=true"])
     made = build_recipe(config)
     trained = sum(len(group["params"]) for group in made.optimizers["autoencoder"].param_groups)
-    assert 0 < trained < len(list(made.bare["autoencoder"].parameters()))
+    assert 0 < trained < len(list(made.networks["autoencoder"].parameters()))
     for index in range(12):
         write_video(tmp_path / f"{index}.mp4", smooth_clip(8, 32, 32, seed=index), 25)
     with open(tmp_path / "list.csv", "w", newline="") as file:
@@ -192,14 +197,14 @@ def test_configurations_build_and_captions_come_from_a_csv(tmp_path):
     cache = CaptionCache(tmp_path / "text")
     for number, caption in enumerate(("", "a wave")):
         save_text(cache.path(caption), torch.full((1, 3, 1024), float(number)), torch.ones(1, 3))
-    made.bare["autoencoder"].config.caption_guide = True
+    made.networks["autoencoder"].config.caption_guide = True
     data = {"path": str(tmp_path / "list.csv"), "frames": 8, "size": 32, "text_folder": str(tmp_path / "text")}
-    clips = open_data(data, made.bare["autoencoder"])
+    clips = open_data(data, made.networks["autoencoder"])
     items = {part.caption(i): part[i] for part in clips for i in range(len(part))}
     assert items["a wave"]["text_embeddings"].shape == (3, 1024) and items["a wave"]["text_embeddings"].all()
     assert not items[""]["text_embeddings"].any() and items[""]["video"].shape == (3, 8, 32, 32)
     with pytest.raises(UserError, match="data.path is empty"):
-        open_data({"path": None}, made.bare["autoencoder"])
+        open_data({"path": None}, made.networks["autoencoder"])
 
 
 def test_the_original_frames_and_their_errors_are_logged(tmp_path):
@@ -210,3 +215,52 @@ def test_the_original_frames_and_their_errors_are_logged(tmp_path):
         assert name in text
     assert {"original.png", "reconstruction.png", "samples.png"} <= {p.name for p in tmp_path.glob("samples/*/*")}
     assert np.isfinite(recipe().objective.logvar.item())
+
+
+def test_what_is_declared_test_is_never_opened_by_a_training(tmp_path, monkeypatch, capsys):
+    """Only train is trained on and only val is validated with; an evaluation tells how many clips a run has seen."""
+    opened = set()
+    read = NpySource.read_clip
+
+    def note(self, index, *arguments, **options):
+        opened.add(self.place(index).removeprefix(f"{parts}/").split(".")[0])
+        return read(self, index, *arguments, **options)
+
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for number, (name, count) in enumerate((("train", 4), ("val", 2), ("test", 2))):
+        np.save(parts / f"{name}.npy", np.full((count, 4, 16, 16, 3), 80 * number, np.uint8))
+    monkeypatch.setattr(NpySource, "read_clip", note)
+    command = ["--config", "configs/vvae/tiny.yaml", "--data", parts, "--run_dir", tmp_path / "run", "--steps", 2]
+    changes = ["data.frames=4", "data.size=16", "model.params.ddconfig.ch=32", "optimization.image_steps=1"]
+    train_vvae.main([*map(str, [*command, "--batch_size", 2, "--device", "cpu"]), *changes])
+    assert opened == {"train", "val"}
+    record = trained_on(tmp_path / "run")
+    assert record["split"] == "train" and [place.split(".")[0] for place in record["ids"]] == ["train"] * 4
+    for split, seen, of in (("test", 0, 2), ("train", 4, 4)):
+        arguments = ["--checkpoint", tmp_path / "run", "--data", parts, "--split", split, "--device", "cpu"]
+        evaluate.main(["vvae", *map(str, [*arguments, "--output", tmp_path / "scores.json"])])
+        report = json.loads((tmp_path / "scores.json").read_text())
+        assert (report["clips_trained_on"], report["clips"], report["frames"]) == (seen, of, 4)
+        shown = capsys.readouterr()
+        assert f"of these {of} clips, {seen} were in this run's training set" in shown.out
+        assert ("WARNING" in shown.err) == (seen > 0)
+
+
+def test_parts_of_their_own_are_kept_apart_too(tmp_path):
+    """Without validation and with data.validation_path, too, only train is trained on and only val validated with."""
+    for name in ("train", "val", "test"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((2, 4, 16, 16, 3), np.uint8))
+    model = AutoencoderKL2plus1D_1dcnn(**TINY)
+    data = {"path": str(tmp_path), "frames": 4, "size": 16}
+    for changes in ({"split": False}, {"validation_path": str(tmp_path)}):
+        training, validation = open_data(data | changes, model)
+        assert {place.split(".")[0] for place in training.provenance()["ids"]} == {"train"}
+        if validation is not None:
+            assert {place.split(".")[0] for place in validation.provenance()["ids"]} == {"val"}
+    for changes in ({"path": str(tmp_path / "test.npy")}, {"validation_path": str(tmp_path / "test.npy")}):
+        with pytest.raises(UserError, match="it has test"):
+            open_data(data | changes, model)
+    config = ["--config", "configs/vvae/tiny.yaml", "--data", str(tmp_path), "optimization.image_stpes=1"]
+    with pytest.raises(UserError, match="did you mean 'optimization.image_steps'"):
+        train_vvae.main(config)

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from videodata.archive import ArchiveError, extract
@@ -22,7 +22,6 @@ from videodata.download import download
 from videodata.errors import UserError
 from videodata.files import lock_file
 from videodata.prepare import Decoder, decode_files
-from videodata.ucf101 import read_split_file
 from videodata.video_folder import InputVideo
 
 logger = logging.getLogger(__name__)
@@ -185,10 +184,6 @@ class Selection:
         classes = tuple(name.strip() for name in args.classes.split(",") if name.strip())
         return cls(classes, args.split_file, args.max_videos)
 
-    @property
-    def is_partial(self) -> bool:
-        return bool(self.classes or self.split_file or self.max_videos)
-
     def of(self, videos: Sequence[InputVideo]) -> list[InputVideo]:
         """Those of the classes and of the list, without regard to case, and the first of them."""
         if self.classes:
@@ -289,3 +284,15 @@ class DataSet(ABC):
     def write_extras(self, place: Place, split: str | None, ids: Sequence[str], path: Path) -> list[str]:
         """Write what belongs to the videos besides pictures, beside the output; a line for each file."""
         return []
+
+
+def read_split_file(path: str | Path) -> set[str]:
+    """Lower-case file stems of a list such as trainlist01.txt (`Class/v_Class_g08_c01.avi 1` per line, CRLF or LF)."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of videos ({error})") from error
+    stems = {PurePath(line.split()[0]).stem.lower() for line in lines if line.strip()}
+    if not stems:
+        raise UserError(f"{path}: the list is empty")
+    return stems

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from training.cli import nonnegative_int, positive_int
 from videodata.datasets.dataset import DataSet, Place, Shard, report_left_out
 from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, is_hidden
@@ -61,10 +62,10 @@ class GeneratedShapes(DataSet):
 
     @classmethod
     def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--count", type=int, default=200, help="number of videos")
-        add("--frames", type=int, default=LENGTH, help="frames per video")
-        add("--size", type=int, default=0, help="width and height of the frames; 0: --width and --height")
-        add("--seed", type=int, default=0, help="another seed gives other videos")
+        add("--count", type=positive_int, default=200, help="number of videos")
+        add("--frames", type=positive_int, default=LENGTH, help="frames per video")
+        add("--size", type=nonnegative_int, default=0, help="width and height of the frames; 0: --width and --height")
+        add("--seed", type=nonnegative_int, default=0, help="another seed gives other videos")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> GeneratedShapes:
@@ -113,17 +114,13 @@ def frames_to_shards(
         with Hdf5Writer(out_dir / split, layout, per_shard) as writer:
             for video in tqdm(videos, desc=split, disable=None):
                 try:  # all frames before the first is written, so that no half video is stored
-                    frames = _squeezed_frames(video, suffix, size)
+                    files = files_in_folder(video, {suffix}, deep=False)
+                    if not files:
+                        raise VideoError(video, f"holds no {suffix} frames")
+                    frames = [np.asarray(Image.fromarray(read_image(file)).resize((size, size))) for file in files]
                 except VideoError as error:
                     left_out.append(error)
                 else:
                     writer.add(frames, video.name)
         yield f"{out_dir / split}: {writer.written} videos"
     report_left_out(left_out, "videos")
-
-
-def _squeezed_frames(video: Path, suffix: str, size: int) -> list[np.ndarray]:
-    files = files_in_folder(video, {suffix}, deep=False)
-    if not files:
-        raise VideoError(video, f"holds no {suffix} frames")
-    return [np.asarray(Image.fromarray(read_image(file)).resize((size, size))) for file in files]

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from training.cli import fraction, nonnegative_int
 from videodata.datasets import data_sets
 from videodata.datasets.dataset import DataSet, Place, Selection, Shard
 from videodata.errors import UserError
-from videodata.npy_writer import sidecar_path
-from videodata.prepare import FORMATS, SequenceSettings, Summary, expected_sequences, prepare_videos, size
+from videodata.npy import sidecar_path
+from videodata.prepare import FORMATS, SequenceSettings, expected_sequences, prepare_videos, size
 from videodata.resize import RESIZE_RULES
 from videodata.sources import merge_parts, read_sidecar
 from videodata.video_folder import InputVideo
@@ -110,11 +111,20 @@ def prepare(job: Job, **options: object) -> Iterator[str]:
     for path, splits in outputs:
         videos, found, problem = _collect(job, splits)
         problems += problem
+        only = splits[0] if len(splits) == 1 else None
+        described = job.dataset.describe(videos)
         summary = prepare_videos(
-            videos, path, job.settings, job.format,
-            decode=_decoder(job, splits), description=_description(job, splits, videos, found), **options,
+            videos, path, job.settings, job.format, decode=_decoder(job, splits),
+            description={**described, "split": only, **found} if described else {}, **options,
         )  # fmt: skip
-        yield from [*summary.lines(job.settings), *_found_lines(found), *_extras(job, splits, summary)]
+        yield from summary.lines(job.settings)
+        if found:
+            missing = found.get("missing", [])
+            named = f", missing are {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}" if missing else ""
+            yield f"  {found['found']} of {found['published']} published videos{named}"
+        if len(splits) == 1:
+            ids = [video["id"] for video in read_sidecar(sidecar_path(summary.path))["videos"]]
+            yield from job.dataset.write_extras(job.place, only, ids, summary.path)
     if problems and not job.incomplete:
         raise UserError("; ".join([*problems, "what is there was written; --keep_going does not mind"]))
 
@@ -135,7 +145,10 @@ def _collect(job: Job, splits: Sequence[str | None]) -> tuple[list[InputVideo], 
         chosen += videos if job.dataset.shares_archives else job.shard.of(videos)
     if not chosen:
         raise job.selection.refusal(job.dataset.name)
-    return [_shortened(video, job) for video in chosen], found, problems
+    if job.clips_per_video:  # only the frames that so many windows need
+        limit = (job.clips_per_video * job.settings.num_frames - 1) * job.settings.stride + 1
+        chosen = [replace(video, limit=limit) for video in chosen]
+    return chosen, found, problems
 
 
 def _count(job: Job, split: str | None, videos: Sequence[InputVideo]) -> tuple[dict, list[str]]:
@@ -149,18 +162,6 @@ def _count(job: Job, split: str | None, videos: Sequence[InputVideo]) -> tuple[d
     return counts, [f"{job.dataset.name} {split or ''}: {len(videos)} videos were found, {published} are published"]
 
 
-def _shortened(video: InputVideo, job: Job) -> InputVideo:
-    """Only the frames that `clips_per_video` windows need."""
-    if not job.clips_per_video:
-        return video
-    return replace(video, limit=(job.clips_per_video * job.settings.num_frames - 1) * job.settings.stride + 1)
-
-
-def _description(job: Job, splits: Sequence[str | None], videos: Sequence[InputVideo], found: dict) -> dict:
-    described = job.dataset.describe(videos)
-    return {**described, "split": splits[0] if len(splits) == 1 else None, **found} if described else {}
-
-
 def _decoder(job: Job, splits: Sequence[str | None]):
     if len(splits) == 1:
         return job.dataset.decoder(job.place, splits[0])
@@ -170,29 +171,12 @@ def _decoder(job: Job, splits: Sequence[str | None]):
     return decoders[0]
 
 
-def _found_lines(found: dict) -> list[str]:
-    if not found:
-        return []
-    missing = found.get("missing", [])
-    named = f", missing are {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}" if missing else ""
-    return [f"  {found['found']} of {found['published']} published videos{named}"]
-
-
-def _extras(job: Job, splits: Sequence[str | None], summary: Summary) -> list[str]:
-    if len(splits) != 1:
-        return []
-    videos = read_sidecar(sidecar_path(summary.path))["videos"]
-    return job.dataset.write_extras(job.place, splits[0], [video["id"] for video in videos], summary.path)
-
-
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """A sub-command for each data set, and `merge`."""
     commands = parser.add_subparsers(dest="dataset", required=True)
     for kind in data_sets():
         command = commands.add_parser(kind.name, help=kind.help, formatter_class=parser.formatter_class)
-        _add_output_flags(command)
-        if kind.downloads:
-            _add_download_flags(command)
+        _add_flags(command, kind.downloads)
         kind.add_flags(command.add_argument)
         command.set_defaults(kind=kind, **kind.defaults)
     merge = commands.add_parser("merge", help="write the index of the parts that --shard made")
@@ -206,6 +190,9 @@ def run_command(args: argparse.Namespace) -> None:
             _say(f"{path}: {len(content['parts'])} parts, {content['videos']} videos, {content['sequences']} items")
         return
     dataset, shard = args.kind.from_args(args), Shard.parse(args.shard)
+    if args.split not in ("all", *dataset.splits):
+        parts = ", ".join(split or "no parts" for split in dataset.splits)
+        raise UserError(f"--split {args.split}: {dataset.name} has {parts}")
     place = Place(
         Path(getattr(args, "root", ".")),
         getattr(args, "url_root", None),
@@ -214,7 +201,8 @@ def run_command(args: argparse.Namespace) -> None:
         delete_archives=getattr(args, "delete_archives", False),
     )
     job = Job(
-        dataset, place, Path(args.out), args.format, sequence_settings(args), _splits(dataset, args.split), shard,
+        dataset, place, Path(args.out), args.format, sequence_settings(args),
+        dataset.splits if args.split == "all" else (args.split,), shard,
         Selection.from_args(args), args.clips_per_video, args.keep_going,
     )  # fmt: skip
     if getattr(args, "download_only", False) and not args.dry_run:
@@ -227,28 +215,19 @@ def run_command(args: argparse.Namespace) -> None:
 def run_job(job: Job, args: argparse.Namespace) -> None:
     """Plan or prepare, by the flags of `add_run_flags`."""
     if args.dry_run:
-        for line in plan(job):
-            _say(line)
+        _say(*plan(job))
         return
     allowed = 1.0 if args.keep_going else args.max_bad_fraction
     for line in prepare(job, workers=args.workers or None, max_bad_fraction=allowed, restart=args.restart):
         _say(line)
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def _say(*lines: str) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    sys.stdout.flush()  # a part can take hours
 
 
-def _splits(dataset: DataSet, split: str) -> tuple[str | None, ...]:
-    if split == "all":
-        return dataset.splits
-    if split not in dataset.splits:
-        raise UserError(f"--split {split}: {dataset.name} has {', '.join(s or 'no parts' for s in dataset.splits)}")
-    return (split,)
-
-
-def _add_output_flags(command: argparse.ArgumentParser) -> None:
+def _add_flags(command: argparse.ArgumentParser, downloads: bool) -> None:
     add = command.add_argument
     add("--out", required=True, help="folder of the result; or, with --format npy, the name of one .npy for all parts")
     add("--format", choices=FORMATS, default="npy", help="npy: sequences of --num_frames; hdf5, frames: whole videos; "
@@ -256,14 +235,12 @@ def _add_output_flags(command: argparse.ArgumentParser) -> None:
     add("--split", default="all", help="one part of the data set (train, val, test)")
     add("--shard", default="1/1", metavar="I/N",
         help="do the I-th of N shares; when all are done: prepare_data.py merge")  # fmt: skip
-    add("--clips_per_video", type=int, default=0, help="take only the first n sequences of each video; 0: all")
+    add("--clips_per_video", type=nonnegative_int, default=0, help="take the first n sequences of each video; 0: all")
     add_sequence_flags(command)
     add_selection_flags(command)
     add_run_flags(command)
-
-
-def _add_download_flags(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
+    if not downloads:
+        return
     add("--root", default=".", help="folder of the archives and of what they hold; what is there is not fetched again")
     add("--url_root", help="take all files from below this address in place of the published hosts, such as a mirror "
         "in your network: http://mirror/data or file:///mnt/data")  # fmt: skip
@@ -273,7 +250,7 @@ def _add_download_flags(command: argparse.ArgumentParser) -> None:
 
 
 def add_sequence_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of SequenceSettings."""
+    """Flags of SequenceSettings, which checks their ranges for every caller."""
     rules = [rule for rule in RESIZE_RULES if rule != "none"]
     add = parser.add_argument
     add("--num_frames", type=int, default=50, help="frames per sequence")
@@ -285,14 +262,12 @@ def add_sequence_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def sequence_settings(args: argparse.Namespace) -> SequenceSettings:
-    """What add_sequence_flags read."""
     return SequenceSettings(args.num_frames, args.height, args.width, args.stride, args.resize, args.keep_damaged)
 
 
 def add_selection_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of Selection."""
     add = parser.add_argument
-    add("--max_videos", type=int, default=0, help="take only the first n videos; 0: all")
+    add("--max_videos", type=nonnegative_int, default=0, help="take only the first n videos; 0: all")
     add("--classes", default="", help="take only these classes (sub-folders), separated by commas")
     add("--split_file", help="take only the videos of a list such as trainlist01.txt")
 
@@ -300,9 +275,9 @@ def add_selection_flags(parser: argparse.ArgumentParser) -> None:
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that do not change the result."""
     add = parser.add_argument
-    add("--workers", type=int, default=0, help="decoding processes; 0: one per core")
-    add("--max_bad_fraction", type=float, default=0.5, help="exit with status 2 if more than this part of the videos "
-        "cannot be read (the rest is written)")  # fmt: skip
+    add("--workers", type=nonnegative_int, default=0, help="decoding processes; 0: one per core")
+    add("--max_bad_fraction", type=fraction, default=0.5, help="exit with status 2 if more than this part of the "
+        "videos cannot be read (the rest is written)")  # fmt: skip
     add("--keep_going", action="store_true", help="the same as --max_bad_fraction 1")
     add("--restart", action="store_true", help="begin again, over a partial or finished file")
     add("--dry_run", action="store_true", help="only say what would be done and how large the result would be")

@@ -1,25 +1,62 @@
-"""UCF101: in its three official divisions, or whole; what is known about its files is in videodata/ucf101.py."""
+"""UCF101 in its three official divisions, or whole. Soomro et al., 2012, arXiv:1212.0402."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import urllib.parse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path, PurePath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from videodata import ucf101
 from videodata.archive import extract
 from videodata.datasets.dataset import EVERYTHING, Archive, DataSet, Place, RemoteFile, Selection, Shard
 from videodata.errors import UserError
-from videodata.files import is_hidden, natural_key
+from videodata.files import has_suffix, is_hidden, natural_key
 from videodata.remote_zip import NoRanges, fetch_members
 from videodata.video import VIDEO_SUFFIXES
-from videodata.video_folder import InputVideo, describe_videos, list_videos
+from videodata.video_folder import CLASSES, InputVideo, describe_videos, list_videos
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Download:
+    """One place to get the videos from."""
+
+    url: str
+    file_name: str
+    size: int  # bytes
+    sha256: str | None
+
+
+SOURCES = {
+    # No checksum of it is published.
+    "official": Download("https://www.crcv.ucf.edu/data/UCF101/UCF101.rar", "UCF101.rar", 6_932_971_618, None),
+    "mirror": Download(
+        "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip",
+        "UCF101_videos.zip",
+        6_960_400_115,
+        "dabf56f573cd19c79e096563529fec8126a2a34e18e10c72eb621dd687532b0d",
+    ),
+}
+MIRROR_HINT = "--source mirror takes a zip of the same videos, with a known SHA-256, that needs no rar program"
+
+VIDEOS = 13_320
+FRAMES = 2_483_295
+
+
+def check_classes(names: Sequence[str]) -> list[str]:
+    """The classes in their official spelling. Raises UserError with the nearest name for one that does not exist."""
+    known = {name.lower(): name for name in CLASSES}
+    for name in names:
+        if name.lower() not in known:
+            near = difflib.get_close_matches(name, CLASSES, n=1, cutoff=0.0)
+            raise UserError(f"--classes: UCF101 has no class {name!r}, the nearest is {near[0]!r}")
+    return [known[name.lower()] for name in names]
+
 
 # The three official divisions go by the number of the group: these are the test groups, all others are for training.
 TEST_GROUPS = {1: range(1, 8), 2: range(8, 15), 3: range(15, 22)}
@@ -36,13 +73,13 @@ class Ucf101(DataSet):
     name, help, splits = "ucf101", "UCF101: 13,320 clips of 101 classes", ("train", "test")
     defaults = {"width": 320, "height": 240, "num_frames": 50}
     licence = "research use; the clips come from YouTube"
-    mean_frames = ucf101.FRAMES / ucf101.VIDEOS
+    mean_frames = FRAMES / VIDEOS
 
     def __init__(self, fold: int = 1, source: str = "mirror", selection: Selection = EVERYTHING) -> None:
         if fold not in TEST_GROUPS:
             raise UserError(f"--fold must be 1, 2 or 3, found {fold}")
-        card = ucf101.SOURCES[source]
-        hint = ucf101.MIRROR_HINT if source == "official" else ""
+        card = SOURCES[source]
+        hint = MIRROR_HINT if source == "official" else ""
         file = RemoteFile(card.url, card.size, card.sha256, hint=hint)
         self._set_up(Archive(file, "UCF101", card.file_name), selection)
         self.fold = fold
@@ -50,13 +87,13 @@ class Ucf101(DataSet):
 
     def _set_up(self, archive: Archive, selection: Selection) -> None:
         self.archive = archive
-        self.selection = replace(selection, classes=tuple(ucf101.check_classes(selection.classes)))
+        self.selection = replace(selection, classes=tuple(check_classes(selection.classes)))
         self._some: dict[str | None, list[InputVideo]] = {}  # by part: what was fetched one by one
 
     @classmethod
     def add_flags(cls, add: Callable[..., Any]) -> None:
         add("--fold", type=int, choices=COUNTS, default=1, help="which of the official divisions")
-        add("--source", choices=sorted(ucf101.SOURCES), default="mirror",
+        add("--source", choices=sorted(SOURCES), default="mirror",
             help="mirror: a zip with a known SHA-256; official: a rar")  # fmt: skip
 
     @classmethod
@@ -95,7 +132,7 @@ class Ucf101(DataSet):
         return None if split in self._some else self.counts[split]
 
     def planned(self, split: str | None) -> float:
-        return self.counts[split] * (len(self.selection.classes) or len(ucf101.CLASSES)) / len(ucf101.CLASSES)
+        return self.counts[split] * (len(self.selection.classes) or len(CLASSES)) / len(CLASSES)
 
     def describe(self, videos: Sequence[InputVideo]) -> dict:
         return {**super().describe(videos), "fold": self.fold}
@@ -110,7 +147,7 @@ class Ucf101(DataSet):
         url = urllib.parse.urlsplit(place.address(self.archive.file.url))
         is_zip = url.scheme in ("http", "https") and url.path.endswith(".zip")
         is_here = any((place.root / name).exists() for name in (self.archive.folder, self.archive.name))
-        return is_zip and self.selection.is_partial and not is_here and not place.share
+        return is_zip and self.selection != EVERYTHING and not is_here and not place.share
 
     def _some_folder(self, place: Place) -> Path:
         folder = place.root / self.archive.folder
@@ -123,7 +160,8 @@ class Ucf101(DataSet):
         chosen: list[InputVideo] = []
 
         def choose(names: Sequence[str]) -> list[str]:
-            videos = [folder / name for name in sorted(names, key=natural_key) if is_video(name)]
+            shown = [name for name in sorted(names, key=natural_key) if not any(map(is_hidden, Path(name).parts))]
+            videos = [folder / name for name in shown if has_suffix(name, VIDEO_SUFFIXES)]
             chosen.extend(self.selection.of(self._of_part(describe_videos(folder, videos), split)))
             if not chosen:
                 raise self.selection.refusal(file.url)
@@ -142,14 +180,14 @@ class WholeUcf101(Ucf101):
 
     def __init__(self, source: str, url: str, archive: str, folder: str, selection: Selection = EVERYTHING) -> None:
         """The mirror takes the place of the official address and file name where these were left at their defaults."""
-        official, chosen = ucf101.SOURCES["official"], ucf101.SOURCES[source]
+        official, chosen = SOURCES["official"], SOURCES[source]
         url = chosen.url if url == official.url else url
         name = chosen.file_name if archive == official.file_name else archive
-        card = next((known for known in ucf101.SOURCES.values() if known.url == url), None)
-        hint = ucf101.MIRROR_HINT if card is official else ""
+        card = next((known for known in SOURCES.values() if known.url == url), None)
+        hint = MIRROR_HINT if card is official else ""
         file = RemoteFile(url, card and card.size, card and card.sha256, hint=hint)
         self._set_up(Archive(file, folder, name), selection)
-        self.counts = {None: ucf101.VIDEOS}
+        self.counts = {None: VIDEOS}
 
     def archives(self, place: Place, split: str | None) -> list[Archive]:
         return [] if (place.root / self.archive.name).exists() else super().archives(place, split)
@@ -168,7 +206,7 @@ class WholeUcf101(Ucf101):
                 "if its download was broken off, delete it",
                 path, found, published,
             )  # fmt: skip
-        extract(path, folder, hint=ucf101.MIRROR_HINT)
+        extract(path, folder, hint=MIRROR_HINT)
 
     def is_there(self, place: Place, split: str | None) -> bool:
         return (place.root / self.archive.folder).is_dir()
@@ -181,9 +219,3 @@ class WholeUcf101(Ucf101):
 
     def _of_part(self, videos: Sequence[InputVideo], split: str | None) -> list[InputVideo]:
         return list(videos)
-
-
-def is_video(name: str) -> bool:
-    """Whether a member of an archive is a video by its name; hidden ones are notes of an operating system."""
-    path = PurePath(name)
-    return path.suffix.lower() in VIDEO_SUFFIXES and not any(map(is_hidden, path.parts))

@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from videodata.encode import write_video
 from videodata.errors import UserError, VideoError
 from videodata.files import lock_file
 from videodata.video import iter_frames, probe
-from videodata.write_video import write_video
 
 logger = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -132,7 +132,10 @@ class YouTube:
         Clips that the ledger calls ok or gone are passed over. Raises UserError when yt-dlp is missing, when YouTube
         blocks this machine, when the disk is full, or, at the end, when some clips failed that may come another time.
         """
-        library = _yt_dlp()
+        try:
+            import yt_dlp as library
+        except ImportError as error:
+            raise UserError("clips from YouTube need yt-dlp: pip install yt-dlp (Python 3.11 or newer)") from error
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"ledger{ledger_suffix}.jsonl"
         with lock_file(path, "downloading by"):
@@ -264,16 +267,6 @@ def _is_settled(clip: Clip, ledger: dict[str, str], folder: Path) -> bool:
     if status == "ok":
         return any(path.suffix != ".partial" for path in (folder / clip.folder).glob(f"{clip.stem}.*"))
     return status == "gone"
-
-
-def _yt_dlp() -> ModuleType:
-    try:
-        import yt_dlp
-    except ImportError as error:
-        raise UserError(
-            "clips from YouTube need the package yt-dlp: pip install yt-dlp (Python 3.11 or newer)"
-        ) from error
-    return yt_dlp
 
 
 class _Silent:

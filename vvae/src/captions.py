@@ -133,6 +133,10 @@ class CaptionedClips(Dataset):
         """Changes with the clips."""
         return self.clips.fingerprint()
 
+    def provenance(self) -> dict[str, Any]:
+        """What a run that trains on the clips must remember."""
+        return self.clips.provenance()
+
 
 def caption_embedder(model: Any) -> Embed:
     """A function that embeds one caption with the model's T5; a missing T5 is an error that says what to do."""

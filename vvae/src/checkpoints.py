@@ -132,7 +132,9 @@ def _read(path: Path) -> Any:
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a readable .safetensors file ({error})") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with open(path, "rb") as file:
+            mapped = file.read(2) == b"PK"  # a zip archive; the older format cannot be mapped into memory
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values, and could run code; it is not opened. Where you trust "
@@ -140,11 +142,6 @@ def _read(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"  # the older format cannot be mapped into memory
 
 
 def _state_dict(content: Any, path: object) -> dict[str, Tensor]:
@@ -198,14 +195,11 @@ def _require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], absent:
 def _other_variant(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """What the file holds, where that is another published variant than the configuration asks for."""
     try:
-        theirs, ours = (_variant(infer_settings(weights)) for weights in (state, own))
+        both = [infer_settings(weights) for weights in (state, own)]
     except VVAEError:
         return ""
+    theirs, ours = (f"{found['ppconfig']['ch']}z{'_cap' if found['caption_guide'] else ''}" for found in both)
     return f": the file holds a {theirs} model, the configuration describes {ours}" if theirs != ours else ""
-
-
-def _variant(settings: dict[str, Any]) -> str:
-    return f"{settings['ppconfig']['ch']}z{'_cap' if settings['caption_guide'] else ''}"
 
 
 def _report(title: str, missing: list[str] = (), unexpected: list[str] = (), wrong: list[str] = ()) -> str:

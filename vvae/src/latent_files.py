@@ -90,7 +90,11 @@ def open_latents(path: str | Path) -> Iterator[tuple[LatentInfo, Iterator[np.nda
         raise VVAEError(f"{path}: not a latent file; its name must end in {', '.join(SUFFIXES)}")
     if path.suffix == ".npy":
         latents = _read_npy(path)
-        yield _fitting(_read_facts(path), latents.shape, path), iter(latents)
+        facts = path.with_suffix(".json")
+        if not facts.is_file():
+            raise VVAEError(f"{facts}: no such file; encode_file writes it beside the latents")
+        info = LatentInfo.from_dict(_parsed(facts.read_text(), facts), facts)
+        yield _fitting(info, latents.shape, path), iter(latents)
         return
     try:
         file = _h5py().File(path, "r")
@@ -131,14 +135,6 @@ def _read_npy(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise VVAEError(f"{path}: not a readable .npy file ({error})") from error
-
-
-def _read_facts(path: Path) -> LatentInfo:
-    facts = path.with_suffix(".json")
-    try:
-        return LatentInfo.from_dict(_parsed(facts.read_text(), facts), facts)
-    except FileNotFoundError as error:
-        raise VVAEError(f"{facts}: no such file; encode_file writes it beside the latents") from error
 
 
 class _NpyWriter:

@@ -39,18 +39,15 @@ def empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
-def frames_per_slice(frame: Tensor, frames: int | None = None, growth: int = 1) -> int:
-    """How many frames like `frame` (B, C, 1, H, W) go in a slice; `growth`: how much the next layer enlarges it."""
-    if frames is not None:
-        return frames
-    return max(1, SLICE_BYTES // (frame.numel() * frame.element_size() * growth))
-
-
 def regroup(x: Slices, frames: int | None = None, growth: int = 1) -> Slices:
-    """The same clip in slices of `frames` frames, or of about SLICE_BYTES. One slice while gradients are recorded."""
+    """The same clip in slices of `frames` frames, or of about SLICE_BYTES. One slice while gradients are recorded.
+
+    growth: how much the next layer enlarges a slice.
+    """
     if torch.is_grad_enabled():
         return [join(x)]
-    wanted = frames_per_slice(x[0][:, :, :1], frames, growth)
+    frame = x[0][:, :, :1]
+    wanted = frames or max(1, SLICE_BYTES // (frame.numel() * frame.element_size() * growth))
     if all(part.shape[2] == wanted for part in x[:-1]) and x[-1].shape[2] <= wanted:
         return x
     return list(join(x).split(wanted, dim=2))

@@ -39,15 +39,11 @@ class Normalize(nn.GroupNorm):
         """From the mean and variance over all slices: sums in float32 of a part each, combined in float64."""
         sums = [channel_sums(part) for part in x]
         count = sum(part[0, 0].numel() for part in x) * self.num_channels // self.num_groups
-        total, square = (
-            self._over_groups(torch.stack(values).sum(dim=0)) / count for values in zip(*sums, strict=True)
-        )
+        over_slices = (torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True))  # (B, C)
+        total, square = (values.unflatten(1, (self.num_groups, -1)).sum(dim=2) / count for values in over_slices)
         var = (square - total.square()).clamp(min=0.0)
         scale = self.weight.double() * self._per_channel((var + self.eps).rsqrt())
         return Scaling(scale.float(), (self.bias.double() - self._per_channel(total) * scale).float())
-
-    def _over_groups(self, values: Tensor) -> Tensor:
-        return values.unflatten(1, (self.num_groups, -1)).sum(dim=2)  # (B, C) -> (B, groups)
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values.repeat_interleave(self.num_channels // self.num_groups, dim=1)  # (B, groups) -> (B, C)

@@ -1,4 +1,4 @@
-"""Starts one process per GPU, on one machine or as one of several, when a flag asks for it in place of torchrun."""
+"""Several processes for a script whose flags ask for them (--num-gpus), in place of torchrun. Without torch."""
 
 from __future__ import annotations
 

@@ -66,20 +66,16 @@ def exact_rate(fps: int | float | str | Fraction) -> Fraction:
     return rate
 
 
-def _tensor_pixels(frames: Tensor | np.ndarray) -> np.ndarray:
-    import torch  # not above: the processes that only decode videos start without it, several times faster
-
-    from videodata.pixels import to_uint8
-
-    tensor = torch.as_tensor(frames)
-    return to_uint8(tensor) if tensor.is_floating_point() else tensor.cpu().numpy()
-
-
 def _pictures(frames: Frames) -> Iterator[np.ndarray]:
     """Each frame as uint8 (H, W, 3), checked."""
     is_tensor = hasattr(frames, "is_floating_point")
     if is_tensor or (isinstance(frames, np.ndarray) and np.issubdtype(frames.dtype, np.floating)):
-        frames = _tensor_pixels(frames)
+        import torch  # not above: the processes that only decode videos start without it, several times faster
+
+        from videodata.pixels import to_uint8
+
+        tensor = torch.as_tensor(frames)
+        frames = to_uint8(tensor) if tensor.is_floating_point() else tensor.cpu().numpy()
     if isinstance(frames, np.ndarray) and (frames.ndim != 4 or frames.shape[-1] != 3):
         raise UserError(f"frames must be uint8 (T, H, W, 3) or float (3, T, H, W), found shape {frames.shape}")
     shape = None

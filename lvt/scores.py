@@ -1,0 +1,158 @@
+"""What is measured of the two networks: reconstructions of the VQ-VAE, the likelihood that the transformer gives to
+codes, and its continuations of clips. `scripts/evaluate.py` and TEST.EVALUATORS both score these subjects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.codebook import BitsPerToken, CodebookUsage
+from evaluation.metrics import mean_frame
+from evaluation.report import Score
+from evaluation.subject import Batch, Subject
+from lvt.generate import generate_codes
+from lvt.transformer import VideoTransformer, bits_per_subpixel, clip_nats
+from lvt.vqvae import VQVAE, decode_clips, encode_clips
+from training.data import move
+from training.distributed import gather_batches
+from training.randomness import derive_seed
+
+
+class Reconstructions(Subject):
+    """Frames through the VQ-VAE and back."""
+
+    metrics = ("psnr", "ssim", "codebook")
+    own_metrics = ("mse", "codebook")
+
+    def __init__(self, vqvae: VQVAE) -> None:
+        self.vqvae, self.codes = vqvae, Codes(vqvae)
+        self.errors: list[list[float]] = []  # mean square error of each clip in [0, 1], by batch
+
+    def make(self, batch: Batch) -> Tensor:
+        codes = encode_clips(self.vqvae, batch.clips.to(self.vqvae.pixel_mean.device))
+        made = decode_clips(self.vqvae, codes).cpu()
+        if batch.sample == 0:
+            self.codes.update(codes)
+            self.errors.append(((made - batch.clips).double() / 2).square().flatten(1).mean(1).tolist())
+        return made
+
+    def baselines(self, clips: Tensor) -> dict[str, Tensor]:
+        return {"of the mean frame": mean_frame(clips)}
+
+    def own_scores(self) -> dict[str, list[Score]]:
+        errors, self.errors = gather_batches(self.errors), []
+        error = Score("mse-frame-raw", [value for batch in errors for value in batch])
+        return {"mse": [error], "codebook": self.codes.scores()}
+
+
+class Likelihood(Subject):
+    """Windows of codes that the transformer gives a probability."""
+
+    paired = visible = False
+    metrics = own_metrics = ("bits",)
+
+    def __init__(self, transformer: VideoTransformer) -> None:
+        self.bits, self.conditional = Bits(transformer, transformer.config.n_prime), transformer.config.class_num > 0
+        self.device = transformer.encoder.conv.weight.device
+
+    def make(self, batch: Batch) -> None:
+        windows = move(batch.clips, self.device)
+        self.bits.update(windows["codes"].long(), windows["class_index"] if self.conditional else None)
+
+    def own_scores(self) -> dict[str, list[Score]]:
+        return {"bits": self.bits.scores()}
+
+
+class Continuations(Subject):
+    """Clips of which the first `given` frames are shown and the others sampled; the given ones stay as they are.
+
+    With none given, samples belong to no clip, and only the sets are compared. class_index: of a class-conditional
+    transformer. options: of `generate_codes`.
+    """
+
+    random = True
+    metrics = ("psnr", "ssim", "bits", "codebook")
+    own_metrics = ("bits", "codebook")
+
+    def __init__(
+        self, transformer: VideoTransformer, vqvae: VQVAE, given: int, class_index: int | None = None, **options: Any
+    ) -> None:
+        self.transformer, self.vqvae, self.context = transformer, vqvae, given
+        self.paired = given > 0
+        self.class_index, self.options = class_index, options
+        self.codes, self.bits = Codes(vqvae), Bits(transformer, given)
+        self.shown: tuple[Tensor, Tensor] | None = None  # the last clips and their codes
+
+    def make(self, batch: Batch) -> Tensor:
+        codes = self.encode(batch.clips)
+        classes = None if self.class_index is None else codes.new_full((len(codes),), self.class_index)
+        if batch.sample == 0:
+            self.codes.update(codes)
+            self.bits.update(codes, classes)
+        seeds = [derive_seed(batch.seed, "continue", item) for item in batch.items]
+        made = generate_codes(self.transformer, codes, self.context, class_idx=classes, seeds=seeds, **self.options)
+        return self.behind_given(batch.clips, decode_clips(self.vqvae, made).cpu())
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """Codes of clips; kept for their further samples and baselines."""
+        if self.shown is None or self.shown[0] is not clips:
+            self.shown = (clips, encode_clips(self.vqvae, clips.to(self.vqvae.pixel_mean.device)))
+        return self.shown[1]
+
+    def behind_given(self, clips: Tensor, others: Tensor) -> Tensor:
+        """The given frames of the clips, then those of the others."""
+        return torch.cat([clips[:, :, : self.context], others[:, :, self.context :]], dim=2)
+
+    def baselines(self, clips: Tensor) -> dict[str, Tensor]:
+        found = {"reconstruction of the true frames": decode_clips(self.vqvae, self.encode(clips)).cpu()}
+        found["of the mean frame"] = mean_frame(clips)
+        if self.context:
+            last = clips[:, :, self.context - 1 : self.context].expand_as(clips)
+            found["last frame repeated"] = self.behind_given(clips, last)
+        return found
+
+    def own_scores(self) -> dict[str, list[Score]]:
+        return {"bits": self.bits.scores(), "codebook": self.codes.scores()}
+
+    def facts(self) -> dict[str, Any]:
+        return {"given_frames": self.context, "codes_per_frame": self.bits.codes_per_frame, **self.options}
+
+
+class Codes:
+    """Usage of each codebook of a VQ-VAE."""
+
+    def __init__(self, vqvae: VQVAE) -> None:
+        self.usages = [CodebookUsage(vqvae.config.codebook.size) for _ in range(vqvae.config.codebook.num)]
+
+    def update(self, codes: Tensor) -> None:
+        """Count codes (B, C, T, h, w)."""
+        for number, usage in enumerate(self.usages):
+            usage.update(codes[:, number])
+
+    def scores(self) -> list[Score]:
+        """Over all processes, one pair of rows per codebook; starts anew."""
+        labels = [f"codebook {number}" if len(self.usages) > 1 else "" for number in range(1, len(self.usages) + 1)]
+        found = [usage.over_processes().scores(label) for usage, label in zip(self.usages, labels, strict=True)]
+        self.usages = [CodebookUsage(len(usage.counts)) for usage in self.usages]
+        return [score for scores in found for score in scores]
+
+
+class Bits:
+    """Bits that a transformer needs for codes."""
+
+    def __init__(self, transformer: VideoTransformer, given: int) -> None:
+        self.transformer, self.given, self.bits, self.codes_per_frame = transformer, given, BitsPerToken(), 0
+
+    def update(self, codes: Tensor, classes: Tensor | None) -> None:
+        """Count the codes (B, C, T, h, w) after the given frames."""
+        self.bits.update(*clip_nats(self.transformer, codes, self.given, classes))
+        self.codes_per_frame = codes[0, :, 0].numel()
+
+    def scores(self) -> list[Score]:
+        """Per code, and per red, green or blue value, over all processes; starts anew."""
+        bits, self.bits = self.bits.over_processes(), BitsPerToken()
+        per_subpixel = bits_per_subpixel(bits.value, self.transformer.config.nc)
+        return [bits.score(self.codes_per_frame), Score("bits-per-subpixel", [], value=float(per_subpixel))]
