@@ -83,7 +83,7 @@ def trained_on(run: str | Path) -> dict[str, Any] | None:
     """
     run = Path(run)
     folder = run if run.is_dir() else run.parent
-    places = (folder, folder.parent) if folder.name == "checkpoints" else (folder,)  # models may lie in such a folder too
+    places = (folder, folder.parent) if folder.name == "checkpoints" else (folder,)
     record = next((found for place in places if (found := read_json(place / TRAINED_ON)) is not None), None)
     return None if record == UNKNOWN else record
 
