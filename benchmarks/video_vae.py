@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import make_parser, positive_int, run
 from video_vae.config import PRESETS, load_preset
 from video_vae.model import TransformerNetwork
 
@@ -143,16 +143,19 @@ def our_bytes(preset: str, frames: int, size: tuple[int, int]) -> tuple[int, int
     return live.peak, sum(parameter.numel() for parameter in network.parameters())
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print the ratios first, then what they are made of."""
+def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("FLOPs and peak memory of a training step against the original's.")
     parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="sizes of the network")
-    parser.add_argument("--frames", type=int, default=8, help="per clip")
-    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("H", "W"), help="of the frames")
-    report(parser.parse_args(argv))
+    parser.add_argument("--frames", type=positive_int, default=8, help="per clip")
+    parser.add_argument(
+        "--size", type=positive_int, nargs=2, default=(240, 320), metavar=("H", "W"), help="of the frames"
+    )
+    return parser
 
 
-def report(args: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Print the ratios first, then what they are made of."""
+    args = build_parser().parse_args(argv)
     size = tuple(args.size)
     flops, (memory, parameters) = our_flops(args.preset, args.frames, size), our_bytes(args.preset, args.frames, size)
     theirs, their_memory = original_flops(args.frames), original_bytes()

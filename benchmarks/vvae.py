@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import make_parser, positive_int, run
 from training.distributed import resolve_device
 from vvae import AutoencoderKL2plus1D_1dcnn
 from vvae.src.modules import ae_modules, slices
@@ -267,9 +267,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--frames", type=frame_count, default=4, help="of the timed clip")
     parser.add_argument("--size", type=frame_size, default=(256, 256), metavar="H[xW]", help="of the timed clip")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each variant is timed")
+    parser.add_argument("--rounds", type=positive_int, default=2, help="how often each variant is timed")
     parser.add_argument("--device", default="auto", help="of the timed runs: auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="of the timed runs on a CPU (default: as torch chooses)")
+    parser.add_argument("--threads", type=positive_int, help="of the timed runs on a CPU (default: as torch chooses)")
     parser.add_argument("--compile", choices=("fp32", "bf16"), help="time torch.compile, too; its start takes minutes")
     parser.add_argument("--no_tf32", action="store_true", help="time float32 on a GPU without TF32 in convolutions")
     parser.add_argument("--no_time", action="store_true", help="live tensors only, seconds")

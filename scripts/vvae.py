@@ -20,14 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, summary: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
 
-    part = add("reconstruct", "videos and images: same size, frame rate, number of frames, sound")
-    part.add_argument("input", type=Path, help="video or image, or a folder of them")
-    part.add_argument("output", type=Path, help="file for a file, folder for a folder")
-    part.add_argument("--save_latent", choices=(".npy", ".hdf5"), help="write the latents beside each video, too")
-    part.add_argument("--batch_size", type=positive_int, default=16, help="images at a time")
-    add_reading_arguments(part)
-    add_writing_arguments(part)
-    add_shared_arguments(part)
+    add_reconstruct_arguments(add("reconstruct", "videos and images: same size, frame rate, number of frames, sound"))
 
     part = add("encode", "videos to float32 latents (T/4, z, H/8, W/8) with size, rate and length")
     part.add_argument("input", type=Path, help="video, or folder of videos")
@@ -50,6 +43,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="JSON file; an existing one, such as the config.json of save_pretrained, keeps its other keys",
     )  # fmt: skip
     return parser
+
+
+def add_reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, help="video or image, or a folder of them")
+    parser.add_argument("output", type=Path, help="file for a file, folder for a folder")
+    parser.add_argument("--save_latent", choices=(".npy", ".hdf5"), help="write the latents beside each video, too")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="images at a time")
+    add_reading_arguments(parser)
+    add_writing_arguments(parser)
+    add_shared_arguments(parser)
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +94,11 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Work through the files."""
-    args = build_parser().parse_args(argv)
+    work(build_parser().parse_args(argv))
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the sub-command `args.command` asks for."""
     from training.distributed import resolve_device
     from vvae.commands import run_command
     from vvae.train import own_errors

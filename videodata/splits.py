@@ -153,6 +153,8 @@ def _share(ordered: list[str], held_out: float) -> int:
 def _chosen(source: ClipSource, videos: list[int], groups: list[str], split: str, count: int) -> list[int]:
     wanted = set(groups)
     chosen = [video for video in videos if source.group(video) in wanted]
+    if not count and source.broken:
+        raise source.broken[0]  # which says why there is no video
     if not chosen:
         raise UserError(f"{source.path}: {count} independent video(s) are too few for a {split!r} split")
     return chosen
