@@ -48,6 +48,7 @@ def test_every_command_of_the_table_is_understood_by_its_script(tmp_path):
     assert tuple(table) == MODELS
     for model in table.values():
         assert set(model) <= RECORDS and model["numbers"] and model["grids"]
+        assert all(isinstance(kind, str) for grid in model["grids"] for kind in grid["rows"])  # YAML: true is a boolean
         for command in model["commands"].values():
             script, *flags = Demo(tmp_path).words(command)
             assert (ROOT / script).is_file()
