@@ -218,7 +218,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__.splitlines()[0], prog="python -m scripts.demo")
     parser.add_argument("--data", type=Path, help="folder of videos; without it, moving shapes are generated")
     parser.add_argument(
-        "--out", type=Path, help="folder for all that is written (default: runs/demo, or runs/demo-<name of --data>)"
+        "--out",
+        type=Path,
+        help="folder for all that is written (default: runs/demo, with the name of --data and the effort)",
     )
     parser.add_argument("--effort", type=positive_float, default=1.0, help="factor on the steps of every training")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="models to show")
@@ -234,6 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.gallery.page import write_picture
 
     name = "demo" if args.data is None else f"demo-{args.data.resolve().name}"
+    name += "" if args.effort == 1 else f"-effort-{args.effort:g}"  # a run is continued only with its own settings
     demo = Demo(ROOT / (args.out or Path("runs", name)), args.effort)
     start = time.monotonic()
     print("data")
