@@ -4,6 +4,7 @@ autoencoder, and of the fork in the plane. Needs no torch, so that commands can 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,3 +216,22 @@ def stored_config(values: dict[str, Any]) -> FlowPredConfig:
     """The typed form of a run folder's configuration, without what `plain_config` and the training loop added."""
     known = {entry.name for entry in dataclasses.fields(FlowPredConfig)}
     return parse_config({key: value for key, value in values.items() if key in known})
+
+
+def configure(args: argparse.Namespace) -> FlowPredConfig:
+    """The configuration under the flags: those that were given replace its values, so that it says what acted."""
+    config, _ = read_config(args.config, args.overrides)
+    batching, optimizer = config.training.batching, config.training.optimizer
+    for part, key, value in (
+        (config.data, "data_root", args.data),
+        (batching, "batch_size", args.batch_size),
+        (batching, "num_workers", args.workers),
+        (optimizer, "num_training_steps", args.steps),
+        (optimizer, "num_warmup_steps", args.warmup_steps),
+        (optimizer, "schedule", args.schedule),
+    ):
+        if value is not None:
+            setattr(part, key, value)
+    if args.autoencoder:
+        config.model.autoencoder["ckpt_path"] = args.autoencoder
+    return config

@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_subject(args: argparse.Namespace) -> Subject:
     """The predictions of a trained RIVER, or of a neural SDE with the flow --checkpoint. Raises UserError."""
     from flow_pred.files import load_predictor, role_of
-    from flow_pred.generate import Predictions, plan_for
+    from flow_pred.predict import plan_for
+    from flow_pred.scores import Predictions
     from training.distributed import resolve_device
 
     device = resolve_device(args.device)

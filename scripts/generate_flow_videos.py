@@ -98,7 +98,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    from flow_pred.generate_videos import generate_flow_videos
+    from flow_pred.predict import generate_flow_videos
 
     generate_flow_videos(args)
 

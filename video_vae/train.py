@@ -24,10 +24,10 @@ from training.optim import build_optimizer
 from training.recipe import Losses, Networks, Recipe, Step
 from training.settings import TrainSettings
 from video_vae.config import LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY, LossConfig, VideoVAEConfig, load_preset
-from video_vae.evaluate import kl_bits
 from video_vae.files import StoredModel, epoch_file, read_model, split_model_path, write_epoch_file
 from video_vae.layers import ContextBlock
 from video_vae.model import Moment, TransformerNetwork, all_moments
+from video_vae.scores import kl_bits
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 from videodata.files import sha256_of
