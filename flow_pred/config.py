@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.config import from_dict, load_config
+from training import config as yaml_files
+from training.config import from_dict
 from videodata.errors import UserError
 
 COMPONENTS = ("river", "f_nll", "f_mse", "d", "g")
@@ -164,9 +165,9 @@ class BifurcationSettings:
     log_range: tuple[float, float] = (-7.5, -2.5)  # of the noise amplitude
 
 
-def read_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[FlowPredConfig, dict[str, Any]]:
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[FlowPredConfig, dict[str, Any]]:
     """The typed configuration and its plain form. Raises UserError for unknown keys and impossible values."""
-    values = load_config(alias(Path(path)), overrides, FlowPredConfig)
+    values = yaml_files.load_config(alias(Path(path)), overrides, FlowPredConfig)
     return parse_config(values), values
 
 
@@ -220,7 +221,7 @@ def stored_config(values: dict[str, Any]) -> FlowPredConfig:
 
 def configure(args: argparse.Namespace) -> FlowPredConfig:
     """The configuration under the flags: those that were given replace its values, so that it says what acted."""
-    config, _ = read_config(args.config, args.overrides)
+    config, _ = load_config(args.config, args.overrides)
     batching, optimizer = config.training.batching, config.training.optimizer
     for part, key, value in (
         (config.data, "data_root", args.data),

@@ -22,7 +22,7 @@ from evaluation.protocol import Protocol
 from evaluation.report import Report
 from evaluation.runner import Pass, trained_on_of
 from evaluation.subject import Batch
-from flow_pred.files import load_predictor
+from flow_pred.files import load_model
 from flow_pred.predict import CallCounter, Plan, Prediction, plan_for, predict
 from flow_pred.scores import NO_TRUTH, Predictions
 from training.distributed import is_main, join_processes, print0
@@ -36,12 +36,12 @@ from videodata.splits import evaluation_split
 GAP = 2  # pixels between original and prediction
 
 
-def generate_flow_videos(args: argparse.Namespace) -> None:
-    """What scripts/generate_flow_videos.py does: predict the videos of a split, write them, score them."""
+def generate_flow_pred(args: argparse.Namespace) -> None:
+    """The command scripts/generate_flow_videos.py: predict the videos of a split, write them, score them."""
     device = join_processes(args.device)
     files = {role: (getattr(args, f"ckpt_{role}"), getattr(args, f"config_{role}")) for role in "fdg"}
     files["river"] = (args.checkpoint, args.config)
-    loaded = load_predictor(files, device, args.autoencoder, args.alpha, args.gscale)
+    loaded = load_model(files, device, args.autoencoder, args.alpha, args.gscale)
     plan = plan_for(
         loaded.predictor, loaded.config, context=args.context, frames=args.frames, steps=args.steps,
         solver=args.solver, atol=args.atol, res=args.res, grid=args.grid, past_horizon=args.past_horizon,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
-from flow_pred.config import read_config
+from flow_pred.config import load_config
 from training.distributed import print0, resolve_device
 from training.randomness import SampleNoise
 from training.state import weights_digest
@@ -296,7 +296,7 @@ class LatentClips(Dataset):
 
 def encode_splits(args: argparse.Namespace) -> None:
     """What scripts/encode_latents.py does: write the latents of each split to a file of its own."""
-    config, _ = read_config(args.config, args.overrides)
+    config, _ = load_config(args.config, args.overrides)
     data, settings = config.data, config.model.autoencoder
     autoencoder = build_autoencoder({**settings, "ckpt_path": args.autoencoder or settings.get("ckpt_path")})
     options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from flow_pred.autoencoder import build_autoencoder
-from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_predictor
+from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_weights
 from flow_pred.config import RIVER_FINAL_RATE, SDE_FINAL_SHARE, FlowPredConfig, configure, plain_config
 from flow_pred.files import build_regressor, default_run, inner, read_component
 from flow_pred.latents import LatentClips, LatentPredictor, LatentSpace, decode_clip, moments_of, pick_frames
@@ -55,6 +55,7 @@ from videodata.files import write_file
 from videodata.pixels import normalize
 
 logger = logging.getLogger(__name__)
+MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 STRENGTH, HUE = 0.1, 0.25  # of colour augmentation: brightness, contrast and saturation; hue
 SHOWN = 4  # sequences in the pictures
 Terms = dict[str, Tensor]  # per-sample values (B,); "loss" is what is minimised
@@ -253,7 +254,6 @@ def jittered(clip: Tensor, brightness: float, contrast: float, saturation: float
     return functional.adjust_hue(pixels, HUE * hue) * 2 - 1
 
 
-MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 RECIPES: dict[str, type[PredictorRecipe]] = {
     "river": RiverRecipe, "f": FlowRecipe, "d": DenoiserRecipe, "g": DiffusionRecipe,
 }  # fmt: skip
@@ -315,7 +315,17 @@ def spread_over_gpus(count: int | None) -> None:
         relaunch(sys.argv[0], sys.argv[1:], count)
 
 
-def open_data(config: FlowPredConfig, split: str, seed: int) -> Dataset:
+def open_data(config: FlowPredConfig, seed: int) -> tuple[Dataset, Dataset | None]:
+    """What to train on and what to validate with; None: the data has no part for that."""
+    training = open_part(config, "train", seed)
+    try:
+        return training, open_part(config, "val", seed)
+    except UserError as error:
+        logger.warning("no validation: %s", error)
+        return training, None
+
+
+def open_part(config: FlowPredConfig, split: str, seed: int) -> Dataset:
     """Clips of pictures, uint8, or of cached latents. Validation clips are fixed and not augmented."""
     data = config.data
     stride = data.skip_frames + 1
@@ -385,12 +395,7 @@ def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[Predictor
     """Recipe, training data and validation data; sets the latent moments in `config`."""
     torch.manual_seed(seed)
     autoencoder = build_autoencoder(config.model.autoencoder)
-    data = open_data(config, "train", seed)
-    try:
-        validation = open_data(config, "val", seed)
-    except UserError as error:
-        logger.warning("no validation: %s", error)
-        validation = None
+    data, validation = open_data(config, seed)
     if isinstance(data, LatentClips):
         data.check(autoencoder)
     config.model.latent_mean, config.model.latent_std = measure_latents(config, autoencoder, data, run_dir)
@@ -420,7 +425,7 @@ def write_final(run_dir: Path, recipe: PredictorRecipe, config: FlowPredConfig, 
 
     "model" holds the trained network, the frozen autoencoder, and the frozen networks under a diffusion.
     """
-    model = prefixed(REGRESSOR, read_predictor(run_dir).network("regressor"))
+    model = prefixed(REGRESSOR, read_weights(run_dir).network("regressor"))
     kind = config.model.autoencoder.get("type", "")
     model |= prefixed(AUTOENCODER_PREFIX.get(kind, "ae."), inner(recipe.latent_space.autoencoder).state_dict())
     if isinstance(recipe, DiffusionRecipe):

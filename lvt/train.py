@@ -1,7 +1,10 @@
-"""How the two networks are trained: the VQ-VAE on frames, the transformer on slices of clips of codes."""
+"""How the two networks are trained: the VQ-VAE on frames, the transformer on slices of clips of codes; and the command
+scripts/train_lvt.py.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,17 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from losses.perceptual import LPIPS
-from lvt.config import is_transformer
+from lvt.config import configure, is_transformer
 from lvt.datasets import class_names, open_code_windows, open_frames, thinned, together
-from lvt.evaluators import evaluate_lvt, evaluators_of
+from lvt.evaluators import evaluate_lvt, evaluators_of, missed_expectations
 from lvt.files import (
     build_transformer,
     build_vqvae,
-    load_sampler_vqvae,
-    load_transformer,
-    load_vqvae,
+    find_sampler_vqvae,
+    load_transformer_weights,
+    load_vqvae_weights,
     write_original,
 )
 from lvt.generate import generate_frames
@@ -45,7 +49,20 @@ FREE_KEYS = frozenset(
 )  # last parts of the configuration keys that a continued run may change
 
 
-def train_lvt(config: dict[str, Any], resume: bool = True, allow_config_change: bool = False) -> dict[str, Any]:
+def train_lvt(args: argparse.Namespace) -> list[str]:
+    """The command scripts/train_lvt.py: train and evaluate, or with --eval-only evaluate.
+
+    Gives what of TEST.EXPECTED_RESULTS is missed, by line. Raises UserError.
+    """
+    config = configure(args)
+    if args.eval_only:
+        results = evaluate_lvt(config)
+    else:
+        results = train_network(config, args.resume == "auto", args.allow_config_change)
+    return missed_expectations(config, results)
+
+
+def train_network(config: dict[str, Any], resume: bool = True, allow_config_change: bool = False) -> dict[str, Any]:
     """Train the network of a configuration in OUTPUT_DIR, write it in the original's layout too, evaluate it.
 
     The run that the folder holds is continued; without `resume`, such a folder is refused. Gives the results by data
@@ -53,37 +70,46 @@ def train_lvt(config: dict[str, Any], resume: bool = True, allow_config_change: 
     """
     seed_everything(max(config["SEED"], 0))
     evaluators_of(config)  # a mistake there shall not wait for the end of the training
-    recipe, data, validation = build_run(config)
+    training, validation = open_data(config)
+    recipe = build_recipe(config)
+    recipe.held_out = flags_of(validation)
     chosen = settings(config, resume, allow_config_change)
-    result = train(recipe, data, chosen, {**config, "model": shape_of_model(config)}, validation)
+    result = train(recipe, training, chosen, {**config, "model": shape_of_model(config)}, validation)
     if not result.finished:
         logger.info("stopped at step %d; the same command continues", result.step)
         return {}
     distributed.barrier()  # the main process has written the last checkpoint
     (model,) = recipe.networks.values()
-    load = load_transformer if is_transformer(config) else load_vqvae
+    load = load_transformer_weights if is_transformer(config) else load_vqvae_weights
     load(model, chosen.run_dir)  # the averaged weights where there are any
     if distributed.is_main():
         write_original(chosen.run_dir, model.original_state(), result.step - 1, "model_final")
     return evaluate_lvt(config, model)
 
 
-def build_run(config: dict[str, Any]) -> tuple[VQVAERecipe | TransformerRecipe, Any, Any]:
-    """Recipe, training data and validation data of a configuration."""
-    names = config["DATASETS"]
-    if is_transformer(config):
-        data = together([open_code_windows(config, name, training=True) for name in names["TRAIN"]])
-        tests = [open_code_windows(config, name, training=False) for name in names["TEST"]]
-        shows = config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
-        shown = load_sampler_vqvae(config, torch.device("cpu")) if shows else None
-        recipe = TransformerRecipe(build_transformer(config), config, shown)
-    else:
-        data = together([open_frames(config, name, training=True) for name in names["TRAIN"]])
-        tests = [open_frames(config, name, training=False) for name in names["TEST"]]
-        recipe = VQVAERecipe(build_vqvae(config), config)
-    if tests and (videos := provenance_of(tests[0])) is not None:
-        recipe.held_out = f"--data {videos['source']} --split {videos['split'] or 'all'}"
-    return recipe, data, thinned(together(tests), config["TEST"]["N_SAMPLES"]) if tests else None
+def open_data(config: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
+    """What to train on, and TEST.N_SAMPLES items to validate with; None: DATASETS.TEST is empty."""
+    names, opened = config["DATASETS"], open_code_windows if is_transformer(config) else open_frames
+    training = together([opened(config, name, training=True) for name in names["TRAIN"]])
+    tests = [opened(config, name, training=False) for name in names["TEST"]]
+    return training, thinned(together(tests), config["TEST"]["N_SAMPLES"]) if tests else None
+
+
+def build_recipe(config: dict[str, Any]) -> VQVAERecipe | TransformerRecipe:
+    """The network of a configuration, freshly initialised, with its losses and optimiser."""
+    if not is_transformer(config):
+        return VQVAERecipe(build_vqvae(config), config)
+    shows = config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
+    shown = find_sampler_vqvae(config, torch.device("cpu")) if shows else None
+    return TransformerRecipe(build_transformer(config), config, shown)
+
+
+def flags_of(validation: Dataset | None) -> str | None:
+    """Flags of evaluate.py for the clips of the first validation set; None: it does not say where they are from."""
+    while isinstance(validation, (Subset, ConcatDataset)):
+        validation = validation.dataset if isinstance(validation, Subset) else validation.datasets[0]
+    videos = provenance_of(validation)
+    return videos and f"--data {videos['source']} --split {videos['split'] or 'all'}"
 
 
 def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,15 @@
-"""How scripts/evaluate.py scores a video VAE: its reconstructions with the bits of their latents, or prior samples."""
+"""How scripts/evaluate.py scores a video VAE: its reconstructions with the bits of their latents, or prior samples.
+
+The flags, without torch, so that the help need not wait, and how they open what `scores` has.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evaluation.subject import Subject
 from training.cli import nonnegative_float, positive_int
-from video_vae.scores import Reconstructions, Samples
-
-if TYPE_CHECKING:  # the help of evaluate.py does not wait for torch
-    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_subject(args: argparse.Namespace) -> Subject:
     """The model of --checkpoint, ready to be scored on clips like those of its training. Raises UserError."""
     from training.distributed import resolve_device
-    from video_vae.files import load_network
+    from video_vae.files import load_model
+    from video_vae.scores import Reconstructions, Samples
 
-    network, config = load_network(args.checkpoint, resolve_device(args.device))
+    network, config = load_model(args.checkpoint, resolve_device(args.device))
     subject = Samples(network, args.temperature) if args.generate else Reconstructions(network, args.mean_latents)
     subject.runs = (args.checkpoint,)
     if Path(args.checkpoint).suffix == ".pth":  # lies outside of the run folder that says what it was trained on

@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""What is measured of a video VAE: its reconstructions with the bits of their latents, and samples of its prior."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-import training
+from evaluation.metrics import mean_frame
+from evaluation.paired import merge_dicts
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
+from training.distributed import gather_batches
+from training.randomness import SampleNoise
 from video_vae.model import TransformerNetwork
 
 
@@ -25,22 +28,16 @@ class Reconstructions(Subject):
 
     def make(self, batch: Batch) -> Tensor:
         device = self.network.canvas.device
-        noise = None if self.mean_latents else training.SampleNoise(batch.seed, batch.items, device)
+        noise = None if self.mean_latents else SampleNoise(batch.seed, batch.items, device)
         reconstruction, terms = self.network(batch.clips.to(device), noise)
         if batch.sample == 0:
             self._bits.append({name: values.tolist() for name, values in kl_bits(terms).items()})
         return reconstruction.cpu()
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        from evaluation.metrics import mean_frame
-
         return {"of the mean frame": mean_frame(clips)}
 
     def own_scores(self) -> dict[str, list[Score]]:
-        from evaluation.paired import merge_dicts
-        from evaluation.report import Score
-        from training.distributed import gather_batches
-
         merged, self._bits = merge_dicts(gather_batches(self._bits)), []
         scores = []
         for name, batches in merged.items():  # kl_bits_1, ..., kl_bits
@@ -62,7 +59,7 @@ class Samples(Subject):
         self.network, self.temperature = network, temperature
 
     def make(self, batch: Batch) -> Tensor:
-        noise = training.SampleNoise(batch.seed, batch.items, self.network.canvas.device)
+        noise = SampleNoise(batch.seed, batch.items, self.network.canvas.device)
         frames, size = batch.clips.shape[2], tuple(batch.clips.shape[3:])
         return self.network.decode(self.network.draw_latents(noise, frames, size, self.temperature)).cpu()
 

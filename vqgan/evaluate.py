@@ -1,19 +1,14 @@
 """How well a trained VQGAN reconstructs clips, and how much of its codebook it uses for them.
 
-Nothing is imported from torch before a model is opened, because `scripts/evaluate.py --help` reads the flags here.
+The flags, without torch, so that the help of scripts/evaluate.py need not wait, and how they open what `scores` has.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from evaluation.subject import Subject
 from vqgan.config import add_grid_arguments
-from vqgan.scores import Reconstructions
-
-if TYPE_CHECKING:
-    pass
 
 FRAMES = 8  # per clip; the model sees one at a time
 
@@ -27,9 +22,10 @@ def open_subject(args: argparse.Namespace) -> Subject:
     """The model that `--checkpoint` names, on the grid of its training unless the flags say otherwise."""
     from training.distributed import resolve_device
     from vqgan.files import load_model, settle_grid
+    from vqgan.scores import Reconstructions
 
-    model = load_model(args.checkpoint).to(resolve_device(args.device))
-    rows, columns = settle_grid(args)
+    model, config = load_model(args.checkpoint, resolve_device(args.device))
+    rows, columns = settle_grid(args, config)
     subject = Reconstructions(model, rows, columns)
     subject.runs = (args.checkpoint,)
     size = rows * args.patch_size, columns * args.patch_size

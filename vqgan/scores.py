@@ -1,4 +1,4 @@
-"""TODO: docstring."""
+"""What is measured of a VQGAN: how well it reconstructs clips, and how much of its codebook it uses for them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from evaluation.codebook import CodebookUsage
+from evaluation.metrics import SMALLEST_SIDE, mean_frame
 from evaluation.protocol import Protocol
 from evaluation.report import Score
+from evaluation.runner import evaluate
 from evaluation.subject import Batch, Subject
+from training.distributed import is_main, resolve_device
 from videodata.files import write_json
-from vqgan.data import PatchDataset
-from vqgan.files import Model
+from vqgan.data import PatchDataset, merge_patches, split_patches
+from vqgan.files import Model, load_model
+from vqgan.model import encode_patches
 
 TEST_BATCH = 4  # patches at a time of the test scores
 
@@ -34,14 +38,9 @@ class Reconstructions(Subject):
 
     def unused(self) -> CodebookUsage:
         """The usage before anything is encoded."""
-        from evaluation.codebook import CodebookUsage
-
         return CodebookUsage(self.model.num_embeddings)
 
     def make(self, batch: Batch) -> Tensor:
-        from vqgan.data import merge_patches, split_patches
-        from vqgan.model import encode_patches
-
         frames = batch.clips.transpose(1, 2)  # (B, T, 3, H, W)
         encoded = encode_patches(self.model, split_patches(frames.flatten(0, 1), self.rows, self.columns))
         if batch.sample == 0:
@@ -51,13 +50,9 @@ class Reconstructions(Subject):
         return made.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        from evaluation.metrics import mean_frame
-
         return {"of the mean frame": mean_frame(clips)} if clips.shape[2] > 1 else {}  # that of one frame is the frame
 
     def own_scores(self) -> dict[str, list[Score]]:
-        from evaluation.report import Score
-
         self.usage, self._usage = self._usage.over_processes(), self.unused()
         cost = Score("code-bits-per-frame", [], value=self.bits_per_frame)
         return {"codebook": [*self.usage.scores(), cost]}
@@ -82,12 +77,8 @@ def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, devic
 
     A patch is scored as a clip of one frame, because a test split of a few videos has few frames but many patches.
     """
-    from evaluation.metrics import SMALLEST_SIDE
-    from evaluation.runner import evaluate
-    from training.distributed import is_main, resolve_device
-    from vqgan.files import load_model
-
-    subject = Reconstructions(load_model(model_file).to(resolve_device(str(device))), rows=1, columns=1)
+    model, _ = load_model(model_file, resolve_device(str(device)))
+    subject = Reconstructions(model, rows=1, columns=1)
     paired = ("psnr", "ssim") if min(patches.patch_size) >= SMALLEST_SIDE else ("psnr",)
     scores = evaluate(subject, lambda seed: patches, Protocol((*paired, "codebook"), batch_size=TEST_BATCH))
     found = {score.name.lower(): score.mean for score in scores if score.name.lower() in paired}

@@ -35,7 +35,7 @@ from videodata.pixels import normalize
 from videodata.splits import declared_splits
 from vqgan.config import GAN_LOSSES, Objective, VQGANConfig
 from vqgan.data import PatchDataset, find_batch_files, open_frames
-from vqgan.files import build_model, load_model, model_config, read_model, save_model, settle_device
+from vqgan.files import build_model, load_model, model_config, read_weights, save_model, settle_device
 from vqgan.ldm import LDM_CONFIGS, LDMVQModel
 from vqgan.model import VQGAN, Discriminator, Reconstruction
 from vqgan.quantize import CodeRevival, LatentReservoir
@@ -384,7 +384,8 @@ def build_objective(args: argparse.Namespace, steps: int, gan_steps: int, per_ep
 def reconstruction_recipe(args: argparse.Namespace, objective: Objective) -> ReconstructionRecipe:
     """Stage 1 on a new model, or on the weights that --resume names."""
     if weights_named(args):
-        model = load_model(args.resume, flags_config(args)).train()
+        model, _ = load_model(args.resume, config=flags_config(args))
+        model.train()
     else:
         torch.manual_seed(derive_seed(args.seed, "weights"))
         model = build_model(flags_config(args))
@@ -414,11 +415,13 @@ def recipe_options(args: argparse.Namespace) -> tuple[str | None, int, float]:
 def adversarial_recipe(args: argparse.Namespace, objective: Objective) -> AdversarialRecipe:
     """Stage 2 on the best model of stage 1, or on the one that --resume names under --gan_mode."""
     named = args.gan_mode and weights_named(args)
-    model = load_model(args.resume if named else args.checkpoint_dir / STAGE1_FILE, flags_config(args)).train()
+    start = args.resume if named else args.checkpoint_dir / STAGE1_FILE
+    model, _ = load_model(start, config=flags_config(args))
+    model.train()
     torch.manual_seed(derive_seed(args.seed, "discriminator"))
     discriminator = Discriminator(args.hidden_dims)
     if args.resume_disc:
-        strict_load(discriminator, read_model(Path(args.resume_disc))[0], args.resume_disc)
+        strict_load(discriminator, read_weights(Path(args.resume_disc))[0], args.resume_disc)
     return AdversarialRecipe(model, discriminator, objective, *recipe_options(args))
 
 
