@@ -310,7 +310,7 @@ def train_vqgan(args: argparse.Namespace) -> list[str]:
     summary = []
     for stage, stage_steps in ((1, 0 if args.gan_mode else steps), (2, gan_steps)):
         if stage_steps:
-            recipe = (reconstruction_recipe if stage == 1 else adversarial_recipe)(args, objective)
+            recipe = build_recipe(args, objective, stage)
             result = run_stage(args, stage, recipe, training, validation, stage_steps, per_epoch)
             if not result.finished:
                 return [f"{args.checkpoint_dir}: stage {stage} stopped at step {result.step}; the same command goes on"]
@@ -381,15 +381,27 @@ def build_objective(args: argparse.Namespace, steps: int, gan_steps: int, per_ep
     return Objective(**chosen)
 
 
-def reconstruction_recipe(args: argparse.Namespace, objective: Objective) -> ReconstructionRecipe:
-    """Stage 1 on a new model, or on the weights that --resume names."""
-    if weights_named(args):
-        model, _ = load_model(args.resume, config=flags_config(args))
-        model.train()
-    else:
+def build_recipe(args: argparse.Namespace, objective: Objective, stage: int) -> ReconstructionRecipe:
+    """Stage 1 on a new model, or on the weights that --resume names; stage 2 on the best model of stage 1, or on the
+    one that --resume names under --gan_mode.
+    """
+    start = args.checkpoint_dir / STAGE1_FILE if stage == 2 else None
+    if weights_named(args) and (stage == 1 or args.gan_mode):
+        start = args.resume
+    if start is None:
         torch.manual_seed(derive_seed(args.seed, "weights"))
         model = build_model(flags_config(args))
-    return ReconstructionRecipe(model, objective, *recipe_options(args))
+    else:
+        model, _ = load_model(start, config=flags_config(args))
+        model.train()
+    options = args.vgg_weights, args.accumulation, dead_code_fraction(args)
+    if stage == 1:
+        return ReconstructionRecipe(model, objective, *options)
+    torch.manual_seed(derive_seed(args.seed, "discriminator"))
+    discriminator = Discriminator(args.hidden_dims)
+    if args.resume_disc:
+        strict_load(discriminator, read_weights(Path(args.resume_disc))[0], args.resume_disc)
+    return AdversarialRecipe(model, discriminator, objective, *options)
 
 
 def flags_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -405,24 +417,6 @@ def flags_config(args: argparse.Namespace) -> dict[str, Any]:
 def dead_code_fraction(args: argparse.Namespace) -> float:
     """Share of the mean usage below which a code is revived; 0 under --no-restart_unused."""
     return args.dead_code_fraction if args.restart_unused else 0.0
-
-
-def recipe_options(args: argparse.Namespace) -> tuple[str | None, int, float]:
-    """What both recipes are told beside model and objective."""
-    return args.vgg_weights, args.accumulation, dead_code_fraction(args)
-
-
-def adversarial_recipe(args: argparse.Namespace, objective: Objective) -> AdversarialRecipe:
-    """Stage 2 on the best model of stage 1, or on the one that --resume names under --gan_mode."""
-    named = args.gan_mode and weights_named(args)
-    start = args.resume if named else args.checkpoint_dir / STAGE1_FILE
-    model, _ = load_model(start, config=flags_config(args))
-    model.train()
-    torch.manual_seed(derive_seed(args.seed, "discriminator"))
-    discriminator = Discriminator(args.hidden_dims)
-    if args.resume_disc:
-        strict_load(discriminator, read_weights(Path(args.resume_disc))[0], args.resume_disc)
-    return AdversarialRecipe(model, discriminator, objective, *recipe_options(args))
 
 
 def run_stage(
