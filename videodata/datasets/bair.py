@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from google_crc32c import value as crc32c
@@ -104,6 +104,7 @@ class Bair(DataSet):
     """Train and test as published. Actions and states go into `<name>.actions.npz`."""
 
     name, help, splits = "bair", "BAIR robot pushing, small: 43,520 clips of 30 frames", ("train", "test")
+    flags = {"--camera": {"choices": CAMERAS, "default": CAMERAS[0], "help": "papers use image_aux1"}}
     defaults = {"width": 64, "height": 64, "num_frames": 30}
     licence = "none stated; made for research by the Berkeley Artificial Intelligence Research laboratory"
     mean_frames, one_length = FRAMES, True
@@ -113,10 +114,6 @@ class Bair(DataSet):
     def __init__(self, camera: str = CAMERAS[0]) -> None:
         self.camera = camera
         self._sources: dict[Path, BairRecords] = {}
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--camera", choices=CAMERAS, default=CAMERAS[0], help="papers use image_aux1")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Bair:

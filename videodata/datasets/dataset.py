@@ -11,7 +11,7 @@ import logging
 import shutil
 import urllib.parse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -215,11 +215,12 @@ class DataSet(ABC):
     """A data set with its options, and its command below scripts/prepare_data.py.
 
     A new one is a class in a new file of this folder: `name` and `help` make its command, `defaults` replace those of
-    the shared flags, `add_flags` adds its own, `from_args` reads them.
+    the shared flags, `flags` are its own (as argparse takes them), `from_args` reads them.
     """
 
     name: str
     help = ""  # one without help has no command
+    flags: dict[str, dict[str, Any]] = {}
     defaults: dict[str, Any] = {}  # what papers use, where they agree: size, rule, frames per sequence of an array
     downloads = True
     splits: tuple[str | None, ...] = (None,)  # its own parts; (None,): it is not divided
@@ -228,11 +229,6 @@ class DataSet(ABC):
     mean_frames = 0.0  # of a video, for planning
     one_length = False  # whether all videos have that many
     shares_archives = False  # whether a share of the work is a share of the archives
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        """Add flags of its own: `add` is that of an argument parser."""
-        return
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> DataSet:

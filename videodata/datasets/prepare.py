@@ -177,7 +177,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     for kind in data_sets():
         command = commands.add_parser(kind.name, help=kind.help, formatter_class=parser.formatter_class)
         _add_flags(command, kind.downloads)
-        kind.add_flags(command.add_argument)
+        for name, options in kind.flags.items():
+            command.add_argument(name, **options)
         command.set_defaults(kind=kind, **kind.defaults)
     merge = commands.add_parser("merge", help="write the index of the parts that --shard made")
     merge.add_argument("out", help="the folder that was --out")
