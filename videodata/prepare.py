@@ -18,8 +18,9 @@ from tqdm import tqdm
 from videodata.decode import DecodePool, End, Frames
 from videodata.errors import UserError, VideoError
 from videodata.files import read_json
-from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer, ShardWriter
-from videodata.npy import NpyWriter, is_finished, npy_header, partial_path, sidecar_path
+from videodata.folder_writer import FORMAT, FrameWriter, Mp4Writer, ShardWriter
+from videodata.journal import Writer, is_finished, partial_path, sidecar_path
+from videodata.npy import NpyWriter, npy_header
 from videodata.source import ClipSource
 from videodata.video import probe
 from videodata.video_folder import InputVideo, fingerprint
@@ -209,7 +210,7 @@ def prepare_videos(
 
 def _write_videos(
     videos: Sequence[InputVideo],
-    writer: NpyWriter | FolderWriter,
+    writer: Writer,
     settings: SequenceSettings,
     workers: int,
     decode: Decoder,
@@ -233,7 +234,7 @@ def _write_videos(
     return Summary(writer.path, len(videos), writer.sequences, writer.skipped(), frames, seconds)
 
 
-def _end_video(video: InputVideo, end: End, writer: NpyWriter | FolderWriter, settings: SequenceSettings) -> None:
+def _end_video(video: InputVideo, end: End, writer: Writer, settings: SequenceSettings) -> None:
     kept = -(-end.frames // settings.stride)
     status, reason = "ok", end.note if video.stop is not None else None
     if end.error is not None:

@@ -15,7 +15,7 @@ from training.cli import fraction, nonnegative_int
 from videodata.datasets import data_sets
 from videodata.datasets.dataset import DataSet, Place, Selection, Shard
 from videodata.errors import UserError
-from videodata.npy import sidecar_path
+from videodata.journal import sidecar_path
 from videodata.prepare import FORMATS, SequenceSettings, expected_sequences, prepare_videos, size
 from videodata.resize import RESIZE_RULES
 from videodata.sources import merge_parts, read_sidecar
