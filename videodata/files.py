@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -101,6 +102,31 @@ def sync_folder(folder: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def free_space(path: str | Path) -> tuple[int, Path]:
+    """Bytes that are free where the path is or will be, and the nearest folder above it that is there."""
+    path = Path(path).absolute()
+    folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    return shutil.disk_usage(folder).free, folder
+
+
+def require_room(
+    path: str | Path, needed: float, refuse: Callable[[str], Exception], why: str, remedy: str = ""
+) -> None:
+    """Raise what `refuse` makes of one line when the disk of `path` has not so many bytes."""
+    free, folder = free_space(path)
+    if needed > free:
+        raise refuse(f"{why}, but {readable_size(free)} are free at {folder}{remedy}")
+
+
+def readable_size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def remove_debris(folder: str | Path, name: str | None = None) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 from videodata.archive import ArchiveError, extract
 from videodata.download import download
 from videodata.errors import UserError
-from videodata.files import lock_file
+from videodata.files import lock_file, readable_size, require_room
 from videodata.prepare import Decoder, decode_files
 from videodata.video_folder import InputVideo
 
@@ -136,14 +135,12 @@ class Place:
             return
         packed = max(missing) if self.delete_archives else sum(missing)
         have = sum(path.stat().st_size for path in self.root.glob("*.part")) if self.root.is_dir() else 0
-        existing = next(folder for folder in (self.root.absolute(), *self.root.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(existing).free
-        if packed + sum(missing) + self.reserve - have > free:
-            raise UserError(
-                f"{existing}: needs {packed / 1e9:.1f} GB for archives, {sum(missing) / 1e9:.1f} GB unpacked and "
-                f"about {self.reserve / 1e9:.1f} GB for the result, but {free / 1e9:.1f} GB are free: name "
-                "another disk with --root, or take fewer videos (--max_videos, --classes, --split)"
-            )
+        sizes = map(readable_size, (packed, sum(missing), self.reserve))
+        require_room(
+            self.root, packed + sum(missing) + self.reserve - have, UserError,
+            "needs {} for archives, {} unpacked and about {} for the result".format(*sizes),
+            ": name another disk with --root, or take fewer videos (--max_videos, --classes, --split)",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
