@@ -50,17 +50,13 @@ class HashingFile:
         self.file.flush()
 
 
-def write_file(
-    path: str | Path,
-    content: str | bytes | Callable[[HashingFile], object],
-    before_rename: Callable[[], None] | None = None,
-) -> str:
+def write_file(path: str | Path, content: str | bytes | Callable[[HashingFile], object]) -> str:
     """Write a text, bytes, or whatever the function `content` writes into the file; gives its SHA-256.
 
     Raises OSError when the disk refuses; then neither the file nor its temporary form is left.
     """
     data = content.encode() if isinstance(content, str) else content
-    with atomic_path(path, before_rename) as temporary, open(temporary, "wb") as raw:
+    with atomic_path(path) as temporary, open(temporary, "wb") as raw:
         file = HashingFile(raw)
         if callable(data):
             try:
@@ -73,15 +69,13 @@ def write_file(
 
 
 @contextmanager
-def atomic_path(path: str | Path, before_rename: Callable[[], None] | None = None) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, for what must open a file by its name; the block's end makes it `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
-        if before_rename:
-            before_rename()
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
