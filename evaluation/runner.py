@@ -181,7 +181,6 @@ class Pass:
                     watch(batch, torch.stack(made, dim=1), rows)
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of this process."""
         size = self.protocol.batch_size
         starts = range(0, len(self.clips), size)
         own = list(islice(starts, distributed.rank(), None, distributed.world_size()))

@@ -26,8 +26,8 @@ from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.train import DenoiserRecipe, DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 from training import TrainSettings, settings_from, train
 from training.checkpoint import checkpoints_in
+from training.cli import relaunch
 from training.distributed import is_main, print0, resolve_device
-from training.launch import relaunch
 from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.files import write_file

@@ -21,7 +21,7 @@ from training.randomness import SampleNoise, derive_seed, seed_everything
 from training.recipe import Networks, Step
 from training.settings import TrainSettings
 from training.state import TrainState
-from training.step import PRECISIONS
+from training.step import autocast
 from videodata.encode import write_video
 from videodata.files import write_file
 from videodata.pixels import denormalize
@@ -105,11 +105,10 @@ class Evaluator:
         """The bare networks, averaged where there are averages, in eval mode and without gradients."""
         seed_everything(derive_seed(self.settings.seed, "evaluate", distributed.rank()))
         networks = {**self.state.networks, **self.state.averaged.networks}
-        dtype = PRECISIONS.get(self.settings.precision)
         for network in networks.values():
             network.eval()
         try:
-            with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            with torch.no_grad(), autocast(self.settings, self.device):
                 yield networks
         finally:
             for network in self.state.wrapped.values():

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from training import distributed
 from training.checkpoint import checkpoints_in, first_of, migrate, newest_checkpoint, read_tensors
@@ -24,7 +23,6 @@ from videodata.files import (
     readable_size,
     remove_debris,
     require_room,
-    write_file,
     write_json,
 )
 
@@ -67,11 +65,6 @@ def log_file(path: Path) -> Iterator[None]:
         engine.setLevel(level)
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write the complete configuration to config.yaml."""
-    write_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def record_training_data(folder: Path, provenance: dict[str, Any] | None) -> None:

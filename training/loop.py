@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import yaml
 from torch.utils.data import Dataset
 
 from training import distributed
@@ -29,7 +30,6 @@ from training.folder import (
     record_training_data,
     resume,
     run_facts,
-    write_config,
 )
 from training.log import CollapseWatch, RunLog
 from training.recipe import Recipe
@@ -38,6 +38,7 @@ from training.state import TrainState, build_state
 from training.step import Update, Updater
 from videodata.clips import provenance_of
 from videodata.errors import UserError
+from videodata.files import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,6 @@ class Run:
 
     @property
     def epoch(self) -> int:
-        """Number of epochs done."""
         return self.state.step // self.steps_per_epoch
 
     @property
@@ -202,7 +202,6 @@ class Run:
         return self.state.step == self.settings.steps
 
     def sampler(self) -> PositionSampler:
-        """The remaining samples of this process."""
         return PositionSampler(
             length=self.length,
             batch_size=self.settings.batch_size,
@@ -229,7 +228,8 @@ class Run:
             weights = sum(p.nbytes for network in self.state.networks.values() for p in network.parameters())
             size = weights * (5 if self.state.averaged.models else 4)  # weights twice, two moments, averages
             check_free_space(self.folder, size, self.settings.keep + 1)
-            write_config(self.folder, self.config)
+            text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+            write_file(self.folder / "config.yaml", text)
             record_training_data(self.folder, self.provenance)
 
     def report(self, update: Update) -> None:

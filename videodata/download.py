@@ -139,7 +139,6 @@ class Transfer:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def error(self, reason: str) -> DownloadError:
-        """The error line for this transfer."""
         return DownloadError(f"{self.url}: {reason}" + (f"; {self.hint}" if self.hint else ""))
 
     def attempt(self) -> None:

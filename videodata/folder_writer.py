@@ -18,7 +18,7 @@ from videodata.encode import write_video
 from videodata.errors import UserError, disk_errors
 from videodata.files import TEMPORARY, read_json, sync_folder
 from videodata.frame_folder import save_png
-from videodata.hdf5 import SHARDS
+from videodata.hdf5 import ShardSeries
 from videodata.journal import Entry, Writer, described, sidecar_path
 
 FORMAT = "videodata-folder"
@@ -132,55 +132,30 @@ class ShardWriter(FolderWriter):
         self, *args: object, layout: str = "chunked", videos_per_shard: int = VIDEOS_PER_SHARD, **options: object
     ) -> None:
         super().__init__(*args, **options)
-        self._new_shard, self._videos_per_shard = SHARDS[layout], videos_per_shard
-        self._digits = 5 if layout == "chunked" else 4
-        self._shard = None
+        self._shards = ShardSeries(self.partial, layout, videos_per_shard)
 
     def __exit__(self, *exception: object) -> None:
-        if self._shard is not None:
-            self._shard.discard()
+        self._shards.discard()
         super().__exit__(*exception)
 
+    @property
+    def number(self) -> int:
+        return self._shards.number
+
     def _write(self, frames: np.ndarray) -> None:
-        self._opened().write(frames)
+        self._shards.write(frames)
 
     def _end_video(self, entry: Entry | None) -> None:
-        facts = None
-        if entry is not None:
-            facts = [entry.id, entry.label or "", entry.group or "", entry.fps or ""]
-        if entry is not None or self._shard is not None:
-            self._opened().end_video(facts)
-        if self._shard is not None and self._shard.videos == self._videos_per_shard:
-            self._finish()
+        facts = None if entry is None else [entry.id, entry.label or "", entry.group or "", entry.fps or ""]
+        if self._shards.end_video(facts):
+            self._write_lines()
 
     def _finish(self) -> None:
-        if self._shard is None:
-            return
-        if self._shard.videos == 0:
-            self._shard.discard()
-            self._shard = None
-            return
-        self._shard.finish()
-        self._shard = None
-        self.number += 1
-        self._write_lines()
-
-    def _name(self, number: int) -> str:
-        return f"shard_{number:0{self._digits}d}.hdf5"
-
-    def _opened(self):
-        if self._shard is None:
-            self._shard = self._new_shard(self.partial / self._name(self.number))
-        return self._shard
-
-    def _open(self) -> None:
-        self.number = 1
-        super()._open()
+        self._shards.finish()
 
     def _clean(self) -> None:
-        last = max((entry.offset for entry in self.entries), default=0)
-        self.number = last + 1
-        kept = {self._name(number) for number in range(1, self.number)}
+        self._shards.number = 1 + max((entry.offset for entry in self.entries), default=0)
+        kept = {self._shards.name(number) for number in range(1, self.number)}
         for path in self.partial.iterdir():
             if path.name not in kept:
                 path.unlink()

@@ -209,22 +209,62 @@ def open_hdf5(path: str | Path) -> h5py.File:
         raise VideoError(path, f"is not a readable HDF5 file ({reason}); prepare it again") from error
 
 
-class Hdf5Writer:
-    """Appends videos to shards of at most `videos_per_shard` in a folder; use it in a `with` block.
+class ShardSeries:
+    """Shards of at most `videos_per_shard` in a folder, numbered from 1; each has its name when it is complete.
 
-    layout: "chunked" or "river", as described above. A shard gets its final name when it is complete; `written` counts
-    the videos. Raises UserError for a folder that holds shards already.
+    layout: "chunked" or "river", as described above. Raises UserError for another one.
     """
 
     def __init__(self, folder: str | os.PathLike, layout: str = "chunked", videos_per_shard: int = 100_000) -> None:
-        if layout not in ("chunked", "river"):
+        if layout not in SHARDS:
             raise UserError(f'layout must be "chunked" or "river", found {layout!r}')
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._new_shard = SHARDS[layout]
+        self.folder, self.number = Path(folder), 1  # number: of the shard that is being written
+        self._new_shard, self._videos_per_shard = SHARDS[layout], videos_per_shard
         self._digits = 5 if layout == "chunked" else 4
-        self._videos_per_shard, self._number, self.written = videos_per_shard, 0, 0
-        self._shard: ChunkedShard | RiverShard | None = None
+        self._shard: _Shard | None = None
+
+    def name(self, number: int) -> str:
+        return f"shard_{number:0{self._digits}d}.hdf5"
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames (n, H, W, 3) to the video that is being written."""
+        if self._shard is None:
+            self._shard = self._new_shard(self.folder / self.name(self.number))
+        self._shard.write(frames)
+
+    def end_video(self, facts: list[str] | None) -> bool:
+        """Keep the video with the values of its FACTS, or drop it (None); whether that completed a shard."""
+        if self._shard is None:  # nothing was written of it
+            return False
+        self._shard.end_video(facts)
+        return self._shard.videos == self._videos_per_shard and self.finish()
+
+    def finish(self) -> bool:
+        """Complete the shard that is being written; whether there was a video in it."""
+        if self._shard is None or not self._shard.videos:
+            self.discard()
+            return False
+        self._shard.finish()
+        self._shard, self.number = None, self.number + 1
+        return True
+
+    def discard(self) -> None:
+        """Remove the shard that is being written."""
+        if self._shard is not None:
+            self._shard.discard()
+            self._shard = None
+
+
+class Hdf5Writer(ShardSeries):
+    """Appends whole videos; use it in a `with` block. `written` counts them.
+
+    Raises UserError for a folder that holds shards already.
+    """
+
+    def __init__(self, folder: str | os.PathLike, layout: str = "chunked", videos_per_shard: int = 100_000) -> None:
+        super().__init__(folder, layout, videos_per_shard)
+        self.written = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
         complete = list(self.folder.glob("shard_*.hdf5"))
         if complete:
             raise UserError(f"{self.folder} holds {len(complete)} shards already: choose an empty folder")
@@ -238,19 +278,15 @@ class Hdf5Writer:
         group: str | None = None,
     ) -> None:
         """Append one video: an array uint8 (T, H, W, 3), or an iterable of uint8 (H, W, 3). Raises UserError."""
-        if self._shard is None:
-            self._number += 1
-            path = self.folder / f"shard_{self._number:0{self._digits}d}.hdf5"
-            self._shard = self._new_shard(path)
-        self._shard.add(_checked(frames, id), [id, label or "", group or "", "" if fps is None else str(fps)])
+        checked = _checked(frames, id)
+        while block := list(islice(checked, BLOCK)):
+            self.write(np.stack(block))
+        self.end_video([id, label or "", group or "", "" if fps is None else str(fps)])
         self.written += 1
-        if self._shard.videos == self._videos_per_shard:
-            self._finish_shard()
 
     def close(self) -> None:
         """Complete the last shard."""
-        if self._shard is not None:
-            self._finish_shard()
+        self.finish()
 
     def __enter__(self) -> Hdf5Writer:
         return self
@@ -258,12 +294,8 @@ class Hdf5Writer:
     def __exit__(self, error_type: type | None, *_: object) -> None:
         if error_type is None:
             self.close()
-        elif self._shard is not None:
-            self._shard.discard()
-
-    def _finish_shard(self) -> None:
-        self._shard.finish()
-        self._shard = None
+        else:
+            self.discard()
 
 
 class _Shard(ABC):
@@ -274,13 +306,6 @@ class _Shard(ABC):
         self._partial = path.with_name(path.name + ".partial")
         # Blocks of frames end inside a chunk: the cache must hold the chunk until the next block completes it.
         self.file = h5py.File(self._partial, "w", rdcc_nbytes=CACHE_BYTES)
-
-    def add(self, frames: Iterable[np.ndarray], facts: list[str]) -> None:
-        """Append a whole video, given frame by frame."""
-        frames = iter(frames)
-        while block := list(islice(frames, BLOCK)):
-            self.write(np.stack(block))
-        self.end_video(facts)
 
     @abstractmethod
     def write(self, frames: np.ndarray) -> None:

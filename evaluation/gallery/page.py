@@ -47,7 +47,6 @@ class Gallery:
         self.sections: list[Section] = []
 
     def add(self, section: Section) -> Gallery:
-        """Add a section that exists already."""
         self.sections.append(section)
         return self
 

@@ -159,7 +159,6 @@ class Shard:
         return cls(int(number), int(count))
 
     def of(self, items: Sequence) -> list:
-        """This share of a list."""
         begin, end = (len(items) * k // self.count for k in (self.number - 1, self.number))
         return list(items[begin:end])
 
