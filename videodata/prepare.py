@@ -121,6 +121,17 @@ def decode_source(source: ClipSource) -> Decoder:
     return decode
 
 
+def source_videos(source: ClipSource, split: str | None = None) -> list[InputVideo]:
+    """The videos that `decode_source` finds again."""
+    return [
+        InputVideo(
+            Path(source.path), source.id(index), source.label(index), source.group(index),
+            stop=source.length(index), split=split, stamp=source.stamp(index),
+        )
+        for index in range(len(source))
+    ]  # fmt: skip
+
+
 def _read(source: ClipSource, index: int, video: InputVideo, settings: SequenceSettings) -> Iterator[Frames | End]:
     frames, error, fps = 0, None, source.fps(index)
     size = settings.height, settings.width

@@ -21,7 +21,7 @@ from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shar
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path, files_in_folder
 from videodata.frame_folder import write_trees
-from videodata.prepare import Decoder, available_cores, decode_source
+from videodata.prepare import Decoder, available_cores, decode_source, source_videos
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 from videodata.video_folder import InputVideo
@@ -64,7 +64,7 @@ class BairRecords(ClipSource):
         return SIDE, SIDE
 
     def stamp(self, index: int) -> str:
-        return str(self._records[index][2].length)
+        return f"{self._records[index][2].length} {self.camera}"
 
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
         features = self._features(index)
@@ -123,14 +123,7 @@ class Bair(DataSet):
         return [Archive(self.archive, "bair", self.archive.name)]
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
-        source = self.records(place.root / "bair", split)
-        stamps = [f"{source.stamp(index)} {self.camera}" for index in range(len(source))]
-        ids = [source.id(index) for index in range(len(source))]
-        folder = Path(source.path)
-        return [
-            InputVideo(folder, id, None, id, 0, FRAMES, split=split, stamp=stamp)
-            for id, stamp in zip(ids, stamps, strict=True)
-        ]
+        return source_videos(self.records(place.root / "bair", split), split)
 
     def records(self, root: Path, split: str | None) -> BairRecords:
         """The records of one part below `root`, which is the unpacked archive or its inner folder."""
@@ -140,9 +133,6 @@ class Bair(DataSet):
         if folder not in self._sources:
             self._sources[folder] = BairRecords(folder, self.camera)
         return self._sources[folder]
-
-    def published(self, split: str | None) -> int | None:
-        return self.counts[split]
 
     def decoder(self, place: Place, split: str | None) -> Decoder:
         return decode_source(self.records(place.root / "bair", split))

@@ -220,6 +220,7 @@ class DataSet(ABC):
     defaults: dict[str, Any] = {}  # what papers use, where they agree: size, rule, frames per sequence of an array
     downloads = True
     splits: tuple[str | None, ...] = (None,)  # its own parts; (None,): it is not divided
+    counts: dict = {}  # published videos of each part
     exact = True  # whether a complete copy has exactly the published number of videos
     licence = ""
     mean_frames = 0.0  # of a video, for planning
@@ -254,7 +255,7 @@ class DataSet(ABC):
 
     def published(self, split: str | None) -> int | None:
         """How many videos the part has; None where nobody says."""
-        return None
+        return self.counts.get(split)
 
     def planned(self, split: str | None) -> float:
         """About how many videos the part has, known before anything is there."""

@@ -16,7 +16,7 @@ from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, is_hidden
 from videodata.frame_folder import read_image
 from videodata.hdf5 import Hdf5Writer
-from videodata.prepare import Decoder, decode_source
+from videodata.prepare import Decoder, decode_source, source_videos
 from videodata.shapes import LENGTH, Shapes
 from videodata.splits import SPLITS
 from videodata.video_folder import InputVideo, list_videos
@@ -72,14 +72,7 @@ class GeneratedShapes(DataSet):
         return [f"draw {len(self.source)} videos"]
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
-        source = self.source
-        return [
-            InputVideo(
-                Path(source.path), source.id(index), source.label(index), source.group(index),
-                stop=source.length(index), stamp=source.stamp(index),
-            )
-            for index in range(len(source))
-        ]  # fmt: skip
+        return source_videos(self.source)
 
     def published(self, split: str | None) -> int | None:
         return len(self.source)
