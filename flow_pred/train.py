@@ -45,8 +45,8 @@ from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor, river_path
 from training import Losses, Networks, Recipe, Step, TrainSettings, settings_from, train
 from training.checkpoint import checkpoints_in
+from training.cli import relaunch
 from training.distributed import is_main, print0
-from training.launch import relaunch
 from training.optim import build_optimizer
 from training.randomness import SampleNoise
 from videodata.clips import open_clips

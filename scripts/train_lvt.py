@@ -10,8 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lvt.config import configure
-from training.cli import make_parser, nonnegative_int, positive_int, run
-from training.launch import relaunch
+from training.cli import make_parser, nonnegative_int, positive_int, relaunch, run
 
 
 def build_parser() -> argparse.ArgumentParser:

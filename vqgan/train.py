@@ -77,7 +77,6 @@ class ReconstructionRecipe(Recipe):
         super().__init__(self.build_networks(), self.build_optimizers())
         self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
         self.best_metric = ("lpips", "min") if objective.perceptual_weight > 0 else ("mse", "min")
-        self.usage = CodebookUsage(model.num_embeddings)
 
     def build_networks(self) -> dict[str, nn.Module]:
         """The networks of the stage, by name."""
@@ -166,7 +165,6 @@ class ReconstructionRecipe(Recipe):
 
     def measure(self, frames: Tensor, out: Reconstruction, networks: Networks) -> dict[str, Tensor]:
         """The metrics of frames and what became of them in one pass."""
-        self.usage.update(out.indices)
         made = out.frames.float().clamp(-1, 1)
         clips = frames[:, :, None], made[:, :, None]  # of one frame each
         metrics = {"mse": reconstruction_error(frames, made, "mse"), "psnr": psnr(*clips)}
@@ -174,12 +172,15 @@ class ReconstructionRecipe(Recipe):
             metrics["ssim"] = ssim(*clips)
         if self.objective.perceptual_weight > 0:
             metrics["lpips"] = self.perceptual(frames, made)
+        codes = out.indices.reshape(len(frames), -1).long()
+        counts = torch.zeros(len(frames), self.model.num_embeddings, device=codes.device)
+        metrics["codes"] = counts.scatter_add_(1, codes, torch.ones_like(codes, dtype=counts.dtype))
         return metrics
 
-    def summarize(self) -> dict[str, float]:
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Codes in use, and their perplexity, over the whole validation set."""
-        total = self.usage.over_processes()
-        self.usage = CodebookUsage(self.model.num_embeddings)
+        total = CodebookUsage(self.model.num_embeddings)
+        total.counts = sums["codes"].long()
         return {"codes_used": float(total.used), "perplexity": total.perplexity}
 
     def pictures(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:

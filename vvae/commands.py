@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .files import load_model
-from .src.captions import CaptionCache, caption_embedder
 from .src.errors import VVAEError
 from .src.files import replaced
 from .src.images import SUFFIXES as IMAGE_SUFFIXES
@@ -25,7 +24,7 @@ from .src.images import reconstruct_images
 from .src.latent_files import SUFFIXES as LATENT_SUFFIXES
 from .src.latent_files import latent_statistics, read_info
 from .src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
-from .src.modules.t5 import load_text
+from .src.modules.t5 import CaptionCache, caption_embedder, load_text
 from .src.streaming import Streaming, decode_file, encode_file, reconstruct
 from .src.tiling import Windows
 from .src.video_io import READ_SUFFIXES as VIDEO_SUFFIXES

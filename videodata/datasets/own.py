@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +16,7 @@ from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, is_hidden
 from videodata.frame_folder import read_image
 from videodata.hdf5 import Hdf5Writer
-from videodata.prepare import Decoder, decode_source
+from videodata.prepare import Decoder, decode_source, source_videos
 from videodata.shapes import LENGTH, Shapes
 from videodata.splits import SPLITS
 from videodata.video_folder import InputVideo, list_videos
@@ -27,13 +26,10 @@ class Folder(DataSet):
     """All videos below a folder; sub-folders are their labels. described: whether the side-car speaks of it."""
 
     name, help, downloads = "folder", "a folder of videos of your own", False
+    flags = {"video_folder": {"help": "all videos below this folder are taken"}}
 
     def __init__(self, folder: Path, described: bool = True) -> None:
         self.folder, self.described = folder, described
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("video_folder", help="all videos below this folder are taken")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Folder:
@@ -53,19 +49,18 @@ class GeneratedShapes(DataSet):
     """Coloured shapes that move and bounce; nothing is downloaded."""
 
     name, help, licence = "shapes", "generated coloured shapes that move and bounce", "generated, no restrictions"
+    flags = {
+        "--count": {"type": positive_int, "default": 200, "help": "number of videos"},
+        "--frames": {"type": positive_int, "default": LENGTH, "help": "frames per video"},
+        "--size": {"type": nonnegative_int, "default": 0, "help": "side of the frames; 0: --width and --height"},
+        "--seed": {"type": nonnegative_int, "default": 0, "help": "another seed gives other videos"},
+    }
     defaults = {"width": 64, "height": 64, "num_frames": 16, "format": "videos"}
     downloads = False
 
     def __init__(self, source: Shapes) -> None:
         self.source = source
         self.mean_frames, self.one_length = source.length(0), True
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--count", type=positive_int, default=200, help="number of videos")
-        add("--frames", type=positive_int, default=LENGTH, help="frames per video")
-        add("--size", type=nonnegative_int, default=0, help="width and height of the frames; 0: --width and --height")
-        add("--seed", type=nonnegative_int, default=0, help="another seed gives other videos")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> GeneratedShapes:
@@ -77,14 +72,7 @@ class GeneratedShapes(DataSet):
         return [f"draw {len(self.source)} videos"]
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
-        source = self.source
-        return [
-            InputVideo(
-                Path(source.path), source.id(index), source.label(index), source.group(index),
-                stop=source.length(index), stamp=source.stamp(index),
-            )
-            for index in range(len(source))
-        ]  # fmt: skip
+        return source_videos(self.source)
 
     def published(self, split: str | None) -> int | None:
         return len(self.source)
