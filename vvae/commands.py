@@ -172,7 +172,8 @@ def files_in(source: Path, suffixes: frozenset[str] | tuple[str, ...]) -> list[P
         return [source]
     if not source.is_dir():
         raise VVAEError(f"{source}: no such file or folder")
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+    listed = sorted(path for path in source.iterdir() if not path.name.startswith("."))  # ._x.png is of the system
+    files = [path for path in listed if path.suffix.lower() in suffixes and path.is_file()]
     if not files:
         raise VVAEError(f"{source}: holds no file with one of the suffixes {', '.join(sorted(suffixes))}")
     return files

@@ -13,15 +13,17 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from scripts import reconstruct_vvae, vvae
 from tests.vvae.conftest import make_tiny
 from tests.vvae.live_memory import LiveMemory
+from videodata import frame_folder
 from videodata.errors import UserError
 from vvae.src.distributions import DiagonalGaussianDistribution
 from vvae.src.errors import VideoFileError, VVAEError
-from vvae.src.images import read_image, to_clip, to_frames, write_image
+from vvae.src.images import SUFFIXES, read_image, to_clip, to_frames, write_image
 from vvae.src.latent_files import LatentInfo, latent_writer, read_info
 from vvae.src.streaming import Streaming, _describe, _reconstructed, fitted, reconstruct
 from vvae.src.tiling import PIXEL, Windows
@@ -302,3 +304,47 @@ def test_resolution_keeps_the_aspect_ratio():
     assert fitted(1080, 1920, (720, 1280)) == (720, 1280)
     assert fitted(1920, 1080, (720, 1280)) == (720, 405)
     assert fitted(480, 864, (720, 1280)) is None and fitted(99, 7, None) is None
+
+
+PLAIN = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+PICTURES = {
+    "rgb.png": Image.fromarray(PLAIN),
+    "grey.png": Image.fromarray(PLAIN[..., 0]),
+    "palette.png": Image.fromarray(PLAIN).quantize(16),
+    "black and white.png": Image.fromarray(PLAIN[..., 0] > 127),
+    "cmyk.jpg": Image.fromarray(PLAIN).convert("CMYK"),
+    "16 bits.png": Image.fromarray((PLAIN[..., 0].astype(np.uint16) << 8) + 200),
+    "16 bits.tif": Image.fromarray((PLAIN[..., 1].astype(np.uint16) << 8) + 100),
+    "alpha.png": Image.fromarray(np.dstack([PLAIN, PLAIN[..., :1]])),
+    "grey and alpha.png": Image.fromarray(PLAIN[..., :2], "LA"),
+    "held sideways.png": Image.fromarray(PLAIN),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_read_as_the_project_reads_them(tmp_path, name):
+    """The package has a reader of its own, because it is copied into other projects: it gives the same pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6 if "sideways" in name else 1  # orientation
+    PICTURES[name].save(tmp_path / name, **({} if name.endswith(".tif") else {"exif": exif}))
+    read = read_image(tmp_path / name)
+    assert read.shape == ((7, 5, 3) if "sideways" in name else (5, 7, 3)) and read.dtype == np.uint8
+    assert np.array_equal(read, frame_folder.read_image(tmp_path / name))
+
+
+def test_what_the_project_does_not_read_is_refused(tmp_path):
+    """Several pictures in one file, numbers without a white, damage; not the previews behind a camera's picture."""
+    pages = [Image.fromarray(PLAIN), Image.fromarray(255 - PLAIN)]
+    for name in ("pages.tif", "pages.gif", "pages.webp", "pages.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    Image.fromarray(PLAIN[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(VideoFileError, match="holds 2 pictures|floating-point|not a readable image"):
+            read_image(path)
+        with pytest.raises(UserError, match="holds 2 pictures|floating-point|not a readable image"):
+            frame_folder.read_image(path)
+    pages[0].save(tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=pages[1:])
+    read = read_image(tmp_path / "camera.jpg")
+    assert read.shape == PLAIN.shape and np.array_equal(read, frame_folder.read_image(tmp_path / "camera.jpg"))
+    assert SUFFIXES == frame_folder.IMAGE_SUFFIXES

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: written under a temporary name in the same folder, then renamed."""
+"""Files that are complete or absent: written under a temporary name in the same folder, brought to the disk, renamed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def replaced(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from .errors import VideoFileError, VVAEError
 from .files import replaced
 from .tiling import crop_video, pad_video
 
-SUFFIXES = frozenset(f".{suffix}" for suffix in ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"))
+SUFFIXES = frozenset(f".{suffix}" for suffix in ("png", "jpg", "jpeg", "webp", "bmp", "ppm", "tif", "tiff"))
 JPEG_QUALITY = 95
 
 
@@ -31,15 +31,30 @@ def to_frames(clip: Tensor) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """uint8 (H, W, 3) RGB, upright, transparency over black. Raises VideoFileError."""
+    """uint8 (H, W, 3) RGB, upright, transparent parts over black, 16 bits rounded to 8. Raises VideoFileError."""
     pillow = _pillow()
     try:
         with pillow.Image.open(path) as image:
-            image = pillow.ImageOps.exif_transpose(image).convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format != "MPO":  # which is a JPEG with previews after the picture
+                raise VideoFileError(path, f"holds {pages} pictures; write each into a file of its own")
+            return _eight_bit_rgb(pillow.ImageOps.exif_transpose(image), path)
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, VideoFileError):
+            raise
         raise VideoFileError(path, f"not a readable image ({error})") from error
-    black = pillow.Image.new("RGBA", image.size, (0, 0, 0, 255))
-    return np.asarray(pillow.Image.alpha_composite(black, image).convert("RGB"))
+
+
+def _eight_bit_rgb(image: Any, path: str | Path) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255
+        grey = np.asarray(image).astype(np.int64)
+        return np.repeat(((grey.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise VideoFileError(path, "holds floating-point numbers without a stated white; write 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = _pillow().Image.alpha_composite(_pillow().Image.new("RGBA", rgba.size, "black"), rgba)
+    return np.asarray(image.convert("RGB"))
 
 
 def write_image(path: str | Path, pixels: np.ndarray) -> None:
