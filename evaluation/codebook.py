@@ -20,11 +20,18 @@ def code_usage(indices: Tensor, size: int) -> Tensor:
     return (counts > 0).sum() / min(size, indices.numel())
 
 
+def code_counts(codes: Tensor, size: int) -> Tensor:
+    """How often each sample uses each code: codes (B, ...) -> (B, size), to be summed over a data set."""
+    codes = codes.reshape(len(codes), -1).long()
+    counts = torch.zeros(len(codes), size, device=codes.device)
+    return counts.scatter_add_(1, codes, torch.ones_like(codes, dtype=counts.dtype))
+
+
 class CodebookUsage:
     """Counts code indices. `perplexity` is exp(entropy) of the counts: the number of codes in use if all were equal."""
 
-    def __init__(self, size: int) -> None:
-        self.counts = torch.zeros(size, dtype=torch.int64)
+    def __init__(self, size: int, counts: Tensor | None = None) -> None:
+        self.counts = torch.zeros(size, dtype=torch.int64) if counts is None else counts.long()
 
     def update(self, indices: Tensor) -> CodebookUsage:
         """Count indices of any shape, 0 <= index < size; gives itself."""
@@ -36,14 +43,17 @@ class CodebookUsage:
 
     def over_processes(self) -> CodebookUsage:
         """The usage over the data of all processes, a new object."""
-        total = CodebookUsage(len(self.counts))
-        total.counts = all_sum(self.counts)
-        return total
+        return CodebookUsage(len(self.counts), all_sum(self.counts))
 
     @property
     def used(self) -> int:
         """Number of codes that occur."""
         return int((self.counts > 0).sum())
+
+    @property
+    def used_share(self) -> float:
+        """Of the codes that could occur, fewer than there are where few are counted, those that do."""
+        return self.used / max(1, min(len(self.counts), int(self.counts.sum())))
 
     @property
     def perplexity(self) -> float:

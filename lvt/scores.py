@@ -21,6 +21,11 @@ from training.distributed import gather_batches
 from training.randomness import derive_seed
 
 
+def squared_error(made: Tensor, clips: Tensor) -> Tensor:
+    """Mean square error of each clip (B,), of values in [0, 1]; both (B, 3, T, H, W) in [-1, 1]."""
+    return ((made - clips).double() / 2).square().flatten(1).mean(1)
+
+
 class Reconstructions(Subject):
     """Frames through the VQ-VAE and back."""
 
@@ -36,7 +41,7 @@ class Reconstructions(Subject):
         made = decode_clips(self.vqvae, codes).cpu()
         if batch.sample == 0:
             self.codes.update(codes)
-            self.errors.append(((made - batch.clips).double() / 2).square().flatten(1).mean(1).tolist())
+            self.errors.append(squared_error(made, batch.clips).tolist())
         return made
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:

@@ -8,12 +8,14 @@ import argparse
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from evaluation.codebook import CodebookUsage, code_counts
 from losses.perceptual import LPIPS
 from lvt.config import configure, is_transformer
 from lvt.datasets import class_names, open_code_windows, open_frames, thinned, together
@@ -27,9 +29,10 @@ from lvt.files import (
     write_original,
 )
 from lvt.generate import generate_frames
+from lvt.scores import squared_error
 from lvt.subscale import slice_frames, slice_of_position
 from lvt.transformer import VideoTransformer, bits_per_code, bits_per_subpixel, clip_nats, cross_entropy
-from lvt.vqvae import VQVAE, decode_clips
+from lvt.vqvae import VQVAE, decode_clips, encode_clips
 from training import TrainSettings, distributed, optim, train
 from training.randomness import seed_everything
 from training.recipe import Losses, Networks, Recipe, Step
@@ -88,13 +91,17 @@ class VQVAERecipe(LVTRecipe):
         yield Losses(sum(terms.values()), {**logged, **usage})
 
     def evaluate(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
-        model, frames = networks["vqvae"], pixels.normalize(frames_of(batch))
-        codes = model.encode(frames)
-        shown = model.denormalize(model.decode(codes))
-        error = ((shown - frames) / 2).square().flatten(1).mean(1)  # (B * T,), of values in [0, 1]
-        usage = model.quantizer.usage(codes)
-        per_clip = error.view(len(batch), -1).mean(1)
-        return {"mse": per_clip, **{name: value.expand(len(batch)) for name, value in usage.items()}}
+        model, clips = networks["vqvae"], pixels.normalize(batch)
+        codes = encode_clips(model, clips)  # (B, C, T, h, w)
+        counts = [code_counts(own, model.config.codebook.size) for own in codes.unbind(1)]
+        return {"mse": squared_error(decode_clips(model, codes), clips), "codes": torch.cat(counts, 1)}
+
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Use of the codebooks over the whole validation set, mean over them."""
+        size = self.networks["vqvae"].config.codebook.size
+        usages = [CodebookUsage(size, counts) for counts in sums["codes"].split(size)]
+        shares, perplexities = zip(*((usage.used_share, usage.perplexity) for usage in usages), strict=True)
+        return {"perplexity": fmean(perplexities), "code_usage": fmean(shares)}
 
     def pictures(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         model, frames = networks["vqvae"], pixels.normalize(frames_of(batch[:FRAMES_SHOWN, :, :1]))
@@ -122,7 +129,7 @@ class TransformerRecipe(LVTRecipe):
     def losses(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> Iterator[Losses | None]:
         model, (codes, classes) = self.networks["transformer"], self.unpack(batch)
         clip, stride = tuple(codes.shape[2:]), model.config.stride
-        index = self.choose_slices(clip, len(codes), step)  # (B, slices)
+        index = self.choose_slices(clip, step)  # (B, slices)
         repeats = index.shape[1]
         codes, index = codes.repeat_interleave(repeats, 0), index.flatten()
         classes = None if classes is None else classes.repeat_interleave(repeats)
@@ -135,7 +142,7 @@ class TransformerRecipe(LVTRecipe):
         loss = cross_entropy(logits, slice_codes, ignore) * share
         yield Losses(loss, {"bits_per_code": bits_per_code(loss.detach(), 1)})
 
-    def choose_slices(self, clip: tuple[int, int, int], batch: int, step: Step) -> Tensor:
+    def choose_slices(self, clip: tuple[int, int, int], step: Step) -> Tensor:
         """Numbers of different slices with something to predict, drawn per sample: int64 (B, slices)."""
         config = self.networks["transformer"].config
         useful = slice_of_position(clip, config.stride)[config.n_prime :].unique().to(step.device)

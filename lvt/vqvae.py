@@ -58,7 +58,7 @@ class VQVAE(nn.Module):
 
     def normalize(self, frames: Tensor) -> Tensor:
         """Frames (N, 3, H, W), uint8 or in [-1, 1] -> the encoder's input: (x - mean) / std with x in [0, 1]."""
-        frames = frames if frames.is_floating_point() else pixels.normalize(frames)
+        frames = pixels.as_float(frames)
         return (frames - (2 * self.pixel_mean - 1)) / (2 * self.pixel_std)
 
     def denormalize(self, frames: Tensor) -> Tensor:

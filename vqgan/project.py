@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videodata.errors import UserError
-from videodata.files import lock_file, read_json, write_file, write_json
+from videodata.files import lock_file, publish, read_json, write_file, write_json
 from videodata.pixels import to_float
 from videodata.resize import Size
 from videodata.source import ClipSource
@@ -109,7 +108,7 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
         write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
         fill(projection, path, array, done)
         write_json(path.with_suffix(".json"), describe(projection))
-        os.replace(partial(path), path)
+        publish(partial(path), path)
         progress(path).unlink(missing_ok=True)
     return path
 

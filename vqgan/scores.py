@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from evaluation.codebook import CodebookUsage
 from evaluation.metrics import SMALLEST_SIDE, mean_frame
 from evaluation.protocol import Protocol
 from evaluation.report import Score
-from evaluation.runner import evaluate
+from evaluation.runner import evaluate, trained_on_of
 from evaluation.subject import Batch, Subject
 from training.distributed import is_main, resolve_device
 from videodata.files import write_json
@@ -21,6 +22,7 @@ from vqgan.data import PatchDataset, merge_patches, split_patches
 from vqgan.files import Model, load_model
 from vqgan.model import encode_patches
 
+logger = logging.getLogger(__name__)
 TEST_BATCH = 4  # patches at a time of the test scores
 
 
@@ -73,7 +75,8 @@ class Reconstructions(Subject):
 
 
 def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: torch.device | str = "auto") -> None:
-    """PSNR and SSIM (means over patches) and codebook usage over all test patches, as a JSON file; all processes join.
+    """PSNR and SSIM (means over patches) and codebook usage over all test patches, as a JSON file that also says how many
+    of the clips were trained on; all processes join.
 
     A patch is scored as a clip of one frame, because a test split of a few videos has few frames but many patches.
     """
@@ -83,5 +86,9 @@ def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, devic
     scores = evaluate(subject, lambda seed: patches, Protocol((*paired, "codebook"), batch_size=TEST_BATCH))
     found = {score.name.lower(): score.mean for score in scores if score.name.lower() in paired}
     usage = {"codes_used": subject.usage.used, "perplexity": subject.usage.perplexity, "patches": len(patches)}
+    clips = patches.clips
+    seen = {"clips": len(clips), "clips_trained_on": trained_on_of((model_file,), clips)}
+    if seen["clips_trained_on"]:
+        logger.warning("WARNING: %d of these %d clips were in the training set", seen["clips_trained_on"], len(clips))
     if is_main():
-        write_json(path, {"model": str(model_file), "split": patches.clips.split, **found, **usage})
+        write_json(path, {"model": str(model_file), "split": clips.split, **found, **usage, **seen})

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evaluation.codebook import CodebookUsage, code_usage
+from evaluation.codebook import CodebookUsage, code_counts, code_usage
 from evaluation.metrics import SMALLEST_SIDE, psnr, ssim
 from losses.adversarial import adaptive_weight, discriminator_accuracy, discriminator_loss, generator_loss
 from losses.perceptual import LPIPS
@@ -31,7 +31,7 @@ from training.folder import TRAINED_ON, record_training_data
 from training.loop import TrainResult
 from training.optim import build_optimizer
 from videodata.errors import UserError
-from videodata.pixels import normalize
+from videodata.pixels import as_float
 from videodata.splits import declared_splits
 from vqgan.config import GAN_LOSSES, Objective, VQGANConfig
 from vqgan.data import PatchDataset, find_batch_files, open_frames
@@ -102,7 +102,7 @@ class ReconstructionRecipe(Recipe):
 
     def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         """The generator's loss."""
-        frames = to_frames(batch)
+        frames = as_float(batch)
         out = self.reconstruct(frames, step, networks)
         total, terms = self.reconstruction_losses(frames, out)
         yield Losses(total + out.loss, {**terms, **self.quantizer_terms(out, step)})
@@ -160,7 +160,7 @@ class ReconstructionRecipe(Recipe):
 
     def evaluate(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         """mse (pixels in [0, 1]), PSNR and SSIM of the rounded frames, LPIPS when it is trained on."""
-        frames = to_frames(batch)
+        frames = as_float(batch)
         return self.measure(frames, networks["model"](frames), networks)
 
     def measure(self, frames: Tensor, out: Reconstruction, networks: Networks) -> dict[str, Tensor]:
@@ -172,20 +172,17 @@ class ReconstructionRecipe(Recipe):
             metrics["ssim"] = ssim(*clips)
         if self.objective.perceptual_weight > 0:
             metrics["lpips"] = self.perceptual(frames, made)
-        codes = out.indices.reshape(len(frames), -1).long()
-        counts = torch.zeros(len(frames), self.model.num_embeddings, device=codes.device)
-        metrics["codes"] = counts.scatter_add_(1, codes, torch.ones_like(codes, dtype=counts.dtype))
+        metrics["codes"] = code_counts(out.indices, self.model.num_embeddings)
         return metrics
 
     def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Codes in use, and their perplexity, over the whole validation set."""
-        total = CodebookUsage(self.model.num_embeddings)
-        total.counts = sums["codes"].long()
+        total = CodebookUsage(self.model.num_embeddings, sums["codes"])
         return {"codes_used": float(total.used), "perplexity": total.perplexity}
 
     def pictures(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Originals above their reconstructions."""
-        frames = to_frames(batch[:8])
+        frames = as_float(batch[:8])
         made = networks["model"](frames).frames.float().clamp(-1, 1)
         return {"reconstructions": torch.cat([frames, made], dim=2)}
 
@@ -231,7 +228,7 @@ class AdversarialRecipe(ReconstructionRecipe):
 
     def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         """The generator's loss, then the discriminator's on the same reconstruction."""
-        frames = to_frames(batch)
+        frames = as_float(batch)
         out = self.reconstruct(frames, step, networks)
         total, terms = self.reconstruction_losses(frames, out)
         share = self.objective.adversarial_share(step.index)
@@ -268,11 +265,6 @@ class AdversarialRecipe(ReconstructionRecipe):
         real, fake = networks["discriminator"](frames), networks["discriminator"](out.frames)
         right = ((real > 0).float() + (fake < 0).float()) / 2
         return {**metrics, "discriminator_accuracy": right.mean(dim=(1, 2, 3))}
-
-
-def to_frames(batch: Tensor) -> Tensor:
-    """Frames in [-1, 1], on the device; patches whose colours were changed come from the loader as that already."""
-    return normalize(batch) if batch.dtype == torch.uint8 else batch
 
 
 def reconstruction_error(frames: Tensor, reconstruction: Tensor, kind: str) -> Tensor:

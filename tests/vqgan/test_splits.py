@@ -67,7 +67,8 @@ def test_declared_test_clips_are_not_trained_on(divided, opened, tmp_path, capsy
     for record in (trained_on(run_dir / "best_model_gan.pt"), trained_on(run_dir / "stage1"), trained_on(run_dir)):
         assert record["split"] == "train" and len(record["ids"]) == COUNTS["train"]
         assert all(name.startswith("train.npy#") for name in record["ids"])
-    assert json.loads((run_dir / "results" / "test_scores.json").read_text())["patches"] == COUNTS["test"] * 3 * 2
+    scores = json.loads((run_dir / "results" / "test_scores.json").read_text())
+    assert scores["patches"] == COUNTS["test"] * 3 * 2 and scores["clips_trained_on"] == 0 < scores["clips"]
     capsys.readouterr()
 
     assert scores_of(run_dir, divided, "test")["clips_trained_on"] == 0
