@@ -24,6 +24,7 @@ from flow_pred.latents import at_rest
 from flow_pred.neural_sde import log_diffusion
 from flow_pred.objectives import diffusion_nll, mean_square
 from training.distributed import print0
+from training.optim import build_optimizer
 
 SPEED, STRAIGHT, STEPS = 0.1, 45, 100  # per unit of time; units before the fork; units in all
 ANGLE = math.radians(30)
@@ -196,7 +197,7 @@ def diffusion_loss(
 
 def trained(network: nn.Module, settings: BifurcationSettings, rate: float, loss: object) -> nn.Module:
     """Adam with a cosine schedule; gives the averaged network."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
+    optimizer = build_optimizer("adam", network.parameters(), rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     for _ in range(settings.steps):

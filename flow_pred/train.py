@@ -52,7 +52,7 @@ from training.randomness import SampleNoise
 from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.files import write_file
-from videodata.pixels import normalize
+from videodata.pixels import as_float, normalize
 
 logger = logging.getLogger(__name__)
 MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
@@ -104,7 +104,7 @@ class PredictorRecipe(Recipe):
         if isinstance(batch, dict):
             return self.latent_space.normalize(pick_frames(batch["latents"], indices).float())
         frames = pick_frames(batch.transpose(1, 2), indices)  # (B, M, 3, H, W)
-        frames = normalize(frames) if frames.dtype == torch.uint8 else frames
+        frames = as_float(frames)
         if self.config.data.aug and step.training:
             frames = jitter_colors(frames, step.noise)
         with torch.no_grad():

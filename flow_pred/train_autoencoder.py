@@ -23,7 +23,7 @@ from training import Losses, Networks, Recipe, Step, settings_from, train
 from training.optim import build_optimizer
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
-from videodata.pixels import normalize
+from videodata.pixels import as_float
 from vqgan.quantize import LatentReservoir, kmeans
 
 BETAS = (0.9, 0.99)
@@ -146,7 +146,3 @@ def chosen_frames(batch: Tensor, step: Step) -> tuple[Tensor, Tensor | None, Ten
     middle = 1 + below(step.noise.uniform(), torch.full((len(clips),), last - 1, device=clips.device))
     truth = pick_frames(clips, middle[:, None])[:, 0]
     return torch.cat([clips[:, 0], clips[:, last]]), middle / last, truth
-
-
-def as_float(batch: Tensor) -> Tensor:
-    return normalize(batch) if batch.dtype == torch.uint8 else batch

@@ -235,7 +235,7 @@ def test_every_result_can_be_rerun():
     """Each row names a command of the project that exists, a machine of the page and a day."""
     text = (ROOT / "docs" / "results.md").read_text()
     machines = set(re.findall(r"^- \*\*(\w+)\*\*:", text, re.MULTILINE))
-    rows = [re.split(r"(?<!\\\\)\|", line)[1:-1] for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
     rows = [[cell.strip() for cell in row] for row in rows if len(row) == 5]
     rows = [row for row in rows if row[0] != "what" and not row[0].startswith("---")]
     assert len(rows) > 30

@@ -23,7 +23,7 @@ import numpy as np
 from h5py import h5d, h5s
 
 from videodata.errors import UserError, VideoError
-from videodata.files import has_suffix, publish
+from videodata.files import files_in_folder, publish
 from videodata.resize import Size
 from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range
 
@@ -190,7 +190,7 @@ class Hdf5Source(JoinedSource):
         path = Path(path)
         if not path.exists():
             raise VideoError(path, "no such file or folder")
-        files = [path] if path.is_file() else sorted(f for f in path.iterdir() if has_suffix(f.name, HDF5_SUFFIXES))
+        files = [path] if path.is_file() else files_in_folder(path, HDF5_SUFFIXES, deep=False)
         shards = [open_shard(file) for file in files]
         if not any(map(len, shards)):
             raise VideoError(path, "holds no videos")

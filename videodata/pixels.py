@@ -14,6 +14,11 @@ def normalize(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32) / 127.5 - 1
 
 
+def as_float(pixels: Tensor) -> Tensor:
+    """uint8 as `normalize` gives it; floats, such as pixels whose colours were changed, are in [-1, 1] already."""
+    return pixels if pixels.is_floating_point() else normalize(pixels)
+
+
 def denormalize(values: Tensor) -> Tensor:
     """Float tensor in [-1, 1] of any shape -> uint8 of the same shape: rounded to the nearest level, then clamped."""
     if not values.is_floating_point():

@@ -18,7 +18,7 @@ from evaluation.gallery.content import PICTURES, Clip, Curve, Grid, Line, Row, S
 from evaluation.gallery.page import Gallery
 from evaluation.report import FORMAT
 from videodata.errors import UserError
-from videodata.files import natural_key
+from videodata.files import files_in_folder, natural_key
 from videodata.video import VIDEO_SUFFIXES
 
 DEPTH = 3  # folders below the run's
@@ -282,9 +282,7 @@ def parse(stem: str) -> tuple[str, int | None]:
 
 def seen_in(folder: Path) -> list[Path]:
     """Videos and pictures of one folder; of files that differ in the suffix alone, the video."""
-    files = [
-        p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES | PICTURES and not p.name.startswith(".")
-    ]
+    files = files_in_folder(folder, VIDEO_SUFFIXES | PICTURES, deep=False)
     best: dict[str, Path] = {}
     for path in sorted(
         files, key=lambda p: (p.suffix.lower() in PICTURES, p.suffix.lower() == ".gif", natural_key(p.name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -119,11 +118,6 @@ class Browser:
         typed = {"text": key} if len(key) == 1 else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", **common, **typed)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
-
-    def screenshot(self, path: Path, whole: bool = False) -> None:
-        """Write what is seen, or the whole page, as PNG."""
-        answer = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(answer["data"]))
 
     def _read(self, end: float) -> None:
         ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))
