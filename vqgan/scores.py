@@ -75,8 +75,8 @@ class Reconstructions(Subject):
 
 
 def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: torch.device | str = "auto") -> None:
-    """PSNR and SSIM (means over patches) and codebook usage over all test patches, as a JSON file that also says how many
-    of the clips were trained on; all processes join.
+    """PSNR and SSIM (means over patches) and codebook usage over all test patches, as a JSON file that also says how
+    many of the clips were trained on; all processes join.
 
     A patch is scored as a clip of one frame, because a test split of a few videos has few frames but many patches.
     """

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: written under a temporary name in the same folder, brought to the disk, renamed."""
+"""Files that are complete or absent: written under a temporary name beside them, synced, then renamed."""
 
 from __future__ import annotations
 
