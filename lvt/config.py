@@ -64,8 +64,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 def configure(args: Namespace) -> dict[str, Any]:
     """The configuration of a command: its --config-file under the flags that were given and the pairs at the end."""
     given = [(key, getattr(args, flag, None)) for flag, keys in FLAGS.items() for key in keys]
-    pairs = [text for key, value in given if value is not None for text in (key, str(value))]
-    return load_config(args.config_file, [*pairs, *args.opts])
+    flags = [(key, deepcopy(value)) for key, value in given if value is not None]  # one for each key
+    config = load_config(args.config_file)
+    for key, value in [*flags, *split_overrides(args.opts)]:
+        override(config, nested(key, value), "the command line")
+    return config
 
 
 def override(config: dict[str, Any], changes: dict[str, Any], source: str, prefix: str = "") -> None:

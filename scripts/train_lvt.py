@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num-machines", type=positive_int, default=1, help="machines in all")
     add("--machine-rank", type=nonnegative_int, default=0, help="number of this machine, from 0")
     add("--dist-url", default="auto", help="tcp://host:port where several machines meet")
-    add("--data", type=lambda path: f"({path!r},)", metavar="DATA",
+    add("--data", type=lambda path: [path], metavar="DATA",
         help="same as DATASETS.TRAIN and DATASETS.TEST: its parts train and val")  # fmt: skip
     add("--run_dir", metavar="DIR", help="same as OUTPUT_DIR")
     add("--steps", type=positive_int, help="same as SOLVER.MAX_ITER")
