@@ -91,7 +91,7 @@ class Digits(ClipSource):
             options = dict(setting.split("=") for setting in settings)
             numbers = {name: int(value) for name, value in options.items() if name not in ("speed", "colour")}
             if "speed" in options:
-                numbers["speed"] = parse_speed(options["speed"])
+                numbers["speed"] = speed_range(options["speed"])
             if "colour" in options:
                 numbers["colour"] = bool(("0", "1").index(options["colour"]))
             return cls(int(count), **numbers)
@@ -146,7 +146,7 @@ class Digits(ClipSource):
         return draw(make_digits(self._seed, index, self._digits, self._speed, self._colour, aspect), times, size)
 
 
-def parse_speed(text: str) -> tuple[float, float]:
+def speed_range(text: str) -> tuple[float, float]:
     """ "1-2.5", or "2" for one speed. Raises ValueError."""
     slowest, _, fastest = text.partition("-")
     return float(slowest), float(fastest or slowest)
