@@ -32,8 +32,6 @@ SPEED = (0.8, 2.6)
 MARGIN = 4  # empty pixels around an image, beyond which its spline is 0 to 1 in 200
 FAINT, FULL = 0.15, 0.8  # shares of ink that become black and white: blurred strokes turn into crisp ones
 
-form = 'digits:<count>, such as digits:2000 or "digits:2000,frames=20,size=64,digits=3,speed=1-2,colour=1,seed=3"'
-
 
 class Handwriting(NamedTuple):
     """The images of the file, each the digit `labels[i]` written on the sheet `forms[i]`."""
@@ -96,6 +94,7 @@ class Digits(ClipSource):
                 numbers["colour"] = bool(("0", "1").index(options["colour"]))
             return cls(int(count), **numbers)
         except (ValueError, TypeError) as error:
+            form = 'digits:<count>, such as digits:2000 or "digits:2000,frames=20,size=64,digits=3,speed=1-2,colour=1"'
             raise UserError(f"{text}: generated digits are named {form}") from error
 
     def __len__(self) -> int:
