@@ -28,11 +28,11 @@ from benchmarks.flow_pred_original import sample_as_the_original
 from evaluation.metrics import psnr
 from evaluation.report import format_table
 from flow_pred.autoencoder import build_autoencoder
-from flow_pred.config import FlowPredConfig, read_config
+from flow_pred.config import FlowPredConfig, load_config
 from flow_pred.files import build_regressor, load_neural_sde, load_river
-from flow_pred.generate import CallCounter
 from flow_pred.latents import LatentSpace, at_rest, decode_clip, encode_clip
 from flow_pred.neural_sde import NeuralSDE
+from flow_pred.predict import CallCounter
 from flow_pred.river import RiverPredictor
 from flow_pred.train import DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 from training import SampleNoise, Step
@@ -175,7 +175,7 @@ def step_seconds(recipe: PredictorRecipe, batch: Any, count: int, steps: int) ->
 
 def training(args: argparse.Namespace) -> None:
     """A step of each component on pictures and on cached latents."""
-    config, _ = read_config(args.config)
+    config, _ = load_config(args.config)
     size, count, frames = config.data.crop_size, args.batch_size, config.training.num_observations
     clips = 2 * torch.rand(count, 3, frames, size, size) - 1
     shape = config.model.vector_field_regressor

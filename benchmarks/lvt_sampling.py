@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     clip = tuple(args.clip)
-    model = build_transformer(configuration.load(args.config_file)).eval()
+    model = build_transformer(configuration.load_config(args.config_file)).eval()
     size = slice_size(clip, model.config.stride)
     generated = (clip[0] - args.given) * clip[1] * clip[2]
     slices = -(-generated // prod(size)) if size[0] == 1 else model.config.n_slices

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/...` finds the packages
 
 from training.cli import make_parser, positive_int, run
-from video_vae.config import PRESETS, load_preset
+from video_vae.config import PRESETS, load_config
 from video_vae.model import TransformerNetwork
 
 ORIGINAL_PARAMETERS = 224_905_363
@@ -127,7 +127,7 @@ def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, frames: int
 def our_flops(preset: str, frames: int, size: tuple[int, int]) -> float:
     """FLOPs of a training step with gradient checkpointing on one clip."""
     with torch.device("meta"):
-        network = TransformerNetwork.from_config(load_preset(preset))
+        network = TransformerNetwork.from_config(load_config(preset))
         with FlopCounterMode(display=False) as flops:
             train_step(network, torch.optim.AdamW(network.parameters()), frames, size)
     return flops.get_total_flops()
@@ -136,7 +136,7 @@ def our_flops(preset: str, frames: int, size: tuple[int, int]) -> float:
 def our_bytes(preset: str, frames: int, size: tuple[int, int]) -> tuple[int, int]:
     """Peak memory of the same step, and the number of parameters."""
     with torch.device("meta"), LiveBytes() as live:
-        network = TransformerNetwork.from_config(load_preset(preset))
+        network = TransformerNetwork.from_config(load_config(preset))
         optimizer = torch.optim.AdamW(network.parameters(), foreach=False)
         train_step(network, optimizer, 1, size)  # the moments exist from the second step on
         train_step(network, optimizer, frames, size)

@@ -35,9 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from training.cli import make_parser, positive_int, run
 from training.distributed import resolve_device
 from vvae import AutoencoderKL2plus1D_1dcnn
-from vvae.src.modules import ae_modules, slices
-from vvae.src.modules.slices import each
-from vvae.src.modules.utils import Normalize
+from vvae.src.modules import ae_modules, utils
+from vvae.src.modules.utils import Normalize, each
 
 GIB = 2**30
 SHAPES = ((16, 256, 256), (16, 720, 1280))
@@ -99,9 +98,9 @@ def straightforward() -> Iterator[None]:
     """Inside, clips are one slice of the usual layout, normalised and up-sampled as it is usually written."""
     with (
         patch.object(Normalize, "scaling", lambda self, x: None),
-        patch.dict(slices.CHANNELS_LAST, clear=True),
+        patch.dict(utils.CHANNELS_LAST, clear=True),
         patch.object(ae_modules.Upsample, "forward", upsample_plainly),
-        patch.object(slices, "SLICE_BYTES", 1 << 60),
+        patch.object(utils, "SLICE_BYTES", 1 << 60),
     ):
         yield
 

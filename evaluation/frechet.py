@@ -286,7 +286,6 @@ class FeatureCache:
         return torch.from_numpy(features) if features.ndim == 2 and len(features) == count else None
 
     def write(self, features: Tensor) -> None:
-        """Keep the features."""
         if self.path is None:
             return
         with atomic_path(self.path) as temporary, open(temporary, "wb") as file:

@@ -69,7 +69,9 @@ class BlockE(blocks.InceptionE):
 
 
 class FIDInception(nn.Module):
-    """Frames (N, 3, 299, 299) in [-1, 1] -> the 2048 features before the classifier."""
+    """Frames (N, 3, H, W) in [-1, 1] -> the 2048 features before the classifier, of frames resized to 299 x 299:
+    bilinear, corners not aligned, no antialiasing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,13 +89,9 @@ class FIDInception(nn.Module):
         strict_load(self.network, counters | read_state_dict(path), path)  # old files have no counters
 
     def forward(self, frames: Tensor) -> Tensor:
+        frames = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=False)
         classify, self.network.fc = self.network.fc, nn.Identity()
         try:
             return self.network(frames)
         finally:
             self.network.fc = classify
-
-
-def resized(frames: Tensor) -> Tensor:
-    """Frames (N, 3, H, W) at the size of the network: bilinear, corners not aligned, no antialiasing."""
-    return F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=False)

@@ -28,7 +28,7 @@ from videodata.files import sha256_of
 RANGE_TOLERANCE = 0.05  # of the range; resizing and lossy files overshoot a little
 CAP = 100.0  # dB; the value of identical frames
 K1, K2 = 0.01, 0.03  # of SSIM, against division by nearly nothing
-SMALLEST_SIDE = 11  # pixels, the window of SSIM
+SMALLEST_SIDE, SIGMA = 11, 1.5  # pixels, of the Gaussian window of SSIM
 SSIM_DEFINITIONS = ("standard", "vvae")
 
 
@@ -90,10 +90,10 @@ def ssim_per_frame(
     return torch.stack(values).unflatten(0, a.shape[:2])
 
 
-def gaussian_window(size: int = SMALLEST_SIDE, sigma: float = 1.5) -> Tensor:
-    """One axis of the separable Gaussian window, float64 (size,), of sum 1."""
-    position = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    window = torch.exp(-(position**2) / (2 * sigma**2))
+def gaussian_window() -> Tensor:
+    """One axis of the separable Gaussian window of Wang et al. 2004, float64 (SMALLEST_SIDE,), of sum 1."""
+    position = torch.arange(SMALLEST_SIDE, dtype=torch.float64) - (SMALLEST_SIDE - 1) / 2
+    window = torch.exp(-(position**2) / (2 * SIGMA**2))
     return window / window.sum()
 
 
@@ -197,14 +197,13 @@ def boundary_ratio(
     original: Tensor | np.ndarray,
     reconstruction: Tensor | np.ndarray,
     window: int,
-    value_range: tuple[float, float] = (-1.0, 1.0),
     quantize: bool = True,
 ) -> list[float]:
     """Per clip, the ratio for borders after every `window` frames; nan where there is no border or no change.
 
     Clips are as for `psnr`.
     """
-    a, b = unit_pair(original, reconstruction, value_range, quantize)
+    a, b = unit_pair(original, reconstruction, quantize=quantize)
     jumps = (b - a).diff(dim=1).abs().mean(dim=(2, 3, 4))  # (B, T - 1)
     ratios = (ratio_of_jumps(row, window) for row in jumps.tolist())
     return [math.nan if ratio is None else ratio for ratio in ratios]

@@ -150,10 +150,8 @@ class InceptionFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> Tensor:
-        from evaluation.inception import resized
-
         frames = clips.transpose(1, 2).flatten(0, 1).to(self.device)
-        return torch.cat([self.network(resized(part)) for part in frames.split(FRAMES_AT_A_TIME)])
+        return torch.cat([self.network(part) for part in frames.split(FRAMES_AT_A_TIME)])
 
 
 class RandomFrameFeatures(RandomFeatures):

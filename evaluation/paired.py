@@ -37,11 +37,10 @@ def frame_scores(
     lpips: str | None = None,
     weights: Path | str | None = None,
     quantize: bool = True,
-    value_range: tuple[float, float] = (-1.0, 1.0),
     ssim_definition: str = "standard",
 ) -> dict[str, Tensor]:
     """Scores (B, T) of each frame by the id of their definition; `lpips` names the network of LPIPS, None: without."""
-    arguments = (original, prediction, value_range, quantize)
+    arguments = (original, prediction, (-1.0, 1.0), quantize)
     rounding = "8bit" if quantize else "raw"
     found = {}
     if "psnr" in metrics:
@@ -65,7 +64,6 @@ class PairedScores:
         lpips: str | None = None,
         weights: Path | str | None = None,
         quantize: bool = True,
-        value_range: tuple[float, float] = (-1.0, 1.0),
         ssim_definition: str = "standard",
         excluded_frames: int = 0,
         metrics: tuple[str, ...] = ("psnr", "ssim"),
@@ -75,7 +73,7 @@ class PairedScores:
         self.weights = weights
         self.excluded_frames = excluded_frames
         self.device = device
-        self.options = (metrics, lpips, weights, quantize, value_range, ssim_definition)  # of `frame_scores`
+        self.options = (metrics, lpips, weights, quantize, ssim_definition)  # of `frame_scores`
         self._batches: list[dict[str, Tensor]] = []  # per batch: definition -> scores (B, T) of the frames that count
 
     def update(self, original: Tensor, prediction: Tensor) -> None:

@@ -76,7 +76,7 @@ class Score:
             "unit": definition.unit,
             "better": definition.better,
             "mean": self.mean,
-            "interval": interval.to_dict() if interval else None,
+            "interval": asdict(interval) if interval else None,
             "deviation_over_clips": self.deviation,
             "clips": len(self.per_clip),
             "per_clip": self.per_clip,
@@ -131,15 +131,14 @@ class Report:
         note = f"of these {self.clips} clips, {seen} were in this run's training set"
         return f"WARNING: {note}: the numbers are not those of new clips" if self.clips_trained_on else note
 
-    def rows(self, meaning: bool = False) -> list[tuple[str, ...]]:
-        """The scores as rows of text below a head; the last column is the definition's id, or its words."""
+    def rows(self) -> list[tuple[str, ...]]:
+        """The scores as rows of text below a head; the last column is the definition's id."""
         rows = [("metric", "mean", "std over clips", "clips", "definition")]
         for score in self.scores:
             definition = definition_of(score.definition)
             mean = f"{score.mean:.4g} {definition.unit}".strip()
-            words = definition.text if meaning else score.definition
             spread = f"{score.deviation:.2g}" if score.per_clip else ""
-            rows.append((score.name, mean, spread, str(len(score.per_clip) or ""), words))
+            rows.append((score.name, mean, spread, str(len(score.per_clip) or ""), score.definition))
         return rows
 
     def table(self) -> str:
@@ -229,10 +228,6 @@ class Interval:
     high: float
     method: str
     level: float = LEVEL
-
-    def to_dict(self) -> dict[str, float | str]:
-        """Plain types."""
-        return asdict(self)
 
 
 def over_repetitions(values: Sequence[float]) -> Interval | None:

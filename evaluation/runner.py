@@ -98,6 +98,8 @@ def evaluate_model(
             f"frames of {width}x{height} have no SSIM (at least {SMALLEST_SIDE} pixels); use other --metrics or --size"
         )
     protocol.check(metrics_of(subject), subject.random)
+    if clips_dir and not subject.visible:
+        raise UserError(f"--clips_dir: {name} of {checkpoint or subject.runs[0]} makes no pictures; leave it out")
     clips = source.open(spec, protocol.seed)
     told = "" if source.split else ", the default"
     logger.info("scoring %s on %d clips of %s (split %s%s)", name, len(clips), source.data, source.part, told)
@@ -179,7 +181,6 @@ class Pass:
                     watch(batch, torch.stack(made, dim=1), rows)
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of this process."""
         size = self.protocol.batch_size
         starts = range(0, len(self.clips), size)
         own = list(islice(starts, distributed.rank(), None, distributed.world_size()))

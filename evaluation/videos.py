@@ -16,7 +16,7 @@ import torch
 from evaluation.frechet import open_distances
 from evaluation.metrics import SMALLEST_SIDE, ratio_of_jumps
 from evaluation.paired import frame_scores
-from evaluation.protocol import Protocol
+from evaluation.protocol import SET_METRICS, Protocol
 from evaluation.report import Report, Score
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError, VideoError
@@ -29,17 +29,14 @@ FRAMES_AT_A_TIME = 16
 def score_folders(
     originals: Path,
     predictions: Path,
-    metrics: tuple[str, ...],
+    protocol: Protocol,
     *,
     window: int = 0,
     context: int = 0,
-    lpips: str | None = None,
-    lpips_weights: Path | str | None = None,
     frames: int = 16,
     stride: int = 1,
     size: tuple[int, int] = (224, 224),
     num_clips: int = 0,
-    protocol: Protocol | None = None,
 ) -> Report:
     """A report on two videos, or two folders of them; without metrics of pairs, names do not matter.
 
@@ -53,16 +50,16 @@ def score_folders(
     report = Report("videos", None, str(originals), 0, 1, shape.height, shape.width, resize="none")
     report.excluded_frames = context
     report.details = {"predictions": str(predictions), "window": window}
-    paired = set(metrics) - {"fvd", "fid"}
+    paired = set(protocol.metrics) - set(SET_METRICS)
     if "boundary" in paired and window < 2:
         raise UserError("boundary needs the number of frames from one window border to the next: --window")
     if paired:
-        scores = VideoPairScores(window, lpips, lpips_weights, context=context, metrics=tuple(metrics))
+        lpips = protocol.lpips_network, protocol.lpips_weights
+        scores = VideoPairScores(window, *lpips, context, protocol.metrics)
         videos = {b.name: scores.update(a, b) for a, b in pairs_by_name(originals, predictions)}
         report.scores = scores.scores()
         report.details["videos"] = videos
-    if {"fvd", "fid"} & set(metrics):
-        protocol = protocol or Protocol(metrics=metrics)
+    if set(SET_METRICS) & set(protocol.metrics):
         options = {"total_videos": num_clips or None, "seed": protocol.seed}
         pair = [open_clips(path, frames, size, stride, **options) for path in (originals, predictions)]
         report.scores += distances(*pair, protocol)

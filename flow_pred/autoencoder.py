@@ -84,7 +84,7 @@ def build_vqgan(settings: dict[str, Any], path: str | None) -> nn.Module:
     from vqgan.files import build_model, load_model
     from vqgan.ldm import LDMVQModel
 
-    model = load_model(path, settings or None) if path else build_model(settings)
+    model = load_model(path, config=settings or None)[0] if path else build_model(settings)
     return model if isinstance(model, LDMVQModel) else ContinuousVQGAN(model)
 
 

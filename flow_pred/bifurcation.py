@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from flow_pred.config import BifurcationSettings
 from flow_pred.latents import at_rest
 from flow_pred.neural_sde import log_diffusion
-from flow_pred.train import diffusion_nll, mean_square
+from flow_pred.objectives import diffusion_nll, mean_square
 from training.distributed import print0
 
 SPEED, STRAIGHT, STEPS = 0.1, 45, 100  # per unit of time; units before the fork; units in all

@@ -36,7 +36,7 @@ class Stored:
         return self.networks[name]
 
 
-def read_predictor(path: str | Path, autoencoder: str = "ldm-vq") -> Stored:
+def read_weights(path: str | Path, autoencoder: str = "ldm-vq") -> Stored:
     """Networks "regressor", and where the file has them "autoencoder", "flow" and "denoiser".
 
     path: a run folder, a checkpoint or weights file of ours (averaged weights where there are any), or a file of the

@@ -4,12 +4,14 @@ autoencoder, and of the fork in the plane. Needs no torch, so that commands can 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.config import from_dict, load_config
+from training import config as yaml_files
+from training.config import from_dict
 from videodata.errors import UserError
 
 COMPONENTS = ("river", "f_nll", "f_mse", "d", "g")
@@ -163,9 +165,9 @@ class BifurcationSettings:
     log_range: tuple[float, float] = (-7.5, -2.5)  # of the noise amplitude
 
 
-def read_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[FlowPredConfig, dict[str, Any]]:
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[FlowPredConfig, dict[str, Any]]:
     """The typed configuration and its plain form. Raises UserError for unknown keys and impossible values."""
-    values = load_config(alias(Path(path)), overrides, FlowPredConfig)
+    values = yaml_files.load_config(alias(Path(path)), overrides, FlowPredConfig)
     return parse_config(values), values
 
 
@@ -215,3 +217,22 @@ def stored_config(values: dict[str, Any]) -> FlowPredConfig:
     """The typed form of a run folder's configuration, without what `plain_config` and the training loop added."""
     known = {entry.name for entry in dataclasses.fields(FlowPredConfig)}
     return parse_config({key: value for key, value in values.items() if key in known})
+
+
+def configure(args: argparse.Namespace) -> FlowPredConfig:
+    """The configuration under the flags: those that were given replace its values, so that it says what acted."""
+    config, _ = load_config(args.config, args.overrides)
+    batching, optimizer = config.training.batching, config.training.optimizer
+    for part, key, value in (
+        (config.data, "data_root", args.data),
+        (batching, "batch_size", args.batch_size),
+        (batching, "num_workers", args.workers),
+        (optimizer, "num_training_steps", args.steps),
+        (optimizer, "num_warmup_steps", args.warmup_steps),
+        (optimizer, "schedule", args.schedule),
+    ):
+        if value is not None:
+            setattr(part, key, value)
+    if args.autoencoder:
+        config.model.autoencoder["ckpt_path"] = args.autoencoder
+    return config

@@ -1,6 +1,6 @@
 """How `scripts/evaluate.py flow_pred` opens a predictor: its flags, and the subject that they describe.
 
-What is measured is `flow_pred.generate.Predictions`; torch is imported when it is opened, after --help.
+What is measured is in `scores`; torch is imported when it is opened, after --help.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_subject(args: argparse.Namespace) -> Subject:
     """The predictions of a trained RIVER, or of a neural SDE with the flow --checkpoint. Raises UserError."""
-    from flow_pred.files import load_predictor, role_of
-    from flow_pred.generate import Predictions, plan_for
+    from flow_pred.files import load_model, role_of
+    from flow_pred.predict import plan_for
+    from flow_pred.scores import Predictions
     from training.distributed import resolve_device
 
     device = resolve_device(args.device)
     role = "river" if role_of(args.checkpoint, args.config) == "river" else "f"
     files = {role: (args.checkpoint, args.config), "d": (args.denoiser, None), "g": (args.diffusion, None)}
-    loaded = load_predictor(files, device, args.autoencoder)
+    loaded = load_model(files, device, args.autoencoder)
     plan = plan_for(loaded.predictor, loaded.config, context=args.given, steps=args.steps)
     if args.frames:
         plan.frames = args.frames - plan.context

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from flow_pred.autoencoder import build_autoencoder
-from flow_pred.checkpoints import Stored, read_predictor
-from flow_pred.config import FlowPredConfig, ModelConfig, alias, read_config, stored_config
+from flow_pred.checkpoints import Stored, read_weights
+from flow_pred.config import FlowPredConfig, ModelConfig, alias, load_config, stored_config
 from flow_pred.latents import LatentPredictor, LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
@@ -72,7 +72,7 @@ def load_component(checkpoint: str | Path | None, config: str | Path | None, rol
     """
     if config is None:
         return read_component(checkpoint, role)
-    settings, plain = read_config(config)
+    settings, plain = load_config(config)
     return read_component(checkpoint or default_run(settings.name, config), role, settings.model, plain)
 
 
@@ -82,7 +82,7 @@ def read_component(
     """A network from a file; `model` says what a file of the original holds. Raises UserError."""
     if checkpoint is None:
         raise UserError(f"component {role}: give its checkpoint or its configuration")
-    stored = read_predictor(documented(checkpoint), model.autoencoder.get("type", "") if model else "")
+    stored = read_weights(documented(checkpoint), model.autoencoder.get("type", "") if model else "")
     if stored.config is not None:
         model, plain = from_dict(ModelConfig, stored.config["model"]), stored.config
     if model is None:
@@ -111,8 +111,8 @@ def default_run(name: str, config: str | Path) -> Path:
 def role_of(checkpoint: str | Path, config: str | Path | None) -> str:
     """What a file holds: river, f, d or g. Raises UserError where neither it nor its configuration file says so."""
     if config is not None:
-        return read_config(config)[0].model.role
-    stored = read_predictor(documented(checkpoint)).config
+        return load_config(config)[0].model.role
+    stored = read_weights(documented(checkpoint)).config
     if stored is None:
         raise UserError(f"{checkpoint}: has no configuration in it; name its file with --config")
     return from_dict(ModelConfig, stored["model"]).role
@@ -127,18 +127,20 @@ class Loaded:
     runs: tuple[str, ...]  # of its components, and of the autoencoder under them
 
 
-def load_predictor(
-    files: Mapping[str, Files],
-    device: torch.device,
+def load_model(
+    path: str | Path | Mapping[str, Files],
+    device: torch.device | str = "cpu",
     autoencoder: str | None = None,
     alpha: float = 1.0,
     diffusion_scale: float = 1.0,
 ) -> Loaded:
-    """RIVER from the files of "river", or a neural SDE from those of "f", and where given of "d" and "g".
+    """A trained predictor: by the run folder or file of a RIVER, or of a flow alone; or by the files of its components,
+    RIVER from those of "river", a neural SDE from those of "f", and where given of "d" and "g".
 
     autoencoder: the checkpoint of another one than that on record. alpha, diffusion_scale: as for NeuralSDE. Raises
     UserError.
     """
+    files = path if isinstance(path, Mapping) else {role_of(path, None): (str(path), None)}
     named = {role for role, pair in files.items() if any(pair)}
     if ("river" in named) == bool(named & set("fdg")):
         raise UserError("name either a RIVER, or the parts of a neural SDE: its flow, and where wanted d and g")
@@ -148,14 +150,14 @@ def load_predictor(
     else:
         predictor, parts = load_neural_sde(files, device, autoencoder, alpha, diffusion_scale)
     role, first = next(iter(parts.items()))
-    path = files[role][1]
-    config = read_config(path)[0] if path else stored_config(first.config)
+    named_config = files[role][1]
+    config = load_config(named_config)[0] if named_config else stored_config(first.config)
     runs = [*(part.stored.source for part in parts.values()), first.autoencoder_file(autoencoder)]
     return Loaded(predictor, config, tuple(run for run in runs if run))
 
 
 def load_river(
-    checkpoint: str | None, config: str | None, device: torch.device, autoencoder: str | None = None
+    checkpoint: str | None, config: str | None, device: torch.device | str, autoencoder: str | None = None
 ) -> tuple[RiverPredictor, Component]:
     """A RIVER predictor with its autoencoder."""
     component = load_component(checkpoint, config, "river")
@@ -165,7 +167,7 @@ def load_river(
 
 def load_neural_sde(
     files: Mapping[str, Files],
-    device: torch.device,
+    device: torch.device | str,
     autoencoder: str | None = None,
     alpha: float = 1.0,
     diffusion_scale: float = 1.0,

@@ -1,230 +1,183 @@
-"""Continue clips: what is read of each, what is predicted, what that is compared with, and what it costs."""
+"""Continue test videos with a trained predictor, write what it predicts, and score it.
+
+Files: HDF5 with the original's keys, films and arrays beside the true video, a picture.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+import h5py
+import numpy as np
+from PIL import Image
+from torch import Tensor
 
-from evaluation.subject import Batch, Subject
-from flow_pred.config import FlowPredConfig
-from flow_pred.latents import LatentPredictor, at_rest, decode_clip, encode_clip
-from flow_pred.regressor import VectorFieldRegressor
-from flow_pred.river import RiverPredictor
-from training import distributed
-from training.randomness import derive_seed
+from evaluation.protocol import Protocol
+from evaluation.report import Report
+from evaluation.runner import Pass, trained_on_of
+from evaluation.subject import Batch
+from flow_pred.files import load_model
+from flow_pred.predict import CallCounter, Plan, Prediction, plan_for, predict
+from flow_pred.scores import NO_TRUTH, Predictions
+from training.distributed import is_main, join_processes, print0
+from videodata.clips import ClipDataset, open_clips
+from videodata.encode import write_video
 from videodata.errors import UserError
+from videodata.files import atomic_path, write_file
+from videodata.pixels import to_uint8
+from videodata.splits import evaluation_split
 
-SDE_STEPS = 2  # solver steps per frame of the neural SDE, where nobody says otherwise; RIVER's default goes by its grid
-
-NO_TRUTH = "metrics need the true frames in between: data.skip_frames + 1 must be a multiple of --res"
-
-
-@dataclass
-class Plan:
-    """What is predicted. `res`: output frames per frame interval; the true frames in between are read where the data
-    have them, that is where the stride is a multiple of `res`.
-    """
-
-    context: int
-    frames: int
-    stride: int = 1
-    res: int = 1
-    seed: int = 0
-    options: dict[str, Any] = field(default_factory=dict)  # of the predictor's `sample`
-
-    @property
-    def fine(self) -> bool:
-        """Whether the true frames in between are there."""
-        return self.stride % self.res == 0
-
-    @property
-    def read_stride(self) -> int:
-        """Frames of the video from one frame of a clip that is read to the next."""
-        return self.stride // self.res if self.fine else self.stride
-
-    @property
-    def read_frames(self) -> int:
-        """Frames of a clip that is read."""
-        whole = self.context + self.frames
-        return (whole - 1) * self.res + 1 if self.fine else whole
-
-    @property
-    def first_shown(self) -> int:
-        """First frame of a prediction that is shown: with frames in between the last known one, because those before it
-        have another rate.
-        """
-        return self.context - 1 if self.res > 1 else 0
-
-    def split(self, clip: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A clip that was read (..., T, H, W) -> context, and the target in the times of the prediction if known."""
-        if not self.fine:
-            return clip[..., : self.context, :, :], None
-        first = (self.context - 1) * self.res
-        context = clip[..., : first + 1 : self.res, :, :]
-        return context, torch.cat([context, clip[..., first + 1 :, :, :]], dim=-3)
+GAP = 2  # pixels between original and prediction
 
 
-def plan_for(
-    predictor: LatentPredictor,
-    config: FlowPredConfig,
-    *,
-    context: int | None = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    solver: str | None = None,
-    atol: float = 1e-2,
-    res: int = 1,
-    grid: str = "uniform",
-    past_horizon: int | None = None,
-    warm_start: float | None = None,
-    seed: int = 0,
-) -> Plan:
-    """What to predict and how; None: as the configuration says. Raises UserError for what only the other kind has."""
-    evaluation, training = config.evaluation, config.training
-    context = context or evaluation.condition_frames or training.condition_frames
-    frames = frames or evaluation.frames_to_generate or training.frames_to_generate
-    if isinstance(predictor, RiverPredictor):
-        if res != 1:
-            raise UserError("--res is for the neural SDE; RIVER has no time between frames")
-        options = {
-            "grid": grid,
-            "steps": steps or evaluation.steps,
-            "method": solver,
-            "past_horizon": evaluation.past_horizon if past_horizon is None else past_horizon,
-            "warm_start": evaluation.warm_sampling if warm_start is None else warm_start,
+def generate_flow_pred(args: argparse.Namespace) -> None:
+    """The command scripts/generate_flow_videos.py: predict the videos of a split, write them, score them."""
+    device = join_processes(args.device)
+    files = {role: (getattr(args, f"ckpt_{role}"), getattr(args, f"config_{role}")) for role in "fdg"}
+    files["river"] = (args.checkpoint, args.config)
+    loaded = load_model(files, device, args.autoencoder, args.alpha, args.gscale)
+    plan = plan_for(
+        loaded.predictor, loaded.config, context=args.context, frames=args.frames, steps=args.steps,
+        solver=args.solver, atol=args.atol, res=args.res, grid=args.grid, past_horizon=args.past_horizon,
+        warm_start=args.warm_start, seed=args.seed,
+    )  # fmt: skip
+    if args.metrics and not plan.fine:
+        raise UserError(NO_TRUTH)
+    data, size = args.data or loaded.config.data.data_root, loaded.config.data.crop_size
+    split = args.split or evaluation_split(data)
+    clips = open_clips(
+        data,
+        frames=plan.read_frames,
+        size=size,
+        short_side=loaded.config.data.input_size,
+        stride=plan.read_stride,
+        split=split,
+        seed=args.seed,
+        total_videos=args.num_videos or None,
+    )
+    print0(f"{len(clips)} videos of {data} ({split}{'' if args.split else ', the default'})")
+    subject = Predictions(loaded.predictor, plan, device)
+    protocol = Protocol(
+        metrics=("psnr", "ssim", *(["lpips"] if args.lpips else [])), seed=args.seed, batch_size=args.batch_size,
+        lpips=args.lpips or "alex", lpips_weights=args.lpips_weights, device=device,
+    )  # fmt: skip
+    scores = Pass(subject, clips, protocol, seed=args.seed) if args.metrics else None
+    write_predictions(args, subject, clips, scores)
+    if scores:
+        report = Report(
+            "flow_pred", loaded.runs[0], clips.source.path, plan.context + plan.frames, plan.stride, size, size,
+            excluded_frames=plan.context, clips=len(clips), clips_trained_on=trained_on_of(loaded.runs, clips),
+        )  # fmt: skip
+        report.scores = scores.scores()  # over all processes
+        report.details = {
+            "split": split,
+            "seed": args.seed,
+            "videos": len(clips),
+            "res": plan.res,
+            "data_fingerprint": clips.fingerprint(),
+            **subject.facts(),
         }
-    else:
-        if past_horizon is not None or warm_start is not None or grid != "uniform":
-            raise UserError("--past-horizon, --warm-start and --grid are for RIVER")
-        options = {"steps": steps or SDE_STEPS, "method": solver or "euler", "atol": atol, "outputs_per_interval": res}
-    return Plan(context, frames, config.data.skip_frames + 1, res, seed, options)
+        if is_main():
+            report.write(args.out / "metrics.json")
+            print0(report.table())
 
 
-class Predictions(Subject):
-    """Clips of which the first frames are shown and the others predicted.
-
-    Clips have the times of the prediction: with frames in between, these follow the last frame that is shown.
-    """
-
-    random = True
-
-    def __init__(self, predictor: LatentPredictor, plan: Plan, device: torch.device) -> None:
-        self.predictor, self.plan, self.device, self.context = predictor, plan, device, plan.context
-
-    def make(self, batch: Batch) -> Tensor:
-        context = batch.clips[:, :, : self.context]
-        frames = predict_frames(self.predictor, context, self.plan, batch.items, batch.seed, self.device)
-        return torch.cat([context, frames], dim=2)
-
-    def compared(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
-        """With the last frame that is shown, for ever; and frames in between with the cross-fade of the predicted
-        frames around them, and of the true ones, which nobody can know.
-        """
-        if not self.plan.fine:
-            raise UserError(NO_TRUTH)
-        context, count = batch.clips[:, :, : self.context], made.shape[2] - self.context
-        last = context[:, :, -1:]
-        rows = {"": made, "last frame repeated": torch.cat([context, last.expand(-1, -1, count, -1, -1)], dim=2)}
-        res = self.plan.res
-        if res > 1:
-            share = (torch.arange(1, res + 1) / res).view(1, 1, 1, -1, 1, 1)
-            for name, clips in (("predicted", made), ("true", batch.clips)):
-                keys = torch.cat([last, clips[:, :, self.context - 1 + res :: res]], dim=2)
-                fade = torch.lerp(keys[:, :, :-1, None], keys[:, :, 1:, None], share).flatten(2, 3)
-                rows[f"cross-fade of {name} frames"] = torch.cat([context, fade], dim=2)
-        return rows
-
-    def parts(self, frames: int) -> dict[str, Sequence[int] | None]:
-        """All predicted frames, or those in between and the others apart; the first four too where there are more."""
-        res = self.plan.res
-        if res > 1:
-            whole = range(res - 1, frames, res)
-            return {"in between": [n for n in range(frames) if n not in whole], "whole frames": whole}
-        return {"": None, **({"first 4 frames": range(4)} if frames > 4 else {})}
-
-    def facts(self) -> dict[str, Any]:
-        return {"context_frames": self.context, **self.plan.options}
+def write_predictions(args: argparse.Namespace, subject: Predictions, clips: ClipDataset, scores: Pass | None) -> None:
+    """Predict all clips, write them, and score them where that is asked for."""
+    plan, counter, start = subject.plan, CallCounter(subject.predictor), time.monotonic()
+    known = clips.source.fps(0)
+    fps = args.fps or (known / plan.stride if known else Fraction(3))
+    args.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        write_h5 = "h5" in args.format and is_main()
+        h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if write_h5 else None
+        for prediction in predict(subject.predictor, clips, plan, args.batch_size, subject.device):
+            if h5:
+                h5.add(prediction)
+            write_clips(args.out, prediction, plan, fps, [kind for kind in args.format if kind != "h5"])
+            if prediction.items[0] == 0:
+                Image.fromarray(strip(prediction, plan)).save(args.out / "strip.png")
+            if scores:
+                batch = Batch(prediction.target, prediction.items, args.seed)
+                scores.update(batch, prediction.generated[:, None])
+        drift, calls = (count / len(clips) / plan.frames for count in (counter.drift, counter.total))
+        if h5:
+            h5.finish(drift)
+    seconds = time.monotonic() - start
+    print0(f"{args.out}: {len(clips)} videos, {calls:.1f} network calls per frame, {seconds:.1f} s")
 
 
-@dataclass
-class Prediction:
-    """A batch: clips (B, 3, T, H, W) in [-1, 1], and the number of each in the data set."""
+class H5Writer:
+    """generated_videos and target_videos (B, T, 3, H, W) float32 in [-1, 1], gzip, and the scalar avg_count."""
 
-    generated: Tensor
-    target: Tensor | None
-    items: list[int]
+    def __init__(self, file: h5py.File) -> None:
+        self.file = file
 
+    def add(self, prediction: Prediction) -> None:
+        """Append a batch."""
+        self._append("generated_videos", prediction.generated)
+        if prediction.target is not None:
+            self._append("target_videos", prediction.target)
 
-class CallCounter:
-    """Counts the evaluations of networks, per sample: a call on half of the batch counts half.
+    def finish(self, calls_per_frame: float) -> None:
+        """Store how often the drift was evaluated per predicted frame."""
+        self.file["avg_count"] = calls_per_frame
 
-    All processes must ask for a number, and get that of all of them together.
-    """
-
-    def __init__(self, predictor: LatentPredictor) -> None:
-        self.samples: dict[str, int] = {}
-        for name, module in predictor.named_children():
-            if isinstance(module, VectorFieldRegressor):
-                module.register_forward_hook(self._count(name))
-
-    def _count(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            self.samples[name] = self.samples.get(name, 0) + len(output)
-
-        return hook
-
-    @property
-    def drift(self) -> int:
-        """Evaluations of the drift's first network."""
-        return over_processes(self.samples.get("regressor", 0) + self.samples.get("flow", 0))
-
-    @property
-    def total(self) -> int:
-        """Evaluations of all networks."""
-        return over_processes(sum(self.samples.values()))
+    def _append(self, name: str, clips: Tensor) -> None:
+        values = clips.transpose(1, 2).float().numpy()
+        if name not in self.file:
+            shape = values.shape[1:]
+            options = {"maxshape": (None, *shape), "chunks": (1, *shape), "compression": "gzip", "compression_opts": 9}
+            self.file.create_dataset(name, (0, *shape), np.float32, **options)
+        data = self.file[name]
+        data.resize(len(data) + len(values), axis=0)
+        data[-len(values) :] = values
 
 
-def over_processes(count: int) -> int:
-    """The sum over all processes."""
-    return int(distributed.all_sum(torch.tensor(count)))
+@contextmanager
+def open_h5(path: Path) -> Iterator[H5Writer]:
+    """A writer; the file gets its name when the block ends."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        yield H5Writer(file)
 
 
-def predict(
-    predictor: LatentPredictor, clips: Dataset, plan: Plan, batch_size: int, device: torch.device
-) -> Iterator[Prediction]:
-    """Predictions of all clips, in order; clip i depends on (seed, i) alone.
-
-    Several processes take turns at the batches; the main process gets all of them, the others get none.
-    """
-    starts = range(0, len(clips), batch_size)
-    for turn in range(0, len(starts), distributed.world_size()):
-        mine, own = turn + distributed.rank(), None
-        if mine < len(starts):
-            items = list(range(starts[mine], min(starts[mine] + batch_size, len(clips))))
-            context, target = plan.split(torch.stack([clips[item] for item in items]))
-            new = predict_frames(predictor, context, plan, items, plan.seed, device)
-            own = Prediction(torch.cat([context, new], dim=2), target, items)
-        predictions = distributed.gather_batches([] if own is None else [own])  # turn by turn: they are large
-        if distributed.is_main():
-            yield from predictions
+def write_clips(folder: Path, prediction: Prediction, plan: Plan, fps: Fraction, formats: list[str]) -> list[Path]:
+    """Each clip of a batch as <item>.mp4, .gif and .npy: the original to the left, where it is known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for row, item in enumerate(prediction.items):
+        parts = [part for part in (prediction.target, prediction.generated) if part is not None]
+        frames = side_by_side([to_uint8(part[row, :, plan.first_shown :]) for part in parts])
+        for kind in formats:
+            path = folder / f"{item:04d}.{kind}"
+            if kind == "npy":
+                write_file(path, partial(np.save, arr=to_uint8(prediction.generated[row]), allow_pickle=False))
+            else:
+                write_video(path, frames, fps * plan.res)
+            written.append(path)
+    return written
 
 
-def predict_frames(
-    predictor: LatentPredictor,
-    context: Tensor,
-    plan: Plan,
-    items: list[int],
-    seed: int,
-    device: torch.device,
-) -> Tensor:
-    """What follows the context (B, 3, n, H, W) of the clips with these numbers: (B, 3, frames * res, H, W)."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "generate"))
-    with at_rest(predictor):
-        latents = encode_clip(predictor.autoencoder, context.to(device))
-        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **plan.options)
-        return decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()
+def side_by_side(clips: list[np.ndarray]) -> np.ndarray:
+    """Clips uint8 (T, H, W, 3) next to each other with a white gap."""
+    gap = np.full((*clips[0].shape[:2], GAP, 3), 255, np.uint8)
+    parts = [part for clip in clips for part in (gap, clip)][1:]
+    return np.concatenate(parts, axis=2)
+
+
+def strip(prediction: Prediction, plan: Plan, columns: int = 12) -> np.ndarray:
+    """A picture of up to 4 clips, uint8: rows original, prediction, with `columns` frames spread over the time."""
+    rows = []
+    for row in range(min(4, len(prediction.items))):
+        for clip in (prediction.target, prediction.generated):
+            if clip is not None:
+                frames = to_uint8(clip[row, :, plan.first_shown :])
+                chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+                rows.append(np.concatenate(list(frames[chosen]), axis=1))
+    return np.concatenate(rows, axis=0)

@@ -9,8 +9,10 @@ on), and the attributes format, autoencoder (hash), mean, std, and what was enco
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from flow_pred.autoencoder import build_autoencoder
+from flow_pred.config import load_config
+from training.distributed import print0, resolve_device
 from training.randomness import SampleNoise
 from training.state import weights_digest
 from videodata.clips import open_clips
@@ -287,3 +292,16 @@ class LatentClips(Dataset):
         expected, found = autoencoder_hash(autoencoder), self.attributes["autoencoder"]
         if expected != found:
             raise UserError(f"{self.path}: encoded by another autoencoder ({found}, not {expected}); encode again")
+
+
+def encode_splits(args: argparse.Namespace) -> None:
+    """What scripts/encode_latents.py does: write the latents of each split to a file of its own."""
+    config, _ = load_config(args.config, args.overrides)
+    data, settings = config.data, config.model.autoencoder
+    autoencoder = build_autoencoder({**settings, "ckpt_path": args.autoencoder or settings.get("ckpt_path")})
+    options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}
+    options["device"] = resolve_device(args.device)
+    for split in args.splits:
+        print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, **options))
+    words = ["python", "scripts/train_flow_pred.py", "--config", args.config, f"data.latents={args.out}"]
+    print0("next:", shlex.join([*words, *args.overrides]))

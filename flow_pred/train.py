@@ -1,137 +1,64 @@
-"""What RIVER and the flow, denoiser and diffusion of the neural SDE learn: the draws of frames, times and noise, the
-targets there, the losses, and the four recipes.
+"""How RIVER and the flow, denoiser and diffusion of the neural SDE are trained: the four recipes over the objectives of
+`objectives.py`, and the command scripts/train_flow_pred.py: autoencoder, data, networks, run folder, and the original's
+final file.
 
-A batch is clips (B, 3, N, H, W), uint8 or float in [-1, 1], or {"latents": (B, N, C, h, w)} from a latent cache. A loss
-has one value per sample (B,); the training loss is their mean.
-Axes: B batch, N frames of a clip, K frames of a state, C H W one latent frame.
+A batch is clips (B, 3, N, H, W), uint8 or float in [-1, 1], or {"latents": (B, N, C, h, w)} from a latent cache.
+Axes: B batch, N frames of a clip, C h w one latent frame.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
+import dataclasses
+import logging
 import shlex
+import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+import yaml
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from flow_pred.config import FlowPredConfig
-from flow_pred.latents import LatentPredictor, LatentSpace, below, decode_clip, pick_frames
+from flow_pred.autoencoder import build_autoencoder
+from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_weights
+from flow_pred.config import RIVER_FINAL_RATE, SDE_FINAL_SHARE, FlowPredConfig, configure, plain_config
+from flow_pred.files import build_regressor, default_run, inner, read_component
+from flow_pred.latents import LatentClips, LatentPredictor, LatentSpace, decode_clip, moments_of, pick_frames
 from flow_pred.neural_sde import NeuralSDE, log_diffusion
+from flow_pred.objectives import (
+    StateDraw,
+    StateTarget,
+    diffusion_nll,
+    diffusion_reference,
+    draw_river,
+    draw_state,
+    flow_nll,
+    mean_square,
+    state_target,
+)
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor, river_path
-from training import Losses, Networks, Recipe, Step
+from training import Losses, Networks, Recipe, Step, TrainSettings, settings_from, train
+from training.checkpoint import checkpoints_in
+from training.cli import relaunch
+from training.distributed import is_main, print0
 from training.optim import build_optimizer
 from training.randomness import SampleNoise
+from videodata.clips import open_clips
+from videodata.errors import UserError
+from videodata.files import write_file
 from videodata.pixels import normalize
 
-DESINGULARISATION = 1e-3  # delta of the flow's log loss
-FLOOR = 1e-6  # keeps the logarithm of a residual finite
+logger = logging.getLogger(__name__)
+MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 STRENGTH, HUE = 0.1, 0.25  # of colour augmentation: brightness, contrast and saturation; hue
 SHOWN = 4  # sequences in the pictures
 Terms = dict[str, Tensor]  # per-sample values (B,); "loss" is what is minimised
-
-
-class RiverDraw(NamedTuple):
-    """Which frames a RIVER step trains on, and where on the path."""
-
-    target: Tensor  # (B,) frame to generate, in 2 .. N - 1
-    condition: Tensor  # (B,) frame to look back at, in 0 .. target - 2
-    noise: Tensor  # (B, C, H, W)
-    time: Tensor  # (B,) in [0, 1)
-
-    @property
-    def frames(self) -> Tensor:
-        """Indices (B, 3) of target, reference and condition."""
-        return torch.stack([self.target, self.target - 1, self.condition], dim=1)
-
-    @property
-    def distance(self) -> Tensor:
-        """Frames (B,) between reference and condition, at least 1."""
-        return self.target - 1 - self.condition
-
-
-class StateDraw(NamedTuple):
-    """Which interval a neural-SDE step trains on, where in it, and the perturbation in units of noise_std."""
-
-    target: Tensor  # (B,) frame at the end of the interval, in K .. N - 1
-    time: Tensor  # (B,) in [0, 1)
-    noise: Tensor  # (B, K * C, H, W), standard normal
-
-    def frames(self, count: int) -> Tensor:
-        """Indices (B, K + 1) of the K frames before the target and of the target itself."""
-        return self.target[:, None] + torch.arange(-count, 1, device=self.target.device)
-
-
-class StateTarget(NamedTuple):
-    """A perturbed state and what can be learned there."""
-
-    state: Tensor  # (B, K * C, H, W), perturbed
-    velocity: Tensor  # (B, C, H, W) of the newest frame
-    perturbation: Tensor  # (B, K * C, H, W)
-
-
-def draw_river(noise: SampleNoise, frames: int, shape: tuple[int, ...]) -> RiverDraw:
-    """Draw for clips of `frames` frames with latents of `shape` (C, H, W)."""
-    target = 2 + noise.integers(frames - 2)
-    condition = below(noise.uniform(), target - 1)
-    return RiverDraw(target, condition, noise.normal(*shape), noise.uniform())
-
-
-def draw_state(noise: SampleNoise, frames: int, count: int, shape: tuple[int, ...]) -> StateDraw:
-    """Draw for clips of `frames` frames, states of `count` of them, with latents of `shape` (C, H, W)."""
-    channels, height, width = shape
-    target = count + noise.integers(frames - count)
-    return StateDraw(target, noise.uniform(), noise.normal(count * channels, height, width))
-
-
-def state_target(latents: Tensor, draw: StateDraw, sigma: float, noise_std: float) -> StateTarget:
-    """From the latents (B, K + 1, C, H, W) of an interval: the perturbed state between its ends, and its velocity.
-
-    Neural SDE, arXiv 2501.18871: linear interpolation of the state, Gaussian noise on top, one frame per unit time.
-    """
-    start, end = latents[:, :-1].flatten(1, 2), latents[:, 1:].flatten(1, 2)  # (B, K * C, H, W)
-    t = draw.time.view(-1, 1, 1, 1)
-    perturbation = noise_std * draw.noise
-    state = (1 - (1 - sigma) * t) * start + t * end + perturbation
-    return StateTarget(state, latents[:, -1] - (1 - sigma) * latents[:, -2], perturbation)
-
-
-def mean_square(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample (B,)."""
-    return (prediction - target).square().flatten(1).mean(1)
-
-
-def flow_nll(prediction: Tensor, velocity: Tensor, delta: float = DESINGULARISATION) -> Tensor:
-    """Negative log-likelihood of the flow with the noise minimised out (arXiv 2501.18871), 0 for a perfect one.
-
-    Up to a constant that of a Cauchy distribution of scale sqrt(delta): robust, and it picks one of several branches
-    where the squared error would take their mean.
-    """
-    residual = (prediction - velocity).square()
-    return ((residual + delta).log() - math.log(delta)).flatten(1).mean(1)
-
-
-def diffusion_nll(log_amplitude: Tensor, residual: Tensor) -> Tensor:
-    """Negative log-likelihood of the residual of the flow under N(0, amplitude^2), without its constant."""
-    return (log_amplitude + 0.5 * residual.square() * (-2 * log_amplitude).exp()).flatten(1).mean(1)
-
-
-def diffusion_reference(
-    log_amplitude: Tensor, residual: Tensor, interval: float | Tensor = 1.0
-) -> tuple[Tensor, Tensor]:
-    """The original's two terms: amplitude and log-amplitude against those of the residual over a time `interval`.
-
-    Their minimiser is about 0.55 of the true amplitude, because |r| and log|r| are smaller than sigma and log sigma
-    on average; `diffusion_nll` has no such bias.
-    """
-    interval = torch.as_tensor(interval, device=residual.device)
-    amplitude_error = (log_amplitude.exp() - residual.abs() * interval.sqrt()).square()
-    log_error = (log_amplitude - 0.5 * torch.log(residual.square() + FLOOR) - 0.5 * interval.log()).square()
-    return amplitude_error.flatten(1).mean(1), log_error.flatten(1).mean(1)
 
 
 class PredictorRecipe(Recipe):
@@ -325,3 +252,191 @@ def jittered(clip: Tensor, brightness: float, contrast: float, saturation: float
     pixels = functional.adjust_contrast(pixels, 1 + STRENGTH * contrast)
     pixels = functional.adjust_saturation(pixels, 1 + STRENGTH * saturation)
     return functional.adjust_hue(pixels, HUE * hue) * 2 - 1
+
+
+RECIPES: dict[str, type[PredictorRecipe]] = {
+    "river": RiverRecipe, "f": FlowRecipe, "d": DenoiserRecipe, "g": DiffusionRecipe,
+}  # fmt: skip
+
+
+def train_flow_pred(args: argparse.Namespace) -> None:
+    """What scripts/train_flow_pred.py does: train, or continue where the same command stopped."""
+    config = configure(args)
+    named = f"{config.name}_run-{args.run_name}" if args.run_name else default_run(config.name, args.config).name
+    run_dir = args.run_dir or args.runs / named
+    check_resume(run_dir, args.resume_step)
+    if args.device == "auto":
+        spread_over_gpus(args.num_gpus)
+    recipe, data, validation = prepare(config, run_dir, args.seed)
+    result = train(recipe, data, engine_settings(args, config, run_dir), plain_config(config), validation)
+    if result.finished and is_main():
+        print0(f"{write_final(run_dir, recipe, config, result.step)}: the same in the original's format")
+
+
+def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: Path) -> TrainSettings:
+    """The training loop's settings: the flags', and those that the configuration decides."""
+    batching, optimizer = config.training.batching, config.training.optimizer
+    base = optimizer.learning_rate
+    final = min(RIVER_FINAL_RATE, base) if config.model.role == "river" else SDE_FINAL_SHARE * base
+    settings = settings_from(
+        args,
+        run_dir,
+        optimizer.num_training_steps,
+        batch_size=batching.batch_size,
+        workers=batching.num_workers,
+        schedule=optimizer.schedule,
+        warmup_steps=optimizer.num_warmup_steps,
+        warmup_start=0.0,
+        **({"final_rate": final} if optimizer.schedule == "sqrt" else {}),
+    )
+    return dataclasses.replace(settings, device="cpu") if args.num_gpus == 0 else settings
+
+
+def check_resume(run_dir: Path, step: int | None) -> None:
+    """Raises UserError when the checkpoint to continue from is not the one that the run would continue from."""
+    if step is None:
+        return
+    found = [checkpoint.step for checkpoint in checkpoints_in(run_dir / "checkpoints")]
+    if not found:
+        raise UserError(f"{run_dir}: holds no checkpoint to resume from; leave --resume-step out to start")
+    if step not in (-1, found[0]):
+        there = "is there" if step in found else "is not there"
+        raise UserError(f"{run_dir}: step {step} {there}, but the newest is {found[0]}; use --resume-step -1, or move "
+                        "the newer checkpoints away")  # fmt: skip
+
+
+def spread_over_gpus(count: int | None) -> None:
+    """Start one process per GPU in place of this one, where there are several. Raises UserError for too many."""
+    available = torch.cuda.device_count()
+    if count is not None and count > available:
+        raise UserError(f"--num-gpus {count}: this machine has {available}; --num-gpus 0 trains on the CPU")
+    count = available if count is None else count
+    if count > 1:
+        relaunch(sys.argv[0], sys.argv[1:], count)
+
+
+def open_data(config: FlowPredConfig, seed: int) -> tuple[Dataset, Dataset | None]:
+    """What to train on and what to validate with; None: the data has no part for that."""
+    training = open_part(config, "train", seed)
+    try:
+        return training, open_part(config, "val", seed)
+    except UserError as error:
+        logger.warning("no validation: %s", error)
+        return training, None
+
+
+def open_part(config: FlowPredConfig, split: str, seed: int) -> Dataset:
+    """Clips of pictures, uint8, or of cached latents. Validation clips are fixed and not augmented."""
+    data = config.data
+    stride = data.skip_frames + 1
+    if data.latents:
+        if data.aug:
+            raise UserError("data.aug needs pictures: cached latents cannot be augmented; set data.latents to null")
+        return LatentClips(data.latents, split, data.frames_per_sample, stride, seed)
+    return open_clips(
+        data.data_root,
+        frames=data.frames_per_sample,
+        size=data.crop_size,
+        short_side=data.input_size,
+        stride=stride,
+        split=split,
+        seed=seed,
+        flip=data.random_horizontal_flip and split == "train",
+        dtype="uint8",
+    )
+
+
+def build_recipe(config: FlowPredConfig, latent_space: LatentSpace) -> PredictorRecipe:
+    """The recipe of a configuration; the diffusion's loads its flow, and its denoiser where there is one."""
+    model = config.model
+    regressor, recipe = build_regressor(model), RECIPES[model.role]
+    if model.role != "g":
+        return recipe(config, regressor, latent_space)
+    if not model.f_ckpt_path:
+        raise UserError("training the diffusion needs model.f_ckpt_path: the run folder or file of a trained flow")
+    parts = {"f": model.f_ckpt_path, "d": model.d_ckpt_path}
+    networks = {role: frozen_part(path, role, config) for role, path in parts.items() if path}
+    return DiffusionRecipe(config, regressor, latent_space, networks["f"], networks.get("d"))
+
+
+def frozen_part(path: str, role: str, config: FlowPredConfig) -> VectorFieldRegressor:
+    """The flow or the denoiser under a diffusion. Raises UserError if it was trained on other latents."""
+    own = config.model
+    part = read_component(path, role, dataclasses.replace(own, func={"f": "f_nll", "d": "d"}[role]))
+    if part.stored.config is not None and part.moments != (own.latent_mean, own.latent_std):
+        raise UserError(
+            f"{path}: was trained on latents of mean {part.moments[0]} and std {part.moments[1]}, this run has "
+            f"{own.latent_mean} and {own.latent_std}; give all components the same latent_mean and latent_std"
+        )
+    return part.network
+
+
+def measure_latents(
+    config: FlowPredConfig, autoencoder: nn.Module, data: Dataset, run_dir: Path
+) -> tuple[list[float] | None, list[float] | None]:
+    """latent_mean and latent_std as numbers. "auto" is measured once, and read from the run folder ever after."""
+    wanted = (config.model.latent_mean, config.model.latent_std)
+    if "auto" not in wanted:
+        return wanted
+    path = run_dir / "config.yaml"
+    model = yaml.safe_load(path.read_text()).get("model", {}) if path.is_file() else {}
+    stored = (model.get("latent_mean"), model.get("latent_std"))
+    if not all(isinstance(value, list) for value in stored):
+        if isinstance(data, LatentClips):
+            stored = data.moments()
+        else:
+            first = islice(range(len(data)), MEASURED_CLIPS)
+            moments = moments_of(autoencoder, (normalize(data[index]) for index in first))
+            stored = moments.mean(), moments.std()
+    return tuple(found if value == "auto" else value for value, found in zip(wanted, stored, strict=True))
+
+
+def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[PredictorRecipe, Dataset, Dataset | None]:
+    """Recipe, training data and validation data; sets the latent moments in `config`."""
+    torch.manual_seed(seed)
+    autoencoder = build_autoencoder(config.model.autoencoder)
+    data, validation = open_data(config, seed)
+    if isinstance(data, LatentClips):
+        data.check(autoencoder)
+    config.model.latent_mean, config.model.latent_std = measure_latents(config, autoencoder, data, run_dir)
+    latent_space = LatentSpace(autoencoder, config.model.latent_mean, config.model.latent_std)
+    check_latents(config, latent_space, data)
+    return build_recipe(config, latent_space), data, validation
+
+
+@torch.no_grad()
+def check_latents(config: FlowPredConfig, latent_space: LatentSpace, data: Dataset) -> None:
+    """Raises UserError before the training when latents and network do not fit together."""
+    first, size = data[0], config.model.vector_field_regressor
+    if isinstance(first, dict):
+        shape = tuple(first["latents"].shape[1:])
+    else:
+        shape = tuple(latent_space.encode(normalize(first[:, :1].transpose(0, 1))).shape[1:])
+    expected = (size.state_size, *size.state_res)
+    if shape != expected:
+        raise UserError(
+            f"the autoencoder's latents are {shape} and the network is made for {expected}: "
+            "set model.vector_field_regressor.state_size and state_res"
+        )
+
+
+def write_final(run_dir: Path, recipe: PredictorRecipe, config: FlowPredConfig, step: int) -> Path:
+    """Write checkpoints/final_step_<step>.pth: {"model", "global_step"}, averaged weights where there are any.
+
+    "model" holds the trained network, the frozen autoencoder, and the frozen networks under a diffusion.
+    """
+    model = prefixed(REGRESSOR, read_weights(run_dir).network("regressor"))
+    kind = config.model.autoencoder.get("type", "")
+    model |= prefixed(AUTOENCODER_PREFIX.get(kind, "ae."), inner(recipe.latent_space.autoencoder).state_dict())
+    if isinstance(recipe, DiffusionRecipe):
+        for letter, network in (("f", recipe.flow), ("d", recipe.denoiser)):
+            if network is not None:
+                model |= prefixed(f"{letter}.{REGRESSOR}", network.state_dict())
+    path = run_dir / "checkpoints" / f"final_step_{step}.pth"
+    state = {"model": {key: value.cpu() for key, value in model.items()}, "global_step": step}
+    write_file(path, lambda file: torch.save(state, file))
+    return path
+
+
+def prefixed(prefix: str, weights: Weights) -> Weights:
+    return {prefix + key: value for key, value in weights.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evaluation.metrics import psnr
 from flow_pred.autoencoder import SimpleVQVAE, build_ours
-from flow_pred.config import AutoencoderObjective, read_config
+from flow_pred.config import AutoencoderObjective, DataConfig, load_config
 from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
 from training import Losses, Networks, Recipe, Step, settings_from, train
@@ -32,7 +32,7 @@ SHOWN = 8
 
 def train_flow_autoencoder(args: argparse.Namespace) -> None:
     """What scripts/train_flow_autoencoder.py does: train, or continue where the same command stopped."""
-    config, _ = read_config(args.config, args.overrides)
+    config, _ = load_config(args.config, args.overrides)
     settings = {key: value for key, value in config.model.autoencoder.items() if key not in ("type", "ckpt_path")}
     if config.model.autoencoder.get("type") != "ours":
         raise UserError(f"{args.config}: model.autoencoder.type is not `ours`; a VQGAN is trained by train_vqgan.py")
@@ -43,24 +43,21 @@ def train_flow_autoencoder(args: argparse.Namespace) -> None:
     recipe = AutoencoderRecipe(build_ours(settings, None), objective, args.vgg_weights)
     if args.data:
         config.data.data_root = args.data
-
-    def open_data(split: str) -> ClipDataset:
-        return open_clips(
-            config.data.data_root,
-            frames=args.clip_frames,
-            size=config.data.crop_size,
-            short_side=config.data.input_size,
-            stride=args.clip_stride,
-            split=split,
-            seed=args.seed,
-            flip=split == "train",
-            dtype="uint8",
-        )
-
     stored = {"model": {"type": "ours", **settings}}
     stored |= {"objective": dataclasses.asdict(objective), "data": dataclasses.asdict(config.data)}
     run_dir = args.run_dir or args.runs / f"{config.name}_run-{args.run_name}"
-    train(recipe, open_data("train"), settings_from(args, run_dir, args.steps), stored, open_data("val"))
+    training, validation = open_data(args, config.data)
+    train(recipe, training, settings_from(args, run_dir, args.steps), stored, validation)
+
+
+def open_data(args: argparse.Namespace, data: DataConfig) -> tuple[ClipDataset, ClipDataset]:
+    """Clips to train on and to validate with, uint8 (3, T, H, W); those to train on are mirrored at random."""
+    shape = {"frames": args.clip_frames, "size": data.crop_size, "short_side": data.input_size}
+    shape |= {"stride": args.clip_stride, "seed": args.seed, "dtype": "uint8"}
+    training, validation = (
+        open_clips(data.data_root, split=split, flip=split == "train", **shape) for split in ("train", "val")
+    )
+    return training, validation
 
 
 class AutoencoderRecipe(Recipe):

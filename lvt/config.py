@@ -13,12 +13,29 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from training.config import dotted_keys, from_dict, load_config, split_overrides, unknown_key
+from training import config as yaml_files
+from training.config import dotted_keys, from_dict, split_overrides, unknown_key
 from videodata.errors import UserError
 
 OF_A_RUN = ("model", "engine")  # what the training loop adds to the config.yaml of a run
 DOWNSAMPLING = 4  # pixels per code, in height and in width
 Triple = tuple[int, int, int]  # (time, height, width)
+FLAGS = {  # of the scripts, and the keys that each stands for
+    "data": ("DATASETS.TRAIN", "DATASETS.TEST"),
+    "run_dir": ("OUTPUT_DIR",),
+    "steps": ("SOLVER.MAX_ITER",),
+    "batch_size": ("SOLVER.IMS_PER_BATCH",),
+    "samples": ("TEST.VT_SAMPLER.NUM_SAMPLES",),
+    "given": ("TEST.VT_SAMPLER.N_PRIME",),
+    "temperature": ("TEST.VT_SAMPLER.TEMPERATURE",),
+    "top_k": ("TEST.VT_SAMPLER.TOP_K",),
+    "top_p": ("TEST.VT_SAMPLER.TOP_P",),
+    "seed": ("SEED",),
+    "device": ("MODEL.DEVICE",),
+    "precision": ("SOLVER.PRECISION",),
+    "checkpoint": ("MODEL.GENERATOR.WEIGHTS",),
+    "out": ("OUTPUT_DIR",),
+}
 
 
 RANGES: dict[str, tuple[float, float]] = {  # of the numbers that would only fail, or do nothing, much later
@@ -31,23 +48,24 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers that would only fai
 }
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The defaults, under the file (and its _BASE_), under KEY VALUE pairs.
 
     Raises UserError for unknown keys, naming the nearest one, and for values of another type than the default's.
     """
     config = deepcopy(DEFAULTS)
-    file = {key: value for key, value in load_config(path).items() if key not in OF_A_RUN}
+    file = {key: value for key, value in yaml_files.load_config(path).items() if key not in OF_A_RUN}
     override(config, file, str(path))
     for key, value in split_overrides(overrides):
         override(config, nested(key, value), "the command line")
     return config
 
 
-def from_flags(args: Namespace, flags: Mapping[str, Sequence[str]]) -> list[str]:
-    """KEY VALUE pairs of the flags that were given (flag -> keys that it stands for), and those at the very end."""
-    given = [(key, getattr(args, flag)) for flag, keys in flags.items() for key in keys]
-    return [text for key, value in given if value is not None for text in (key, str(value))] + args.opts
+def configure(args: Namespace) -> dict[str, Any]:
+    """The configuration of a command: its --config-file under the flags that were given and the pairs at the end."""
+    given = [(key, getattr(args, flag, None)) for flag, keys in FLAGS.items() for key in keys]
+    pairs = [text for key, value in given if value is not None for text in (key, str(value))]
+    return load_config(args.config_file, [*pairs, *args.opts])
 
 
 def override(config: dict[str, Any], changes: dict[str, Any], source: str, prefix: str = "") -> None:

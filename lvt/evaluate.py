@@ -7,7 +7,6 @@ The flags of `scripts/evaluate.py lvt`, without torch, so that its help need not
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.cli import nonnegative_int, positive_float
@@ -15,8 +14,6 @@ from videodata.errors import UserError
 
 if TYPE_CHECKING:
     from evaluation.subject import Subject
-
-VQVAE_NODES = ("ENCODER", "GENERATOR", "CODEBOOK")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,24 +31,14 @@ def open_subject(args: argparse.Namespace) -> Subject:
 
     Raises UserError.
     """
-    from lvt import config as configuration
-    from lvt.files import load_for_evaluation, weights_behind
+    from lvt.config import is_transformer
+    from lvt.files import load_model, weights_behind
     from lvt.scores import Reconstructions
     from training.distributed import resolve_device
 
-    file = Path(args.config_file or Path(args.checkpoint) / "config.yaml")
-    if not file.is_file():
-        raise UserError(f"{file}: no such configuration; name it with --config_file")
-    config = configuration.load(file)
-    for node in VQVAE_NODES:
-        config["MODEL"][node]["WEIGHTS"] = str(args.checkpoint)
     device = resolve_device(args.device)
-    model = load_for_evaluation(config).to(device).eval()
-    subject = (
-        open_continuations(args, config, model, device)
-        if configuration.is_transformer(config)
-        else Reconstructions(model)
-    )
+    model, config = load_model(args.checkpoint, device, args.config_file)
+    subject = open_continuations(args, config, model, device) if is_transformer(config) else Reconstructions(model)
     subject.runs = weights_behind(config)
     frames, side = args.frames or config["INPUT"]["N_FRAMES_PER_VIDEO_TEST"], config["INPUT"]["SIZE"]
     return subject.made_for(max(frames, 1), (side, side), args.stride or 1)
@@ -59,17 +46,17 @@ def open_subject(args: argparse.Namespace) -> Subject:
 
 def open_continuations(args: argparse.Namespace, config: dict[str, Any], transformer: Any, device: Any) -> Subject:
     """Continuations as the configuration says, and the flags above it, which are written into it."""
-    from lvt.files import needed_vqvae
+    from lvt.files import WEIGHT_NODES, load_sampler_vqvae
     from lvt.generate import sampling_options
     from lvt.scores import Continuations
 
     sampler = config["TEST"]["VT_SAMPLER"]
     if args.vqvae:
-        sampler["VQ_VAE"] |= {f"{node}_WEIGHTS": args.vqvae for node in VQVAE_NODES}
+        sampler["VQ_VAE"] |= {f"{node}_WEIGHTS": args.vqvae for node in WEIGHT_NODES.values()}
     if args.temperature is not None:
         sampler["TEMPERATURE"] = args.temperature
     if bool(transformer.config.class_num) != (args.class_index is not None):
         raise UserError("--class_index goes with class-conditional models, and they need it")
     given = sampler["N_PRIME"] if args.given is None else args.given
-    vqvae = needed_vqvae(config, device)
+    vqvae = load_sampler_vqvae(config, device)
     return Continuations(transformer, vqvae, given, args.class_index, **sampling_options(sampler))

@@ -22,7 +22,7 @@ from evaluation.subject import Batch, Subject
 from lvt.codes import CODES_NAME, write_codes
 from lvt.config import is_transformer
 from lvt.datasets import open_code_windows, open_frames, open_videos, thinned
-from lvt.files import load_for_evaluation, needed_vqvae, weights_behind
+from lvt.files import load_configured, load_sampler_vqvae, weights_behind
 from lvt.generate import FRAMES_PER_SECOND, generate_codes, sampling_options, write_clip
 from lvt.scores import Continuations, Likelihood, Reconstructions
 from lvt.transformer import VideoTransformer
@@ -53,7 +53,7 @@ def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) 
     results: dict[str, dict[str, Results]] = {dataset: {} for dataset in config["DATASETS"]["TEST"]}
     if not names:
         return results
-    model = load_for_evaluation(config) if model is None else model
+    model = load_configured(config) if model is None else model
     model = model.to(distributed.join_processes(config["MODEL"]["DEVICE"])).eval()
     for evaluators in (SCORED, WRITTEN):
         if evaluators is WRITTEN and not distributed.is_main():
@@ -76,7 +76,7 @@ def evaluators_of(config: Config) -> list[str]:
         if name not in known:
             raise UserError(f"TEST.EVALUATORS: {name!r} does not fit this model; use {', '.join(known)}")
     if {"VTSampler", "ContinuationEvaluator"} & set(names):
-        needed_vqvae(config, torch.device("cpu"))
+        load_sampler_vqvae(config, torch.device("cpu"))
     if "ContinuationEvaluator" in names and config["TEST"]["VT_SAMPLER"]["N_PRIME"] < 1:
         raise UserError("ContinuationEvaluator compares with clips that are continued: TEST.VT_SAMPLER.N_PRIME is 0")
     return names
@@ -120,7 +120,7 @@ def continuation(config: Config, model: VideoTransformer, dataset: str) -> Resul
             for kind, clips in kinds.items() if item < CLIPS_WRITTEN else ():
                 write_video(folder / f"{item}_{kind}.mp4", clips[place], FRAMES_PER_SECOND)
 
-    vqvae = needed_vqvae(config, model.encoder.conv.weight.device)
+    vqvae = load_sampler_vqvae(config, model.encoder.conv.weight.device)
     subject = Continuations(model, vqvae, sampler["N_PRIME"], **sampling_options(sampler))
     clips = open_frames(config, dataset, training=False)
     protocol = Protocol(("psnr",), samples=count, batch_size=CLIPS_AT_ONCE)
@@ -180,7 +180,7 @@ def write_samples(config: Config, transformer: VideoTransformer, dataset: str) -
     What a killed call with the same weights and settings has written already is kept.
     """
     sampler, seed, device = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0), transformer.encoder.conv.weight.device
-    count, vqvae = sampler["NUM_SAMPLES"], needed_vqvae(config, device)
+    count, vqvae = sampler["NUM_SAMPLES"], load_sampler_vqvae(config, device)
     windows = thinned(open_code_windows(config, dataset, training=False), config["TEST"]["N_SAMPLES"])
     folder = Path(config["OUTPUT_DIR"]) / "inference" / "samples" / folder_name(dataset)
     weights = weights_digest({"transformer": transformer.state_dict(), "vqvae": vqvae.state_dict()})

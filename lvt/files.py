@@ -40,17 +40,32 @@ def build_transformer(config: dict[str, Any]) -> VideoTransformer:
     return model
 
 
-def load_for_evaluation(config: dict[str, Any]) -> VQVAE | VideoTransformer:
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", config_file: str | Path | None = None
+) -> tuple[VQVAE | VideoTransformer, dict[str, Any]]:
+    """The network of a run folder, or of a file whose configuration is `config_file`, in eval mode, and that
+    configuration. Raises UserError.
+    """
+    file = Path(config_file or Path(path) / "config.yaml")
+    if not file.is_file():
+        raise UserError(f"{file}: no such configuration; name it with --config_file")
+    config = configuration.load_config(file)
+    for node in WEIGHT_NODES.values():
+        config["MODEL"][node]["WEIGHTS"] = str(path)
+    return load_configured(config).to(device).eval(), config
+
+
+def load_configured(config: dict[str, Any]) -> VQVAE | VideoTransformer:
     """The network with the weights of MODEL.*.WEIGHTS, else those of the run in OUTPUT_DIR.
 
     Raises UserError when there are neither: random weights are never evaluated.
     """
     node, run_dir = config["MODEL"], Path(config["OUTPUT_DIR"])
     if is_transformer(config):
-        return load_transformer(build_transformer(config), node["GENERATOR"]["WEIGHTS"] or run_dir)
+        return load_transformer_weights(build_transformer(config), node["GENERATOR"]["WEIGHTS"] or run_dir)
     model = build_vqvae(config)
     given = {name: node[key]["WEIGHTS"] for name, key in WEIGHT_NODES.items()}
-    return load_vqvae(model, given if any(given.values()) else run_dir)
+    return load_vqvae_weights(model, given if any(given.values()) else run_dir)
 
 
 def weights_behind(config: dict[str, Any]) -> tuple[str, ...]:
@@ -63,9 +78,9 @@ def weights_behind(config: dict[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([model["GENERATOR"]["WEIGHTS"] or config["OUTPUT_DIR"], *filter(None, vqvae)]))
 
 
-def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
+def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
     """The VQ-VAE that decodes samples. Raises UserError when none is named."""
-    model = load_sampler_vqvae(config, device)
+    model = find_sampler_vqvae(config, device)
     if model is None:
         raise UserError(
             "frames need the VQ-VAE: set TEST.VT_SAMPLER.VQ_VAE.{CFG,ENCODER_WEIGHTS,GENERATOR_WEIGHTS,"
@@ -74,7 +89,7 @@ def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
     return model
 
 
-def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
+def find_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
     """The VQ-VAE that TEST.VT_SAMPLER.VQ_VAE names, ready to decode; None when no weights are named.
 
     A run folder has its own configuration; CFG is for other weights.
@@ -85,11 +100,11 @@ def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | 
         return None
     places = (Path(paths["netG"]) / "config.yaml", Path(node["CFG"]), ROOT / node["CFG"])
     file = next((place for place in places if place.is_file()), Path(node["CFG"]))
-    model = build_vqvae(configuration.load(file))
-    return load_vqvae(model, paths).to(device).eval()
+    model = build_vqvae(configuration.load_config(file))
+    return load_vqvae_weights(model, paths).to(device).eval()
 
 
-def load_vqvae(model: VQVAE, paths: Mapping[str, str | Path] | str | Path) -> VQVAE:
+def load_vqvae_weights(model: VQVAE, paths: Mapping[str, str | Path] | str | Path) -> VQVAE:
     """Load {"netE": file, "netG": file, "netC": file}, or one checkpoint or run folder of this project.
 
     Raises UserError for files that are missing or do not fit.
@@ -110,7 +125,7 @@ def load_vqvae(model: VQVAE, paths: Mapping[str, str | Path] | str | Path) -> VQ
         raise UserError(f"{', '.join(sorted({str(path) for path in paths.values()}))}: {error}") from error
 
 
-def load_transformer(model: VideoTransformer, path: str | Path) -> VideoTransformer:
+def load_transformer_weights(model: VideoTransformer, path: str | Path) -> VideoTransformer:
     """Load a published file (its index tables are left out) or a checkpoint of this project, strictly."""
     strict_load(model, drop_recomputable(dict(read_weights(path, "transformer"))), path)
     return model

@@ -5,9 +5,9 @@ Axes: B samples, C codebooks, (T, H, W) clip of codes, (t, h, w) slice.
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvt.cached_decoder import CachedDecoder, SampleStreams, SamplingRule, sample_seeds
-from lvt.files import load_for_evaluation, needed_vqvae
+from lvt.config import configure
+from lvt.files import load_configured, load_sampler_vqvae
 from lvt.subscale import put_slice, slice_offset, slice_size
 from lvt.transformer import VideoTransformer, visible_taps
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
@@ -189,51 +190,43 @@ class ClipSampler:
         return min(self.size[0], max(0, -(-(self.n_prime - first) // self.stride[0])))
 
 
-@dataclass
-class Wishes:
-    """What the command line adds to the configuration."""
+def generate_lvt(args: argparse.Namespace) -> Path:
+    """The command scripts/generate_videos.py: NUM_SAMPLES continuations of the first N_PRIME frames in --video-dir.
 
-    frames: int | None = None  # of the whole clip; None: INPUT.N_FRAMES_PER_VIDEO_TEST
-    fps: Fraction = Fraction(8)
-    class_index: int | None = None
-    hop: int = 1  # frames per window of clips that are longer than the model's
-    compiled: bool = False
-
-
-def generate_videos(config: dict[str, Any], video_dir: Path | None, wishes: Wishes) -> Path:
-    """Sample NUM_SAMPLES continuations of the first N_PRIME frames in `video_dir`; gives the folder with the results.
-
-    With N_PRIME 0, whole clips of INPUT.SIZE pixels are made and no folder is read.
+    Gives the folder with the results. With N_PRIME 0, whole clips of INPUT.SIZE pixels are made and no folder is read.
 
     OUTPUT_DIR gets config.yaml, log.txt, the first sample's 0.png, 1.png, ... and video.mp4, further ones in sample_1,
     sample_2, ..., and samples.mp4 with all side by side. The given frames are shown as the VQ-VAE reconstructs them.
     Raises UserError.
     """
+    config = configure(args)
     folder = Path(config["OUTPUT_DIR"])
     sampler, device = config["TEST"]["VT_SAMPLER"], resolve_device(config["MODEL"]["DEVICE"])
-    given = read_given(video_dir, sampler["N_PRIME"], config["INPUT"]["SIZE"])
-    vqvae, transformer = needed_vqvae(config, device), load_for_evaluation(config).to(device).eval()
-    clips = continuations(config, transformer, vqvae, given.to(device), wishes)
+    given = read_given(args.video_dir, sampler["N_PRIME"], config["INPUT"]["SIZE"])
+    vqvae, transformer = load_sampler_vqvae(config, device), load_configured(config).to(device).eval()
+    clips = continuations(config, transformer, vqvae, given.to(device), args)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
     with log_file(folder / "log.txt"):
         for number, clip in enumerate(clips):
-            write_clip(folder if number == 0 else folder / f"sample_{number}", clip, wishes.fps)
+            write_clip(folder if number == 0 else folder / f"sample_{number}", clip, args.fps)
         beside = np.concatenate([to_uint8(clip.cpu()) for clip in clips], axis=2)
-        write_video(folder / "samples.mp4", beside, wishes.fps)
+        write_video(folder / "samples.mp4", beside, args.fps)
         logger.info("%d sample(s) of %d frames in %s", len(clips), clips.shape[2], folder)
     return folder
 
 
-def continuations(config: dict[str, Any], transformer: Any, vqvae: Any, given: Tensor, wishes: Wishes) -> Tensor:
+def continuations(
+    config: dict[str, Any], transformer: Any, vqvae: Any, given: Tensor, args: argparse.Namespace
+) -> Tensor:
     """Samples (S, 3, T, H, W) in [-1, 1] that continue the given frames uint8 (3, n, H, W)."""
     sampler, seed = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0)
     window = config["INPUT"]["N_FRAMES_PER_VIDEO_TEST"]
-    frames, count = wishes.frames or window, sampler["NUM_SAMPLES"]
+    frames, count = args.frames or window, sampler["NUM_SAMPLES"]
     if frames <= given.shape[1]:
         raise UserError(f"clips of {frames} frames have nothing after the {given.shape[1]} given ones")
     codes = encode_clips(vqvae, given[None]).repeat(count, 1, 1, 1, 1)
-    classes = None if wishes.class_index is None else codes.new_full((count,), wishes.class_index)
+    classes = None if args.class_index is None else codes.new_full((count,), args.class_index)
     with tqdm(unit="position", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -242,8 +235,8 @@ def continuations(config: dict[str, Any], transformer: Any, vqvae: Any, given: T
             bar.update()
 
         return generate_frames(
-            transformer, vqvae, codes, given.shape[1], frames, window, hop=wishes.hop, class_idx=classes,
-            seeds=[seed + sample for sample in range(count)], compiled=wishes.compiled, progress=progress,
+            transformer, vqvae, codes, given.shape[1], frames, window, hop=args.hop, class_idx=classes,
+            seeds=[seed + sample for sample in range(count)], compiled=args.compile, progress=progress,
             **sampling_options(sampler),
         )  # fmt: skip
 

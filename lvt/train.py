@@ -1,7 +1,10 @@
-"""How the two networks are trained: the VQ-VAE on frames, the transformer on slices of clips of codes."""
+"""How the two networks are trained: the VQ-VAE on frames, the transformer on slices of clips of codes; and the command
+scripts/train_lvt.py.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,17 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from losses.perceptual import LPIPS
-from lvt.config import is_transformer
+from lvt.config import configure, is_transformer
 from lvt.datasets import class_names, open_code_windows, open_frames, thinned, together
-from lvt.evaluators import evaluate_lvt, evaluators_of
+from lvt.evaluators import evaluate_lvt, evaluators_of, missed_expectations
 from lvt.files import (
     build_transformer,
     build_vqvae,
-    load_sampler_vqvae,
-    load_transformer,
-    load_vqvae,
+    find_sampler_vqvae,
+    load_transformer_weights,
+    load_vqvae_weights,
     write_original,
 )
 from lvt.generate import generate_frames
@@ -43,103 +47,6 @@ FREE_KEYS = frozenset(
         *("TOP_K", "TOP_P", "EXPECTED_RESULTS"),
     }
 )  # last parts of the configuration keys that a continued run may change
-
-
-def train_lvt(config: dict[str, Any], resume: bool = True, allow_config_change: bool = False) -> dict[str, Any]:
-    """Train the network of a configuration in OUTPUT_DIR, write it in the original's layout too, evaluate it.
-
-    The run that the folder holds is continued; without `resume`, such a folder is refused. Gives the results by data
-    set and task. Raises UserError.
-    """
-    seed_everything(max(config["SEED"], 0))
-    evaluators_of(config)  # a mistake there shall not wait for the end of the training
-    recipe, data, validation = build_run(config)
-    chosen = settings(config, resume, allow_config_change)
-    result = train(recipe, data, chosen, {**config, "model": shape_of_model(config)}, validation)
-    if not result.finished:
-        logger.info("stopped at step %d; the same command continues", result.step)
-        return {}
-    distributed.barrier()  # the main process has written the last checkpoint
-    (model,) = recipe.networks.values()
-    load = load_transformer if is_transformer(config) else load_vqvae
-    load(model, chosen.run_dir)  # the averaged weights where there are any
-    if distributed.is_main():
-        write_original(chosen.run_dir, model.original_state(), result.step - 1, "model_final")
-    return evaluate_lvt(config, model)
-
-
-def build_run(config: dict[str, Any]) -> tuple[VQVAERecipe | TransformerRecipe, Any, Any]:
-    """Recipe, training data and validation data of a configuration."""
-    names = config["DATASETS"]
-    if is_transformer(config):
-        data = together([open_code_windows(config, name, training=True) for name in names["TRAIN"]])
-        tests = [open_code_windows(config, name, training=False) for name in names["TEST"]]
-        shows = config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
-        shown = load_sampler_vqvae(config, torch.device("cpu")) if shows else None
-        recipe = TransformerRecipe(build_transformer(config), config, shown)
-    else:
-        data = together([open_frames(config, name, training=True) for name in names["TRAIN"]])
-        tests = [open_frames(config, name, training=False) for name in names["TEST"]]
-        recipe = VQVAERecipe(build_vqvae(config), config)
-    if tests and (videos := provenance_of(tests[0])) is not None:
-        recipe.held_out = f"--data {videos['source']} --split {videos['split'] or 'all'}"
-    return recipe, data, thinned(together(tests), config["TEST"]["N_SAMPLES"]) if tests else None
-
-
-def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of the configuration that a continued run must share."""
-    model = config["MODEL"]
-    if is_transformer(config):
-        shape = {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": model["AUTOREGRESSIVE"]["VT"]}
-        classes = class_names(config)
-        return shape if classes is None else {**shape, "CLASSES": classes}
-    return {name: model[name] for name in ("META_ARCHITECTURE", "ENCODER", "GENERATOR", "CODEBOOK")}
-
-
-def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) -> TrainSettings:
-    """The settings of the training loop."""
-    solver = config["SOLVER"]
-    return TrainSettings(
-        run_dir=Path(config["OUTPUT_DIR"]),
-        steps=solver["MAX_ITER"],
-        batch_size=solver["IMS_PER_BATCH"],
-        accumulation=solver["ACCUMULATION_STEPS"],
-        seed=max(config["SEED"], 0),
-        device=config["MODEL"]["DEVICE"],
-        precision=solver["PRECISION"],
-        compile=solver["COMPILE"],
-        clip=solver["CLIP_NORM"],
-        ema=solver["EMA"],
-        resume="auto" if resume else "never",
-        allow_config_change=allow_config_change,
-        save_every=solver["CHECKPOINT_PERIOD"],
-        log_every=config["LOG_PERIOD"],
-        evaluate_every=config["TEST"]["EVAL_PERIOD"] or solver["MAX_ITER"],
-        pictures_every=config["VIS_PERIOD"],
-        max_minutes=config["MAX_MINUTES"],
-        workers=config["DATALOADER"]["NUM_WORKERS"],
-        **schedule(solver),
-    )
-
-
-def schedule(solver: dict[str, Any]) -> dict[str, Any]:
-    """The engine's settings of the learning rate for a SOLVER node. Raises UserError for an unknown schedule."""
-    kinds: dict[str, dict[str, Any]] = {
-        "WarmupMultiStepLR": {
-            "schedule": "multistep", "milestones": tuple(solver["STEPS"]), "gamma": solver["GAMMA"],
-        },
-        "WarmupCosineLR": {"schedule": "cosine_full"},
-    }  # fmt: skip
-    name = solver["LR_SCHEDULER_NAME"]
-    if name == "Identity":  # without warm-up, as the original has it
-        return {}
-    if name not in kinds:
-        raise UserError(f"SOLVER.LR_SCHEDULER_NAME {name!r}: use Identity, WarmupMultiStepLR or WarmupCosineLR")
-    if solver["WARMUP_ITERS"] < 1:
-        return kinds[name]
-    kind = "constant" if solver["WARMUP_METHOD"] == "constant" else "linear"
-    warmup = {"warmup_steps": solver["WARMUP_ITERS"], "warmup": kind, "warmup_start": solver["WARMUP_FACTOR"]}
-    return {**kinds[name], **warmup}
 
 
 class LVTRecipe(Recipe):
@@ -285,3 +192,122 @@ def optimizer_of(model: nn.Module, solver: dict[str, Any]) -> torch.optim.Optimi
         "momentum": solver["RMSPROP"]["MOMENTUM_G"],
     }
     return optim.build_optimizer(solver["OPTIMIZER_NAME"], parameters, solver["LR_G"], eps=1e-8, **options)
+
+
+def train_lvt(args: argparse.Namespace) -> list[str]:
+    """The command scripts/train_lvt.py: train and evaluate, or with --eval-only evaluate.
+
+    Gives what of TEST.EXPECTED_RESULTS is missed, by line. Raises UserError.
+    """
+    config = configure(args)
+    if args.eval_only:
+        results = evaluate_lvt(config)
+    else:
+        results = train_network(config, args.resume == "auto", args.allow_config_change)
+    return missed_expectations(config, results)
+
+
+def train_network(config: dict[str, Any], resume: bool = True, allow_config_change: bool = False) -> dict[str, Any]:
+    """Train the network of a configuration in OUTPUT_DIR, write it in the original's layout too, evaluate it.
+
+    The run that the folder holds is continued; without `resume`, such a folder is refused. Gives the results by data
+    set and task. Raises UserError.
+    """
+    seed_everything(max(config["SEED"], 0))
+    evaluators_of(config)  # a mistake there shall not wait for the end of the training
+    training, validation = open_data(config)
+    recipe = build_recipe(config)
+    recipe.held_out = flags_of(validation)
+    chosen = settings(config, resume, allow_config_change)
+    result = train(recipe, training, chosen, {**config, "model": shape_of_model(config)}, validation)
+    if not result.finished:
+        logger.info("stopped at step %d; the same command continues", result.step)
+        return {}
+    distributed.barrier()  # the main process has written the last checkpoint
+    (model,) = recipe.networks.values()
+    load = load_transformer_weights if is_transformer(config) else load_vqvae_weights
+    load(model, chosen.run_dir)  # the averaged weights where there are any
+    if distributed.is_main():
+        write_original(chosen.run_dir, model.original_state(), result.step - 1, "model_final")
+    return evaluate_lvt(config, model)
+
+
+def open_data(config: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
+    """What to train on, and TEST.N_SAMPLES items to validate with; None: DATASETS.TEST is empty."""
+    names, opened = config["DATASETS"], open_code_windows if is_transformer(config) else open_frames
+    training = together([opened(config, name, training=True) for name in names["TRAIN"]])
+    tests = [opened(config, name, training=False) for name in names["TEST"]]
+    return training, thinned(together(tests), config["TEST"]["N_SAMPLES"]) if tests else None
+
+
+def build_recipe(config: dict[str, Any]) -> VQVAERecipe | TransformerRecipe:
+    """The network of a configuration, freshly initialised, with its losses and optimiser."""
+    if not is_transformer(config):
+        return VQVAERecipe(build_vqvae(config), config)
+    shows = config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
+    shown = find_sampler_vqvae(config, torch.device("cpu")) if shows else None
+    return TransformerRecipe(build_transformer(config), config, shown)
+
+
+def flags_of(validation: Dataset | None) -> str | None:
+    """Flags of evaluate.py for the clips of the first validation set; None: it does not say where they are from."""
+    while isinstance(validation, (Subset, ConcatDataset)):
+        validation = validation.dataset if isinstance(validation, Subset) else validation.datasets[0]
+    videos = provenance_of(validation)
+    return videos and f"--data {videos['source']} --split {videos['split'] or 'all'}"
+
+
+def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of the configuration that a continued run must share."""
+    model = config["MODEL"]
+    if is_transformer(config):
+        shape = {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": model["AUTOREGRESSIVE"]["VT"]}
+        classes = class_names(config)
+        return shape if classes is None else {**shape, "CLASSES": classes}
+    return {name: model[name] for name in ("META_ARCHITECTURE", "ENCODER", "GENERATOR", "CODEBOOK")}
+
+
+def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) -> TrainSettings:
+    """The settings of the training loop."""
+    solver = config["SOLVER"]
+    return TrainSettings(
+        run_dir=Path(config["OUTPUT_DIR"]),
+        steps=solver["MAX_ITER"],
+        batch_size=solver["IMS_PER_BATCH"],
+        accumulation=solver["ACCUMULATION_STEPS"],
+        seed=max(config["SEED"], 0),
+        device=config["MODEL"]["DEVICE"],
+        precision=solver["PRECISION"],
+        compile=solver["COMPILE"],
+        clip=solver["CLIP_NORM"],
+        ema=solver["EMA"],
+        resume="auto" if resume else "never",
+        allow_config_change=allow_config_change,
+        save_every=solver["CHECKPOINT_PERIOD"],
+        log_every=config["LOG_PERIOD"],
+        evaluate_every=config["TEST"]["EVAL_PERIOD"] or solver["MAX_ITER"],
+        pictures_every=config["VIS_PERIOD"],
+        max_minutes=config["MAX_MINUTES"],
+        workers=config["DATALOADER"]["NUM_WORKERS"],
+        **schedule(solver),
+    )
+
+
+def schedule(solver: dict[str, Any]) -> dict[str, Any]:
+    """The engine's settings of the learning rate for a SOLVER node. Raises UserError for an unknown schedule."""
+    kinds: dict[str, dict[str, Any]] = {
+        "WarmupMultiStepLR": {
+            "schedule": "multistep", "milestones": tuple(solver["STEPS"]), "gamma": solver["GAMMA"],
+        },
+        "WarmupCosineLR": {"schedule": "cosine_full"},
+    }  # fmt: skip
+    name = solver["LR_SCHEDULER_NAME"]
+    if name == "Identity":  # without warm-up, as the original has it
+        return {}
+    if name not in kinds:
+        raise UserError(f"SOLVER.LR_SCHEDULER_NAME {name!r}: use Identity, WarmupMultiStepLR or WarmupCosineLR")
+    if solver["WARMUP_ITERS"] < 1:
+        return kinds[name]
+    kind = "constant" if solver["WARMUP_METHOD"] == "constant" else "linear"
+    warmup = {"warmup_steps": solver["WARMUP_ITERS"], "warmup": kind, "warmup_start": solver["WARMUP_FACTOR"]}
+    return {**kinds[name], **warmup}

@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    from flow_pred.run import encode_splits
+    from flow_pred.latents import encode_splits
 
     encode_splits(args)
 

@@ -90,9 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.model == "videos":
         protocol = protocol_from(args, (), device)
         report = score_folders(
-            args.originals, args.predictions, protocol.metrics, window=args.window, context=args.context,
-            lpips=protocol.lpips_network, lpips_weights=protocol.lpips_weights, frames=args.frames, stride=args.stride,
-            size=tuple(args.size), num_clips=args.num_clips, protocol=protocol,
+            args.originals, args.predictions, protocol, window=args.window, context=args.context, frames=args.frames,
+            stride=args.stride, size=tuple(args.size), num_clips=args.num_clips,
         )  # fmt: skip
     else:
         subject = import_module(f"{args.model}.evaluate").open_subject(args)

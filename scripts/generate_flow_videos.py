@@ -98,9 +98,9 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    from flow_pred.generate_videos import generate_flow_videos
+    from flow_pred.generate import generate_flow_pred
 
-    generate_flow_videos(args)
+    generate_flow_pred(args)
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Write everything that was asked for and print where."""
     args = build_parser().parse_args(argv)
-    from video_vae.generate import generate_files
+    from video_vae.generate import generate_video_vae
 
-    print(generate_files(args))
+    print(generate_video_vae(args))
 
 
 if __name__ == "__main__":

@@ -13,18 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.cli import fraction, make_parser, nonnegative_int, positive_float, positive_int, run
 
-KEYS = {  # flag -> the key that it stands for
-    "samples": ("TEST.VT_SAMPLER.NUM_SAMPLES",),
-    "given": ("TEST.VT_SAMPLER.N_PRIME",),
-    "temperature": ("TEST.VT_SAMPLER.TEMPERATURE",),
-    "top_k": ("TEST.VT_SAMPLER.TOP_K",),
-    "top_p": ("TEST.VT_SAMPLER.TOP_P",),
-    "seed": ("SEED",),
-    "device": ("MODEL.DEVICE",),
-    "checkpoint": ("MODEL.GENERATOR.WEIGHTS",),
-    "out": ("OUTPUT_DIR",),
-}
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
@@ -54,12 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     """Write the samples and say where."""
     args = build_parser().parse_args(argv)
 
-    from lvt import config as configuration
-    from lvt.generate import Wishes, generate_videos
+    from lvt.generate import generate_lvt
 
-    config = configuration.load(args.config_file, configuration.from_flags(args, KEYS))
-    wishes = Wishes(args.frames, args.fps, args.class_index, args.hop, args.compile)
-    print(generate_videos(config, args.video_dir, wishes))
+    print(generate_lvt(args))
 
 
 if __name__ == "__main__":

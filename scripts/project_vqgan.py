@@ -36,9 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Write <output_path>/<split>.npy for each split, or go on with them."""
     args = build_parser().parse_args(argv)
-    from vqgan.project import project_splits
+    from vqgan.project import project_vqgan
 
-    for line in project_splits(args):
+    for line in project_vqgan(args):
         print(line)
 
 

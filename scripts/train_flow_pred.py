@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    from flow_pred.run import train_flow_pred
+    from flow_pred.train import train_flow_pred
 
     train_flow_pred(args)
 

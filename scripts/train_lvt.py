@@ -9,19 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lvt import config as configuration
-from training.cli import make_parser, nonnegative_int, positive_int, run
-from training.launch import relaunch
-
-KEYS = {  # flag -> the keys that it stands for
-    "data": ("DATASETS.TRAIN", "DATASETS.TEST"),
-    "run_dir": ("OUTPUT_DIR",),
-    "steps": ("SOLVER.MAX_ITER",),
-    "batch_size": ("SOLVER.IMS_PER_BATCH",),
-    "seed": ("SEED",),
-    "device": ("MODEL.DEVICE",),
-    "precision": ("SOLVER.PRECISION",),
-}
+from lvt.config import configure
+from training.cli import make_parser, nonnegative_int, positive_int, relaunch, run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,17 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     argv = with_resume_told(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(argv)
 
-    config = configuration.load(args.config_file, configuration.from_flags(args, KEYS))
+    configure(args)  # a mistake in it is told once, before there are several processes
     relaunch(__file__, argv, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
 
-    from lvt.evaluators import evaluate_lvt, missed_expectations  # in the processes that compute: they import torch
-    from lvt.train import train_lvt
+    from lvt.train import train_lvt  # in the processes that compute: it imports torch
 
-    if args.eval_only:
-        results = evaluate_lvt(config)
-    else:
-        results = train_lvt(config, args.resume == "auto", args.allow_config_change)
-    missed = missed_expectations(config, results)
+    missed = train_lvt(args)
     for line in missed:
         print(line, file=sys.stderr)
     return 1 if missed else 0

@@ -208,7 +208,7 @@ def as_typed(action: argparse.Action, value: Any, where: str) -> Any:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from training.distributed import print0
-    from vqgan.run import train_vqgan
+    from vqgan.train import train_vqgan
 
     print0("\n".join(train_vqgan(args)))
 

@@ -39,9 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Write all pictures."""
     args = build_parser().parse_args(argv)
-    from vqgan.visualize import visualize
+    from vqgan.visualize import visualize_vqgan
 
-    print(f"{len(visualize(args))} pictures in {args.output_dir}")
+    print(f"{len(visualize_vqgan(args))} pictures in {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -100,13 +100,13 @@ def main(argv: list[str] | None = None) -> None:
 def work(args: argparse.Namespace) -> None:
     """What the sub-command `args.command` asks for."""
     from training.distributed import resolve_device
-    from vvae.commands import run_command
+    from vvae.commands import process_files
     from vvae.train import own_errors
 
     if args.command != "statistics":
         args.device = resolve_device(args.device)
     with own_errors():
-        run_command(args)
+        process_files(args)
 
 
 if __name__ == "__main__":

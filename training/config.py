@@ -126,7 +126,6 @@ def field_keys(kind: type, prefix: str = "") -> list[str]:
 
 
 def dotted_keys(config: dict[str, Any], prefix: str = "") -> list[str]:
-    """All dotted keys of a nested configuration."""
     keys = []
     for key, value in config.items():
         keys.append(prefix + key)
@@ -155,7 +154,6 @@ def interpolate(config: dict[str, Any], source: object) -> dict[str, Any]:
 
 
 def strings(value: Any) -> list[str]:
-    """All strings of a nested configuration."""
     if isinstance(value, (dict, list)):
         entries = value.values() if isinstance(value, dict) else value
         return [text for entry in entries for text in strings(entry)]

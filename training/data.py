@@ -66,7 +66,6 @@ class PositionSampler:
         return [(self.index(position), position) for position in range(start, start + size)]
 
     def index(self, position: int) -> int:
-        """Dataset index of the sample at a position."""
         epoch, offset = divmod(position, self.length)
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}  # the last two suffice

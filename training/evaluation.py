@@ -21,7 +21,7 @@ from training.randomness import SampleNoise, derive_seed, seed_everything
 from training.recipe import Networks, Step
 from training.settings import TrainSettings
 from training.state import TrainState
-from training.step import PRECISIONS
+from training.step import autocast
 from videodata.encode import write_video
 from videodata.files import write_file
 from videodata.pixels import denormalize
@@ -51,16 +51,19 @@ class Evaluator:
         with self.networks() as networks, batches(self.validation, chunks, self.settings, self.device) as feed:
             for number, batch in enumerate(feed):
                 values = self.state.recipe.evaluate(batch.data, self.describe(batch), networks)
-                weight = 1 if number < real else 0
-                count += weight * len(batch.keys)
+                kept = len(batch.keys) if number < real else 0
+                count += kept
                 for name, value in values.items():
-                    if value.shape != (len(batch.keys),):
-                        raise ValueError(f"metric {name!r} has shape {tuple(value.shape)}, not ({len(batch.keys)},)")
-                    sums[name] = sums.get(name, 0) + weight * value.double().sum().cpu()
-        names = sorted(sums)
-        totals = distributed.all_sum(torch.stack([torch.tensor(count).double(), *(sums[name] for name in names)]))
-        means = {name: float(total / totals[0]) for name, total in zip(names, totals[1:], strict=True)}
-        return {**means, **self.state.recipe.summarize()}
+                    if len(value) != len(batch.keys) or value.dim() not in (1, 2):
+                        shape = f"({len(batch.keys)},) or ({len(batch.keys)}, N)"
+                        raise ValueError(f"metric {name!r} has shape {tuple(value.shape)}, not {shape}")
+                    sums[name] = sums.get(name, 0) + value[:kept].double().sum(0).cpu()
+        names = sorted(sums)  # one meeting of the processes for all of them
+        flat = torch.cat([torch.tensor([count]).double(), *(sums[name].reshape(-1) for name in names)])
+        total, *parts = distributed.all_sum(flat).split([1, *(sums[name].numel() for name in names)])
+        totals = {name: part.view_as(sums[name]) for name, part in zip(names, parts, strict=True)}
+        means = {name: float(value / total) for name, value in totals.items() if not value.dim()}
+        return {**means, **self.state.recipe.summarize({name: v for name, v in totals.items() if v.dim()})}
 
     def share(self) -> tuple[list[list[Key]], int]:
         """This process's batches of (index, position), and how many of them count.
@@ -102,11 +105,10 @@ class Evaluator:
         """The bare networks, averaged where there are averages, in eval mode and without gradients."""
         seed_everything(derive_seed(self.settings.seed, "evaluate", distributed.rank()))
         networks = {**self.state.networks, **self.state.averaged.networks}
-        dtype = PRECISIONS.get(self.settings.precision)
         for network in networks.values():
             network.eval()
         try:
-            with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            with torch.no_grad(), autocast(self.settings, self.device):
                 yield networks
         finally:
             for network in self.state.wrapped.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,16 @@ from training.settings import FLAGS, TrainSettings
 from training.state import TrainState
 from videodata.clips import UNKNOWN, together
 from videodata.errors import UserError
-from videodata.files import lock_file, read_json, remove_debris, write_file, write_json
+from videodata.files import (
+    free_space,
+    lock_file,
+    read_json,
+    readable_size,
+    remove_debris,
+    require_room,
+    write_file,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +98,13 @@ def trained_on(run: str | Path) -> dict[str, Any] | None:
 
 def check_free_space(folder: Path, checkpoint_bytes: int, kept: int) -> None:
     """Raises UserError when not even one checkpoint fits on the disk; warns when those to keep may not."""
-    free = shutil.disk_usage(folder).free
-    size, left = f"{checkpoint_bytes / 1e6:.1f} MB", f"{free / 1e6:.1f} MB"
-    if free < checkpoint_bytes:
-        raise UserError(f"{folder}: a checkpoint needs {size}, {left} are free; free space or choose another folder")
+    size = readable_size(checkpoint_bytes)
+    require_room(
+        folder, checkpoint_bytes, UserError, f"a checkpoint needs {size}", "; free space or choose another folder"
+    )
+    free = free_space(folder)[0]
     if free < kept * checkpoint_bytes:
+        left = readable_size(free)
         logger.warning("WARN %s: %d checkpoints of %s are to be kept, %s are free", folder, kept, size, left)
 
 

@@ -80,7 +80,6 @@ class RunLog:
                 self.wandb.log({name: wandb.Image(strip)}, step=step)
 
     def close(self) -> None:
-        """Write what is pending."""
         self.bar.close()
         self.file.close()
         self.board.close()

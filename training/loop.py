@@ -188,7 +188,6 @@ class Run:
 
     @property
     def epoch(self) -> int:
-        """Number of epochs done."""
         return self.state.step // self.steps_per_epoch
 
     @property
@@ -202,7 +201,6 @@ class Run:
         return self.state.step == self.settings.steps
 
     def sampler(self) -> PositionSampler:
-        """The remaining samples of this process."""
         return PositionSampler(
             length=self.length,
             batch_size=self.settings.batch_size,

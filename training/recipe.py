@@ -69,14 +69,15 @@ class Recipe(ABC):
         """
 
     def evaluate(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
-        """Per-sample validation metrics, name -> (B,). Averaged over the validation set and over processes."""
+        """Per-sample validation metrics, name -> (B,), averaged over the validation set and over processes; what is
+        to be summed instead, such as the counts of codes, name -> (B, N), goes to `summarize`.
+
+        It keeps nothing: processes that have too few batches repeat others, whose values do not count.
+        """
         return {}
 
-    def summarize(self) -> dict[str, float]:
-        """Validation metrics that are no mean over samples, such as the number of codes in use.
-
-        Called in all processes after the last `evaluate` of each evaluation; the values must agree between them.
-        """
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Validation metrics that are no mean over samples, from the sums (N,) of what `evaluate` gave as (B, N)."""
         return {}
 
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:

@@ -102,8 +102,10 @@ def settings_from(args: argparse.Namespace, run_dir: Path, steps: int, **default
     """The TrainSettings that parsed arguments describe; `defaults` stand where a flag was left to the configuration.
 
     Defaults that only the model's own schedule or warm-up asks for are dropped with it: `--schedule constant` needs
-    no `--final_rate 0` beside it.
+    no `--final_rate 0` beside it. Raises UserError naming the nearest known key for one of `defaults` that is none.
     """
+    from training.config import from_dict  # here, after --help: OmegaConf takes time to import
+
     given = {entry.name: getattr(args, entry.name, None) for entry in FLAGS}
     given = {name: value for name, value in given.items() if value is not None}
     if "schedule" in defaults and given.get("schedule", defaults["schedule"]) != defaults["schedule"]:
@@ -111,7 +113,7 @@ def settings_from(args: argparse.Namespace, run_dir: Path, steps: int, **default
     chosen = {**defaults, **given}
     if not chosen.get("warmup_steps"):
         chosen = {name: value for name, value in chosen.items() if name in given or name not in OF_THE_WARMUP}
-    return TrainSettings(run_dir, steps, **{**chosen, "milestones": tuple(chosen.get("milestones", ()))})
+    return from_dict(TrainSettings, {"run_dir": run_dir, "steps": steps, **chosen}, "engine")
 
 
 def check_schedule(settings: TrainSettings) -> None:

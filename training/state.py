@@ -116,7 +116,6 @@ class AveragedWeights:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The averaged networks themselves."""
         return {name: model.module for name, model in self.models.items()}
 
     @torch.no_grad()

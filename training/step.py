@@ -106,7 +106,7 @@ class Updater:
         losses = self.state.recipe.losses(batch.data, self.describe(batch), self.state.wrapped)
         for name in self.state.optimizers:
             with self.phase(name, exchange=last):
-                with self.autocast():
+                with autocast(self.settings, self.device):
                     item = next(losses, MISSING)
                 if item is MISSING:
                     raise RuntimeError(f"{type(self.state.recipe).__name__}.losses yields nothing for {name!r}")
@@ -125,10 +125,6 @@ class Updater:
                 trained = any(parameter in self.owned[name] for parameter in network.parameters())
                 stack.enter_context(distributed.gradient_exchange(network, exchange and trained))
             yield
-
-    def autocast(self) -> torch.autocast:
-        dtype = PRECISIONS.get(self.settings.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def describe(self, batch: Batch) -> Step:
         noise = SampleNoise(self.settings.seed, batch.positions, self.device)
@@ -196,6 +192,12 @@ class Updater:
                     milestones=s.milestones, gamma=s.gamma, final_rate=s.final_rate, base=start["lr"] or 1.0,
                 )  # fmt: skip
             self.state.scaler.step(optimizer)
+
+
+def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
+    """The precision of the forward passes, in training and in evaluation."""
+    dtype = PRECISIONS.get(settings.precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training import config as yaml_files
 from training.cli import nonnegative_float, nonnegative_int
-from training.config import from_dict, load_config
+from training.config import from_dict
 from videodata.errors import UserError
 
 PRESETS = ("base", "small", "tiny")
@@ -120,9 +121,9 @@ class LossConfig:
     perceptual_frames: int = setting(8, "random frames compared per clip; 0: all")
 
 
-def load_preset(preset: str | None = None, config: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(preset: str | None = None, config: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The settings of a preset (default base), or of a YAML file in its place, with `key=value` overrides."""
     if preset and config:
         raise UserError("--preset and --config exclude each other: each is a complete set of sizes")
     path = Path(config) if config else PRESETS_FOLDER / f"{preset or PRESETS[0]}.yaml"
-    return load_config(path, overrides)
+    return yaml_files.load_config(path, overrides)

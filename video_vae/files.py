@@ -21,7 +21,7 @@ EPOCH_SUFFIX = re.compile(r"_epoch_(\d+)$")
 
 
 @dataclass
-class StoredModel:
+class Stored:
     """What a weight file holds. `config` is None for a bare state dict."""
 
     weights: dict[str, Tensor]  # the averaged ones where there are averages
@@ -61,7 +61,7 @@ def write_epoch_file(stem: Path, epoch: int, checkpoint: dict[str, Any]) -> Path
     return path
 
 
-def read_model(path: Path | str) -> StoredModel:
+def read_weights(path: Path | str) -> Stored:
     """Weights from a run folder, a training checkpoint, `_epoch_<N>.pth`, .safetensors, or a bare state dict.
 
     Raises UserError in one line for anything else.
@@ -74,13 +74,13 @@ def read_model(path: Path | str) -> StoredModel:
         raise UserError(f"{path}: is of recipe {state.get('recipe')!r}, not a video VAE")
     trained = state["networks"]["vae"]
     optimizer = state.get("optimizers", {}).get("vae")
-    return StoredModel(state.get("ema", {}).get("vae", trained), trained, state["config"], optimizer)
+    return Stored(state.get("ema", {}).get("vae", trained), trained, state["config"], optimizer)
 
 
-def parse_model_file(content: dict[str, Any], path: Path) -> StoredModel:
+def parse_model_file(content: dict[str, Any], path: Path) -> Stored:
     """The content of a .pth file: ours, or a bare state dict."""
     if content and all(isinstance(value, Tensor) for value in content.values()):
-        return StoredModel(content, content)
+        return Stored(content, content)
     if content.get("recipe") != RECIPE or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: neither a file of this trainer nor a state dict of a video VAE")
     if content.get("format", 0) > FORMAT:
@@ -88,15 +88,15 @@ def parse_model_file(content: dict[str, Any], path: Path) -> StoredModel:
             f"{path}: has format {content['format']}, this version reads up to {FORMAT}; update the project"
         )
     trained = content["model"]
-    return StoredModel(content["ema"] or trained, trained, content["config"], content["optimizer"], content["epoch"])
+    return Stored(content["ema"] or trained, trained, content["config"], content["optimizer"], content["epoch"])
 
 
-def load_network(path: Path | str, device: torch.device | str = "cpu") -> tuple[TransformerNetwork, dict[str, Any]]:
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[TransformerNetwork, dict[str, Any]]:
     """The network in a weight file, in eval mode, and the complete configuration of its run.
 
     Raises UserError for a bare state dict, which does not say what it belongs to.
     """
-    stored = read_model(path)
+    stored = read_weights(path)
     if stored.config is None:
         raise UserError(f"{path}: holds weights without their configuration; name a run folder or an _epoch_<N>.pth")
     network = TransformerNetwork.from_config(stored.config["model"])

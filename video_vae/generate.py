@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.distributed import resolve_device
 from training.randomness import SampleNoise
-from video_vae.files import load_network
+from video_vae.files import load_model
 from video_vae.model import Latents, TransformerNetwork
 from videodata.clips import open_clips
 from videodata.encode import write_video
@@ -26,12 +26,12 @@ OF_CLIPS = ("reconstructions", "interpolation", "traversals")
 GAP = 2  # white pixels between the pictures of a strip
 
 
-def generate_files(args: argparse.Namespace) -> str:
+def generate_video_vae(args: argparse.Namespace) -> str:
     """Everything that the flags of scripts/generate_video_vae.py ask for; returns a line that says where it is."""
     wanted = args.only or (("samples", *OF_CLIPS) if args.data else ("samples",))
     if set(wanted) & set(OF_CLIPS) and not args.data:
         raise UserError(f"--only {' '.join(wanted)} needs clips: name a source with --data")
-    network, config = load_network(args.checkpoint, resolve_device(args.device))
+    network, config = load_model(args.checkpoint, resolve_device(args.device))
     if "samples" in wanted and args.num_samples:
         write_samples(network, config, args)
     told = ""

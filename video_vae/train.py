@@ -23,11 +23,11 @@ from training.folder import FREE_KEYS
 from training.optim import build_optimizer
 from training.recipe import Losses, Networks, Recipe, Step
 from training.settings import TrainSettings
-from video_vae.config import LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY, LossConfig, VideoVAEConfig, load_preset
-from video_vae.evaluate import kl_bits
-from video_vae.files import StoredModel, epoch_file, read_model, split_model_path, write_epoch_file
+from video_vae.config import LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY, LossConfig, VideoVAEConfig, load_config
+from video_vae.files import Stored, epoch_file, read_weights, split_model_path, write_epoch_file
 from video_vae.layers import ContextBlock
 from video_vae.model import Moment, TransformerNetwork, all_moments
+from video_vae.scores import kl_bits
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 from videodata.files import sha256_of
@@ -144,7 +144,7 @@ def train_video_vae(args: argparse.Namespace) -> str:
     if stored and not offset:
         offset = stored.epoch or 0
     data, config = clips_and_model(args, stored)
-    training, validation = open_training_clips(data)
+    training, validation = open_data(data)
     per_epoch = -(-len(training) // args.batch_size)
     if len(training) < args.batch_size:
         raise UserError(
@@ -168,23 +168,23 @@ def train_video_vae(args: argparse.Namespace) -> str:
     return f"{folder}: finished after {result.step} steps{scores}; weights in {last}"
 
 
-def read_start(path: str) -> StoredModel:
+def read_start(path: str) -> Stored:
     """The weights that --load_model starts from."""
     if not Path(path).exists():
         raise UserError(
             f"{path}: no such file; --load_model needs the exact name that training wrote, "
             "such as transformer_model_epoch_50.pth; python main.py without --load_model makes it"
         )
-    return read_model(path)
+    return read_weights(path)
 
 
-def clips_and_model(args: argparse.Namespace, stored: StoredModel | None) -> tuple[dict[str, Any], VideoVAEConfig]:
+def clips_and_model(args: argparse.Namespace, stored: Stored | None) -> tuple[dict[str, Any], VideoVAEConfig]:
     """What to train on and what to train, from the flags, the data and the file that training starts from."""
     chosen = args.preset or args.config or args.set
     if stored and stored.config and not chosen:
         model = dict(stored.config["model"])
     else:
-        model = load_preset(args.preset, args.config, args.set)
+        model = load_config(args.preset, args.config, args.set)
     stored_clips = args.data.endswith(".npy")  # whose own length and size are kept; others are whole videos
     frames, size = stored_shape(args.data) if stored_clips else (FRAMES, model["image_size"])
     size = list(args.size or size)  # (height, width)
@@ -205,7 +205,7 @@ def stored_shape(path: str) -> tuple[int, tuple[int, int]]:
     return source.length(0), source.size(0)
 
 
-def open_training_clips(data: dict[str, Any]) -> tuple[ClipDataset, ClipDataset | None]:
+def open_data(data: dict[str, Any]) -> tuple[ClipDataset, ClipDataset | None]:
     """Clips to train on and to validate with, uint8 (3, T, H, W), by what the data declares (videodata/splits.py).
 
     `val_fraction` is held out of data that declares nothing; where it is 0 and nothing is declared, all is trained on.
@@ -222,7 +222,7 @@ def open_training_clips(data: dict[str, Any]) -> tuple[ClipDataset, ClipDataset 
 
 
 def build_recipe(
-    args: argparse.Namespace, config: VideoVAEConfig, stored: StoredModel | None, stem: Path, offset: int
+    args: argparse.Namespace, config: VideoVAEConfig, stored: Stored | None, stem: Path, offset: int
 ) -> VideoVAERecipe:
     """The network, freshly initialised or loaded, with its losses and optimiser."""
     loss = LossConfig(**{entry.name: getattr(args, entry.name) for entry in fields(LossConfig)})

@@ -26,6 +26,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -33,7 +34,7 @@ import rarfile
 from tqdm import tqdm
 
 from videodata.errors import UserError
-from videodata.files import environment, lock_file
+from videodata.files import environment, lock_file, readable_size, require_room
 
 logger = logging.getLogger(__name__)
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
@@ -84,21 +85,21 @@ def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str 
         return folder
     if not archive.is_file():
         raise UserError(f"{archive}: no such file")
-    partial = folder.with_name(folder.name + ".partial")
+    unfinished = folder.with_name(folder.name + ".partial")
     with lock_file(folder, "extracting to"):
-        partial.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
         try:
-            _extractor(archive)(archive, partial, hint)
+            _extractor(archive)(archive, unfinished, hint)
         except ArchiveError:
             raise
         except (*DAMAGE, OSError) as error:
-            kept = "; what is extracted so far is kept for the next run" if any(partial.iterdir()) else ""
+            kept = "; what is extracted so far is kept for the next run" if any(unfinished.iterdir()) else ""
             raise ArchiveError(archive, f"cannot be extracted ({error}){kept}") from error
         finally:
             with contextlib.suppress(OSError):
-                partial.rmdir()  # only when nothing is in it
-        partial.mkdir(exist_ok=True)
-        os.replace(partial, folder)
+                unfinished.rmdir()  # only when nothing is in it
+        unfinished.mkdir(exist_ok=True)
+        os.replace(unfinished, folder)
     return folder
 
 
@@ -177,11 +178,8 @@ def _key(name: str) -> str:
 
 def check_room(members: Iterable[Member], folder: Path, archive: Path) -> None:
     """Raise ArchiveError when the files do not fit on the disk of `folder`."""
-    needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
-    if needed > free:
-        raise ArchiveError(
-            archive, f"unpacks to {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free at {folder.parent.resolve()}"
-        )
+    needed = sum(member.size for member in members)
+    require_room(folder, needed, partial(ArchiveError, archive), f"unpacks to {readable_size(needed)}")
 
 
 def is_intact(path: Path, member: Member) -> bool:

@@ -184,7 +184,6 @@ class ClipDataset(Dataset):
         }
 
     def labels(self) -> list[str]:
-        """The distinct labels, sorted."""
         return sorted({label for label in map(self.source.label, self._videos) if label is not None})
 
     def fingerprint(self) -> str:

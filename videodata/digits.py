@@ -133,9 +133,8 @@ class Digits(ClipSource):
         count: int | None,
         step: int = 1,
         size: Size | None = None,
-        resize: str = "crop",
-        interpolation: str | None = None,
-        short_side: int | None = None,
+        *_: object,
+        **__: object,
     ) -> np.ndarray:
         """Drawn at the size that is asked for; nothing is resized."""
         return self._draw(index, frame_range(self.path, self._frames, start, count, step), size or self._size)

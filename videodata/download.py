@@ -12,7 +12,6 @@ import http.client
 import json
 import logging
 import os
-import shutil
 import ssl
 import time
 import urllib.error
@@ -25,7 +24,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from videodata.errors import UserError, disk_errors
-from videodata.files import hash_file, lock_file, publish, read_json, sha256_of
+from videodata.files import hash_file, lock_file, publish, read_json, readable_size, require_room, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +139,6 @@ class Transfer:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def error(self, reason: str) -> DownloadError:
-        """The error line for this transfer."""
         return DownloadError(f"{self.url}: {reason}" + (f"; {self.hint}" if self.hint else ""))
 
     def attempt(self) -> None:
@@ -266,12 +264,8 @@ class Transfer:
         self._digest, self._digested = hashlib.sha256(), 0
 
     def _check_room(self, needed: int) -> None:
-        free = shutil.disk_usage(self.target.parent).free
-        if needed + self.reserve > free:
-            raise self.error(
-                f"needs {needed / 1e9:.2f} GB on the disk and {self.reserve / 1e9:.2f} GB after it, "
-                f"{free / 1e9:.2f} GB are free at {self.target.parent.resolve()}"
-            )
+        why = f"needs {readable_size(needed)} on the disk and {readable_size(self.reserve)} after it"
+        require_room(self.target.parent, needed + self.reserve, self.error, why)
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -49,17 +50,13 @@ class HashingFile:
         self.file.flush()
 
 
-def write_file(
-    path: str | Path,
-    content: str | bytes | Callable[[HashingFile], object],
-    before_rename: Callable[[], None] | None = None,
-) -> str:
+def write_file(path: str | Path, content: str | bytes | Callable[[HashingFile], object]) -> str:
     """Write a text, bytes, or whatever the function `content` writes into the file; gives its SHA-256.
 
     Raises OSError when the disk refuses; then neither the file nor its temporary form is left.
     """
     data = content.encode() if isinstance(content, str) else content
-    with atomic_path(path, before_rename) as temporary, open(temporary, "wb") as raw:
+    with atomic_path(path) as temporary, open(temporary, "wb") as raw:
         file = HashingFile(raw)
         if callable(data):
             try:
@@ -72,15 +69,13 @@ def write_file(
 
 
 @contextmanager
-def atomic_path(path: str | Path, before_rename: Callable[[], None] | None = None) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, for what must open a file by its name; the block's end makes it `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
-        if before_rename:
-            before_rename()
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -101,6 +96,31 @@ def sync_folder(folder: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def free_space(path: str | Path) -> tuple[int, Path]:
+    """Bytes that are free where the path is or will be, and the nearest folder above it that is there."""
+    path = Path(path).absolute()
+    folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    return shutil.disk_usage(folder).free, folder
+
+
+def require_room(
+    path: str | Path, needed: float, refuse: Callable[[str], Exception], why: str, remedy: str = ""
+) -> None:
+    """Raise what `refuse` makes of one line when the disk of `path` has not so many bytes."""
+    free, folder = free_space(path)
+    if needed > free:
+        raise refuse(f"{why}, but {readable_size(free)} are free at {folder}{remedy}")
+
+
+def readable_size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def remove_debris(folder: str | Path, name: str | None = None) -> list[str]:

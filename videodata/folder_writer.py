@@ -1,19 +1,13 @@
-"""Prepared videos as a folder of HDF5 shards, PNG frames or mp4 files that grows and survives kill -9 at any moment.
-
-While it grows, everything is below `<name>.partial`, and `<name>.journal.jsonl` has one line per video that is
-complete there. A later start removes what has no line and goes on. At the end a side-car `<name>.json` is written, like
-that of an array, and the folder gets its name.
-"""
+"""Prepared videos as a folder of HDF5 shards, PNG frames or mp4 files, which survives a kill like an array does."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -22,62 +16,30 @@ import numpy as np
 
 from videodata.encode import write_video
 from videodata.errors import UserError, disk_errors
-from videodata.files import TEMPORARY, lock_file, read_json, remove_debris, sync_folder, write_json
+from videodata.files import TEMPORARY, read_json, sync_folder
 from videodata.frame_folder import save_png
-from videodata.hdf5 import SHARDS
-from videodata.npy import (
-    JOURNAL_FORMAT,
-    Entry,
-    described,
-    difference,
-    journal_path,
-    left_out,
-    partial_path,
-    read_journal,
-    sidecar_path,
-)
+from videodata.hdf5 import ShardSeries
+from videodata.journal import Entry, Writer, described, sidecar_path
 
 FORMAT = "videodata-folder"
 VIDEOS_PER_SHARD = 1000  # what a kill costs at most
 PENDING_FRAMES = 256  # frames that wait for their PNG
 
 
-class FolderWriter(ABC):
-    """Adds one video after another to the folder `path`; made again after a kill, it continues.
-
-    Use as a context manager. `entries` holds the videos that are done: go on with the next one. Raises UserError when
-    another process writes the same folder, when the disk is full, when the folder holds something else, or when
-    `arguments` differ from those that it was begun with (`restart` begins again).
-    """
+class FolderWriter(Writer):
+    """Adds videos to a folder. Raises UserError also when the folder holds something else."""
 
     notes_each_video = True  # in the journal; shards note theirs when they are complete
     number = 0  # of the file that the current video goes to, where there are several
 
     def __init__(self, path: str | os.PathLike, arguments: dict, restart: bool = False, workers: int = 1) -> None:
-        self.path, self.arguments = Path(path), arguments
-        self.partial = partial_path(self.path)
-        self.entries: list[Entry] = []
-        self._restart, self._workers = restart, workers
-        self._resources = ExitStack()
-
-    def __enter__(self) -> FolderWriter:
-        with self._resources:
-            self._resources.enter_context(lock_file(self.path, "writing"))
-            with disk_errors(self.partial):
-                self._open()
-            self._resources = self._resources.pop_all()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._resources.close()
+        super().__init__(path, arguments, restart)
+        self._workers = workers
 
     @property
     def sequences(self) -> int:
         """Videos that were kept: each is one sequence."""
         return sum(entry.sequences for entry in self.entries)
-
-    def skipped(self) -> list[dict]:
-        return left_out(self.entries)
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames (n, H, W, 3) uint8 to the current video; they may change after the call."""
@@ -102,17 +64,14 @@ class FolderWriter(ABC):
         with disk_errors(self.partial):
             self._finish()
             self._write_lines()
-            videos = [described(entry) for entry in self.entries if entry.sequences]
-            content = {**description, "prepare": self.arguments, "videos": videos, "skipped": self.skipped()}
-            write_json(sidecar_path(self.path), content, sort_keys=False)
+            self._write_sidecar(description, [described(entry) for entry in self.entries if entry.sequences])
             os.replace(self.partial, self.path)  # an empty folder may be in its place
-            journal_path(self.path).unlink()
+            self.journal.unlink()
             sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Remove the partial folder and the journal."""
         shutil.rmtree(self.partial, ignore_errors=True)
-        journal_path(self.path).unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
 
     @abstractmethod
     def _write(self, frames: np.ndarray) -> None: ...
@@ -131,28 +90,17 @@ class FolderWriter(ABC):
     def _open(self) -> None:
         if self.path.exists():
             self._remove_old()
-        remove_debris(self.path.parent, sidecar_path(self.path).name)
-        if self._restart:
+        there = not self._restart and self.partial.is_dir() and self.journal.exists()
+        ends = self._take_up() if there else []
+        if not ends:
             self.discard()
-        journal = journal_path(self.path)
-        head = None
-        if self.partial.is_dir() and journal.exists():
-            head, self.entries, ends = read_journal(journal)
-        if head is None:
-            self.discard()
-        elif head.get("arguments") != self.arguments:
-            raise UserError(
-                f"{self.partial}: begun with other arguments ({difference(head.get('arguments'), self.arguments)}); "
-                "use the same ones to continue, or --restart to begin again"
-            )
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._journal = open(journal, "a", encoding="utf-8")  # noqa: SIM115
-        self._resources.callback(self._journal.close)
-        if head is None:
-            self._write_line({"format": JOURNAL_FORMAT, "version": 1, "arguments": self.arguments})
-        else:
+        self._lines = self._resources.enter_context(open(self.journal, "a", encoding="utf-8"))  # noqa: SIM115
+        if ends:
             self._clean()
-            self._journal.truncate(ends[len(self.entries)])
+            self._lines.truncate(ends[-1])
+        else:
+            self._write_line(self._head())
         self._noted = len(self.entries)
 
     def _remove_old(self) -> None:
@@ -167,12 +115,12 @@ class FolderWriter(ABC):
     def _write_lines(self) -> None:
         """Bring all entries to the journal."""
         for entry in self.entries[self._noted :]:
-            self._write_line(asdict(entry))
+            self._write_line(json.dumps(asdict(entry)) + "\n")
         self._noted = len(self.entries)
 
-    def _write_line(self, content: dict) -> None:
-        self._journal.write(json.dumps(content) + "\n")
-        self._journal.flush()
+    def _write_line(self, line: str) -> None:
+        self._lines.write(line)
+        self._lines.flush()
 
 
 class ShardWriter(FolderWriter):
@@ -184,55 +132,30 @@ class ShardWriter(FolderWriter):
         self, *args: object, layout: str = "chunked", videos_per_shard: int = VIDEOS_PER_SHARD, **options: object
     ) -> None:
         super().__init__(*args, **options)
-        self._new_shard, self._videos_per_shard = SHARDS[layout], videos_per_shard
-        self._digits = 5 if layout == "chunked" else 4
-        self._shard = None
+        self._shards = ShardSeries(self.partial, layout, videos_per_shard)
 
     def __exit__(self, *exception: object) -> None:
-        if self._shard is not None:
-            self._shard.discard()
+        self._shards.discard()
         super().__exit__(*exception)
 
+    @property
+    def number(self) -> int:
+        return self._shards.number
+
     def _write(self, frames: np.ndarray) -> None:
-        self._opened().write(frames)
+        self._shards.write(frames)
 
     def _end_video(self, entry: Entry | None) -> None:
-        facts = None
-        if entry is not None:
-            facts = [entry.id, entry.label or "", entry.group or "", entry.fps or ""]
-        if entry is not None or self._shard is not None:
-            self._opened().end_video(facts)
-        if self._shard is not None and self._shard.videos == self._videos_per_shard:
-            self._finish()
+        facts = None if entry is None else [entry.id, entry.label or "", entry.group or "", entry.fps or ""]
+        if self._shards.end_video(facts):
+            self._write_lines()
 
     def _finish(self) -> None:
-        if self._shard is None:
-            return
-        if self._shard.videos == 0:
-            self._shard.discard()
-            self._shard = None
-            return
-        self._shard.finish()
-        self._shard = None
-        self.number += 1
-        self._write_lines()
-
-    def _name(self, number: int) -> str:
-        return f"shard_{number:0{self._digits}d}.hdf5"
-
-    def _opened(self):
-        if self._shard is None:
-            self._shard = self._new_shard(self.partial / self._name(self.number))
-        return self._shard
-
-    def _open(self) -> None:
-        self.number = 1
-        super()._open()
+        self._shards.finish()
 
     def _clean(self) -> None:
-        last = max((entry.offset for entry in self.entries), default=0)
-        self.number = last + 1
-        kept = {self._name(number) for number in range(1, self.number)}
+        self._shards.number = 1 + max((entry.offset for entry in self.entries), default=0)
+        kept = {self._shards.name(number) for number in range(1, self.number)}
         for path in self.partial.iterdir():
             if path.name not in kept:
                 path.unlink()
@@ -246,9 +169,9 @@ class FrameWriter(FolderWriter):
         self._pending: deque[Future] = deque()
         self._count = 0
 
-    def __enter__(self) -> FolderWriter:
+    def _open(self) -> None:
         self._threads = self._resources.enter_context(ThreadPoolExecutor(self._workers))
-        return super().__enter__()
+        super()._open()
 
     def _write(self, frames: np.ndarray) -> None:
         self._unfinished.mkdir(exist_ok=True)

@@ -14,7 +14,6 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -33,128 +32,24 @@ FORMAT = "videodata-hdf5"
 CHUNK_FRAMES = 8
 BLOCK = 8 * CHUNK_FRAMES  # frames that are held in memory while a video is written
 CACHE_BYTES = 8 << 20  # four chunks of 320x240
+FACTS = ("id", "label", "group", "fps")
 ROOM_TO_CLOSE = CACHE_BYTES + (8 << 20)  # with what HDF5 keeps of its own structures
 
 
-@dataclass
-class Contents:
-    """What one file holds: the frame count of each of its videos, and facts about them where the file has any."""
-
-    lengths: list[int]
-    facts: dict[str, list[str | None]] = field(default_factory=dict)  # "id", "label", "group", "fps"
-    splits: list[str] | None = None  # the split of each video
-
-
-class Layout(ABC):
-    """Reads videos of one layout; holds no file."""
-
-    @abstractmethod
-    def contents(self, file: h5py.File) -> Contents:
-        """The videos of an open file."""
-
-    @abstractmethod
-    def size(self, file: h5py.File, index: int) -> Size:
-        """(height, width) of a video's frames."""
-
-    @abstractmethod
-    def read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
-        """The given frames of a video, uint8 (T, H, W, 3)."""
-
-
-class Chunked(Layout):
-    """All frames of the file in one dataset."""
-
-    def contents(self, file: h5py.File) -> Contents:
-        facts = {}
-        for name in ("id", "label", "group", "fps"):
-            if name in file:
-                facts[name] = [text or None for text in file[name].asstr()[()]]
-        return Contents(np.diff(file["offset"][()]).tolist(), facts)
-
-    def size(self, file: h5py.File, index: int) -> Size:
-        return file["frames"].shape[1:3]
-
-    def read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
-        return _slice(file["frames"], int(file["offset"][index]), frames)
-
-
-class River(Layout):
-    """One dataset per frame, under one group per video."""
-
-    def contents(self, file: h5py.File) -> Contents:
-        # By the low-level calls: there can be 100,000 of these one-number datasets, and they are five times faster.
-        group, length, lengths = file["len"].id, np.empty((), np.int64), []
-        for index in range(len(file["len"])):
-            h5d.open(group, b"%d" % index).read(h5s.ALL, h5s.ALL, length)
-            lengths.append(int(length))
-        return Contents(lengths)
-
-    def size(self, file: h5py.File, index: int) -> Size:
-        return file[f"{index}/0"].shape[:2]
-
-    def read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
-        video = file[str(index)]
-        return np.stack([video[str(frame)][()] for frame in frames])
-
-
-class VideoGPT(Layout):
-    """Two long datasets of frames, one for training and one for testing."""
-
-    def contents(self, file: h5py.File) -> Contents:
-        lengths, splits = [], []
-        for split in ("train", "test"):
-            if f"{split}_data" in file:
-                starts = file[f"{split}_idx"][()]
-                found = np.diff(np.append(starts, len(file[f"{split}_data"]))).tolist()
-                lengths += found
-                splits += [split] * len(found)
-        return Contents(lengths, splits=splits)
-
-    def size(self, file: h5py.File, index: int) -> Size:
-        return self._locate(file, index)[0].shape[1:3]
-
-    def read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
-        data, first = self._locate(file, index)
-        return _slice(data, first, frames)
-
-    def _locate(self, file: h5py.File, index: int) -> tuple[h5py.Dataset, int]:
-        train = len(file["train_idx"]) if "train_idx" in file else 0
-        split, local = ("train", index) if index < train else ("test", index - train)
-        return file[f"{split}_data"], int(file[f"{split}_idx"][local])
-
-
-def layout_of(file: h5py.File) -> Layout:
-    """The layout of an open file. Raises VideoError if it is none of the three."""
-    if "frames" in file and "offset" in file:
-        return Chunked()
-    if "len" in file:
-        return River()
-    if "train_data" in file or "test_data" in file:
-        return VideoGPT()
-    raise VideoError(
-        file.filename,
-        "is no HDF5 file of videos: expected groups `len` and `0`, `1`, ..., or datasets `frames` and `offset`, "
-        f"or `train_data` and `train_idx`; found {sorted(file)[:5]}",
-    )
-
-
-def _slice(data: h5py.Dataset, first: int, frames: range) -> np.ndarray:
-    """Frames of a contiguous stretch; read whole and thinned after, because HDF5 is slow at strides."""
-    return data[first + frames.start : first + frames[-1] + 1][:: frames.step]
-
-
 class Hdf5File(ClipSource):
-    """The videos of one file."""
+    """The videos of one file; a subclass for each layout says where they are."""
 
-    def __init__(self, path: Path) -> None:
+    interpolation = "bilinear"  # as the programs do that the layouts of others come from
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        """file: the same file, opened for a moment."""
         self.path = str(path)
         self._file = PerProcess(open_hdf5, path)
-        with open_hdf5(path) as file:
-            self.layout = layout_of(file)
-            self._contents = self.layout.contents(file)
+        self._lengths: list[int] = self._count(file)
+        self._facts: dict[str, list[str | None]] = {}  # "id", "label", "group", "fps", where the file has them
 
     def __len__(self) -> int:
-        return len(self._contents.lengths)
+        return len(self._lengths)
 
     def id(self, index: int) -> str:
         return self._fact("id", index) or f"{Path(self.path).stem}/{index}"
@@ -170,13 +65,7 @@ class Hdf5File(ClipSource):
         return Fraction(fps) if fps else None
 
     def length(self, index: int) -> int:
-        return self._contents.lengths[index]
-
-    def size(self, index: int) -> Size:
-        return self.layout.size(self._file.get(), index)
-
-    def splits(self) -> dict[str, list[int]] | None:
-        return by_split(self._contents.splits or [])
+        return self._lengths[index]
 
     def place(self, index: int) -> str:
         return f"{self.path}#{index}"
@@ -185,16 +74,113 @@ class Hdf5File(ClipSource):
         where = f"{self.path}, video {index}"
         frames = frame_range(where, self.length(index), start, count, step)
         try:
-            pixels = self.layout.read(self._file.get(), index, frames)
+            pixels = self._read(self._file.get(), index, frames)
         except (OSError, KeyError, ValueError) as error:
             raise VideoError(where, f"cannot be read ({error}); prepare the data again") from error
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise VideoError(where, f"expected frames uint8 (H, W, 3), found {pixels.dtype} {pixels.shape[1:]}")
         return pixels
 
+    @abstractmethod
+    def _count(self, file: h5py.File) -> list[int]:
+        """Frames of each video."""
+
+    @abstractmethod
+    def _read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
+        """The given frames of a video, (T, H, W, 3)."""
+
     def _fact(self, name: str, index: int) -> str | None:
-        values = self._contents.facts.get(name)
+        values = self._facts.get(name)
         return values[index] if values else None
+
+
+class ChunkedFile(Hdf5File):
+    """All frames of the file in one dataset."""
+
+    interpolation = "area"
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        super().__init__(path, file)
+        for name in set(FACTS) & set(file):
+            self._facts[name] = [text or None for text in file[name].asstr()[()]]
+
+    def size(self, index: int) -> Size:
+        return self._file.get()["frames"].shape[1:3]
+
+    def _count(self, file: h5py.File) -> list[int]:
+        return np.diff(file["offset"][()]).tolist()
+
+    def _read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
+        return _slice(file["frames"], int(file["offset"][index]), frames)
+
+
+class RiverFile(Hdf5File):
+    """One dataset per frame, under one group per video."""
+
+    def size(self, index: int) -> Size:
+        return self._file.get()[f"{index}/0"].shape[:2]
+
+    def _count(self, file: h5py.File) -> list[int]:
+        # By the low-level calls: there can be 100,000 of these one-number datasets, and they are five times faster.
+        group, length, lengths = file["len"].id, np.empty((), np.int64), []
+        for index in range(len(file["len"])):
+            h5d.open(group, b"%d" % index).read(h5s.ALL, h5s.ALL, length)
+            lengths.append(int(length))
+        return lengths
+
+    def _read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
+        video = file[str(index)]
+        return np.stack([video[str(frame)][()] for frame in frames])
+
+
+class VideoGptFile(Hdf5File):
+    """Two long datasets of frames, one for training and one for testing."""
+
+    def size(self, index: int) -> Size:
+        return self._locate(self._file.get(), index)[0].shape[1:3]
+
+    def splits(self) -> dict[str, list[int]] | None:
+        return by_split(self._splits)
+
+    def _count(self, file: h5py.File) -> list[int]:
+        lengths, self._splits = [], []
+        for split in ("train", "test"):
+            if f"{split}_data" in file:
+                starts = file[f"{split}_idx"][()]
+                found = np.diff(np.append(starts, len(file[f"{split}_data"]))).tolist()
+                lengths += found
+                self._splits += [split] * len(found)
+        return lengths
+
+    def _read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
+        data, first = self._locate(file, index)
+        return _slice(data, first, frames)
+
+    def _locate(self, file: h5py.File, index: int) -> tuple[h5py.Dataset, int]:
+        train = self._splits.count("train")
+        split, local = ("train", index) if index < train else ("test", index - train)
+        return file[f"{split}_data"], int(file[f"{split}_idx"][local])
+
+
+def open_shard(path: Path) -> Hdf5File:
+    """A file in whichever layout it has. Raises VideoError if it is none of the three."""
+    with open_hdf5(path) as file:
+        if "frames" in file and "offset" in file:
+            return ChunkedFile(path, file)
+        if "len" in file:
+            return RiverFile(path, file)
+        if "train_data" in file or "test_data" in file:
+            return VideoGptFile(path, file)
+        raise VideoError(
+            path,
+            "is no HDF5 file of videos: expected groups `len` and `0`, `1`, ..., or datasets `frames` and `offset`, "
+            f"or `train_data` and `train_idx`; found {sorted(file)[:5]}",
+        )
+
+
+def _slice(data: h5py.Dataset, first: int, frames: range) -> np.ndarray:
+    """Frames of a contiguous stretch; read whole and thinned after, because HDF5 is slow at strides."""
+    return data[first + frames.start : first + frames[-1] + 1][:: frames.step]
 
 
 class Hdf5Source(JoinedSource):
@@ -205,10 +191,7 @@ class Hdf5Source(JoinedSource):
         if not path.exists():
             raise VideoError(path, "no such file or folder")
         files = [path] if path.is_file() else sorted(f for f in path.iterdir() if has_suffix(f.name, HDF5_SUFFIXES))
-        shards = [Hdf5File(file) for file in files]
-        if not all(isinstance(shard.layout, Chunked) for shard in shards):
-            for shard in shards:
-                shard.interpolation = "bilinear"  # as the programs do that the other layouts come from
+        shards = [open_shard(file) for file in files]
         if not any(map(len, shards)):
             raise VideoError(path, "holds no videos")
         super().__init__(path, shards)
@@ -226,22 +209,62 @@ def open_hdf5(path: str | Path) -> h5py.File:
         raise VideoError(path, f"is not a readable HDF5 file ({reason}); prepare it again") from error
 
 
-class Hdf5Writer:
-    """Appends videos to shards of at most `videos_per_shard` in a folder; use it in a `with` block.
+class ShardSeries:
+    """Shards of at most `videos_per_shard` in a folder, numbered from 1; each has its name when it is complete.
 
-    layout: "chunked" or "river", as described above. A shard gets its final name when it is complete; `written` counts
-    the videos. Raises UserError for a folder that holds shards already.
+    layout: "chunked" or "river", as described above. Raises UserError for another one.
     """
 
     def __init__(self, folder: str | os.PathLike, layout: str = "chunked", videos_per_shard: int = 100_000) -> None:
-        if layout not in ("chunked", "river"):
+        if layout not in SHARDS:
             raise UserError(f'layout must be "chunked" or "river", found {layout!r}')
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._new_shard = SHARDS[layout]
+        self.folder, self.number = Path(folder), 1  # number: of the shard that is being written
+        self._new_shard, self._videos_per_shard = SHARDS[layout], videos_per_shard
         self._digits = 5 if layout == "chunked" else 4
-        self._videos_per_shard, self._number, self.written = videos_per_shard, 0, 0
-        self._shard: ChunkedShard | RiverShard | None = None
+        self._shard: _Shard | None = None
+
+    def name(self, number: int) -> str:
+        return f"shard_{number:0{self._digits}d}.hdf5"
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames (n, H, W, 3) to the video that is being written."""
+        if self._shard is None:
+            self._shard = self._new_shard(self.folder / self.name(self.number))
+        self._shard.write(frames)
+
+    def end_video(self, facts: list[str] | None) -> bool:
+        """Keep the video with the values of its FACTS, or drop it (None); whether that completed a shard."""
+        if self._shard is None:  # nothing was written of it
+            return False
+        self._shard.end_video(facts)
+        return self._shard.videos == self._videos_per_shard and self.finish()
+
+    def finish(self) -> bool:
+        """Complete the shard that is being written; whether there was a video in it."""
+        if self._shard is None or not self._shard.videos:
+            self.discard()
+            return False
+        self._shard.finish()
+        self._shard, self.number = None, self.number + 1
+        return True
+
+    def discard(self) -> None:
+        """Remove the shard that is being written."""
+        if self._shard is not None:
+            self._shard.discard()
+            self._shard = None
+
+
+class Hdf5Writer(ShardSeries):
+    """Appends whole videos; use it in a `with` block. `written` counts them.
+
+    Raises UserError for a folder that holds shards already.
+    """
+
+    def __init__(self, folder: str | os.PathLike, layout: str = "chunked", videos_per_shard: int = 100_000) -> None:
+        super().__init__(folder, layout, videos_per_shard)
+        self.written = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
         complete = list(self.folder.glob("shard_*.hdf5"))
         if complete:
             raise UserError(f"{self.folder} holds {len(complete)} shards already: choose an empty folder")
@@ -255,19 +278,15 @@ class Hdf5Writer:
         group: str | None = None,
     ) -> None:
         """Append one video: an array uint8 (T, H, W, 3), or an iterable of uint8 (H, W, 3). Raises UserError."""
-        if self._shard is None:
-            self._number += 1
-            path = self.folder / f"shard_{self._number:0{self._digits}d}.hdf5"
-            self._shard = self._new_shard(path)
-        self._shard.add(_checked(frames, id), [id, label or "", group or "", "" if fps is None else str(fps)])
+        checked = _checked(frames, id)
+        while block := list(islice(checked, BLOCK)):
+            self.write(np.stack(block))
+        self.end_video([id, label or "", group or "", "" if fps is None else str(fps)])
         self.written += 1
-        if self._shard.videos == self._videos_per_shard:
-            self._finish_shard()
 
     def close(self) -> None:
         """Complete the last shard."""
-        if self._shard is not None:
-            self._finish_shard()
+        self.finish()
 
     def __enter__(self) -> Hdf5Writer:
         return self
@@ -275,15 +294,11 @@ class Hdf5Writer:
     def __exit__(self, error_type: type | None, *_: object) -> None:
         if error_type is None:
             self.close()
-        elif self._shard is not None:
-            self._shard.discard()
-
-    def _finish_shard(self) -> None:
-        self._shard.finish()
-        self._shard = None
+        else:
+            self.discard()
 
 
-class _Shard:
+class _Shard(ABC):
     """A shard under its temporary name."""
 
     def __init__(self, path: Path) -> None:
@@ -292,20 +307,13 @@ class _Shard:
         # Blocks of frames end inside a chunk: the cache must hold the chunk until the next block completes it.
         self.file = h5py.File(self._partial, "w", rdcc_nbytes=CACHE_BYTES)
 
-    def add(self, frames: Iterable[np.ndarray], facts: list[str]) -> None:
-        """Append a whole video, given frame by frame."""
-        frames = iter(frames)
-        while block := list(islice(frames, BLOCK)):
-            self.write(np.stack(block))
-        self.end_video(facts)
-
+    @abstractmethod
     def write(self, frames: np.ndarray) -> None:
         """Append frames (n, H, W, 3) to the video that is being written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end_video(self, facts: list[str] | None) -> None:
-        """Keep the video that is being written, with its id, label, group and fps; None drops it."""
-        raise NotImplementedError
+        """Keep the video that is being written, with the values of its FACTS; None drops it."""
 
     def finish(self) -> None:
         self.file.close()
@@ -354,7 +362,7 @@ class ChunkedShard(_Shard):
         if "frames" in self.file:
             self.file["frames"].resize(self._end, axis=0)  # without what a dropped video left behind
         self.file["offset"] = np.array(self._offsets, np.int64)
-        for name, values in zip(("id", "label", "group", "fps"), zip(*self._facts, strict=True), strict=True):
+        for name, values in zip(FACTS, zip(*self._facts, strict=True), strict=True):
             self.file.create_dataset(name, data=list(values), dtype=h5py.string_dtype())
         self.file.attrs.update(format=FORMAT, version=1, color="RGB")
         super().finish()

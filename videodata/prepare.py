@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,9 +16,10 @@ from tqdm import tqdm
 
 from videodata.decode import DecodePool, End, Frames
 from videodata.errors import UserError, VideoError
-from videodata.files import read_json
-from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer, ShardWriter
-from videodata.npy import NpyWriter, is_finished, npy_header, partial_path, sidecar_path
+from videodata.files import free_space, read_json, readable_size, require_room
+from videodata.folder_writer import FORMAT, FrameWriter, Mp4Writer, ShardWriter
+from videodata.journal import Writer, is_finished, partial_path, sidecar_path
+from videodata.npy import NpyWriter, npy_header
 from videodata.source import ClipSource
 from videodata.video import probe
 from videodata.video_folder import InputVideo, fingerprint
@@ -121,6 +121,17 @@ def decode_source(source: ClipSource) -> Decoder:
     return decode
 
 
+def source_videos(source: ClipSource, split: str | None = None) -> list[InputVideo]:
+    """The videos that `decode_source` finds again."""
+    return [
+        InputVideo(
+            Path(source.path), source.id(index), source.label(index), source.group(index),
+            stop=source.length(index), split=split, stamp=source.stamp(index),
+        )
+        for index in range(len(source))
+    ]  # fmt: skip
+
+
 def _read(source: ClipSource, index: int, video: InputVideo, settings: SequenceSettings) -> Iterator[Frames | End]:
     frames, error, fps = 0, None, source.fps(index)
     size = settings.height, settings.width
@@ -182,7 +193,7 @@ def prepare_videos(
     path.parent.mkdir(parents=True, exist_ok=True)
     if format in ("npy", "hdf5"):  # the sizes of the others cannot be told before they are compressed
         counted = settings if format == "npy" else replace(settings, num_frames=1)
-        check_room(expected_sequences(videos, counted), counted, path, restart)
+        check_room(expected_sequences(videos, counted), counted, path)
     workers = workers or available_cores()
     if format == "npy":
         writer = NpyWriter(path, settings.shape, arguments, restart)
@@ -209,7 +220,7 @@ def prepare_videos(
 
 def _write_videos(
     videos: Sequence[InputVideo],
-    writer: NpyWriter | FolderWriter,
+    writer: Writer,
     settings: SequenceSettings,
     workers: int,
     decode: Decoder,
@@ -233,7 +244,7 @@ def _write_videos(
     return Summary(writer.path, len(videos), writer.sequences, writer.skipped(), frames, seconds)
 
 
-def _end_video(video: InputVideo, end: End, writer: NpyWriter | FolderWriter, settings: SequenceSettings) -> None:
+def _end_video(video: InputVideo, end: End, writer: Writer, settings: SequenceSettings) -> None:
     kept = -(-end.frames // settings.stride)
     status, reason = "ok", end.note if video.stop is not None else None
     if end.error is not None:
@@ -266,35 +277,19 @@ def _frames_to_expect(video: InputVideo) -> int | None:
     return frames if frames is None or video.limit is None else min(frames, video.limit)
 
 
-def check_room(sequences: int, settings: SequenceSettings, path: Path, restart: bool = False) -> None:
+def check_room(sequences: int, settings: SequenceSettings, path: Path) -> None:
     """Say how large the result will be. Raises UserError when it does not fit on the disk."""
     needed = sequences * settings.sequence_bytes + len(npy_header(0, settings.shape))
     partial = partial_path(path)
     present = partial.stat().st_size if partial.is_file() else 0
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    free = shutil.disk_usage(folder).free
-    logger.info(
-        "%s: about %d sequences of %dx%dx%d, %s, %s free",
-        path,
-        sequences,
-        *settings.shape[:3],
-        size(needed),
-        size(free),
-    )
-    if needed - present > free:
-        raise UserError(
-            f"{path}: needs about {size(needed - present)} more, but {size(free)} are free at {folder}: choose another "
-            "disk, a smaller --width and --height, or fewer videos (--max_videos, --classes)"
-        )
-
-
-def size(count: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.1f} {unit}" if unit != "bytes" else f"{count} bytes"
-        count /= 1000
-    raise AssertionError
+    free = readable_size(free_space(path)[0])
+    shape = settings.shape[:3]
+    logger.info("%s: about %d sequences of %dx%dx%d, %s, %s free", path, sequences, *shape, readable_size(needed), free)
+    require_room(
+        path, needed - present, lambda reason: UserError(f"{path}: {reason}"),
+        f"needs about {readable_size(needed - present)} more",
+        ": choose another disk, a smaller --width and --height, or fewer videos (--max_videos, --classes)"
+    )  # fmt: skip
 
 
 def available_cores() -> int:

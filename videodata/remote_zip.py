@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import posixpath
-import shutil
 import ssl
 import time
 import urllib.error
@@ -27,7 +26,7 @@ from videodata.download import (
     strong_validator,
 )
 from videodata.errors import disk_errors
-from videodata.files import lock_file, write_file
+from videodata.files import lock_file, readable_size, require_room, write_file
 
 LOCAL_HEADER = 30 + 1024  # bytes before a member's data: the fixed part, and room for its extra fields
 TAIL = 1 << 16  # what is fetched for a read that nobody announced
@@ -145,12 +144,8 @@ def fetch_members(
         folder.mkdir(parents=True, exist_ok=True)
         missing = [members[name] for name in choose(list(members)) if not is_intact(folder / name, members[name])]
         total = sum(member.size for member in missing)
-        needed, free = total + reserve, shutil.disk_usage(folder).free
-        if needed > free:
-            raise DownloadError(
-                f"{url}: its videos and what is made of them need {needed / 1e9:.2f} GB, "
-                f"{free / 1e9:.2f} GB are free at {folder.resolve()}"
-            )
+        why = f"{url}: its videos and what is made of them need {readable_size(total + reserve)}"
+        require_room(folder, total + reserve, DownloadError, why)
         with tqdm(total=total, unit="B", unit_scale=True, desc=folder.name, leave=False, disable=None) as bar:
             for member in missing:
                 info = infos[member.name]

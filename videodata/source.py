@@ -86,6 +86,16 @@ class ClipSource(ABC):
             raise VideoError(self.id(index), str(error)) from error
 
 
+def _ask_part(name: str) -> Callable[..., Any]:
+    """The method of a joined source that asks the part which holds the video."""
+
+    def ask(self: JoinedSource, index: int, *arguments: Any, **options: Any) -> Any:
+        part, local = self.locate(index)
+        return getattr(self.parts[part], name)(local, *arguments, **options)
+
+    return ask
+
+
 class JoinedSource(ClipSource):
     """The videos of several sources, numbered through."""
 
@@ -98,33 +108,9 @@ class JoinedSource(ClipSource):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def id(self, index: int) -> str:
-        part, local = self._part(index)
-        return part.id(local)
-
-    def label(self, index: int) -> str | None:
-        part, local = self._part(index)
-        return part.label(local)
-
-    def group(self, index: int) -> str:
-        part, local = self._part(index)
-        return part.group(local)
-
-    def fps(self, index: int) -> Fraction | None:
-        part, local = self._part(index)
-        return part.fps(local)
-
-    def length(self, index: int) -> int:
-        part, local = self._part(index)
-        return part.length(local)
-
-    def size(self, index: int) -> Size:
-        part, local = self._part(index)
-        return part.size(local)
-
-    def stamp(self, index: int) -> str:
-        part, local = self._part(index)
-        return part.stamp(local)
+    id, label, group, fps = map(_ask_part, ("id", "label", "group", "fps"))
+    length, size, stamp, place = map(_ask_part, ("length", "size", "stamp", "place"))
+    read, read_clip = map(_ask_part, ("read", "read_clip"))
 
     def splits(self) -> dict[str, list[int]] | None:
         names: list[str | None] = [None] * len(self)
@@ -134,26 +120,10 @@ class JoinedSource(ClipSource):
                     names[end - len(part) + index] = name
         return by_split(names)
 
-    def place(self, index: int) -> str | None:
-        part, local = self._part(index)
-        return part.place(local)
-
-    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
-        part, local = self._part(index)
-        return part.read(local, start, count, step)
-
-    def read_clip(self, index: int, *arguments: object, **options: object) -> np.ndarray:
-        part, local = self._part(index)
-        return part.read_clip(local, *arguments, **options)
-
     def locate(self, index: int) -> tuple[int, int]:
         """Number of the source that holds the video, and the video's number in it."""
         part = bisect.bisect_right(self._ends, index)
         return part, index - (self._ends[part - 1] if part else 0)
-
-    def _part(self, index: int) -> tuple[ClipSource, int]:
-        part, local = self.locate(index)
-        return self.parts[part], local
 
 
 def by_split(names: Sequence[str | None]) -> dict[str, list[int]] | None:

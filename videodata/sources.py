@@ -16,7 +16,8 @@ from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, holds_files, write_json
 from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
 from videodata.hdf5 import HDF5_SUFFIXES, Hdf5Source
-from videodata.npy import NpySource, difference, partial_path, sidecar_path
+from videodata.journal import difference, partial_path, sidecar_path
+from videodata.npy import NpySource
 from videodata.shapes import Shapes
 from videodata.source import ClipSource, JoinedSource
 from videodata.video import VIDEO_SUFFIXES

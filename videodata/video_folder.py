@@ -130,11 +130,10 @@ class VideoFolder(ClipSource):
         step: int = 1,
         size: Size | None = None,
         resize: str = "crop",
-        interpolation: str | None = None,
-        short_side: int | None = None,
+        **others: object,
     ) -> np.ndarray:
-        if (interpolation or self.interpolation) != "area" or short_side is not None:
-            return super().read_clip(index, start, count, step, size, resize, interpolation, short_side)
+        if (others.get("interpolation") or self.interpolation) != "area" or others.get("short_side") is not None:
+            return super().read_clip(index, start, count, step, size, resize, **others)
         # The decoder's scaler turns YUV into small RGB in one pass, in half the time of two.
         try:
             return read_video(self._videos[index].path, start, count, step=step, size=size, resize=resize)[0]

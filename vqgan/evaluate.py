@@ -1,31 +1,16 @@
 """How well a trained VQGAN reconstructs clips, and how much of its codebook it uses for them.
 
-Nothing is imported from torch before a model is opened, because `scripts/evaluate.py --help` reads the flags here.
+The flags, without torch, so that the help of scripts/evaluate.py need not wait, and how they open what `scores` has.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from evaluation.protocol import Protocol
-from evaluation.subject import Batch, Subject
-from videodata.files import write_json
+from evaluation.subject import Subject
 from vqgan.config import add_grid_arguments
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from evaluation.codebook import CodebookUsage
-    from evaluation.report import Score
-    from vqgan.data import PatchDataset
-    from vqgan.files import Model
-
 FRAMES = 8  # per clip; the model sees one at a time
-TEST_BATCH = 4  # patches at a time of the test scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,86 +22,11 @@ def open_subject(args: argparse.Namespace) -> Subject:
     """The model that `--checkpoint` names, on the grid of its training unless the flags say otherwise."""
     from training.distributed import resolve_device
     from vqgan.files import load_model, settle_grid
+    from vqgan.scores import Reconstructions
 
-    model = load_model(args.checkpoint).to(resolve_device(args.device))
-    rows, columns = settle_grid(args)
+    model, config = load_model(args.checkpoint, resolve_device(args.device))
+    rows, columns = settle_grid(args, config)
     subject = Reconstructions(model, rows, columns)
     subject.runs = (args.checkpoint,)
     size = rows * args.patch_size, columns * args.patch_size
     return subject.made_for(args.frames or FRAMES, size, args.stride or 1)
-
-
-class Reconstructions(Subject):
-    """Whole frames put together from reconstructed patches, `rows` x `columns` of them."""
-
-    metrics = ("psnr", "ssim", "codebook")
-    own_metrics = ("codebook",)
-
-    def __init__(self, model: Model, rows: int, columns: int) -> None:
-        self.model, self.rows, self.columns = model, rows, columns
-        self.codes_per_frame = 0
-        self.usage = self.unused()  # of the last whole evaluation
-        self._usage = self.unused()  # since then
-
-    def unused(self) -> CodebookUsage:
-        """The usage before anything is encoded."""
-        from evaluation.codebook import CodebookUsage
-
-        return CodebookUsage(self.model.num_embeddings)
-
-    def make(self, batch: Batch) -> Tensor:
-        from vqgan.data import merge_patches, split_patches
-        from vqgan.model import encode_patches
-
-        frames = batch.clips.transpose(1, 2)  # (B, T, 3, H, W)
-        encoded = encode_patches(self.model, split_patches(frames.flatten(0, 1), self.rows, self.columns))
-        if batch.sample == 0:
-            self._usage.update(encoded.indices)
-            self.codes_per_frame = encoded.indices[0].numel() * self.rows * self.columns
-        made = merge_patches(encoded.reconstruction, self.rows, self.columns)
-        return made.unflatten(0, frames.shape[:2]).transpose(1, 2)
-
-    def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        from evaluation.metrics import mean_frame
-
-        return {"of the mean frame": mean_frame(clips)} if clips.shape[2] > 1 else {}  # that of one frame is the frame
-
-    def own_scores(self) -> dict[str, list[Score]]:
-        from evaluation.report import Score
-
-        self.usage, self._usage = self._usage.over_processes(), self.unused()
-        cost = Score("code-bits-per-frame", [], value=self.bits_per_frame)
-        return {"codebook": [*self.usage.scores(), cost]}
-
-    @property
-    def bits_per_frame(self) -> float:
-        """What the codes of a frame cost without a model of their distribution."""
-        return self.codes_per_frame * math.log2(self.model.num_embeddings)
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "patches": [self.rows, self.columns],
-            "codes_used": self.usage.used,
-            "codebook_perplexity": self.usage.perplexity,
-            "codebook_size": self.model.num_embeddings,
-            "bits_per_frame": self.bits_per_frame,
-        }
-
-
-def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: torch.device | str = "auto") -> None:
-    """PSNR and SSIM (means over patches) and codebook usage over all test patches, as a JSON file; all processes join.
-
-    A patch is scored as a clip of one frame, because a test split of a few videos has few frames but many patches.
-    """
-    from evaluation.metrics import SMALLEST_SIDE
-    from evaluation.runner import evaluate
-    from training.distributed import is_main, resolve_device
-    from vqgan.files import load_model
-
-    subject = Reconstructions(load_model(model_file).to(resolve_device(str(device))), rows=1, columns=1)
-    paired = ("psnr", "ssim") if min(patches.patch_size) >= SMALLEST_SIDE else ("psnr",)
-    scores = evaluate(subject, lambda seed: patches, Protocol((*paired, "codebook"), batch_size=TEST_BATCH))
-    found = {score.name.lower(): score.mean for score in scores if score.name.lower() in paired}
-    usage = {"codes_used": subject.usage.used, "perplexity": subject.usage.perplexity, "patches": len(patches)}
-    if is_main():
-        write_json(path, {"model": str(model_file), "split": patches.clips.split, **found, **usage})

@@ -56,39 +56,42 @@ def save_model(path: Path, network: nn.Module, **facts: Any) -> None:
     write_file(path, lambda file: torch.save({"format": FORMAT, "state_dict": state, **facts}, file))
 
 
-def load_model(path: str | Path, config: Mapping[str, Any] | None = None) -> Model:
-    """The model of a file that `save_model` wrote, of a training checkpoint or of a run folder, in eval mode.
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", config: Mapping[str, Any] | None = None
+) -> tuple[Model, dict[str, Any]]:
+    """The model of a run folder, of a training checkpoint or of a file that `save_model` wrote, in eval mode, and the
+    configuration of its run.
 
-    For bare weights and published files, `config` says what they are. Raises UserError.
+    For bare weights and published files, `config` says what they are: it is the part "model" of the configuration.
+    Raises UserError.
     """
     path = Path(path)
-    state, stored = read_model(path)
-    config = stored or config
+    weights, stored = read_weights(path)
+    config = stored.get("model") or config
     if config is None:
         raise UserError(f"{path}: holds weights without a configuration; give the model's flags, such as --hidden_dims")
     model = build_model(config)
-    strict_load(model, state, path)
-    return model.eval()
+    strict_load(model, weights, path)
+    return model.to(device).eval(), {**stored, "model": config}
 
 
-def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """(state dict, configuration or None) of any file with a model's weights. Raises UserError."""
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and configuration of any file with a model's weights; {} where it has none. Raises UserError."""
     if path.is_dir() or path.suffix == ".safetensors":
         return from_checkpoint(load_checkpoint(path), path)
     content = read_tensors(path)
     if "recipe" in content:
         return from_checkpoint(load_checkpoint(path), path)
-    state = state_dict_in(content, path)
     config = content.get("config") if content.get("format") == FORMAT else None
-    return state, config.get("model") if config else None
+    return state_dict_in(content, path), config or {}
 
 
 def from_checkpoint(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The generator of a training checkpoint, averaged where there are averages."""
+    """The generator of a training checkpoint, averaged where there are averages, and the configuration of its run."""
     networks = {**checkpoint["networks"], **checkpoint["ema"]}
     if "model" not in networks or not str(checkpoint["recipe"]).startswith("vqgan"):
         raise UserError(f"{path}: is a checkpoint of {checkpoint['recipe']!r}, not of a VQGAN")
-    return networks["model"], checkpoint["config"]["model"]
+    return networks["model"], checkpoint["config"]
 
 
 def model_identity(path: Path) -> str:
@@ -101,13 +104,12 @@ def model_identity(path: Path) -> str:
     return sha256_of(path)
 
 
-def open_model(args: argparse.Namespace) -> Model:
-    """The model that the flags of `add_model_arguments` name, on its device, in eval mode. Raises UserError."""
+def open_model(args: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
+    """`load_model` of what the flags of `add_model_arguments` name, on their device. Raises UserError."""
     names = [entry.name for entry in fields(VQGANConfig)]
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     settle_device(args)
-    model = load_model(args.checkpoint, {"type": "vqgan", **given} if given else None)
-    return model.to(resolve_device(args.device))
+    return load_model(args.checkpoint, resolve_device(args.device), {"type": "vqgan", **given} if given else None)
 
 
 def settle_device(args: argparse.Namespace) -> None:
@@ -118,14 +120,12 @@ def settle_device(args: argparse.Namespace) -> None:
         args.device = f"cuda:{args.gpu}"
 
 
-def settle_grid(args: argparse.Namespace) -> tuple[int, int]:
+def settle_grid(args: argparse.Namespace, config: dict[str, Any]) -> tuple[int, int]:
     """Fill in the grid that the flags leave open: that of the training, else the documented one; gives (rows, columns).
 
-    Bare weights know nothing of their training. Raises UserError.
+    config: of the run, as `load_model` gives it; that of bare weights knows nothing of their training.
     """
-    path = Path(args.checkpoint)
-    content = load_checkpoint(path) if path.is_dir() or path.suffix == ".safetensors" else read_tensors(path)
-    stored = (content.get("config") or {}).get("data", {})
+    stored = config.get("data", {})
     for name, documented in GRID.items():
         if getattr(args, name) is None:
             setattr(args, name, stored.get(name, documented))

@@ -38,9 +38,10 @@ FORMAT = "lvt-codes"
 LARGEST = np.iinfo(np.int16).max + 1  # codes that 16 bits can number; the published 16384 fit
 
 
-def project_splits(args: argparse.Namespace) -> Iterator[str]:
+def project_vqgan(args: argparse.Namespace) -> Iterator[str]:
     """Write <output_path>/<split>.npy for each split that the flags name, or go on with them; a line for each."""
-    model, (rows, columns) = open_model(args), settle_grid(args)
+    model, config = open_model(args)
+    rows, columns = settle_grid(args, config)
     size = rows * args.patch_size, columns * args.patch_size
     for name in args.splits:
         split = None if name == "all" else name

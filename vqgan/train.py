@@ -1,4 +1,5 @@
-"""The two recipes: stage 1 learns to reconstruct, stage 2 adds a discriminator.
+"""How a VQGAN is trained: stage 1 learns to reconstruct, stage 2 adds a discriminator; and the command
+scripts/train_vqgan.py, which trains both and writes the documented files.
 
 Batches are frames (N, 3, H, W), uint8 or already in [-1, 1]. The generator runs once per step, and its codebook moves
 once.
@@ -6,8 +7,14 @@ once.
 
 from __future__ import annotations
 
+import argparse
+import logging
+import os
+import shlex
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +23,34 @@ from evaluation.codebook import CodebookUsage, code_usage
 from evaluation.metrics import SMALLEST_SIDE, psnr, ssim
 from losses.adversarial import adaptive_weight, discriminator_accuracy, discriminator_loss, generator_loss
 from losses.perceptual import LPIPS
-from training import Losses, Networks, Recipe, Step, derive_seed
-from training.distributed import all_mean, world_size
+from training import Losses, Networks, Recipe, Step, derive_seed, settings_from, train, trained_on
+from training.checkpoint import best_checkpoint, load_checkpoint, strict_load
+from training.config import load_config
+from training.distributed import all_mean, barrier, is_main, join_processes, world_size
+from training.folder import TRAINED_ON, record_training_data
+from training.loop import TrainResult
 from training.optim import build_optimizer
+from videodata.errors import UserError
 from videodata.pixels import normalize
-from vqgan.config import GAN_LOSSES, Objective
-from vqgan.ldm import LDMVQModel
-from vqgan.model import VQGAN, Reconstruction
+from videodata.splits import declared_splits
+from vqgan.config import GAN_LOSSES, Objective, VQGANConfig
+from vqgan.data import PatchDataset, find_batch_files, open_frames
+from vqgan.files import build_model, load_model, model_config, read_weights, save_model, settle_device
+from vqgan.ldm import LDM_CONFIGS, LDMVQModel
+from vqgan.model import VQGAN, Discriminator, Reconstruction
 from vqgan.quantize import CodeRevival, LatentReservoir
+from vqgan.scores import write_test_scores
 
+logger = logging.getLogger(__name__)
 REFEREE_MEMORY = 0.9  # decay of the discriminator's running accuracy, per batch
+JITTER = 0.05  # brightness, contrast, saturation, hue
+OF_STAGE1 = ("lr", "vq_warmup", "decay_ramp")
+OF_STAGE2 = (
+    *("adv_weight", "gan_loss", "adaptive_weight", "adaptive_max"),
+    *("disc_start", "disc_ramp", "disc_limit", "lr_g", "lr_d"),
+)
+OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # not in a stage's configuration: a resumed run may change the other's part
+STAGE1_FILE, GAN_FILE, DISCRIMINATOR_FILE = "best_model_stage1.pt", "best_model_gan.pt", "best_discriminator.pt"
 
 
 class ReconstructionRecipe(Recipe):
@@ -52,7 +77,6 @@ class ReconstructionRecipe(Recipe):
         super().__init__(self.build_networks(), self.build_optimizers())
         self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
         self.best_metric = ("lpips", "min") if objective.perceptual_weight > 0 else ("mse", "min")
-        self.usage = CodebookUsage(model.num_embeddings)
 
     def build_networks(self) -> dict[str, nn.Module]:
         """The networks of the stage, by name."""
@@ -141,7 +165,6 @@ class ReconstructionRecipe(Recipe):
 
     def measure(self, frames: Tensor, out: Reconstruction, networks: Networks) -> dict[str, Tensor]:
         """The metrics of frames and what became of them in one pass."""
-        self.usage.update(out.indices)
         made = out.frames.float().clamp(-1, 1)
         clips = frames[:, :, None], made[:, :, None]  # of one frame each
         metrics = {"mse": reconstruction_error(frames, made, "mse"), "psnr": psnr(*clips)}
@@ -149,12 +172,15 @@ class ReconstructionRecipe(Recipe):
             metrics["ssim"] = ssim(*clips)
         if self.objective.perceptual_weight > 0:
             metrics["lpips"] = self.perceptual(frames, made)
+        codes = out.indices.reshape(len(frames), -1).long()
+        counts = torch.zeros(len(frames), self.model.num_embeddings, device=codes.device)
+        metrics["codes"] = counts.scatter_add_(1, codes, torch.ones_like(codes, dtype=counts.dtype))
         return metrics
 
-    def summarize(self) -> dict[str, float]:
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Codes in use, and their perplexity, over the whole validation set."""
-        total = self.usage.over_processes()
-        self.usage = CodebookUsage(self.model.num_embeddings)
+        total = CodebookUsage(self.model.num_embeddings)
+        total.counts = sums["codes"].long()
         return {"codes_used": float(total.used), "perplexity": total.perplexity}
 
     def pictures(self, batch: Tensor, step: Step, networks: Networks) -> dict[str, Tensor]:
@@ -266,3 +292,206 @@ class Referee(nn.Module):
     def forward(self, on_real: Tensor, on_fake: Tensor) -> None:
         """Take in the shares of real and of reconstructed patches that were told right in a batch, two scalars."""
         self.accuracy.lerp_(all_mean(((on_real + on_fake) / 2).float()), 1 - REFEREE_MEMORY)
+
+
+def train_vqgan(args: argparse.Namespace) -> list[str]:
+    """Train both stages, or continue them; gives what is to be said at the end, by line. Raises UserError."""
+    check(args)
+    settle_device(args)
+    settle_precision(args)
+    device = join_processes(args.device, args.process_timeout)
+    training, validation = open_data(args)
+    testing = open_patches(args, scored_split(args))
+    per_epoch = -(-len(training) // args.batch_size)
+    steps = args.steps or args.num_epoch * args.epochs_per_batch * per_epoch
+    gan_steps = max(1, args.num_epoch - 1) * args.gan_epochs_per_batch * per_epoch
+    gan_steps = gan_steps if args.gan_steps is None else args.gan_steps
+    objective = build_objective(args, steps, gan_steps, per_epoch)
+
+    summary = []
+    for stage, stage_steps in ((1, 0 if args.gan_mode else steps), (2, gan_steps)):
+        if stage_steps:
+            recipe = build_recipe(args, objective, stage)
+            result = run_stage(args, stage, recipe, training, validation, stage_steps, per_epoch)
+            if not result.finished:
+                return [f"{args.checkpoint_dir}: stage {stage} stopped at step {result.step}; the same command goes on"]
+            summary.append(describe(f"stage {stage}", result))
+    best = args.checkpoint_dir / (GAN_FILE if gan_steps else STAGE1_FILE)
+    scores = args.results_dir / "test_scores.json"
+    write_test_scores(best, testing, scores, device)
+    show = shlex.join(["scripts/visualize_vqgan.py", "--checkpoint", str(best), "--data", str(args.data_path)])
+    return [f"{best}: {'; '.join(summary)}", f"{scores}: scores of {testing.clips.split} clips", f"next: python {show}"]
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that do not go together."""
+    if args.cache_mode:
+        logger.info("--cache_mode: no effect; data files are memory-mapped anyway")
+    if args.gan_mode and not weights_named(args) and not (args.checkpoint_dir / STAGE1_FILE).is_file():
+        raise UserError(
+            f"--gan_mode needs a model of stage 1: name it with --resume FILE, or train {STAGE1_FILE} in "
+            f"{args.checkpoint_dir} first"
+        )
+
+
+def weights_named(args: argparse.Namespace) -> bool:
+    """Whether --resume names a file of weights to start from."""
+    return args.resume not in ("auto", "never")
+
+
+def settle_precision(args: argparse.Namespace) -> None:
+    """Let --fp16 have its say: mixed precision on a GPU, in bf16, whose range the adaptive weight's gradients need."""
+    if args.fp16 and args.precision == "fp32":
+        on_gpu = args.device != "cpu" and torch.cuda.is_available()
+        args.precision = "bf16" if on_gpu else "fp32"
+        logger.info("--fp16: %s", "mixed precision in bf16" if on_gpu else "no effect on a CPU")
+
+
+def scored_split(args: argparse.Namespace) -> str:
+    """What the finished model is scored on: test, but val where the data declares val and no test."""
+    declared = () if find_batch_files(args.data_path) else declared_splits(args.data_path)
+    return "val" if "val" in declared and "test" not in declared else "test"
+
+
+def open_data(args: argparse.Namespace) -> tuple[PatchDataset, PatchDataset]:
+    """The patches to train on and to validate with."""
+    return open_patches(args, "train"), open_patches(args, "val")
+
+
+def open_patches(args: argparse.Namespace, split: str) -> PatchDataset:
+    """The patches of one split; only training patches are augmented, in floats, the others come as they are stored."""
+    augment = args.augment and split == "train"
+    clips = open_frames(
+        args.data_path, split, (args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size),
+        test_batch=args.test_batch, seed=args.seed, flip=augment, dtype="float32" if augment else "uint8",
+    )  # fmt: skip
+    return PatchDataset(clips, args.num_patches_h, args.num_patches_w, JITTER if augment else 0.0)
+
+
+def build_objective(args: argparse.Namespace, steps: int, gan_steps: int, per_epoch: int) -> Objective:
+    """The objective that the flags describe, with schedules that fit into the run."""
+    chosen = {entry.name: getattr(args, entry.name) for entry in fields(Objective) if hasattr(args, entry.name)}
+    # The defaults are for long runs: in a short one the quantiser would never start, nor the adversarial term.
+    limits = {"vq_warmup": steps // 5, "decay_ramp": steps // 2, "disc_ramp": gan_steps // 5}
+    for name, limit in limits.items():
+        if chosen[name] > limit:
+            logger.info("%s is %d in this short run, not %d", name, limit, chosen[name])
+            chosen[name] = limit
+    if args.disc_start is None:
+        chosen["disc_start"] = min(per_epoch, gan_steps // 10)
+    return Objective(**chosen)
+
+
+def build_recipe(args: argparse.Namespace, objective: Objective, stage: int) -> ReconstructionRecipe:
+    """Stage 1 on a new model, or on the weights that --resume names; stage 2 on the best model of stage 1, or on the
+    one that --resume names under --gan_mode.
+    """
+    start = args.checkpoint_dir / STAGE1_FILE if stage == 2 else None
+    if weights_named(args) and (stage == 1 or args.gan_mode):
+        start = args.resume
+    if start is None:
+        torch.manual_seed(derive_seed(args.seed, "weights"))
+        model = build_model(flags_config(args))
+    else:
+        model, _ = load_model(start, config=flags_config(args))
+        model.train()
+    options = args.vgg_weights, args.accumulation, dead_code_fraction(args)
+    if stage == 1:
+        return ReconstructionRecipe(model, objective, *options)
+    torch.manual_seed(derive_seed(args.seed, "discriminator"))
+    discriminator = Discriminator(args.hidden_dims)
+    if args.resume_disc:
+        strict_load(discriminator, read_weights(Path(args.resume_disc))[0], args.resume_disc)
+    return AdversarialRecipe(model, discriminator, objective, *options)
+
+
+def flags_config(args: argparse.Namespace) -> dict[str, Any]:
+    """The model's configuration as the flags describe it."""
+    if args.ldm in LDM_CONFIGS:
+        return {"type": "ldm", **LDM_CONFIGS[args.ldm], "commitment_cost": args.commitment_cost}
+    if args.ldm:
+        return {"type": "ldm", **load_config(args.ldm)}
+    config = {entry.name: getattr(args, entry.name) for entry in fields(VQGANConfig) if hasattr(args, entry.name)}
+    return {"type": "vqgan", **config, "dead_code_fraction": dead_code_fraction(args)}
+
+
+def dead_code_fraction(args: argparse.Namespace) -> float:
+    """Share of the mean usage below which a code is revived; 0 under --no-restart_unused."""
+    return args.dead_code_fraction if args.restart_unused else 0.0
+
+
+def run_stage(
+    args: argparse.Namespace, stage: int, recipe: ReconstructionRecipe, training: PatchDataset,
+    validation: PatchDataset, steps: int, per_epoch: int,
+) -> TrainResult:  # fmt: skip
+    """Train one stage to its end, or to the next stop, and write its best model."""
+    if recipe.objective.perceptual_weight > 0:
+        try:  # now and not after the first step
+            recipe.perceptual.weights_file()
+        except UserError as error:
+            raise UserError(f"{error} (--perceptual_weight 0)") from error
+    recipe.model.set_checkpointing(args.checkpointing)
+    values = argparse.Namespace(**vars(args))
+    del values.steps  # of stage 1, while settings_from is told those of this stage
+    values.resume = "never" if args.resume == "never" else "auto"
+    values.save_every = args.checkpoint_freq * per_epoch or args.save_every
+    values.pictures_every = args.vis_freq * per_epoch or args.pictures_every
+    settings = settings_from(values, args.checkpoint_dir / f"stage{stage}", steps)
+    grid = {name: getattr(args, name) for name in ("patch_size", "num_patches_h", "num_patches_w")}
+    config = {
+        "model": model_config(recipe.model),
+        "objective": {name: value for name, value in asdict(recipe.objective).items() if name not in OF_OTHER[stage]},
+        "data": {"data_path": str(args.data_path), "test_batch": args.test_batch, "augment": args.augment, **grid},
+        "stage": stage,
+    }
+    if is_main():
+        link(settings.run_dir / "log", args.log_dir / f"stage{stage}")
+        link(settings.run_dir / "samples", args.results_dir / f"stage{stage}")
+    result = train(recipe, training, settings, config, validation)
+    if result.finished and is_main():
+        write_best(args.checkpoint_dir, settings.run_dir, recipe, stage)
+        note_training_data(args, settings.run_dir)
+    barrier()
+    return result
+
+
+def write_best(folder: Path, run_dir: Path, recipe: ReconstructionRecipe, stage: int) -> None:
+    """Write the best checkpoint's networks under their documented names."""
+    best = best_checkpoint(run_dir, recipe.best_metric)
+    checkpoint = load_checkpoint(best or run_dir)
+    facts = {"config": checkpoint["config"], "step": checkpoint["step"], "metrics": checkpoint["metrics"]}
+    networks = {**checkpoint["networks"], **checkpoint["ema"]}
+    recipe.model.load_state_dict(networks["model"])
+    save_model(folder / (STAGE1_FILE if stage == 1 else GAN_FILE), recipe.model, stage=stage, **facts)
+    if isinstance(recipe, AdversarialRecipe):
+        recipe.discriminator.load_state_dict(networks["discriminator"])
+        save_model(folder / DISCRIMINATOR_FILE, recipe.discriminator, stage=stage, **facts)
+
+
+def note_training_data(args: argparse.Namespace, run_dir: Path) -> None:
+    """Say beside the best models what they were trained on: all stages, and the weights that --resume names.
+
+    Where that is not known of one of them, nothing is said, and an evaluation calls it unknown.
+    """
+    records = [trained_on(run_dir), *([trained_on(args.resume)] if weights_named(args) else [])]
+    if None in records:
+        (args.checkpoint_dir / TRAINED_ON).unlink(missing_ok=True)
+        return
+    for record in records:
+        record_training_data(args.checkpoint_dir, record)
+
+
+def link(inner: Path, outer: Path) -> None:
+    """Make `outer`, and let the run folder's `inner` lead there, so that the loop writes to the documented place."""
+    if inner.is_symlink() or inner.exists():
+        return
+    outer.mkdir(parents=True, exist_ok=True)
+    inner.parent.mkdir(parents=True, exist_ok=True)
+    inner.symlink_to(os.path.relpath(outer.resolve(), inner.parent.resolve()), target_is_directory=True)
+
+
+def describe(name: str, result: TrainResult) -> str:
+    """The last validation of a stage in a few words."""
+    shown = ("psnr", "lpips", "codes_used", "perplexity", "discriminator_accuracy")
+    scores = ", ".join(f"{key} {result.metrics[key]:.4g}" for key in shown if key in result.metrics)
+    return f"{name} {result.step} steps, {scores}"

@@ -45,9 +45,10 @@ LEFT, TOP, RIGHT, BOTTOM = 64, 34, 18, 44  # margins of a chart
 INK, FAINT, FILL = (30, 30, 30), (200, 200, 200), (52, 101, 164)
 
 
-def visualize(args: argparse.Namespace) -> list[Path]:
+def visualize_vqgan(args: argparse.Namespace) -> list[Path]:
     """All pictures that the flags of scripts/visualize_vqgan.py ask for; gives their paths. Raises UserError."""
-    model, (rows, columns), folder = open_model(args), settle_grid(args), args.output_dir
+    model, config = open_model(args)
+    (rows, columns), folder = settle_grid(args, config), args.output_dir
     footage = open_footage(args)
     sequence = encode_patches(
         model, split_patches(footage.read(args.video_idx, args.start_frame, args.num_frames), rows, columns)

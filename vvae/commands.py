@@ -10,32 +10,32 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .src.captions import CaptionCache, caption_embedder
-from .src.errors import CheckpointError, VVAEError
+from .files import load_model
+from .src.errors import VVAEError
 from .src.files import replaced
 from .src.images import SUFFIXES as IMAGE_SUFFIXES
 from .src.images import reconstruct_images
 from .src.latent_files import SUFFIXES as LATENT_SUFFIXES
 from .src.latent_files import latent_statistics, read_info
 from .src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
-from .src.modules.t5 import load_text
+from .src.modules.t5 import CaptionCache, caption_embedder, load_text
 from .src.streaming import Streaming, decode_file, encode_file, reconstruct
 from .src.tiling import Windows
 from .src.video_io import READ_SUFFIXES as VIDEO_SUFFIXES
 from .src.video_io import WRITE_SUFFIXES, probe
-from .utils.common_utils import instantiate_from_config, load_config
 
 logger = logging.getLogger(__name__)
 Pair = tuple[Path, Path]  # a file and the place of its result
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def run_command(args: argparse.Namespace) -> None:
+def process_files(args: argparse.Namespace) -> None:
     """Do what the sub-command says; files that fail do not keep the others from being written."""
     work = {
         "reconstruct": reconstruct_files,
@@ -53,7 +53,7 @@ def reconstruct_files(args: argparse.Namespace) -> None:
     places = places_for(args.input, files, args.output, ".mp4", (*WRITE_SUFFIXES, *IMAGE_SUFFIXES))
     images = pending([pair for pair in places if is_image(pair[0])], args.skip_existing)
     videos = pending([pair for pair in places if not is_image(pair[0])], args.skip_existing, args.save_latent)
-    model = open_model(args)
+    model, _ = open_model(args)
 
     def video(path: Path, output: Path) -> str:
         latent = output.with_suffix(args.save_latent) if args.save_latent else None
@@ -84,7 +84,7 @@ def encode_files(args: argparse.Namespace) -> None:
     streaming_from(args)
     files = files_in(args.input, VIDEO_SUFFIXES)
     pairs = pending(places_for(args.input, files, args.output, f".{args.format}"), args.skip_existing)
-    model = open_model(args)
+    model, _ = open_model(args)
 
     def encode(path: Path, output: Path) -> str:
         with frame_bar(path, probe(path).frames) as bar:
@@ -99,7 +99,7 @@ def decode_files(args: argparse.Namespace) -> None:
     streaming_from(args)
     files = files_in(args.input, LATENT_SUFFIXES)
     pairs = pending(places_for(args.input, files, args.output, ".mp4"), args.skip_existing)
-    model = open_model(args)
+    model, _ = open_model(args)
 
     def decode(path: Path, output: Path) -> str:
         with frame_bar(path, read_info(path).frames) as bar:
@@ -121,9 +121,9 @@ def write_statistics(args: argparse.Namespace) -> None:
     say(f"scaling factor {found['scaling_factor']:.4g}, {len(found['latents_mean'])} channels -> {args.out}")
 
 
-def open_model(args: argparse.Namespace) -> AutoencoderKL2plus1D_1dcnn:
-    """The model that the flags name, frozen; without --checkpoint it may have random weights (warned)."""
-    model = build_model(args.checkpoint, args.config)
+def open_model(args: argparse.Namespace) -> tuple[AutoencoderKL2plus1D_1dcnn, dict[str, Any]]:
+    """`load_model` of what the flags name; without --checkpoint it may have random weights (warned)."""
+    model, config = load_model(args.checkpoint, config=args.config)
     if not model.config.caption_guide and (getattr(args, "text", None) or args.caption):
         raise VVAEError("this model takes no captions; leave out --caption and --text")
     if getattr(args, "tile", None):
@@ -133,37 +133,11 @@ def open_model(args: argparse.Namespace) -> AutoencoderKL2plus1D_1dcnn:
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.freeze().to(device, DTYPES[args.dtype])
+    model = model.to(device, DTYPES[args.dtype])
     if getattr(args, "compile", False):
         model.encoder.compile()
         model.decoder.compile()
-    return model
-
-
-def build_model(checkpoint: str | None, config: str | None) -> AutoencoderKL2plus1D_1dcnn:
-    """From a checkpoint, a folder of save_pretrained, a training's folder, or the weights that a configuration names.
-
-    Raises VVAEError where there is nothing of the kind.
-    """
-    if not checkpoint and not config:
-        raise VVAEError("name the weights with --checkpoint (or a configuration that names them with --config)")
-    path = Path(checkpoint) if checkpoint else None
-    if path is not None and path.is_dir():
-        if (path / "config.json").is_file():
-            return AutoencoderKL2plus1D_1dcnn.from_pretrained(path)
-        path = newest_weights(path)
-    if not config:
-        return AutoencoderKL2plus1D_1dcnn.from_single_file(path)
-    weights = {} if path is None else {"ckpt_path": str(path), "strict_ckpt": True}
-    return instantiate_from_config(load_config(config).model, **weights)
-
-
-def newest_weights(folder: Path) -> Path:
-    """The file of the last step that a training wrote to its folder."""
-    found = [*folder.glob("checkpoints/weights-*.safetensors"), *folder.glob("weights-*.safetensors")]
-    if not found:
-        raise CheckpointError(f"{folder}: neither a folder of save_pretrained nor a run folder with checkpoints")
-    return max(found, key=lambda path: int(path.stem.rpartition("-")[2]))
+    return model, config
 
 
 def streaming_from(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,14 +29,12 @@ def open_subject(args: argparse.Namespace) -> Reconstructions:
     """The model of --checkpoint, ready to be scored on clips like those of its training. Raises UserError."""
     from .commands import open_model, streaming_from
     from .train import Reconstructions, own_errors
-    from .utils.common_utils import load_config
 
     with own_errors():
-        model = open_model(args)
+        model, config = open_model(args)
         text = None if args.caption is None else model.encode_text(args.caption)
         subject = Reconstructions(model, streaming_from(args, text))
     subject.runs = (args.checkpoint,)
-    run_config = Path(args.checkpoint) / "config.yaml"
-    data = {**PUBLISHED, **(load_config(run_config).data if run_config.is_file() else {})}
+    data = {**PUBLISHED, **config.get("data", {})}
     size = args.size or ([data["size"]] * 2 if isinstance(data["size"], int) else data["size"])
     return subject.made_for(args.frames or data["frames"], size, args.stride or data["stride"])

@@ -35,7 +35,6 @@ from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.pixels import normalize, to_uint8
 from videodata.splits import HELD_OUT, declared_splits
-from vvae.src.captions import CaptionCache, CaptionedClips, caption_embedder
 from vvae.src.checkpoints import is_unused
 from vvae.src.distributions import DiagonalGaussianDistribution
 from vvae.src.errors import VVAEError
@@ -44,6 +43,7 @@ from vvae.src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
 from vvae.src.models.isometric import start_isometric
 from vvae.src.modules.ae_modules import Downsample, Upsample
 from vvae.src.modules.losses.contperceptual import LPIPSWithDiscriminator, flatten_frames
+from vvae.src.modules.t5 import CaptionCache, CaptionedClips, caption_embedder
 from vvae.src.streaming import Streaming, reconstruct_clip
 from vvae.utils.common_utils import instantiate_from_config
 

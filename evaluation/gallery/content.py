@@ -106,7 +106,6 @@ class Section:
     curves: Sequence[Curve] = ()
     table: Sequence[Sequence[object]] = ()  # the first row is the head
     config: Mapping[str, Any] = field(default_factory=dict)
-    headline: Sequence[tuple[str, str]] = ()  # (number, what it is), shown large
     overview: Sequence[Overview] = ()
     more_curves: Sequence[Curve] = ()  # folded away
     tables: Sequence[Table] = ()
@@ -164,19 +163,14 @@ def read_clip(clip: Clip) -> tuple[np.ndarray, Fraction]:
     if not isinstance(clip, Panel):
         return read_video(clip)
     frames, fps = read_video(clip.path)
-    return _cut(frames, clip), fps
+    width, rest = divmod(frames.shape[2] - clip.gap * (clip.count - 1), clip.count)
+    if rest or width < 1 or not 0 <= clip.index < clip.count:
+        raise UserError(f"{clip.path}: {frames.shape[2]} pixels are not {clip.count} panels {clip.gap} pixels apart")
+    start = clip.index * (width + clip.gap)
+    return frames[:, :, start : start + width], fps
 
 
 def _copy(path: Path, target: Path) -> str:
     with atomic_path(target) as temporary:
         shutil.copyfile(path, temporary)
     return target.name
-
-
-def _cut(frames: np.ndarray, panel: Panel) -> np.ndarray:
-    """The panel of frames (T, H, W, 3)."""
-    width, rest = divmod(frames.shape[2] - panel.gap * (panel.count - 1), panel.count)
-    if rest or width < 1 or not 0 <= panel.index < panel.count:
-        raise UserError(f"{panel.path}: {frames.shape[2]} pixels are not {panel.count} panels {panel.gap} pixels apart")
-    start = panel.index * (width + panel.gap)
-    return frames[:, :, start : start + width]

@@ -47,7 +47,6 @@ class Gallery:
         self.sections: list[Section] = []
 
     def add(self, section: Section) -> Gallery:
-        """Add a section that exists already."""
         self.sections.append(section)
         return self
 
@@ -59,11 +58,10 @@ class Gallery:
         curves: Sequence[Curve] = (),
         table: Sequence[Sequence[object]] = (),
         config: Mapping[str, Any] | None = None,
-        headline: Sequence[tuple[str, str]] = (),
         overview: Sequence[Overview] = (),
     ) -> Gallery:
         """Add a model's section. `table`: rows of cells, the first being the head; `config`: plain, nested values."""
-        return self.add(Section(model, intro, clips, curves, table, config or {}, headline, overview))
+        return self.add(Section(model, intro, clips, curves, table, config or {}, overview))
 
     def write(self, folder: Path | str) -> Path:
         """Place the clips and write the page; returns the path of index.html.

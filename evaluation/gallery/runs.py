@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,11 +144,16 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
 
 
+def found_below(folder: Path, pattern: str, depths: Iterable[int]) -> list[Path]:
+    """What fits a pattern so many folders below, near ones first; hidden ones are left out."""
+    found = [path.relative_to(folder) for depth in depths for path in folder.glob("*/" * depth + pattern)]
+    return [folder / path for path in found if not any(part.startswith(".") for part in path.parts)]
+
+
 def files_named(folder: Path, pattern: str) -> list[Path]:
-    """Files of a name down to a few folders below, near ones first; hidden ones are left out."""
-    found = [path for depth in range(DEPTH) for path in folder.glob("*/" * depth + pattern) if path.is_file()]
-    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    return sorted(visible, key=lambda path: (len(path.parts), natural_key(path)))
+    """Files of a name down to a few folders below."""
+    found = [path for path in found_below(folder, pattern, range(DEPTH)) if path.is_file()]
+    return sorted(found, key=lambda path: (len(path.parts), natural_key(path)))
 
 
 def is_number(value: object) -> bool:
@@ -207,10 +212,14 @@ def with_unit(score: dict[str, Any]) -> str:
 def clip_groups(folder: Path, most: int) -> list[Row | Grid]:
     """All that can be seen below `folder`: first what the training drew, then each folder of clips and of pictures."""
     groups: list[Row | Grid] = []
-    for samples in sorted({path.parent for path in walk(folder, "samples") if path.name.startswith("step-")}):
+    drawn = {path.parent for path in walk(folder) if path.name.startswith("step-")}
+    for samples in sorted(path for path in drawn if path.name == "samples"):
         groups += training_groups(samples, title(folder, samples.parent))
     beside: dict[tuple, dict[Path, list[Path]]] = {}
-    for parent, files in by_folder(folder).items():
+    shown = [path for path in (folder, *walk(folder)) if not LEFT_OUT & set(path.relative_to(folder).parts)]
+    for parent, files in {path: seen_in(path) for path in shown}.items():
+        if not files:
+            continue
         names = tuple(file.name for file in files)
         beside.setdefault((parent.parent, names), {})[parent] = files
     for (above, _), parents in beside.items():
@@ -271,15 +280,6 @@ def parse(stem: str) -> tuple[str, int | None]:
     return match["after"] or match["before"], int(match["first"] or match["last"])
 
 
-def by_folder(folder: Path) -> dict[Path, list[Path]]:
-    """Videos and pictures by their folders, in natural order."""
-    found: dict[Path, list[Path]] = {}
-    for path in [folder, *walk(folder)]:
-        if path.is_dir() and not LEFT_OUT & set(path.relative_to(folder).parts) and (files := seen_in(path)):
-            found[path] = files
-    return found
-
-
 def seen_in(folder: Path) -> list[Path]:
     """Videos and pictures of one folder; of files that differ in the suffix alone, the video."""
     files = [
@@ -293,11 +293,9 @@ def seen_in(folder: Path) -> list[Path]:
     return sorted(best.values(), key=lambda p: natural_key(p.name))
 
 
-def walk(folder: Path, inside: str = "") -> list[Path]:
-    """Folders below, in natural order, hidden ones left out; `inside`: only those in a folder of that name."""
-    found = [p for depth in range(1, CLIPS_DEPTH + 1) for p in folder.glob("*/" * depth) if p.is_dir()]
-    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    return sorted((p for p in visible if not inside or p.parent.name == inside), key=natural_key)
+def walk(folder: Path) -> list[Path]:
+    """Folders below, in natural order."""
+    return sorted(filter(Path.is_dir, found_below(folder, "", range(1, CLIPS_DEPTH + 1))), key=natural_key)
 
 
 def title(folder: Path, below: Path) -> str:

@@ -49,7 +49,8 @@ def test_inception_has_the_published_names_and_its_own_poolings(tmp_path):
     extractor = open_extractor("inception", tmp_path / "inception.pth")
     clip = torch.rand(1, 3, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        expected = network(inception.resized(clip[:, :, 0]))
+        resized = nn.functional.interpolate(clip[:, :, 0], (299, 299), mode="bilinear", align_corners=False)
+        expected = network(resized)
     features = extractor(clip)
     assert features.shape == (1, 2048) and torch.allclose(features, expected, rtol=0, atol=1e-6)
 

@@ -77,7 +77,6 @@ def build(media, folder):
         curves=[curve],
         table=[[HOSTILE, "mean"], [HOSTILE, 1.23456]],
         config={HOSTILE: HOSTILE},
-        headline=[(HOSTILE, HOSTILE)],
         overview=[Overview(HOSTILE, HOSTILE, HOSTILE, HOSTILE)],
     )
     grid = Grid(HOSTILE, {HOSTILE: [media / "a.mp4"], "b": [media / "b.mp4"]}, [HOSTILE], given=4, note=HOSTILE)

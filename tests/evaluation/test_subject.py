@@ -104,6 +104,15 @@ def test_a_model_of_codes_has_only_metrics_of_its_own():
         evaluate(Codes(), lambda seed: windows, Protocol(metrics=("fvd",)))
 
 
+def test_clips_of_a_model_without_pictures_are_refused(tmp_path):
+    """One line before anything is computed, and no empty folder."""
+    subject = Codes().made_for(6, (24, 24))
+    protocol = Protocol(metrics=Codes.metrics)
+    with pytest.raises(UserError, match="--clips_dir: codes of codes.pt makes no pictures"):
+        evaluate_model("codes", subject, Source(DATA), protocol, "", "codes.pt", tmp_path / "clips")
+    assert not (tmp_path / "clips").exists()
+
+
 def scored(split=None, metrics=("psnr",)):
     subject = Dim().made_for(6, (24, 24))
     subject.runs = ("runs/dim",)

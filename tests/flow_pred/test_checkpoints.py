@@ -4,11 +4,11 @@ import pytest
 import torch
 import yaml
 
-from flow_pred.checkpoints import read_predictor
-from flow_pred.config import parse_config, plain_config, read_config
+from flow_pred.checkpoints import read_weights
+from flow_pred.config import load_config, parse_config, plain_config
 from flow_pred.files import default_run, load_component, load_neural_sde, load_river
 from flow_pred.latents import LatentSpace
-from flow_pred.run import build_recipe, prepare, write_final
+from flow_pred.train import build_recipe, prepare, write_final
 from tests.flow_pred.tiny import RandomClips, tiny_recipe, tiny_values
 from training import TrainSettings, train
 from videodata.errors import UserError
@@ -112,7 +112,7 @@ def test_a_diffusion_run_and_its_file_carry_flow_and_denoiser(tmp_path):
     train(
         recipe, RandomClips(), TrainSettings(run_dir=run_dir, steps=1, batch_size=2, device="cpu"), plain_config(config)
     )
-    stored = read_predictor(write_final(run_dir, recipe, config, 1))
+    stored = read_weights(write_final(run_dir, recipe, config, 1))
     assert set(stored.networks) == {"regressor", "flow", "denoiser"}
     files = {"f": (str(flow), None), "d": (str(denoiser), None), "g": (str(run_dir), None)}
     sde, _ = load_neural_sde(files, torch.device("cpu"))
@@ -130,7 +130,7 @@ def test_components_of_other_latents_are_refused(tmp_path):
 def test_configurations_are_checked_and_null_means_nll(tmp_path):
     """Keys that nobody reads pass, unknown ones are named, impossible values are refused."""
     path = config_file(tmp_path, "f_nll").rename(tmp_path / "tiny_f-01-nll.yaml")
-    config, _ = read_config(tmp_path / "tiny_f-01-null.yaml")
+    config, _ = load_config(tmp_path / "tiny_f-01-null.yaml")
     assert config.model.func == "f_nll"
     assert default_run("tiny", path).as_posix() == "runs/tiny_run-f-01-nll"
     values = tiny_values("f_nll")
@@ -156,7 +156,7 @@ def test_every_shipped_configuration_is_valid():
     files = sorted((ROOT / "configs" / "flow_pred").glob("*.yaml"))
     assert len(files) >= 12
     for path in files:
-        config, _ = read_config(path)
+        config, _ = load_config(path)
         assert path.stem.startswith(config.name + "_")
         for part in (config.model.f_ckpt_path, config.model.d_ckpt_path):
             if part:

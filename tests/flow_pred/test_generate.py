@@ -13,8 +13,9 @@ from evaluation.runner import Pass
 from evaluation.subject import Batch
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
 from flow_pred.autoencoder import Identity
-from flow_pred.generate import CallCounter, Plan, Predictions, predict
-from flow_pred.generate_videos import open_h5, strip, write_clips
+from flow_pred.generate import open_h5, strip, write_clips
+from flow_pred.predict import CallCounter, Plan, predict
+from flow_pred.scores import Predictions
 from tests.training import processes
 from videodata import read_video
 from videodata.errors import UserError

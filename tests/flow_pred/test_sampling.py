@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.flow_pred_original import sample_as_the_original
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
-from flow_pred.generate import CallCounter
+from flow_pred.predict import CallCounter
 from flow_pred.river import draw_conditions, path_times
 from tests.flow_pred.fixture_files import Fixture, regressor
 from videodata.errors import UserError

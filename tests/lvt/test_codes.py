@@ -104,14 +104,16 @@ def test_classes_are_numbered_by_the_training_data(tmp_path):
         write_codes(tmp_path / name / "codes.npy", videos, some_codes([4] * len(labels)).__getitem__, 512)
     changes = ["MODEL.AUTOREGRESSIVE.VT.CLASS_NUM", "3", "DATASETS.TRAIN", f"('{tmp_path}/train',)"]
     changes += ["INPUT.N_FRAMES_PER_VIDEO_TEST", "4"]
-    config = configuration.load(CONFIGS / "VT_tiny.yaml", changes)
+    config = configuration.load_config(CONFIGS / "VT_tiny.yaml", changes)
     assert open_code_windows(config, f"{tmp_path}/val", training=False)[0]["class_index"] == 2
     assert shape_of_model(config)["CLASSES"] == ["a", "b", "c"]
     with pytest.raises(UserError, match="'x' is not among"):
         open_code_windows(config, f"{tmp_path}/other", training=False)
     changes[1] = "2"
     with pytest.raises(UserError, match="has 3 classes"):
-        open_code_windows(configuration.load(CONFIGS / "VT_tiny.yaml", changes), f"{tmp_path}/val", training=False)
+        open_code_windows(
+            configuration.load_config(CONFIGS / "VT_tiny.yaml", changes), f"{tmp_path}/val", training=False
+        )
 
 
 def test_damage_is_one_clear_line(tmp_path):

@@ -50,7 +50,7 @@ def test_every_documented_key_exists_with_its_default(published):
 @pytest.mark.parametrize(("folder", "name"), NAMES)
 def test_files_in_original_hold_the_published_values(published, folder, name):
     """configs/lvt/original/<name>.yaml gives every merged value of the published file."""
-    config = configuration.load(CONFIGS / "original" / f"{name}.yaml")
+    config = configuration.load_config(CONFIGS / "original" / f"{name}.yaml")
     expected = {**published["defaults"], **OWN_DEFAULTS, **published[f"{folder}/{name}"]}
     for key, wanted in expected.items():
         if not key.endswith(OUR_PATHS):
@@ -61,7 +61,7 @@ def test_files_in_original_hold_the_published_values(published, folder, name):
 def test_networks_have_the_published_sizes(name):
     """The default files and those of the original recipe build networks with the published number of parameters."""
     for path in (CONFIGS / f"{name}.yaml", CONFIGS / "original" / f"{name}.yaml"):
-        config = configuration.load(path)
+        config = configuration.load_config(path)
         with torch.device("meta"):
             model = build_transformer(config) if is_transformer(config) else build_vqvae(config)
         codebooks = [] if is_transformer(config) else [book.embedding.weight for book in model.quantizer.ve]
@@ -71,7 +71,9 @@ def test_networks_have_the_published_sizes(name):
 def test_overrides_have_the_last_word():
     """KEY VALUE pairs replace values of files, tuples and numbers as they are written on a command line."""
     pairs = ["MODEL.AUTOREGRESSIVE.VT.KERNEL", "(5, 1, 1)", "DATASETS.TEST", "('a', 'b')", "SOLVER.LR_G", "1e-5"]
-    config = configuration.load(CONFIGS / "DSFVT.yaml", [*pairs, "OUTPUT_DIR", "runs/x", "SOLVER.CLIP_NORM", "2"])
+    config = configuration.load_config(
+        CONFIGS / "DSFVT.yaml", [*pairs, "OUTPUT_DIR", "runs/x", "SOLVER.CLIP_NORM", "2"]
+    )
     assert value(config, "MODEL.AUTOREGRESSIVE.VT.KERNEL") == [5, 1, 1]
     assert config["DATASETS"]["TEST"] == ["a", "b"]
     assert (config["SOLVER"]["LR_G"], config["SOLVER"]["CLIP_NORM"]) == (1e-5, 2.0)
@@ -91,13 +93,13 @@ def test_overrides_have_the_last_word():
 def test_wrong_overrides_are_one_clear_line(pairs, message):
     """Unknown keys name the nearest one; values of another type say which is wanted."""
     with pytest.raises(UserError, match=message):
-        configuration.load(CONFIGS / "PR-DVQVAE2.yaml", pairs)
+        configuration.load_config(CONFIGS / "PR-DVQVAE2.yaml", pairs)
 
 
 def test_a_base_file_is_refused_as_a_model():
     """Base-VQVAE.yaml takes one channel and gives three: it says that it is only a base."""
     with pytest.raises(UserError, match="only a base"):
-        build_vqvae(configuration.load(CONFIGS / "Base-VQVAE.yaml"))
+        build_vqvae(configuration.load_config(CONFIGS / "Base-VQVAE.yaml"))
 
 
 @pytest.mark.parametrize("name", ["multistep_linear", "multistep_constant", "cosine_linear"])
@@ -121,7 +123,7 @@ def test_learning_rates_equal_the_original(load_fixture, name):
 def test_fresh_weights_have_the_spread_that_the_file_names(kind):
     """INIT_TYPE sets convolutions and linear layers; biases are zero, other weights keep their own rule."""
     torch.manual_seed(0)
-    model = build_transformer(configuration.load(CONFIGS / "VT_tiny.yaml", ["MODEL.INIT_TYPE", kind]))
+    model = build_transformer(configuration.load_config(CONFIGS / "VT_tiny.yaml", ["MODEL.INIT_TYPE", kind]))
     conv, linear = model.encoder.conv.weight, model.ch_predictor.U[0].weight  # (64, 256, 7, 1, 1), (128, 128)
     expected = {"normal": (1.04 * 64 * 256 * 7) ** -0.5, "xavier_uniform": (2 / (7 * (64 + 256))) ** 0.5}
     assert_close(conv.std().item(), expected[kind], rtol=0.02, atol=0)
@@ -137,4 +139,4 @@ def test_all_files_load():
     files = sorted(CONFIGS.rglob("*.yaml"))
     assert len(files) >= 16
     for file in files:
-        assert dotted_keys(configuration.load(file))
+        assert dotted_keys(configuration.load_config(file))

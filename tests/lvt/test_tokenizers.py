@@ -8,9 +8,9 @@ import torch
 
 from lvt import config as configuration
 from lvt.codes import CodesFile
-from lvt.files import load_for_evaluation
+from lvt.files import load_configured
 from lvt.generate import generate_codes
-from lvt.train import train_lvt
+from lvt.train import train_network
 from tests.lvt.test_config import CONFIGS
 from training.checkpoint import load_checkpoint
 from training.state import weights_digest
@@ -56,7 +56,7 @@ def lvt_config(codes, output, steps=STEPS):
         "NC": 1, "NV": CODES, "D": 32, "DA": 8, "DE": 16, "KERNEL": [3, 1, 1], "STRIDE": [FRAMES, 1, 1],
         "N_HEAD_E": [2], "N_HEAD_D": [2], "BLOCKS_E": [[1, 4, 4]], "BLOCKS_D": [[1, 4, 4]], "N_PRIME": 1,
     }  # fmt: skip
-    config = configuration.load(CONFIGS / "VT_tiny.yaml")
+    config = configuration.load_config(CONFIGS / "VT_tiny.yaml")
     changes = {
         "MODEL": {"AUTOREGRESSIVE": {"VT": transformer}, "DEVICE": "cpu"},
         "INPUT": {"N_FRAMES_PER_VIDEO_TRAIN": FRAMES, "N_FRAMES_PER_VIDEO_TEST": FRAMES, "SIZE": SIDE},
@@ -79,13 +79,13 @@ def code_entropy(path):
 def test_a_transformer_learns_the_codes_and_its_samples_decode(tokenizer, codes, tmp_path):
     """Bits per code of other videos fall below the entropy of the codes; a continuation decodes to frames."""
     config = lvt_config(codes, tmp_path)
-    (results,) = train_lvt(config).values()
+    (results,) = train_network(config).values()
     bits = results["likelihood"]["bits_per_dim"]
     assert CodesFile(codes / "val.npy").size == CODES
     assert bits < code_entropy(codes / "val.npy") < math.log2(CODES)
 
     given = torch.from_numpy(np.load(codes / "val.npy")[:2].astype(np.int64)).transpose(1, 2)  # (B, 1, T, h, w)
-    clips = generate_codes(load_for_evaluation(config).eval(), given, n_prime=1, seeds=[0, 1])
+    clips = generate_codes(load_configured(config).eval(), given, n_prime=1, seeds=[0, 1])
     assert torch.equal(clips[:, :, :1], given[:, :, :1])
     with torch.no_grad():
         frames = tokenizer.decode_indices(clips[0, 0])
@@ -97,6 +97,6 @@ def test_training_on_projected_codes_resumes_bit_exactly(codes, tmp_path):
     ends = []
     for name, stops in (("straight", (6,)), ("resumed", (3, 6))):
         for stop in stops:
-            train_lvt(lvt_config(codes, tmp_path / name, steps=stop), resume=stop == 6 and len(stops) > 1)
+            train_network(lvt_config(codes, tmp_path / name, steps=stop), resume=stop == 6 and len(stops) > 1)
         ends.append(weights_digest(load_checkpoint(tmp_path / name)["networks"]))
     assert ends[0] == ends[1]

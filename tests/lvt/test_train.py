@@ -30,7 +30,7 @@ VT_SIZES = {
 
 
 def tiny(name, changes, **more):
-    config = configuration.load(CONFIGS / name)
+    config = configuration.load_config(CONFIGS / name)
     for key, value in [*changes.items(), *more.items()]:
         configuration.override(config, configuration.nested(key, value), "the test")
     torch.manual_seed(0)

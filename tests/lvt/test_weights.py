@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lvt.files import load_transformer, load_vqvae, read_weights, write_original
+from lvt.files import load_transformer_weights, load_vqvae_weights, read_weights, write_original
 from lvt.transformer import VideoTransformer, drop_recomputable
 from lvt.vqvae import VQVAE
 from videodata.errors import UserError
@@ -16,7 +16,7 @@ def test_published_transformer_files_go_in_and_out(load_fixture, tmp_path, name)
     state = fixture.below("state/")
     assert state["decoder.conv.conv.weight"][:, :, -1, -1, 1:].abs().min() > 0
     torch.save({"model": state, "iteration": 7}, tmp_path / "model_final.pth")
-    model = load_transformer(VideoTransformer(fixture.config["VT"]), tmp_path / "model_final.pth")
+    model = load_transformer_weights(VideoTransformer(fixture.config["VT"]), tmp_path / "model_final.pth")
     write_original(tmp_path / "out", model.original_state(), 7, "model_0000007")
     written = torch.load(tmp_path / "out" / "netG" / "model_0000007.pth", weights_only=True)
     assert written["iteration"] == 7
@@ -33,7 +33,7 @@ def test_published_vqvae_files_go_in_and_out(load_fixture, tmp_path, name):
     groups = {group: fixture.below(f"state/{group}/") for group in ("netE", "netG", "netC")}
     write_original(tmp_path, groups, 0, "model_final")
     paths = {group: tmp_path / group / "model_final.pth" for group in groups}
-    model = load_vqvae(VQVAE(fixture.config), paths)
+    model = load_vqvae_weights(VQVAE(fixture.config), paths)
     assert torch.equal(model.encode(fixture["in/images_u8"]), fixture["out/codes"])
     for group, weights in model.original_state().items():
         assert weights.keys() == groups[group].keys()
@@ -47,12 +47,12 @@ def test_what_does_not_fit_is_named(load_fixture, tmp_path):
     state["stranger"] = state.pop("encoder.conv.bias")
     torch.save({"model": state, "iteration": 0}, path)
     with pytest.raises(UserError, match="missing: encoder.conv.bias; unexpected: stranger"):
-        load_transformer(model, path)
+        load_transformer_weights(model, path)
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="holds a list, not tensors by name"):
-        load_transformer(model, path)
+        load_transformer_weights(model, path)
     with pytest.raises(UserError, match="no such weights"):
-        load_transformer(model, tmp_path / "absent.pth")
+        load_transformer_weights(model, tmp_path / "absent.pth")
     torch.save({"model": load_fixture("vqvae_vq1").below("state/netE/"), "iteration": 0}, path)
     with pytest.raises(UserError, match=r"set MODEL.GENERATOR.WEIGHTS"):
-        load_vqvae(VQVAE(load_fixture("vqvae_vq1").config), {"netE": path})
+        load_vqvae_weights(VQVAE(load_fixture("vqvae_vq1").config), {"netE": path})

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from tests.training import processes
 from tests.training.runs import run, settings
-from tests.training.tiny_gan import TinyClips
+from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import SampleNoise
 from training.data import PositionSampler, batches, read_sample
+from training.evaluation import Evaluator
 from training.optim import learning_rate_scale
+from training.state import build_state
 from videodata.clips import open_clips
 
 
@@ -83,3 +86,29 @@ def test_schedules_warm_up_and_end(kind, end):
     assert scales[0] == pytest.approx(0.1) and scales[9] == 1.0 and scales[10] == 1.0
     assert scales[55] == pytest.approx(1.0 if kind == "constant" else 0.5)
     assert scales[100] == pytest.approx(end) and min(scales) >= 0
+
+
+class CountingGAN(TinyGAN):
+    """Counts what it is shown, as the codes of a codebook are counted."""
+
+    def evaluate(self, batch, step, networks):
+        bright = (batch > 0).flatten(1)
+        return {**super().evaluate(batch, step, networks), "values": torch.stack([bright.sum(1), (~bright).sum(1)], 1)}
+
+    def summarize(self, sums):
+        return {"values_seen": float(sums["values"].sum()), "bright": float(sums["values"][0])}
+
+
+@pytest.mark.parametrize("clips", [1, 5])
+def test_two_processes_evaluate_what_one_does(tmp_path, clips):
+    """The batch that a process repeats to keep step with the other counts neither in the means nor in the sums."""
+
+    def metrics():
+        chosen, device = settings(tmp_path, batch_size=2), torch.device("cpu")
+        data = TinyClips(clips)
+        return Evaluator(build_state(CountingGAN(), chosen, device), data, data, chosen, device).metrics()
+
+    alone = metrics()
+    assert alone["values_seen"] == clips * TinyClips(1)[0].numel()
+    for found in processes.launch(metrics, 2, tmp_path / "launch"):
+        assert found == pytest.approx(alone, rel=1e-6)

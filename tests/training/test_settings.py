@@ -48,6 +48,20 @@ def parsed(*argv, defaults=None, of_config=None):
     return settings_from(parser.parse_args(list(map(str, argv))), Path("run"), 12, **(of_config or {}))
 
 
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"batch_sise": 4}, "unknown configuration key 'engine.batch_sise'; did you mean 'engine.batch_size'?"),
+        ({"batch_size": "four"}, "configuration key 'engine.batch_size': expected int, found 'four'"),
+    ],
+)
+def test_a_key_of_the_engine_that_is_wrong_is_named(engine, message):
+    """What a configuration says under `engine:` is checked like the rest of it."""
+    with pytest.raises(UserError) as error:
+        parsed(of_config=engine)
+    assert str(error.value) == message
+
+
 @pytest.mark.parametrize("entry", FLAGS, ids=[entry.name for entry in FLAGS])
 @pytest.mark.parametrize("spell", [str, lambda name: name.replace("_", "-")], ids=["_", "-"])
 def test_every_flag_sets_its_setting_in_both_spellings(entry, spell):

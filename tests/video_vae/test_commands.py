@@ -15,7 +15,7 @@ from training import trained_on
 from training.checkpoint import load_checkpoint, newest_checkpoint
 from training.recipe import Step
 from video_vae.config import LossConfig
-from video_vae.files import load_network, split_model_path
+from video_vae.files import load_model, split_model_path
 from video_vae.train import VideoVAERecipe
 from videodata.errors import UserError
 from videodata.npy import NpySource
@@ -51,8 +51,8 @@ def test_06_and_07_any_number_of_frames_and_any_size_trains(folder):
     """Clips of 60 frames and of an odd size train, with nothing but --npy_file to say so."""
     np.save("clips.npy", np.zeros((1, 60, 11, 22, 3), np.uint8))
     train("--num_epochs", 1)
-    assert load_network("transformer_model_epoch_1.pth")[1]["data"]["frames"] == 60
-    assert load_network("transformer_model_epoch_1.pth")[0].config.image_size == (11, 22)
+    assert load_model("transformer_model_epoch_1.pth")[1]["data"]["frames"] == 60
+    assert load_model("transformer_model_epoch_1.pth")[0].config.image_size == (11, 22)
 
 
 def test_08_the_documented_command_trains(folder):
@@ -64,7 +64,7 @@ def test_08_the_documented_command_trains(folder):
     }  # fmt: skip
     assert {name: getattr(args, name) for name in documented} == documented
     main.main(["--npy_file", "clips.npy", "--perceptual_weight", "0", "--num_epochs", "1", *SMALL])
-    network, config = load_network("transformer_model_epoch_1.pth")
+    network, config = load_model("transformer_model_epoch_1.pth")
     assert config["checkpointing"] and network.config.image_size == (12, 20)
 
 

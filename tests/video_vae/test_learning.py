@@ -4,7 +4,7 @@ import torch
 
 from training.randomness import SampleNoise
 from training.recipe import Step
-from video_vae.config import LossConfig, load_preset
+from video_vae.config import LossConfig, load_config
 from video_vae.model import TransformerNetwork
 from video_vae.train import VideoVAERecipe
 from videodata.clips import open_clips
@@ -14,7 +14,7 @@ def test_the_tiny_preset_overfits_one_clip():
     """One clip of moving shapes comes back with more than 25 dB after 35 steps, through noisy latents."""
     clip = open_clips("shapes:1", frames=4, size=32, dtype="uint8")[0][None]
     torch.manual_seed(0)
-    network = TransformerNetwork.from_config(load_preset("tiny"), checkpointing=False)
+    network = TransformerNetwork.from_config(load_config("tiny"), checkpointing=False)
     recipe = VideoVAERecipe(network, LossConfig(perceptual_weight=0.0), 2e-3, optimizer="muon")
     optimizer = recipe.optimizers["vae"]
     for index in range(35):

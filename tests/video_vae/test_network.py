@@ -8,7 +8,7 @@ import torch
 
 from tests.video_vae.tiny import TINY, random_clip, tiny_network
 from training.randomness import SampleNoise
-from video_vae.config import PRESETS, load_preset
+from video_vae.config import PRESETS, load_config
 from video_vae.model import LOG_VAR_RANGE, TransformerNetwork
 from videodata.errors import UserError
 
@@ -37,7 +37,7 @@ def test_padding_repeats_the_border_and_is_not_seen_outside():
 def test_base_preset_has_the_documented_grids():
     """240x320 gives token grids of 32x40 down to 4x5, and latents of these grids."""
     with torch.device("meta"):
-        network = TransformerNetwork.from_config(load_preset("base"))
+        network = TransformerNetwork.from_config(load_config("base"))
         latents = network.encode(torch.empty(2, 3, 1, 240, 320))
     assert [tuple(level.shape) for level in latents.levels] == [
         (2, 16, 32, 40),
@@ -51,7 +51,7 @@ def test_base_preset_has_the_documented_grids():
 def test_presets_build_and_are_as_large_as_documented(preset):
     """docs/video_vae.md states the number of parameters of each preset."""
     with torch.device("meta"):
-        network = TransformerNetwork.from_config({"model": load_preset(preset)})
+        network = TransformerNetwork.from_config({"model": load_config(preset)})
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     assert f"| {preset} | {millions:.1f} M" in (ROOT / "docs" / "video_vae.md").read_text()
 

@@ -223,7 +223,7 @@ def make_moving_mnist() -> Miniature:
     file = moving_mnist.RemoteFile(moving_mnist.TEST_SET.url, len(data), hashlib.sha256(data).hexdigest())
     return Miniature(
         "moving_mnist", {path: data}, "test", path, ["test_00000", "test_00001", "test_00002"],
-        patches=[(moving_mnist.MovingMnist, "file", file), (moving_mnist.MovingMnist, "count", 3)],
+        patches=[(moving_mnist.MovingMnist, "file", file), (moving_mnist.MovingMnist, "counts", {"test": 3})],
     )  # fmt: skip
 
 

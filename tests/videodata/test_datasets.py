@@ -164,7 +164,7 @@ def test_no_room_while_downloading(dataset, server, tmp_path):
 def test_a_disk_that_is_too_small_is_told_before_the_first_byte(dataset, server, tmp_path, monkeypatch):
     """Archive, unpacked files and result are compared with the free space."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 500))
-    with pytest.raises(UserError, match="GB are free"):
+    with pytest.raises(UserError, match="but 500 bytes are free"):
         prepare_part(server, dataset, tmp_path)
     assert not (tmp_path / "out").exists() and not list(tmp_path.rglob("*.part"))
 

@@ -244,7 +244,7 @@ def test_existing_file_is_checked_not_fetched(server, tmp_path):
 
 def test_full_disk_is_told_before_the_first_byte(server, tmp_path):
     """When the file and the reserve do not fit, nothing is written and both numbers are named."""
-    with pytest.raises(UserError, match="needs 0.00 GB on the disk and 1000000000.00 GB after it"):
+    with pytest.raises(UserError, match="needs 512.0 kB on the disk and 1000000000.0 GB after it"):
         fetch(server, tmp_path / "data.bin", reserve=10**18)
     assert os.listdir(tmp_path) == []
 

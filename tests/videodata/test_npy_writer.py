@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from videodata.errors import UserError
-from videodata.npy import NpyWriter, is_finished, npy_header
+from videodata.journal import is_finished
+from videodata.npy import NpyWriter, npy_header
 
 SHAPE = (3, 4, 5, 3)
 ARGUMENTS = {"num_frames": 3, "width": 5, "height": 4}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videodata import open_clips, prepare, read_video, write_video
+from videodata import open_clips, read_video, write_video
 from videodata.decode import DecodePool, End
 from videodata.errors import UserError
 from videodata.prepare import SequenceSettings, prepare_videos
@@ -166,8 +167,8 @@ def test_missing_input(tmp_path, change, match):
 def test_disk_too_small_is_told_before(tmp_path, monkeypatch):
     """The expected size is compared with the free space before anything is decoded."""
     folder = make_folder(tmp_path / "in", [400])
-    usage = prepare.shutil._ntuple_diskusage(10**9, 10**9 - 100_000, 100_000)
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage)
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 100_000, 100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="needs about 460.9 kB more, but 100.0 kB are free"):
         prepare_videos(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
     assert os.listdir(tmp_path) == ["in"]

@@ -253,7 +253,7 @@ def test_13_variations_and_projection(trained):
     script("project_vqgan", *flags, *project, folder=trained)
     codes = np.load(trained / "codes" / "test.npy", mmap_mode="r")
     assert codes.dtype == np.int16 and codes.shape == (4, 3, 1, 8, 8)
-    model = load_model(trained / "checkpoints" / "best_model_gan.pt")
+    model, _ = load_model(trained / "checkpoints" / "best_model_gan.pt")
     frames = np.load(trained / "data" / "ucf101_subset_batch_2.npy")[1]
     patches = split_patches(torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1, 2, 2)
     with torch.no_grad():

@@ -101,7 +101,7 @@ def test_our_file_of_an_ldm_model_is_a_published_file(tmp_path):
     torch.manual_seed(0)
     model = LDMVQModel(TINY, 16, 4)
     save_model(tmp_path / "best_model_gan.pt", model, config={"model": model_config(model)})
-    loaded = load_model(tmp_path / "best_model_gan.pt")
+    loaded, _ = load_model(tmp_path / "best_model_gan.pt")
     other = LDMVQModel(TINY, 16, 4)
     other.load_published(tmp_path / "best_model_gan.pt")
     for copy in (loaded, other):

@@ -10,7 +10,7 @@ from scripts import evaluate, train_vqgan
 from training import trained_on
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
-from vqgan import run
+from vqgan import train
 
 COUNTS = {"train": 5, "val": 2, "test": 3}
 SMALL = [
@@ -33,7 +33,7 @@ def divided(tmp_path):
 @pytest.fixture
 def opened(monkeypatch):
     """Names of the files that are read before the finished model is scored, and afterwards."""
-    names, read, score = {"training": set(), "scoring": set()}, NpySource.read, run.write_test_scores
+    names, read, score = {"training": set(), "scoring": set()}, NpySource.read, train.write_test_scores
     phase = ["training"]
 
     def noting(self, *arguments, **options):
@@ -45,7 +45,7 @@ def opened(monkeypatch):
         score(*arguments)
 
     monkeypatch.setattr(NpySource, "read", noting)
-    monkeypatch.setattr(run, "write_test_scores", scoring)
+    monkeypatch.setattr(train, "write_test_scores", scoring)
     return names
 
 

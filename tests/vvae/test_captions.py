@@ -9,10 +9,9 @@ from scripts import vvae
 from tests.vvae.conftest import make_tiny
 from tests.vvae.test_files import smooth_clip
 from vvae import load_text, save_text
-from vvae.src.captions import CaptionCache
 from vvae.src.errors import VVAEError
 from vvae.src.latent_files import open_latents
-from vvae.src.modules.t5 import T5Embedder
+from vvae.src.modules.t5 import CaptionCache, T5Embedder
 from vvae.src.video_io import write_video
 
 

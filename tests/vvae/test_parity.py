@@ -8,7 +8,7 @@ import torch
 
 from tests.vvae.parity_fixtures import fixture_model
 from vvae import AutoencoderKL2plus1D_1dcnn, load_config
-from vvae.src.modules import slices
+from vvae.src.modules import utils
 
 LATENT_TOLERANCE, PIXEL_TOLERANCE = 1e-4, 5e-4
 SMALL = ["tiny_16z", "tiny_4z", "ch32_16z", "ch32_4z", "ch32_16z_cap", "ch32_4z_cap"]
@@ -63,7 +63,7 @@ def test_the_published_sizes_are_reproduced(name, fixtures):
 @pytest.mark.parametrize(("frames", "widest"), [(1, 256), (3, 256), (3, 64), (3, 0)])
 def test_slices_of_frames_change_nothing(frames, widest, fixtures, monkeypatch):
     """Working through a clip in slices gives the result of working on the whole clip, in each memory layout."""
-    monkeypatch.setitem(slices.CHANNELS_LAST, "cpu", widest)
+    monkeypatch.setitem(utils.CHANNELS_LAST, "cpu", widest)
     model, stored, _ = fixture_model("tiny_16z", fixtures / "vvae")
     model.encoder.slice_frames = model.decoder.slice_frames = frames
     with torch.no_grad():

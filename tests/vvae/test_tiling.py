@@ -79,7 +79,7 @@ def test_tiles_of_one_axis_do_not_need_the_others_to_be_long(tiny):
 def test_a_stream_is_cut_like_a_clip_and_blended_back(length):
     """Windows of a stream are those of `spans`; blending windows of the stream itself gives the stream."""
     windows = Windows(16, 4)
-    found = list(cut(range(length), windows))
+    found = list(cut(range(length), windows.size, windows.overlap))
     starts = [window[0] for window, _ in found]
     assert [(start, start + len(window)) for start, (window, _) in zip(starts, found, strict=True)] == spans(
         length, 16, 12

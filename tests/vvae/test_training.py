@@ -23,9 +23,9 @@ from videodata.errors import UserError
 from videodata.npy import NpySource
 from videodata.pixels import denormalize, normalize
 from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
-from vvae.src.captions import CaptionCache
 from vvae.src.images import to_clip
 from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D
+from vvae.src.modules.t5 import CaptionCache
 from vvae.src.video_io import write_video
 from vvae.train import VVAERecipe, build_recipe, open_data
 

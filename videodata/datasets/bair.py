@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from google_crc32c import value as crc32c
@@ -21,7 +21,7 @@ from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shar
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path, files_in_folder
 from videodata.frame_folder import write_trees
-from videodata.prepare import Decoder, available_cores, decode_source
+from videodata.prepare import Decoder, available_cores, decode_source, source_videos
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 from videodata.video_folder import InputVideo
@@ -64,7 +64,7 @@ class BairRecords(ClipSource):
         return SIDE, SIDE
 
     def stamp(self, index: int) -> str:
-        return str(self._records[index][2].length)
+        return f"{self._records[index][2].length} {self.camera}"
 
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
         features = self._features(index)
@@ -104,6 +104,7 @@ class Bair(DataSet):
     """Train and test as published. Actions and states go into `<name>.actions.npz`."""
 
     name, help, splits = "bair", "BAIR robot pushing, small: 43,520 clips of 30 frames", ("train", "test")
+    flags = {"--camera": {"choices": CAMERAS, "default": CAMERAS[0], "help": "papers use image_aux1"}}
     defaults = {"width": 64, "height": 64, "num_frames": 30}
     licence = "none stated; made for research by the Berkeley Artificial Intelligence Research laboratory"
     mean_frames, one_length = FRAMES, True
@@ -115,10 +116,6 @@ class Bair(DataSet):
         self._sources: dict[Path, BairRecords] = {}
 
     @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--camera", choices=CAMERAS, default=CAMERAS[0], help="papers use image_aux1")
-
-    @classmethod
     def from_args(cls, args: argparse.Namespace) -> Bair:
         return cls(args.camera)
 
@@ -126,14 +123,7 @@ class Bair(DataSet):
         return [Archive(self.archive, "bair", self.archive.name)]
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
-        source = self.records(place.root / "bair", split)
-        stamps = [f"{source.stamp(index)} {self.camera}" for index in range(len(source))]
-        ids = [source.id(index) for index in range(len(source))]
-        folder = Path(source.path)
-        return [
-            InputVideo(folder, id, None, id, 0, FRAMES, split=split, stamp=stamp)
-            for id, stamp in zip(ids, stamps, strict=True)
-        ]
+        return source_videos(self.records(place.root / "bair", split), split)
 
     def records(self, root: Path, split: str | None) -> BairRecords:
         """The records of one part below `root`, which is the unpacked archive or its inner folder."""
@@ -143,9 +133,6 @@ class Bair(DataSet):
         if folder not in self._sources:
             self._sources[folder] = BairRecords(folder, self.camera)
         return self._sources[folder]
-
-    def published(self, split: str | None) -> int | None:
-        return self.counts[split]
 
     def decoder(self, place: Place, split: str | None) -> Decoder:
         return decode_source(self.records(place.root / "bair", split))

@@ -31,6 +31,3 @@ class Clevrer(DataSet):
             InputVideo(path, path.stem, None, path.stem, split=split, source=path.relative_to(folder).as_posix())
             for path in files_in_folder(folder, {".mp4"}, wanted="videos")
         ]
-
-    def published(self, split: str | None) -> int | None:
-        return self.counts[split]

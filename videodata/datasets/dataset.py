@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import urllib.parse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 from videodata.archive import ArchiveError, extract
 from videodata.download import download
 from videodata.errors import UserError
-from videodata.files import lock_file
+from videodata.files import lock_file, readable_size, require_room
 from videodata.prepare import Decoder, decode_files
 from videodata.video_folder import InputVideo
 
@@ -136,14 +135,12 @@ class Place:
             return
         packed = max(missing) if self.delete_archives else sum(missing)
         have = sum(path.stat().st_size for path in self.root.glob("*.part")) if self.root.is_dir() else 0
-        existing = next(folder for folder in (self.root.absolute(), *self.root.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(existing).free
-        if packed + sum(missing) + self.reserve - have > free:
-            raise UserError(
-                f"{existing}: needs {packed / 1e9:.1f} GB for archives, {sum(missing) / 1e9:.1f} GB unpacked and "
-                f"about {self.reserve / 1e9:.1f} GB for the result, but {free / 1e9:.1f} GB are free: name "
-                "another disk with --root, or take fewer videos (--max_videos, --classes, --split)"
-            )
+        sizes = map(readable_size, (packed, sum(missing), self.reserve))
+        require_room(
+            self.root, packed + sum(missing) + self.reserve - have, UserError,
+            "needs {} for archives, {} unpacked and about {} for the result".format(*sizes),
+            ": name another disk with --root, or take fewer videos (--max_videos, --classes, --split)",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,6 @@ class Shard:
         return cls(int(number), int(count))
 
     def of(self, items: Sequence) -> list:
-        """This share of a list."""
         begin, end = (len(items) * k // self.count for k in (self.number - 1, self.number))
         return list(items[begin:end])
 
@@ -215,24 +211,21 @@ class DataSet(ABC):
     """A data set with its options, and its command below scripts/prepare_data.py.
 
     A new one is a class in a new file of this folder: `name` and `help` make its command, `defaults` replace those of
-    the shared flags, `add_flags` adds its own, `from_args` reads them.
+    the shared flags, `flags` are its own (as argparse takes them), `from_args` reads them.
     """
 
     name: str
     help = ""  # one without help has no command
+    flags: dict[str, dict[str, Any]] = {}
     defaults: dict[str, Any] = {}  # what papers use, where they agree: size, rule, frames per sequence of an array
     downloads = True
     splits: tuple[str | None, ...] = (None,)  # its own parts; (None,): it is not divided
+    counts: dict = {}  # published videos of each part
     exact = True  # whether a complete copy has exactly the published number of videos
     licence = ""
     mean_frames = 0.0  # of a video, for planning
     one_length = False  # whether all videos have that many
     shares_archives = False  # whether a share of the work is a share of the archives
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        """Add flags of its own: `add` is that of an argument parser."""
-        return
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> DataSet:
@@ -262,7 +255,7 @@ class DataSet(ABC):
 
     def published(self, split: str | None) -> int | None:
         """How many videos the part has; None where nobody says."""
-        return None
+        return self.counts.get(split)
 
     def planned(self, split: str | None) -> float:
         """About how many videos the part has, known before anything is there."""

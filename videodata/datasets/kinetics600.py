@@ -6,10 +6,9 @@ import argparse
 import csv
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -33,6 +32,8 @@ class Kinetics600(DataSet):
     """Three parts. Every copy lacks clips that are gone from YouTube: what is missing is counted and named."""
 
     name, help = "kinetics600", "Kinetics-600: about 450,000 clips of 10 s"
+    flags = {"--source": {"choices": SOURCES, "default": "mirror", "help": "mirror: a frozen copy, one archive per "
+             "class; youtube: needs yt-dlp, see scripts/download_kinetics.py for its settings"}}  # fmt: skip
     defaults = {"width": 64, "height": 64, "num_frames": 16, "resize": "crop", "clips_per_video": 1}
     splits, exact = ("train", "val", "test"), False
     licence = "annotations CC BY 4.0; the films belong to YouTube users"
@@ -51,11 +52,6 @@ class Kinetics600(DataSet):
         self.source, self.youtube, self.keep_going = source, youtube or YouTube(trim=True), keep_going
         self._wanted = {name.lower() for name in classes}
         self._clips: dict[tuple[Path, str], list[Clip]] = {}
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--source", choices=SOURCES, default="mirror", help="mirror: a frozen copy, one archive per class; "
-            "youtube: needs yt-dlp, see scripts/download_kinetics.py for its settings")  # fmt: skip
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Kinetics600:

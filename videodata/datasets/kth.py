@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError
@@ -66,6 +65,11 @@ class Kth(DataSet):
     """Sub-sequences as listed, or whole films, divided by persons."""
 
     name, help = "kth", "KTH actions: 2,391 sequences"
+    flags = {
+        "--protocol": {"choices": PROTOCOLS, "default": "prediction", "help": "prediction: persons 1-16 train, 17-25 "
+            "test; svg: 1-20 and 21-25; recognition: the train, val and test persons of the authors"},
+        "--whole_films": {"action": "store_true", "help": "films in place of the listed sub-sequences"},
+    }  # fmt: skip
     defaults = {"width": 64, "height": 64, "num_frames": 40}
     licence = "free for non-commercial use; cite Schuldt, Laptev and Caputo, ICPR 2004"
     mean_frames = 95.2
@@ -82,12 +86,6 @@ class Kth(DataSet):
         self.protocol, self.whole_films = protocol, whole_films
         self.splits = tuple(PROTOCOLS[protocol])
         self._listed: dict[str | None, int] = {}
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--protocol", choices=PROTOCOLS, default="prediction", help="prediction: persons 1-16 train, 17-25 test; "
-            "svg: 1-20 and 21-25; recognition: the train, val and test persons of the authors")  # fmt: skip
-        add("--whole_films", action="store_true", help="films in place of the listed sub-sequences")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Kth:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +17,7 @@ from training.cli import nonnegative_int, positive_int
 from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError
 from videodata.npy import map_array
-from videodata.prepare import Decoder, decode_source
+from videodata.prepare import Decoder, decode_source, source_videos
 from videodata.resize import Size
 from videodata.shapes import bounce
 from videodata.source import ClipSource, frame_range
@@ -122,20 +120,19 @@ class MovingMnist(DataSet):
 
     name, help = "moving_mnist", "Moving MNIST: the 10,000 test clips; training clips from a local MNIST file"
     defaults = {"width": SIDE, "height": SIDE, "num_frames": FRAMES}
+    flags = {
+        "--mnist": {"type": Path, "help": "train-images-idx3-ubyte(.gz) of MNIST: a part train is made from it"},
+        "--train_clips": {"type": positive_int, "default": 10_000, "help": "how many clips are made from --mnist"},
+        "--seed": {"type": nonnegative_int, "default": 0, "help": "another seed gives other training clips"},
+    }
     licence = "none found: do not pass it on; cite Srivastava, Mansimov and Salakhutdinov, ICML 2015"
     mean_frames, one_length = FRAMES, True
-    file, count = TEST_SET, 10_000
+    file, counts = TEST_SET, {"test": 10_000}
 
     def __init__(self, mnist: Path | None = None, train_clips: int = 10_000, seed: int = 0) -> None:
         self.mnist, self.train_clips, self.seed = mnist, train_clips, seed
         self.splits = ("train", "test") if mnist else ("test",)
         self._sources: dict[str | None, ClipSource] = {}
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--mnist", type=Path, help="the file train-images-idx3-ubyte(.gz) of MNIST: a part train is made from it")
-        add("--train_clips", type=positive_int, default=10_000, help="how many clips are made from --mnist")
-        add("--seed", type=nonnegative_int, default=0, help="another seed gives other training clips")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> MovingMnist:
@@ -161,13 +158,10 @@ class MovingMnist(DataSet):
         return split == "train" or (place.root / self._name).exists()
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
-        source = self._source(place, split)
-        ids = [source.id(index) for index in range(len(source))]
-        stamp = source.stamp(0) or str(self.file.size)
-        return [InputVideo(Path(source.path), id, None, id, 0, FRAMES, split=split, stamp=stamp) for id in ids]
+        return source_videos(self._source(place, split), split)
 
     def published(self, split: str | None) -> int | None:
-        return self.train_clips if split == "train" else self.count
+        return self.train_clips if split == "train" else super().published(split)
 
     def decoder(self, place: Place, split: str | None) -> Decoder:
         return decode_source(self._source(place, split))

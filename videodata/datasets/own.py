@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +18,7 @@ from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, is_hidden
 from videodata.frame_folder import read_image
 from videodata.hdf5 import Hdf5Writer
-from videodata.prepare import Decoder, decode_source
+from videodata.prepare import Decoder, decode_source, source_videos
 from videodata.shapes import LENGTH, Shapes
 from videodata.source import ClipSource
 from videodata.splits import SPLITS
@@ -30,13 +29,10 @@ class Folder(DataSet):
     """All videos below a folder; sub-folders are their labels. described: whether the side-car speaks of it."""
 
     name, help, downloads = "folder", "a folder of videos of your own", False
+    flags = {"video_folder": {"help": "all videos below this folder are taken"}}
 
     def __init__(self, folder: Path, described: bool = True) -> None:
         self.folder, self.described = folder, described
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("video_folder", help="all videos below this folder are taken")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Folder:
@@ -55,6 +51,12 @@ class Folder(DataSet):
 class Generated(DataSet):
     """Videos that are drawn; nothing is downloaded. The parts are those that the source declares."""
 
+    flags = {
+        "--count": {"type": positive_int, "default": 200, "help": "number of videos"},
+        "--frames": {"type": positive_int, "default": LENGTH, "help": "frames per video"},
+        "--size": {"type": nonnegative_int, "default": 0, "help": "side of the frames; 0: --width and --height"},
+        "--seed": {"type": nonnegative_int, "default": 0, "help": "another seed gives other videos"},
+    }
     downloads = False
 
     def __init__(self, source: ClipSource) -> None:
@@ -63,13 +65,6 @@ class Generated(DataSet):
         self._parts = source.splits() or {None: list(range(len(source)))}
         self.splits = tuple(self._parts)
         self._decoder = decode_source(source)  # one, so that all parts can go into one array
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--count", type=positive_int, default=200, help="number of videos")
-        add("--frames", type=positive_int, default=LENGTH, help="frames per video")
-        add("--size", type=nonnegative_int, default=0, help="width and height of the frames; 0: --width and --height")
-        add("--seed", type=nonnegative_int, default=0, help="another seed gives other videos")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Generated:
@@ -86,14 +81,8 @@ class Generated(DataSet):
         return [f"draw {len(self.source)} videos"]
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
-        source = self.source
-        return [
-            InputVideo(
-                Path(source.path), source.id(index), source.label(index), source.group(index),
-                stop=source.length(index), split=split, stamp=source.stamp(index),
-            )
-            for index in self._parts[split]
-        ]  # fmt: skip
+        videos = source_videos(self.source, split)
+        return [videos[index] for index in self._parts[split]]
 
     def published(self, split: str | None) -> int | None:
         return len(self._parts[split])
@@ -114,19 +103,20 @@ class GeneratedShapes(Generated):
 
 
 class GeneratedDigits(Generated):
-    """Handwritten digits that move, bounce and cross; train, val and test in the hands of different writers."""
+    """Handwritten digits that move, bounce and cross; val and test show other handwriting than train."""
 
     name, help = "digits", "generated handwritten digits that move and bounce"
+    flags = {
+        **Generated.flags,
+        "--digits": {"type": positive_int, "default": 2, "help": "digits in each video, 1 to 3"},
+        "--speed": {
+            "type": speed_range, "default": "{:g}-{:g}".format(*SPEED), "metavar": "SLOWEST-FASTEST",
+            "help": f"pixels of a {UNIT}x{UNIT} frame per frame of the video",
+        },
+        "--colour": {"action": "store_true", "help": "each digit in a colour of its own"},
+    }  # fmt: skip
     licence = "generated; handwriting by Alpaydin and Kaynak (1998), UCI, CC BY 4.0"
     defaults = {"width": UNIT, "height": UNIT, "num_frames": 16}
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        super().add_flags(add)
-        add("--digits", type=positive_int, default=2, help="digits in each video, 1 to 3")
-        add("--speed", type=speed_range, default="{:g}-{:g}".format(*SPEED), metavar="SLOWEST-FASTEST",
-            help=f"pixels of a {UNIT}x{UNIT} frame per frame of the video")  # fmt: skip
-        add("--colour", action="store_true", help="each digit in a colour of its own")
 
     @classmethod
     def open(cls, args: argparse.Namespace) -> Digits:

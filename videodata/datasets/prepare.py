@@ -15,8 +15,9 @@ from training.cli import fraction, nonnegative_int
 from videodata.datasets import data_sets
 from videodata.datasets.dataset import DataSet, Place, Selection, Shard
 from videodata.errors import UserError
-from videodata.npy import sidecar_path
-from videodata.prepare import FORMATS, SequenceSettings, expected_sequences, prepare_videos, size
+from videodata.files import readable_size
+from videodata.journal import sidecar_path
+from videodata.prepare import FORMATS, SequenceSettings, expected_sequences, prepare_videos
 from videodata.resize import RESIZE_RULES
 from videodata.sources import merge_parts, read_sidecar
 from videodata.video_folder import InputVideo
@@ -94,9 +95,9 @@ def plan(job: Job) -> list[str]:
         counts = f"published videos: {counts}"
     if job.format == "npy":
         shape = ", ".join(map(str, (sequences, *job.settings.shape)))
-        what = f"about uint8 ({shape}), {size(sequences * job.settings.sequence_bytes)}"
+        what = f"about uint8 ({shape}), {readable_size(sequences * job.settings.sequence_bytes)}"
     else:
-        what = f"about {size(job.expected_bytes())} of {job.settings.height}x{job.settings.width}"
+        what = f"about {readable_size(job.expected_bytes())} of {job.settings.height}x{job.settings.width}"
     return [*dict.fromkeys(steps), counts, f"write {written}: {what}"]
 
 
@@ -177,7 +178,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     for kind in data_sets():
         command = commands.add_parser(kind.name, help=kind.help, formatter_class=parser.formatter_class)
         _add_flags(command, kind.downloads)
-        kind.add_flags(command.add_argument)
+        for name, options in kind.flags.items():
+            command.add_argument(name, **options)
         command.set_defaults(kind=kind, **kind.defaults)
     merge = commands.add_parser("merge", help="write the index of the parts that --shard made")
     merge.add_argument("out", help="the folder that was --out")

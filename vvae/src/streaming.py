@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .images import to_clip, to_frames
 from .latent_files import LatentInfo, LatentWriter, latent_writer, open_latents
-from .tiling import Blender, Windows, cut, pad_video
+from .tiling import FRAMES, Blender, Windows, cut, pad_video
 from .video_io import probe, read_frames, write_video
 
 
@@ -98,8 +98,8 @@ def _encoded(
     model: nn.Module, frames: Iterable[np.ndarray], streaming: Streaming, info: LatentInfo, keep: LatentWriter | None
 ) -> Iterator[tuple[Tensor, int, bool]]:
     """(latent, number of real frames, whether it is the last) of each window; keeps the blended latents on the way."""
-    blender = Blender(streaming.windows.in_latents.overlap)
-    for window, last in cut(frames, streaming.windows):
+    blender = Blender(streaming.windows.overlap // FRAMES)
+    for window, last in cut(frames, streaming.windows.size, streaming.windows.overlap):
         latent = encode_window(model, window, streaming)
         added = len(window) - (streaming.windows.overlap if info.frames else 0)
         info.frames += added
@@ -112,14 +112,15 @@ def _encoded(
 def _decoded(
     model: nn.Module, latents: Iterable[np.ndarray], streaming: Streaming, info: LatentInfo
 ) -> Iterator[np.ndarray]:
-    blender, start = Blender(streaming.windows.overlap), 0
-    for window, last in cut(latents, streaming.windows.in_latents):
+    size, overlap = streaming.windows.size, streaming.windows.overlap
+    blender, start = Blender(overlap), 0
+    for window, last in cut(latents, size // FRAMES, overlap // FRAMES):
         latent = torch.from_numpy(np.stack(window, axis=1).astype(np.float32))  # (z, t, h, w)
         clip = decode_window(model, latent, streaming)[:, : info.frames - start, : info.height, : info.width]
         finished = to_frames(blender.push(clip, last))
         yield from finished
         streaming.on_frames(len(finished))
-        start += streaming.windows.size - streaming.windows.overlap
+        start += size - overlap
 
 
 def reconstruct_clip(model: nn.Module, frames: np.ndarray, streaming: Streaming | None = None) -> Tensor:
@@ -127,7 +128,7 @@ def reconstruct_clip(model: nn.Module, frames: np.ndarray, streaming: Streaming 
     streaming = streaming or Streaming()
     height, width = frames.shape[1:3]
     blender, parts = Blender(streaming.windows.overlap), []
-    for window, last in cut(frames, streaming.windows):
+    for window, last in cut(frames, streaming.windows.size, streaming.windows.overlap):
         latent = encode_window(model, window, streaming)
         clip = decode_window(model, latent, streaming)[:, : len(window), :height, :width]
         parts.append(blender.push(clip, last).float().cpu())

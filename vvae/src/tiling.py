@@ -234,25 +234,12 @@ class Windows:
         if 2 * self.overlap > self.size:
             raise VVAEError(f"an overlap of {self.overlap} frames is more than half of a window of {self.size}")
 
-    @property
-    def in_latents(self) -> LatentWindows:
-        """The same windows counted in latent frames."""
-        return LatentWindows(self.size // FRAMES, self.overlap // FRAMES)
 
-
-@dataclass(frozen=True)
-class LatentWindows:
-    """Windows of latent frames."""
-
-    size: int
-    overlap: int
-
-
-def cut(frames: Iterable[Item], windows: Windows | LatentWindows) -> Iterator[tuple[list[Item], bool]]:
+def cut(frames: Iterable[Item], size: int, overlap: int) -> Iterator[tuple[list[Item], bool]]:
     """(frames of a window, whether it is the last), every size - overlap frames; the last window may be shorter."""
     frames = iter(frames)
-    stride = windows.size - windows.overlap
-    window = list(islice(frames, windows.size))
+    stride = size - overlap
+    window = list(islice(frames, size))
     if not window:
         return
     while True:

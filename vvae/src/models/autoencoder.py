@@ -17,8 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..distributions import DiagonalGaussianDistribution
 from ..modules.ae_modules import AttnBlock3D, Downsample, ResnetBlock2plus1D, SpatialConv, Upsample
 from ..modules.attention_temporal_videoae import TemporalAttention, Text, TextAttention
-from ..modules.slices import Slices, arrange, each, join, regroup
-from ..modules.utils import Normalize
+from ..modules.utils import Normalize, Slices, arrange, each, join, regroup
 from .settings import SpatialSettings
 
 Noise = tuple[Tensor, Tensor]

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..captions import Captions
 from ..checkpoints import Saving, load_checkpoint, load_image_checkpoint
 from ..distributions import DiagonalGaussianDistribution
 from ..errors import VVAEError
 from ..modules.ae_modules import pointwise
 from ..modules.attention_temporal_videoae import Text
+from ..modules.t5 import Captions
 from ..tiling import FRAMES, LATENT, PIXEL, PIXELS, TiledCoding, Tiling, check_video
 from .autoencoder import Decoder2plus1D, Encoder2plus1D, Noise
 from .autoencoder_temporal import DecoderTemporal1DCNN, EncoderTemporal1DCNN

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .slices import Slices, add, arrange, each, empty, neighbourhoods
-from .utils import Normalize
+from .utils import Normalize, Slices, add, arrange, each, empty, neighbourhoods
 
 # Which taps of a 3-wide kernel meet which of two neighbouring source pixels, for the even and the odd output pixels
 # of a nearest up-sampling by 2.

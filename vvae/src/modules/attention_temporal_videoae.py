@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .slices import Slices, arrange, each, join
+from .utils import Slices, arrange, each, join
 
 MAX_DISTANCE = 64  # frames; farther neighbours share the outermost row of the relative-position tables
 TEXT_WIDTH = 1024  # of T5-large

@@ -1,24 +1,27 @@
-"""Caption embeddings with the encoder of google/flan-t5-large. transformers is imported only when one is made.
+"""Captions of the text-guided models: embeddings that are passed in, kept on disk, or made by T5.
 
-Captions are normalised as in the training of the text-guided models (`clean_caption`, for web-image captions of their
-time).
+The encoder is that of google/flan-t5-large; transformers is imported only when one is made. Captions are normalised
+as in the training of the text-guided models (`clean_caption`, for web-image captions of their time).
 """
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..errors import VVAEError
 from ..files import replaced
-from .attention_temporal_videoae import TEXT_WIDTH
+from ..models.settings import ModelSettings
+from .attention_temporal_videoae import TEXT_WIDTH, Text, mask_bias
 
 NAME = "google/flan-t5-large"
 URL = f"https://huggingface.co/{NAME}"
@@ -37,7 +40,10 @@ class T5Embedder:
         device: torch.device | str = "cpu",
         local_files_only: bool = False,
     ) -> None:
-        transformers = _transformers()
+        try:
+            import transformers
+        except ImportError as error:
+            raise VVAEError("captions need the transformers package: pip install transformers sentencepiece") from error
         self.max_length = max_length
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
@@ -73,14 +79,6 @@ class T5Embedder:
         ).to(self.model.device)
         states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return states.float(), tokens.attention_mask.float()
-
-
-def _transformers() -> ModuleType:
-    try:
-        import transformers
-    except ImportError as error:
-        raise VVAEError("captions need the transformers package: pip install transformers sentencepiece") from error
-    return transformers
 
 
 def save_text(path: str | Path, embeddings: Tensor, mask: Tensor) -> None:
@@ -184,3 +182,127 @@ def _replace(text: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         text = re.sub(pattern, replacement, text)
     return text
+
+
+Embed = Callable[[str], tuple[Tensor, Tensor]]
+
+
+class Captions:
+    """Text conditioning; mixed into the autoencoder. The text encoder is no submodule and is made on first use."""
+
+    config: ModelSettings
+    text_encoder: str = NAME  # or the folder that holds it
+    _embedder: T5Embedder | None = None
+    _no_caption: tuple[Tensor, Tensor] | None = None
+
+    def encode_text(
+        self, captions: str | Sequence[str], clean: bool = True, local_files_only: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, L, 1024) and mask (B, L) of captions, by the model's `text_encoder` (needs transformers).
+
+        clean: normalise the captions as in the training of the published models. Keep the result with
+        `vvae.save_text` to work without T5 later.
+        """
+        if self._embedder is None:
+            self._embedder = T5Embedder(
+                self.config.t5_model_max_length, self.text_encoder, local_files_only=local_files_only
+            )
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        return self._embedder(captions, clean, next(self.parameters()).device)
+
+    def prepare_text(self, embeddings: Tensor | None, mask: Tensor | None, like: Tensor) -> Text | None:
+        """Text for a forward pass on `like`; None for a model without captions.
+
+        Raises VVAEError when a text-guided model gets no text and no T5 is installed to embed the empty caption.
+        """
+        if not self.config.caption_guide:
+            if embeddings is not None:
+                raise VVAEError("this model takes no captions; leave text_embeddings out, or use a _cap configuration")
+            return None
+        if embeddings is None:
+            embeddings, mask = self._empty_caption()
+        if embeddings.dim() != 3 or embeddings.shape[2] != TEXT_WIDTH:
+            raise VVAEError(f"text_embeddings must be (B, L, {TEXT_WIDTH}), found {tuple(embeddings.shape)}")
+        if len(embeddings) not in (1, len(like)):
+            raise VVAEError(f"{len(embeddings)} captions were given for {len(like)} clips")
+        embeddings = embeddings.to(like).expand(len(like), -1, -1)
+        if mask is not None and mask.shape[-1] != embeddings.shape[1]:
+            raise VVAEError(f"text_attn_mask has {mask.shape[-1]} tokens, text_embeddings {embeddings.shape[1]}")
+        mask = None if mask is None else mask.to(like.device).expand(len(like), -1)
+        return Text(embeddings, mask_bias(mask, torch.float32))
+
+    def _empty_caption(self) -> tuple[Tensor, Tensor]:
+        if self._no_caption is None:
+            try:
+                self._no_caption = self.encode_text("", local_files_only=True)
+            except VVAEError as error:
+                raise VVAEError(
+                    "this model is guided by captions: pass text_embeddings (made once with encode_text and "
+                    f"save_text); the empty caption cannot be embedded here ({error})"
+                ) from error
+        return self._no_caption
+
+
+class CaptionCache:
+    """Embeddings (L, 1024) and mask (L,) by caption, in `<hash of the caption>.safetensors` files of a folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, caption: str) -> Path:
+        return self.folder / f"{hashlib.sha256(caption.encode()).hexdigest()[:24]}.safetensors"
+
+    def fill(self, captions: Iterable[str], embed: Embed) -> int:
+        """Embed the captions that have no file yet; returns their number."""
+        missing = [caption for caption in dict.fromkeys(captions) if not self.path(caption).is_file()]
+        for caption in missing:
+            save_text(self.path(caption), *embed(caption))
+        return len(missing)
+
+    def get(self, caption: str) -> tuple[Tensor, Tensor]:
+        """The stored embedding and mask. Raises VVAEError where there is none."""
+        embeddings, mask = load_text(self.path(caption))
+        return embeddings[0], mask[0]
+
+
+class CaptionedClips(Dataset):
+    """Items {video, text_embeddings, text_attn_mask}: clips whose label is their caption (none: the empty caption)."""
+
+    takes_positions = True
+
+    def __init__(self, clips: Any, cache: CaptionCache) -> None:
+        self.clips, self.cache = clips, cache
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def caption(self, index: int) -> str:
+        return self.clips.describe(index)["label"] or ""
+
+    def captions(self) -> list[str]:
+        return [self.caption(index) for index in range(len(self))]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        embeddings, mask = self.cache.get(self.caption(key[0] if isinstance(key, tuple) else key))
+        return {"video": self.clips[key], "text_embeddings": embeddings, "text_attn_mask": mask}
+
+    def describe(self, index: int) -> dict[str, Any]:
+        return self.clips.describe(index)
+
+    def fingerprint(self) -> str:
+        return self.clips.fingerprint()
+
+    def provenance(self) -> dict[str, Any]:
+        return self.clips.provenance()
+
+
+def caption_embedder(model: Any) -> Embed:
+    """A function that embeds one caption with the model's T5; a missing T5 is an error that says what to do."""
+
+    def embed(caption: str) -> tuple[Tensor, Tensor]:
+        try:
+            return model.encode_text(caption)
+        except VVAEError as error:
+            raise VVAEError(f"captions without stored embeddings need the text encoder: {error}") from error
+
+    return embed

@@ -1,0 +1,181 @@
+"""Continue clips: what is read of each, what is predicted, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from flow_pred.config import FlowPredConfig
+from flow_pred.latents import LatentPredictor, at_rest, decode_clip, encode_clip
+from flow_pred.regressor import VectorFieldRegressor
+from flow_pred.river import RiverPredictor
+from training import distributed
+from training.randomness import derive_seed
+from videodata.errors import UserError
+
+SDE_STEPS = 2  # solver steps per frame of the neural SDE, where nobody says otherwise; RIVER's default goes by its grid
+
+
+@dataclass
+class Plan:
+    """What is predicted. `res`: output frames per frame interval; the true frames in between are read where the data
+    have them, that is where the stride is a multiple of `res`.
+    """
+
+    context: int
+    frames: int
+    stride: int = 1
+    res: int = 1
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)  # of the predictor's `sample`
+
+    @property
+    def fine(self) -> bool:
+        """Whether the true frames in between are there."""
+        return self.stride % self.res == 0
+
+    @property
+    def read_stride(self) -> int:
+        """Frames of the video from one frame of a clip that is read to the next."""
+        return self.stride // self.res if self.fine else self.stride
+
+    @property
+    def read_frames(self) -> int:
+        """Frames of a clip that is read."""
+        whole = self.context + self.frames
+        return (whole - 1) * self.res + 1 if self.fine else whole
+
+    @property
+    def first_shown(self) -> int:
+        """First frame of a prediction that is shown: with frames in between the last known one, because those before it
+        have another rate.
+        """
+        return self.context - 1 if self.res > 1 else 0
+
+    def split(self, clip: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A clip that was read (..., T, H, W) -> context, and the target in the times of the prediction if known."""
+        if not self.fine:
+            return clip[..., : self.context, :, :], None
+        first = (self.context - 1) * self.res
+        context = clip[..., : first + 1 : self.res, :, :]
+        return context, torch.cat([context, clip[..., first + 1 :, :, :]], dim=-3)
+
+
+def plan_for(
+    predictor: LatentPredictor,
+    config: FlowPredConfig,
+    *,
+    context: int | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    atol: float = 1e-2,
+    res: int = 1,
+    grid: str = "uniform",
+    past_horizon: int | None = None,
+    warm_start: float | None = None,
+    seed: int = 0,
+) -> Plan:
+    """What to predict and how; None: as the configuration says. Raises UserError for what only the other kind has."""
+    evaluation, training = config.evaluation, config.training
+    context = context or evaluation.condition_frames or training.condition_frames
+    frames = frames or evaluation.frames_to_generate or training.frames_to_generate
+    if isinstance(predictor, RiverPredictor):
+        if res != 1:
+            raise UserError("--res is for the neural SDE; RIVER has no time between frames")
+        options = {
+            "grid": grid,
+            "steps": steps or evaluation.steps,
+            "method": solver,
+            "past_horizon": evaluation.past_horizon if past_horizon is None else past_horizon,
+            "warm_start": evaluation.warm_sampling if warm_start is None else warm_start,
+        }
+    else:
+        if past_horizon is not None or warm_start is not None or grid != "uniform":
+            raise UserError("--past-horizon, --warm-start and --grid are for RIVER")
+        options = {"steps": steps or SDE_STEPS, "method": solver or "euler", "atol": atol, "outputs_per_interval": res}
+    return Plan(context, frames, config.data.skip_frames + 1, res, seed, options)
+
+
+@dataclass
+class Prediction:
+    """A batch: clips (B, 3, T, H, W) in [-1, 1], and the number of each in the data set."""
+
+    generated: Tensor
+    target: Tensor | None
+    items: list[int]
+
+
+class CallCounter:
+    """Counts the evaluations of networks, per sample: a call on half of the batch counts half.
+
+    All processes must ask for a number, and get that of all of them together.
+    """
+
+    def __init__(self, predictor: LatentPredictor) -> None:
+        self.samples: dict[str, int] = {}
+        for name, module in predictor.named_children():
+            if isinstance(module, VectorFieldRegressor):
+                module.register_forward_hook(self._count(name))
+
+    def _count(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            self.samples[name] = self.samples.get(name, 0) + len(output)
+
+        return hook
+
+    @property
+    def drift(self) -> int:
+        """Evaluations of the drift's first network."""
+        return over_processes(self.samples.get("regressor", 0) + self.samples.get("flow", 0))
+
+    @property
+    def total(self) -> int:
+        """Evaluations of all networks."""
+        return over_processes(sum(self.samples.values()))
+
+
+def over_processes(count: int) -> int:
+    """The sum over all processes."""
+    return int(distributed.all_sum(torch.tensor(count)))
+
+
+def predict(
+    predictor: LatentPredictor, clips: Dataset, plan: Plan, batch_size: int, device: torch.device
+) -> Iterator[Prediction]:
+    """Predictions of all clips, in order; clip i depends on (seed, i) alone.
+
+    Several processes take turns at the batches; the main process gets all of them, the others get none.
+    """
+    starts = range(0, len(clips), batch_size)
+    for turn in range(0, len(starts), distributed.world_size()):
+        mine, own = turn + distributed.rank(), None
+        if mine < len(starts):
+            items = list(range(starts[mine], min(starts[mine] + batch_size, len(clips))))
+            context, target = plan.split(torch.stack([clips[item] for item in items]))
+            new = predict_frames(predictor, context, plan, items, plan.seed, device)
+            own = Prediction(torch.cat([context, new], dim=2), target, items)
+        predictions = distributed.gather_batches([] if own is None else [own])  # turn by turn: they are large
+        if distributed.is_main():
+            yield from predictions
+
+
+def predict_frames(
+    predictor: LatentPredictor,
+    context: Tensor,
+    plan: Plan,
+    items: list[int],
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """What follows the context (B, 3, n, H, W) of the clips with these numbers: (B, 3, frames * res, H, W)."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "generate"))
+    with at_rest(predictor):
+        latents = encode_clip(predictor.autoencoder, context.to(device))
+        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **plan.options)
+        return decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()

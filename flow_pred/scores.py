@@ -1,0 +1,62 @@
+"""What is measured of a predictor: its continuations of clips. Evaluations and the generating command score them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.subject import Batch, Subject
+from flow_pred.latents import LatentPredictor
+from flow_pred.predict import Plan, predict_frames
+from videodata.errors import UserError
+
+NO_TRUTH = "metrics need the true frames in between: data.skip_frames + 1 must be a multiple of --res"
+
+
+class Predictions(Subject):
+    """Clips of which the first frames are shown and the others predicted.
+
+    Clips have the times of the prediction: with frames in between, these follow the last frame that is shown.
+    """
+
+    random = True
+
+    def __init__(self, predictor: LatentPredictor, plan: Plan, device: torch.device) -> None:
+        self.predictor, self.plan, self.device, self.context = predictor, plan, device, plan.context
+
+    def make(self, batch: Batch) -> Tensor:
+        context = batch.clips[:, :, : self.context]
+        frames = predict_frames(self.predictor, context, self.plan, batch.items, batch.seed, self.device)
+        return torch.cat([context, frames], dim=2)
+
+    def compared(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
+        """With the last frame that is shown, for ever; and frames in between with the cross-fade of the predicted
+        frames around them, and of the true ones, which nobody can know.
+        """
+        if not self.plan.fine:
+            raise UserError(NO_TRUTH)
+        context, count = batch.clips[:, :, : self.context], made.shape[2] - self.context
+        last = context[:, :, -1:]
+        rows = {"": made, "last frame repeated": torch.cat([context, last.expand(-1, -1, count, -1, -1)], dim=2)}
+        res = self.plan.res
+        if res > 1:
+            share = (torch.arange(1, res + 1) / res).view(1, 1, 1, -1, 1, 1)
+            for name, clips in (("predicted", made), ("true", batch.clips)):
+                keys = torch.cat([last, clips[:, :, self.context - 1 + res :: res]], dim=2)
+                fade = torch.lerp(keys[:, :, :-1, None], keys[:, :, 1:, None], share).flatten(2, 3)
+                rows[f"cross-fade of {name} frames"] = torch.cat([context, fade], dim=2)
+        return rows
+
+    def parts(self, frames: int) -> dict[str, Sequence[int] | None]:
+        """All predicted frames, or those in between and the others apart; the first four too where there are more."""
+        res = self.plan.res
+        if res > 1:
+            whole = range(res - 1, frames, res)
+            return {"in between": [n for n in range(frames) if n not in whole], "whole frames": whole}
+        return {"": None, **({"first 4 frames": range(4)} if frames > 4 else {})}
+
+    def facts(self) -> dict[str, Any]:
+        return {"context_frames": self.context, **self.plan.options}
