@@ -15,6 +15,7 @@ from lvt.codes import CodeWindows, holds_codes, open_codes
 from videodata.clips import ClipDataset, open_clips, spread
 from videodata.errors import UserError
 from videodata.source import ClipSource
+from videodata.sources import is_generated
 from videodata.splits import open_split
 
 SPLIT_MARK = "#"  # "shapes:100#val" is the validation part of a source
@@ -127,9 +128,11 @@ def frames_place(config: dict[str, Any], name: str, training: bool) -> tuple[str
     path, split, place = place_of(config, name, training)
     if place is not None and place.size is None:
         raise UserError(f"data set {name!r} holds codes; a VQVAE needs frames")
-    if not path.startswith("shapes:") and not Path(path).exists():
+    if not is_generated(path) and not Path(path).exists():
         known = ", ".join(sorted(named_datasets()))
-        raise UserError(f"data set {name!r}: {path} does not exist; name a path, shapes:<n>, or one of {known}")
+        raise UserError(
+            f"data set {name!r}: {path} does not exist; name a path, shapes:<n> or digits:<n>, or one of {known}"
+        )
     return path, split, place
 
 

@@ -16,6 +16,7 @@ from videodata.errors import UserError, VideoError
 from videodata.pixels import channels_first, normalize
 from videodata.resize import INTERPOLATIONS, RESIZE_RULES, Size, as_size
 from videodata.source import ClipSource
+from videodata.sources import is_generated
 from videodata.splits import HELD_OUT, NAMES, open_split
 from videodata.video import VIDEO_SUFFIXES
 
@@ -56,7 +57,7 @@ def open_clips(
     total_videos: int | None = None,
     held_out: float = HELD_OUT,
 ) -> ClipDataset:
-    """Clips from a video, a folder of videos or frame images, a csv list, .npy, .hdf5 shards or "shapes:<n>".
+    """Clips from videos, folders of videos or images, a csv list, .npy, .hdf5 shards, "shapes:<n>" or "digits:<n>".
 
     frames, stride: each clip holds `frames` frames, `stride` apart. size: side or (height, width); None keeps the
     stored size. split: "train", "val" or "test", by what the data declares (see splits.py), None: all; held_out:
@@ -323,7 +324,7 @@ def _common(trained_on: dict[str, Any], own: dict[str, Any]) -> set[str] | None:
 
 def _base(source: str) -> str | None:
     """The folder that the ids of a source are relative to, above a part of divided data; None for generated videos."""
-    if source.startswith("shapes:"):
+    if is_generated(source):
         return None
     path = os.path.abspath(source)
     is_file = os.path.isfile(path) or os.path.splitext(path)[1].lower() in FILES

@@ -153,7 +153,7 @@ def draw(scene: Scene, times: np.ndarray, size: Size) -> np.ndarray:
 
 def _paint(frame: np.ndarray, shape: Shape, time: int, room: np.ndarray, unit: int) -> None:
     """Lay one shape and its soft shadow over a frame (H, W, 3), touching only the pixels around it."""
-    centre = _bounce(shape.position + shape.velocity * time, shape.radius, room)
+    centre = bounce(shape.position + shape.velocity * time, shape.radius, room)
     reach = 1.6 * shape.radius
     top, left = np.maximum(((centre - reach) * unit).astype(int), 0)
     bottom, right = np.minimum(((centre + reach) * unit).astype(int) + 2, frame.shape[:2])
@@ -169,7 +169,7 @@ def _paint(frame: np.ndarray, shape: Shape, time: int, room: np.ndarray, unit: i
     patch += cover * (np.minimum(shape.color.astype(np.float32) * light, 1) - patch)
 
 
-def _bounce(position: np.ndarray, radius: float, room: np.ndarray) -> np.ndarray:
+def bounce(position: np.ndarray, radius: float, room: np.ndarray) -> np.ndarray:
     """Fold a straight path into the room: a triangle wave between the walls, for each axis."""
     span = room - 2 * radius
     phase = np.mod(position - radius, 2 * span)

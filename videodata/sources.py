@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from videodata.digits import Digits
 from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, holds_files, write_json
 from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
@@ -22,16 +23,23 @@ from videodata.source import ClipSource, JoinedSource
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import VideoFolder
 
+GENERATED = {"shapes:": Shapes, "digits:": Digits}  # by the beginning of what is opened
+
+
+def is_generated(path: str | os.PathLike) -> bool:
+    """Whether a source is drawn when it is read, and lies nowhere."""
+    return str(path).startswith(tuple(GENERATED))
+
 
 def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource:
     """Open whatever lies at `path` by looking at it.
 
     A video file; a folder of videos, of frame images, of .hdf5 shards or of .npy arrays; a csv with columns path,text;
-    a .npy array; the .json index of a preparation that several machines shared; "shapes:<n>" for n generated
-    videos. color="bgr" says that an array holds BGR pixels. Raises UserError.
+    a .npy array; the .json index of a preparation that several machines shared; "shapes:<n>" or "digits:<n>" for
+    n generated videos. color="bgr" says that an array holds BGR pixels. Raises UserError.
     """
-    if str(path).startswith("shapes:"):
-        return Shapes.parse(str(path))
+    if is_generated(path):
+        return GENERATED[str(path).partition(":")[0] + ":"].parse(str(path))
     path = Path(path)
     suffix = path.suffix.lower()
     if color is not None and suffix != ".npy":

@@ -22,6 +22,7 @@ from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path, write_json
 from videodata.npy import FORMAT, VERSION, NpySource, check_layout, map_array
 from videodata.source import ClipSource, JoinedSource
+from videodata.sources import is_generated
 from videodata.splits import divide, open_split
 
 BATCH_FILE = re.compile(r".*_batch_(\d+)\.npy")
@@ -163,7 +164,7 @@ def color_jitter(picture: Tensor, draws: Tensor, strength: float) -> Tensor:
 
 def find_batch_files(folder: str | Path) -> dict[int, Path]:
     """Number -> path of the batch files in a folder, in order; empty if there are none."""
-    if str(folder).startswith("shapes:") or not Path(folder).is_dir():
+    if is_generated(folder) or not Path(folder).is_dir():
         return {}
     found = {int(match[1]): path for path in Path(folder).iterdir() if (match := BATCH_FILE.fullmatch(path.name))}
     return dict(sorted(found.items()))

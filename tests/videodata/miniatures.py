@@ -1,4 +1,4 @@
-"""The five data sets in miniature: the real names, archives, lists and records, with a few small videos in them."""
+"""The data sets in miniature: the real names, archives, lists and records, with a few small videos in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import av
 import numpy as np
 from google_crc32c import value as crc32c
 
-from videodata.datasets import bair, clevrer, kth, ucf101
+from videodata.datasets import bair, clevrer, kth, moving_mnist, ucf101
 from videodata.datasets.bair import masked
 
 FRAMES = 12
@@ -215,12 +215,25 @@ def make_kinetics600() -> Miniature:
     )  # fmt: skip
 
 
+def make_moving_mnist() -> Miniature:
+    levels = np.arange(20)[:, None] + 16 * np.arange(3)  # of time and clip
+    stream = io.BytesIO()
+    np.save(stream, np.broadcast_to(levels[..., None, None], (20, 3, 64, 64)).astype(np.uint8))
+    data, path = stream.getvalue(), "/~nitish/unsupervised_video/mnist_test_seq.npy"
+    file = moving_mnist.RemoteFile(moving_mnist.TEST_SET.url, len(data), hashlib.sha256(data).hexdigest())
+    return Miniature(
+        "moving_mnist", {path: data}, "test", path, ["test_00000", "test_00001", "test_00002"],
+        patches=[(moving_mnist.MovingMnist, "file", file), (moving_mnist.MovingMnist, "counts", {"test": 3})],
+    )  # fmt: skip
+
+
 MAKERS = {
     "ucf101": make_ucf101,
     "bair": make_bair,
     "kth": make_kth,
     "clevrer": make_clevrer,
     "kinetics600": make_kinetics600,
+    "moving_mnist": make_moving_mnist,
 }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from videodata import open_clips
-from videodata.shapes import Shapes, _bounce, make_scene
+from videodata.shapes import Shapes, bounce, make_scene
 
 
 def test_a_video_follows_from_seed_and_index():
@@ -38,7 +38,7 @@ def test_shapes_stay_in_the_room_and_bounce(aspect):
     """Over 1000 frames no shape leaves; each turns round at both walls of both axes or never reaches them."""
     room = np.array([max(1.0, 1 / aspect), max(1.0, aspect)])
     for shape in make_scene(0, 5, aspect).shapes:
-        path = np.array([_bounce(shape.position + shape.velocity * t, shape.radius, room) for t in range(1000)])
+        path = np.array([bounce(shape.position + shape.velocity * t, shape.radius, room) for t in range(1000)])
         assert (path >= shape.radius - 1e-9).all()
         assert (path <= room - shape.radius + 1e-9).all()
         assert np.allclose(
@@ -53,7 +53,7 @@ def test_shapes_pass_in_front_of_each_other():
     for index in range(12):
         first, second = make_scene(0, index).shapes[:2]
         paths = [
-            np.array([_bounce(s.position + s.velocity * t, s.radius, np.ones(2)) for t in range(64)])
+            np.array([bounce(s.position + s.velocity * t, s.radius, np.ones(2)) for t in range(64)])
             for s in (first, second)
         ]
         distance = np.linalg.norm(paths[0] - paths[1], axis=1)

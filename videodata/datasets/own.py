@@ -1,8 +1,9 @@
-"""What is prepared like a published data set, but was not published: videos, trees of frames, the generated shapes."""
+"""What is prepared like a published data set, but was not published: videos, trees of frames, generated videos."""
 
 from __future__ import annotations
 
 import argparse
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from tqdm import tqdm
 
 from training.cli import nonnegative_int, positive_int
 from videodata.datasets.dataset import DataSet, Place, Shard, report_left_out
+from videodata.digits import SPEED, UNIT, Digits, speed_range
 from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, is_hidden
 from videodata.frame_folder import read_image
 from videodata.hdf5 import Hdf5Writer
 from videodata.prepare import Decoder, decode_source, source_videos
 from videodata.shapes import LENGTH, Shapes
+from videodata.source import ClipSource
 from videodata.splits import SPLITS
 from videodata.video_folder import InputVideo, list_videos
 
@@ -45,40 +48,80 @@ class Folder(DataSet):
         return super().describe(videos) if self.described else {}
 
 
-class GeneratedShapes(DataSet):
-    """Coloured shapes that move and bounce; nothing is downloaded."""
+class Generated(DataSet):
+    """Videos that are drawn; nothing is downloaded. The parts are those that the source declares."""
 
-    name, help, licence = "shapes", "generated coloured shapes that move and bounce", "generated, no restrictions"
     flags = {
         "--count": {"type": positive_int, "default": 200, "help": "number of videos"},
         "--frames": {"type": positive_int, "default": LENGTH, "help": "frames per video"},
         "--size": {"type": nonnegative_int, "default": 0, "help": "side of the frames; 0: --width and --height"},
         "--seed": {"type": nonnegative_int, "default": 0, "help": "another seed gives other videos"},
     }
-    defaults = {"width": 64, "height": 64, "num_frames": 16, "format": "videos"}
     downloads = False
 
-    def __init__(self, source: Shapes) -> None:
+    def __init__(self, source: ClipSource) -> None:
         self.source = source
         self.mean_frames, self.one_length = source.length(0), True
+        self._parts = source.splits() or {None: list(range(len(source)))}
+        self.splits = tuple(self._parts)
+        self._decoder = decode_source(source)  # one, so that all parts can go into one array
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> GeneratedShapes:
+    def from_args(cls, args: argparse.Namespace) -> Generated:
         if args.size:
             args.width = args.height = args.size
-        return cls(Shapes(args.count, args.frames, (args.height, args.width), args.seed))
+        return cls(cls.open(args))
+
+    @classmethod
+    @abstractmethod
+    def open(cls, args: argparse.Namespace) -> ClipSource:
+        """The source that the flags describe."""
 
     def plan(self, place: Place, split: str | None) -> list[str]:
         return [f"draw {len(self.source)} videos"]
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
-        return source_videos(self.source)
+        videos = source_videos(self.source, split)
+        return [videos[index] for index in self._parts[split]]
 
     def published(self, split: str | None) -> int | None:
-        return len(self.source)
+        return len(self._parts[split])
 
     def decoder(self, place: Place, split: str | None) -> Decoder:
-        return decode_source(self.source)
+        return self._decoder
+
+
+class GeneratedShapes(Generated):
+    """Coloured shapes that move and bounce."""
+
+    name, help, licence = "shapes", "generated coloured shapes that move and bounce", "generated, no restrictions"
+    defaults = {"width": 64, "height": 64, "num_frames": 16, "format": "videos"}
+
+    @classmethod
+    def open(cls, args: argparse.Namespace) -> Shapes:
+        return Shapes(args.count, args.frames, (args.height, args.width), args.seed)
+
+
+class GeneratedDigits(Generated):
+    """Handwritten digits that move, bounce and cross; val and test show other handwriting than train."""
+
+    name, help = "digits", "generated handwritten digits that move and bounce"
+    flags = {
+        **Generated.flags,
+        "--digits": {"type": positive_int, "default": 2, "help": "digits in each video, 1 to 3"},
+        "--speed": {
+            "type": speed_range, "default": "{:g}-{:g}".format(*SPEED), "metavar": "SLOWEST-FASTEST",
+            "help": f"pixels of a {UNIT}x{UNIT} frame per frame of the video",
+        },
+        "--colour": {"action": "store_true", "help": "each digit in a colour of its own"},
+    }  # fmt: skip
+    licence = "generated; handwriting by Alpaydin and Kaynak (1998), UCI, CC BY 4.0"
+    defaults = {"width": UNIT, "height": UNIT, "num_frames": 16}
+
+    @classmethod
+    def open(cls, args: argparse.Namespace) -> Digits:
+        size = args.height, args.width
+        return Digits(args.count, args.frames, size, args.digits, args.speed, args.colour, args.seed)
 
 
 def frames_to_shards(
