@@ -32,7 +32,7 @@ from training import distributed, trained_on
 from training.checkpoint import newest_checkpoint
 from training.distributed import gather_batches
 from training.randomness import derive_seed
-from videodata.clips import ClipDataset, open_clips, overlap
+from videodata.clips import ClipDataset, open_clips, overlap, together
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import files_in_folder, sha256_of
@@ -340,9 +340,10 @@ def trained_on_of(runs: Sequence[Path | str], clips: ClipDataset) -> int | None:
 
     A run says in its folder what it was trained on; one that does not makes it unknown, unless another has seen some.
     """
-    counts = [overlap(trained_on(run), clips) for run in runs]
-    seen = max((count for count in counts if count), default=None)
-    return seen if seen or None in counts or not counts else 0
+    records = [trained_on(run) for run in runs]
+    known = [record for record in records if record is not None]
+    seen = overlap(together(known), clips) if known else None  # of all of them: parts may have seen different clips
+    return seen if seen or len(known) == len(records) else None
 
 
 def checkpoint_facts(path: Path | str) -> dict[str, Any]:

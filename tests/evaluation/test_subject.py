@@ -134,20 +134,30 @@ def test_val_is_scored_unless_a_test_part_is_declared(monkeypatch, caplog):
 
 @pytest.fixture
 def memory(monkeypatch):
-    """Runs that say what they were trained on: {folder's name: clips of it that any data set holds}."""
+    """Runs that say what they were trained on: {folder's name: numbers of videos of DATA}."""
     known = {}
-    monkeypatch.setattr(runner, "trained_on", lambda run: Path(run).name)
-    monkeypatch.setattr(runner, "overlap", lambda name, clips: known.get(name))
+
+    def trained_on(run):
+        videos = known.get(Path(run).name)
+        if videos is None:
+            return None
+        record = open_clips(DATA, frames=6, size=24, split=None).provenance()
+        return record | {"split": Path(run).name, "ids": [record["ids"][video] for video in videos]}
+
+    monkeypatch.setattr(runner, "trained_on", trained_on)
     return known
 
 
 def test_clips_of_the_training_set_are_counted(memory, tmp_path):
-    """Several parts of a model: the most; unknown unless all are known, or some clips are."""
-    a, b, silent = (tmp_path / name for name in ("a", "b", "silent"))
-    memory |= {"a": 0, "b": 3}
-    assert trained_on_of([a], None) == 0 and trained_on_of([b], None) == 3 and trained_on_of([a, b], None) == 3
-    assert trained_on_of([silent], None) is None and trained_on_of([], None) is None
-    assert trained_on_of([a, silent], None) is None and trained_on_of([b, silent], None) == 3
+    """Several parts of a model: of all of them; unknown unless all are known, or some clips are."""
+    a, b, c, silent = (tmp_path / name for name in ("a", "b", "c", "silent"))
+    memory |= {"a": [], "b": [0], "c": [0, 1]}
+    clips = open_clips(DATA, frames=6, size=24)
+    assert [trained_on_of(runs, clips) for runs in ([a], [b], [a, b], [b, c])] == [0, 1, 1, 2]
+    memory["c"] = [1]  # what another part has not seen
+    assert trained_on_of([b, c], clips) == 2
+    assert trained_on_of([silent], clips) is None and trained_on_of([], clips) is None
+    assert trained_on_of([a, silent], clips) is None and trained_on_of([b, silent], clips) == 1
 
 
 @pytest.mark.parametrize(("count", "words"), [(None, "it is not known how many"), (0, "0 were"), (7, "WARNING: of")])
@@ -162,7 +172,7 @@ def test_a_report_says_how_many_clips_were_trained_on(count, words, tmp_path):
 def test_the_command_ends_with_the_warning(memory, monkeypatch, tmp_path, capsys):
     """On stderr, after the path of the file, where it is the last thing that is seen."""
     (tmp_path / "dim").mkdir()
-    memory["dim"] = 2
+    memory["dim"] = range(20)
 
     def open_subject(args):
         subject = Dim().made_for(args.frames or 6, (24, 24))
