@@ -104,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         path = report.write(args.out)  # first: whoever reads the table may leave
         print(f"{report.table()}\n\nwritten to {path}")
         if args.model != "videos" and args.clips_dir:
-            print(f"clips in {args.clips_dir}; side by side on a page: python scripts/gallery.py {args.clips_dir}")
+            command = shlex.join(["python", "scripts/gallery.py", str(args.clips_dir)])
+            print(f"clips in {args.clips_dir}; side by side on a page: {command}")
         if report.clips_trained_on:
             print(report.note, file=sys.stderr)
 

@@ -21,6 +21,7 @@ from vqgan.ldm import LDMVQModel, state_dict_in
 from vqgan.model import VQGAN
 
 FORMAT = "vqgan-weights"
+GAN_FILE = "best_model_gan.pt"  # of a run folder: the model after both stages
 VQGAN_KEYS = tuple(VQGANConfig.__dataclass_fields__)
 LDM_KEYS = ("ddconfig", "n_embed", "embed_dim", "commitment_cost")
 REMOVED_KEYS = ("attention_factors",)  # files of earlier versions hold it, empty
@@ -66,6 +67,8 @@ def load_model(
     Raises UserError.
     """
     path = Path(path)
+    if (path / GAN_FILE).is_file():  # the run folder of both stages, whose own checkpoints lie in its parts
+        path = path / GAN_FILE
     weights, stored = read_weights(path)
     config = stored.get("model") or config
     if config is None:

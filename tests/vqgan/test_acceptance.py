@@ -25,7 +25,7 @@ from videodata.shapes import Shapes
 from videodata.video import read_video
 from vqgan import VQGAN, Discriminator
 from vqgan.data import merge_patches, split_patches
-from vqgan.files import load_model
+from vqgan.files import GAN_FILE, load_model
 from vqgan.model import AttentionBlock, ResidualBlock
 from vqgan.quantize import AverageQuantizer
 
@@ -85,6 +85,13 @@ def test_01_training_runs_stage_1_and_then_stage_2(trained):
     for stage, steps in ((1, 6), (2, 3)):
         assert log_rows(trained, stage)[-1]["step"] == steps
     assert json.loads((trained / "results" / "test_scores.json").read_text())["patches"] == 4 * 3 * 4
+
+
+@pytest.mark.slow
+def test_the_run_folder_stands_for_the_model_after_both_stages(trained):
+    """load_model takes the folder of the best models."""
+    file, folder = (load_model(path)[0] for path in (trained / "checkpoints" / GAN_FILE, trained / "checkpoints"))
+    assert all(torch.equal(a, b) for a, b in zip(file.state_dict().values(), folder.state_dict().values(), strict=True))
 
 
 def test_02_documented_flags_have_their_defaults():
