@@ -37,9 +37,11 @@ TRAINED_ON = "trained_on.json"
 def open_run_folder(folder: Path) -> Iterator[None]:
     """Make the run folder, lock it for the length of the block, remove what a killed run left, log to train.log.
 
-    Raises UserError when it cannot be written or when another run holds it.
+    Raises UserError when it cannot be written, when another run holds it, or when it holds models of another training.
     """
     checkpoints = folder / "checkpoints"
+    if (folder / TRAINED_ON).is_file() and not (folder / "config.yaml").is_file():  # a run writes the latter first
+        raise UserError(f"{folder}: holds models of another training; use another folder")
     with lock_file(folder, "training in", lock=folder / "run.lock"):
         checkpoints.mkdir(exist_ok=True)
         with log_file(folder / "train.log"):

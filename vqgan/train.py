@@ -316,7 +316,9 @@ def train_vqgan(args: argparse.Namespace) -> list[str]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that do not go together."""
+    """Raises UserError for flags that do not go together, and for a folder that another model's run is in."""
+    if (args.checkpoint_dir / "config.yaml").is_file():  # those of both stages lie in folders of their own
+        raise UserError(f"{args.checkpoint_dir}: holds another model's run; use another folder")
     if args.cache_mode:
         logger.info("--cache_mode: no effect; data files are memory-mapped anyway")
     if args.gan_mode and not weights_named(args) and not (args.checkpoint_dir / STAGE1_FILE).is_file():

@@ -8,6 +8,8 @@ import pytest
 
 from scripts import evaluate, train_vqgan
 from training import trained_on
+from training.folder import open_run_folder
+from videodata.errors import UserError
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
 from vqgan import train
@@ -92,3 +94,19 @@ def test_data_without_declared_test_clips_is_scored_on_its_validation_clips(divi
     (divided / "test.npy").unlink()
     train_vqgan.main(["--data", str(divided), "--run_dir", str(tmp_path / "run"), *SMALL])
     assert json.loads((tmp_path / "run" / "results" / "test_scores.json").read_text())["split"] == "val"
+
+
+def test_a_folder_of_another_model_is_refused(divided, tmp_path):
+    """Either way round: a run keeps its files apart from those of other models."""
+    other, own = tmp_path / "other", tmp_path / "own"
+    other.mkdir()
+    (other / "config.yaml").write_text("model: {}\n")
+    with pytest.raises(UserError, match="other: holds another model's run; use another folder"):
+        train_vqgan.main(["--data", str(divided), "--run_dir", str(other), *SMALL])
+    own.mkdir()
+    (own / "trained_on.json").write_text("{}")
+    with (
+        pytest.raises(UserError, match="own: holds models of another training; use another folder"),
+        open_run_folder(own),
+    ):
+        pass
