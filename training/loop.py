@@ -78,6 +78,8 @@ def train(
             stack.enter_context(open_run_folder(folder))
         distributed.barrier()
         logger.info(first_line(settings, device, dataset))
+        if settings.warmup_steps >= settings.steps:
+            logger.warning("WARN the learning rate warms up to the end: use fewer --warmup_steps than steps")
 
         # Build the state, or take it over from the newest checkpoint.
         state = build_state(recipe, settings, device)
