@@ -9,8 +9,7 @@ from pathlib import Path
 
 from training.cli import make_parser, run
 from videodata import ucf101
-from videodata.prepare import prepare_npy
-from videodata.prepare_flags import (
+from videodata.datasets.prepare import (
     add_run_flags,
     add_selection_flags,
     add_sequence_flags,
@@ -18,6 +17,7 @@ from videodata.prepare_flags import (
     selection,
     sequence_settings,
 )
+from videodata.prepare import prepare_videos
 from videodata.ucf101_prepare import Origin, find_videos, plan
 
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(*plan(where, selection(args), settings, output), sep="\n")
         return
     videos = find_videos(where, selection(args), settings)
-    summary = prepare_npy(videos, output, settings, **run_options(args))
+    summary = prepare_videos(videos, output, settings, **run_options(args))
     print(*summary.lines(settings), sep="\n")
 
 

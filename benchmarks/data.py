@@ -52,7 +52,7 @@ def make_films(folder: Path, count: int, frames: int) -> Path:
 def prepare(folder: Path, out: Path, form: str, workers: int, num_frames: int = WINDOW) -> None:
     """Prepare all films of a folder."""
     from videodata.prepare import SequenceSettings, prepare_videos
-    from videodata.video_list import list_videos
+    from videodata.video_folder import list_videos
 
     prepare_videos(list_videos(folder), out, SequenceSettings(num_frames, SIZE, SIZE), form, workers=workers)
 

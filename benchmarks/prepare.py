@@ -65,12 +65,12 @@ def opencv_loop(folder: Path, out: Path, width: int, height: int) -> int:
 
 
 def this_project(folder: Path, out: Path, width: int, height: int, workers: int) -> int:
-    """The same with prepare_npy; returns the number of frames."""
-    from videodata.prepare import SequenceSettings, prepare_npy
-    from videodata.video_list import list_videos
+    """The same with prepare_videos; returns the number of frames."""
+    from videodata.prepare import SequenceSettings, prepare_videos
+    from videodata.video_folder import list_videos
 
     settings = SequenceSettings(NUM_FRAMES, height, width)
-    return prepare_npy(list_videos(folder), out, settings, workers=workers).frames
+    return prepare_videos(list_videos(folder), out, settings, workers=workers).frames
 
 
 def measured_side(side: str, folder: Path, out: Path, width: int, height: int, workers: int) -> dict:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videodata.atomic import atomic_path
+from videodata.files import atomic_path
 
 DEFAULT_FOLDER = Path("~/.cache/videogen/features")
 

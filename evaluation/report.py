@@ -17,7 +17,7 @@ import torch
 
 from evaluation.confidence import Interval, over_clips
 from evaluation.definitions import definition_of
-from videodata.atomic import atomic_path
+from videodata.files import atomic_path
 
 FORMAT = "evaluation-report"
 VERSION = 1

@@ -11,7 +11,7 @@ from evaluation.report import Report, Score
 from evaluation.video_pairs import VideoPairScores, pairs_by_name
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
-from videodata.folder_scan import find_files
+from videodata.files import find_files
 from videodata.video import VIDEO_SUFFIXES, probe
 
 FOLDER_METRICS = ("psnr", "ssim", "lpips", "boundary", "brightness", "fvd", "fid")

@@ -18,7 +18,7 @@ from evaluation.psnr import psnr_per_frame
 from evaluation.report import Score
 from evaluation.ssim import ssim_per_frame
 from videodata.errors import UserError, VideoError
-from videodata.folder_scan import find_files
+from videodata.files import find_files
 from videodata.video import VIDEO_SUFFIXES, iter_frames
 
 FRAMES_AT_A_TIME = 16

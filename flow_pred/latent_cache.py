@@ -19,12 +19,11 @@ from torch.utils.data import Dataset
 
 from flow_pred.latent_space import Moments
 from training.state import weights_digest
-from videodata.atomic import atomic_path
 from videodata.errors import UserError, VideoError
-from videodata.handles import PerProcess
-from videodata.hdf5_source import open_hdf5
+from videodata.files import atomic_path
+from videodata.hdf5 import open_hdf5
 from videodata.pixels import normalize
-from videodata.sources import ClipSource
+from videodata.source import ClipSource, PerProcess
 from videodata.splits import open_split
 
 logger = logging.getLogger(__name__)

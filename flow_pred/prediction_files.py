@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flow_pred.generate import Plan, Prediction
 from training.files import write_file
-from videodata.atomic import atomic_path
+from videodata.files import atomic_path
 from videodata.pixels import to_uint8
 from videodata.write_video import write_video
 

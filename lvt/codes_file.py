@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from training.files import write_json
 from videodata.errors import UserError
-from videodata.lock import exclusive
+from videodata.files import exclusive
 
 logger = logging.getLogger(__name__)
 FORMAT = "lvt-codes"

@@ -9,7 +9,7 @@ import numpy as np
 
 from lvt.codes_file import CodedVideo
 from videodata.errors import UserError
-from videodata.natural_order import natural_key
+from videodata.files import natural_key
 
 
 class CodesFolder:

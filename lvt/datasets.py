@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from lvt.codes import CodeWindows, open_codes
 from videodata.clips import ClipDataset, open_clips, spread
 from videodata.errors import UserError
-from videodata.sources import ClipSource
+from videodata.source import ClipSource
 from videodata.splits import open_split
 
 SPLIT_MARK = "#"  # "shapes:100#val" is the validation part of a source

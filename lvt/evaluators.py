@@ -29,7 +29,7 @@ from training.files import write_json
 from training.loader import move
 from training.samples import collate
 from training.state import weights_digest
-from videodata.atomic import atomic_path
+from videodata.files import atomic_path
 from videodata.pixels import channels_first, normalize, to_uint8
 from videodata.write_video import write_video
 

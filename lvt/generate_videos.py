@@ -21,8 +21,8 @@ from lvt.vqvae import VQVAE
 from training.device import resolve_device
 from training.run_folder import log_file
 from videodata.errors import UserError
+from videodata.files import is_hidden, natural_key
 from videodata.frame_folder import IMAGE_SUFFIXES, read_image
-from videodata.natural_order import is_hidden, natural_key
 from videodata.pixels import channels_first, to_uint8
 from videodata.write_video import write_video
 

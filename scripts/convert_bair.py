@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from training.cli import make_parser, run
 from videodata.datasets.bair import CAMERAS, INNER_FOLDER, Bair, write_motions
 from videodata.errors import UserError, VideoError
-from videodata.frame_tree import write_trees
+from videodata.frame_folder import write_trees
 from videodata.prepare import available_cores
 
 

@@ -20,11 +20,10 @@ from PIL import Image
 
 from training.cli import make_parser, run
 from videodata import iter_frames
-from videodata.atomic import atomic_path
-from videodata.datasets.kinetics_list import parse_file_name, read_clips
+from videodata.datasets.youtube import parse_file_name, read_clips
 from videodata.errors import UserError
-from videodata.folder_scan import find_files
-from videodata.frame_tree import write_trees
+from videodata.files import atomic_path, find_files
+from videodata.frame_folder import write_trees
 from videodata.video import VIDEO_SUFFIXES
 
 REMAINING = "remaining_last.csv"

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from training.cli import make_parser, run
 from videodata.errors import UserError, VideoError
-from videodata.hdf5_writer import Hdf5Writer
-from videodata.natural_order import natural_key
+from videodata.files import natural_key
+from videodata.hdf5 import Hdf5Writer
 from videodata.splits import SPLITS
 
 

@@ -14,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 
 from training.cli import make_parser, run
 from videodata.datasets.dataset import Shard
-from videodata.datasets.kinetics_list import read_clips
-from videodata.datasets.youtube import WATCH, YouTube
+from videodata.datasets.youtube import WATCH, YouTube, read_clips
 
 
 def build_parser() -> argparse.ArgumentParser:

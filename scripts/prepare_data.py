@@ -15,19 +15,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from training.cli import make_parser, run
 from videodata.datasets.bair import CAMERAS, Bair
 from videodata.datasets.clevrer import Clevrer
-from videodata.datasets.dataset import DataSet, Shard
+from videodata.datasets.dataset import DataSet, Place, Shard
 from videodata.datasets.kinetics600 import SOURCES, Kinetics600
 from videodata.datasets.kth import PROTOCOLS, Kth
 from videodata.datasets.own import Folder, GeneratedShapes
-from videodata.datasets.place import Place
-from videodata.datasets.prepare import Job, obtain, plan, prepare
+from videodata.datasets.prepare import (
+    Job,
+    add_run_flags,
+    add_selection_flags,
+    add_sequence_flags,
+    obtain,
+    plan,
+    prepare,
+    run_options,
+    selection,
+)
+from videodata.datasets.prepare import sequence_settings as settings_of
 from videodata.datasets.ucf101 import COUNTS, Ucf101
 from videodata.errors import UserError
-from videodata.parts import merge_parts
 from videodata.prepare import FORMATS
-from videodata.prepare_flags import add_run_flags, add_selection_flags, add_sequence_flags, run_options, selection
-from videodata.prepare_flags import sequence_settings as settings_of
 from videodata.shapes import LENGTH, Shapes
+from videodata.sources import merge_parts
 from videodata.ucf101 import SOURCES as UCF101_SOURCES
 from videodata.ucf101 import check_classes
 

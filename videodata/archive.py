@@ -1,25 +1,69 @@
 """Extract zip, tar and rar archives that come from anywhere: checked first, resumable, complete or absent."""
 
+from __future__ import annotations
+
 import contextlib
+import importlib.util
+import logging
 import lzma
 import os
+import posixpath
+import re
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import rarfile
 from tqdm import tqdm
 
-from videodata.archive_members import ArchiveError, Member, check_room, is_intact, safe_members
-from videodata.archive_rar import extract_rar
 from videodata.errors import UserError
-from videodata.lock import exclusive
+from videodata.files import exclusive
 
+logger = logging.getLogger(__name__)
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
+BOMB_RATIO = 100  # unpacked bytes per packed byte; videos hardly shrink at all
+BOMB_FLOOR = 16 << 20  # archives that unpack to less than this are never called a bomb
+MOST_MEMBERS = 2_000_000
+# None of them asks a question. unrar and bsdtar leave existing files alone; unar, told so, skips whole folders.
+TOOLS = {
+    "unrar": lambda archive, folder: ["unrar", "x", "-o-", "-y", "-p-", "-inul", archive, folder + os.sep],
+    "unar": lambda archive, folder: [
+        "unar", "-quiet", "-no-directory", "-force-overwrite", "-output-directory", folder, archive
+    ],
+    "bsdtar": lambda archive, folder: ["bsdtar", "-x", "-k", "-f", archive, "-C", folder],
+}  # fmt: skip
+CFFI = "unrar2-cffi"
+LEAST_SECONDS = 60
+SLOWEST_RATE = 1 << 20  # bytes per second; a tool that is slower than this hangs
+INSTALL = "install one (pip install unrar2-cffi; on Debian and Ubuntu: apt install unar libarchive-tools)"
+
+
+class ArchiveError(UserError):
+    """An archive that cannot or must not be extracted."""
+
+    def __init__(self, archive: object, reason: str) -> None:
+        super().__init__(f"{archive}: {reason}")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One entry of an archive, as its listing describes it."""
+
+    name: str  # with / between the parts
+    size: int
+    kind: str  # "file", "folder", "link" or "other"
+    crc32: int | None = None
+    target: str | None = None  # of a link; of a file: the member that it is a copy of
 
 
 def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str = "") -> Path:
@@ -63,6 +107,100 @@ def _extractor(archive: Path):
         tarfile.open(archive).close()
         return _extract_tar
     raise ArchiveError(archive, "is no zip, tar or rar archive")
+
+
+def safe_members(members: Iterable[Member], archive: Path, packed_bytes: int) -> list[Member]:
+    """The files and folders to write, names normalised; links inside the folder are left out with a warning.
+
+    Raises ArchiveError for a member that would land outside the folder, a link that leaves it, a device, a path that
+    leads through a file or link, two files with one name (case ignored), or a total size that no video archive has.
+    """
+    kept: list[Member] = []
+    kinds: dict[str, str] = {}
+    links, total = 0, 0
+    for count, member in enumerate(members):
+        total += member.size
+        if count >= MOST_MEMBERS or total > max(BOMB_FLOOR, BOMB_RATIO * packed_bytes):
+            raise ArchiveError(
+                archive, f"refused: unpacks {packed_bytes} bytes to {total} or more, as archive bombs do"
+            )
+        name = _normal_name(member, archive)
+        if name == ".":
+            continue
+        _claim(name, member.kind, kinds, archive)
+        if member.kind == "link":
+            _check_link(name, member.target, archive)
+            links += 1
+        else:
+            kept.append(replace(member, name=name))
+    for member in kept:
+        _check_parents(member.name, kinds, archive)
+    if links:
+        logger.warning("%s: %d symbolic links are left out", archive, links)
+    return kept
+
+
+def _normal_name(member: Member, archive: Path) -> str:
+    name = member.name
+    parts = name.split("/")
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in parts or "\\" in name or not name:
+        raise ArchiveError(archive, f"refused: member {name!r} would be written outside the folder")
+    if any(ord(character) < 32 for character in name) or member.kind == "other":
+        raise ArchiveError(archive, f"refused: member {name!r} is no plain file or folder")
+    return posixpath.normpath(name)
+
+
+def _claim(name: str, kind: str, kinds: dict[str, str], archive: Path) -> None:
+    key = _key(name)
+    if key in kinds and not kind == kinds[key] == "folder":
+        raise ArchiveError(archive, f"refused: two members are called {name!r} (case ignored)")
+    kinds[key] = kind
+
+
+def _check_link(name: str, target: str | None, archive: Path) -> None:
+    """Refuse a link that leaves the folder. A target that the listing does not tell is harmless: links are not made."""
+    if target is None:
+        return
+    inside = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+    if target.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", target) or inside.split("/")[0] == "..":
+        raise ArchiveError(archive, f"refused: link {name!r} leads out of the folder, to {target!r}")
+
+
+def _check_parents(name: str, kinds: dict[str, str], archive: Path) -> None:
+    parent = posixpath.dirname(name)
+    while parent:
+        if kinds.get(_key(parent), "folder") != "folder":
+            raise ArchiveError(archive, f"refused: member {name!r} leads through the file or link {parent!r}")
+        parent = posixpath.dirname(parent)
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def check_room(members: Iterable[Member], folder: Path, archive: Path) -> None:
+    """Raise ArchiveError when the files do not fit on the disk of `folder`."""
+    needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArchiveError(
+            archive, f"unpacks to {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free at {folder.parent.resolve()}"
+        )
+
+
+def is_intact(path: Path, member: Member) -> bool:
+    """Whether `path` is a plain file with the size, and the CRC-32 if known, of `member`."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != member.size:
+        return False
+    return member.crc32 is None or file_crc32(path) == member.crc32
+
+
+def file_crc32(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def _extract_zip(archive: Path, folder: Path, hint: str) -> None:
@@ -136,3 +274,130 @@ def _write_file(source: IO[bytes], path: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def extract_rar(archive: Path, folder: Path, hint: str = "") -> None:
+    """Extract all members of a rar archive, or the first volume of several, to the existing folder `folder`.
+
+    Raises ArchiveError when a volume is missing, a password is needed, no tool is installed or members stay damaged.
+    """
+    members, packed_bytes = _listing(archive)
+    wanted = safe_members(members, archive, packed_bytes)
+    names = {member.name for member in wanted}
+    for member in wanted:
+        if member.target is not None and member.target not in names:
+            raise ArchiveError(archive, f"refused: {member.name!r} is a copy of {member.target!r}, which is not in it")
+    missing = _clean(wanted, folder)
+    check_room(missing, folder, archive)
+    tried: list[str] = []
+    for tool in available_tools() if missing else []:
+        logger.info("%s: extracting %d files with %s", archive, len(missing), tool)
+        tried.append(_run(tool, archive, folder, sum(member.size for member in wanted)))
+        missing = _clean(wanted, folder)
+        if not missing:
+            break
+    if missing and not tried:
+        raise ArchiveError(
+            archive, f"no program that extracts rar is installed: {INSTALL}" + (f"; {hint}" if hint else "")
+        )
+    if missing:
+        raise ArchiveError(
+            archive,
+            f"{len(missing)} of {len(wanted)} members could not be extracted, the first is {missing[0].name!r} "
+            f"({'; '.join(tried)}): the archive is damaged, or {INSTALL}" + (f"; {hint}" if hint else ""),
+        )
+
+
+def available_tools() -> list[str]:
+    """Names of the installed programs and packages that extract rar, in the order in which they are tried."""
+    found = [name for name in TOOLS if shutil.which(name)]
+    return [*found, CFFI] if importlib.util.find_spec("unrar") and importlib.util.find_spec("unrar.cffi") else found
+
+
+def _listing(archive: Path) -> tuple[list[Member], int]:
+    """Members, and the bytes of all volumes."""
+    try:
+        with rarfile.RarFile(archive) as opened:
+            if opened.strerror():
+                raise ArchiveError(archive, f"is incomplete: {opened.strerror()}")
+            if opened.needs_password():
+                raise ArchiveError(archive, "needs a password, which is not supported")
+            packed_bytes = sum(os.path.getsize(volume) for volume in opened.volumelist())
+            return [_member(info, opened) for info in opened.infolist()], packed_bytes
+    except rarfile.NeedFirstVolume as error:
+        raise ArchiveError(archive, "is a later volume: name the first one (part1)") from error
+    except rarfile.Error as error:
+        raise ArchiveError(archive, f"is no readable rar archive ({error})") from error
+
+
+def _member(info: rarfile.RarInfo, opened: rarfile.RarFile) -> Member:
+    if info.is_dir():
+        return Member(info.filename, 0, "folder")
+    redirection = getattr(info, "file_redir", None)
+    if info.is_symlink():
+        target = redirection[2] if redirection else None
+        if target is None and info.compress_type == rarfile.RAR_M0:  # RAR4 keeps it as content; stored needs no tool
+            target = opened.read(info).decode("utf-8", "replace")
+        return Member(info.filename, info.file_size, "link", target=target)
+    if redirection:  # a hard link or a reference to an equal file
+        return Member(info.filename, info.file_size, "file", target=redirection[2])
+    return Member(info.filename, info.file_size, "file" if info.is_file() else "other", info.CRC)
+
+
+def _run(tool: str, archive: Path, folder: Path, size: int) -> str:
+    """Run a tool over the whole archive and say how it ended. Its exit status proves nothing: the files do."""
+    if tool == CFFI:
+        program = str(Path(__file__).with_name("unrar_cffi_program.py"))
+        command = [sys.executable, program, str(archive.resolve()), str(folder.resolve())]
+    else:
+        command = TOOLS[tool](str(archive.resolve()), str(folder.resolve()))
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,  # a tool that asks for a volume or a password gets an end of file
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},  # names with accents
+    )
+    try:
+        output, _ = process.communicate(timeout=LEAST_SECONDS + size / SLOWEST_RATE)
+    except subprocess.TimeoutExpired:
+        return f"{tool}: hung and was stopped"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    lines = output.decode("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+    return f"{tool}: exit status {process.returncode}, {last[:200]}"
+
+
+def _clean(members: list[Member], folder: Path) -> list[Member]:
+    """Remove what the tools should not have made, supply copies, and return the members that are not intact."""
+    wanted = {member.name: member for member in members}
+    for root, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = Path(root, name)
+            member = wanted.get(path.relative_to(folder).as_posix())
+            if path.is_symlink() or (not path.is_dir() and (member is None or not _is_good(path, member, wanted))):
+                path.unlink()
+    for member in members:
+        _supply(member, folder, wanted)
+    return [m for m in members if m.kind == "file" and not _is_good(folder / m.name, m, wanted)]
+
+
+def _supply(member: Member, folder: Path, wanted: dict[str, Member]) -> None:
+    """Make a folder, or a file that the archive keeps as a reference to another one."""
+    path = folder / member.name
+    if member.kind == "folder":
+        path.mkdir(parents=True, exist_ok=True)
+    elif member.target in wanted and not path.exists() and (folder / member.target).is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / member.target, path)
+
+
+def _is_good(path: Path, member: Member, wanted: dict[str, Member]) -> bool:
+    if member.target is None:
+        return is_intact(path, member)
+    original = wanted.get(member.target)
+    return original is not None and is_intact(path, Member(member.name, original.size, "file", original.crc32))

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videodata.errors import UserError, VideoError
-from videodata.geometry import RESIZE_RULES, Size, as_size
 from videodata.pixels import channels_first, normalize
-from videodata.resize import INTERPOLATIONS
-from videodata.sources import ClipSource
+from videodata.resize import INTERPOLATIONS, RESIZE_RULES, Size, as_size
+from videodata.source import ClipSource
 from videodata.splits import open_split
 
 logger = logging.getLogger(__name__)

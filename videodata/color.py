@@ -1,30 +1,20 @@
-"""Decoded pictures to RGB: colour matrix, range, alpha, rotation and size, with full-accuracy rounding."""
+"""Decoded pictures to RGB and RGB to the pictures of an encoder, with full-accuracy rounding."""
 
 from __future__ import annotations
 
-import threading
+import functools
+from itertools import product
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-from videodata.geometry import Placement, Size, place
+from videodata.resize import ACCURATE, AREA, BICUBIC, Size, cut, place, reformatter
 
-# Flags of the scaler by value, because not every PyAV release names them all.
-AREA, BICUBIC, BILINEAR = 0x20, 0x4, 0x2
-# Full chroma interpolation on both sides and accurate rounding: without them pictures come out 1.2 levels too dark.
-ACCURATE = 0x2000 | 0x4000 | 0x40000
 BT709, BT601 = 1, 5  # colour matrices as the scaler numbers them
 UNTAGGED = (0, 2)  # AVCOL_SPC_RGB and AVCOL_SPC_UNSPECIFIED: for YUV pictures neither says which matrix was used
-
-_process = threading.local()
-
-
-def reformatter(step: str = "color") -> VideoReformatter:
-    """The one scaler of this thread for one step: making a new one per frame costs more than the conversion itself."""
-    if not hasattr(_process, step):
-        setattr(_process, step, VideoReformatter())
-    return getattr(_process, step)
+LIMITED_RANGE = 1  # Y in 16..235, Cb and Cr in 16..240
+LUMA_WEIGHTS = {5: (0.299, 0.114), 1: (0.2126, 0.0722)}  # of red and blue, by colour matrix (BT.601, BT.709)
+UNKNOWN = 0
 
 
 def matrix_for(height: int) -> int:
@@ -42,20 +32,6 @@ def to_rgb(frame: av.VideoFrame, size: Size | None = None, resize: str = "crop")
     if turns:
         rgb = np.rot90(rgb, turns)
     return cut(rgb, placement)
-
-
-def cut(frames: np.ndarray, placement: Placement) -> np.ndarray:
-    """Scaled frames (..., h, w, 3) -> (..., H, W, 3): the placement's crop box, black where it lies outside."""
-    (height, width), (top, left) = placement.target, (placement.top, placement.left)
-    if (height, width) == placement.scaled:
-        return frames
-    inside = frames[..., max(top, 0) : top + height, max(left, 0) : left + width, :]
-    if top >= 0 and left >= 0:
-        return inside
-    padded = np.zeros((*frames.shape[:-3], height, width, 3), frames.dtype)
-    y, x = max(-top, 0), max(-left, 0)
-    padded[..., y : y + inside.shape[-3], x : x + inside.shape[-2], :] = inside
-    return padded
 
 
 def _convert(frame: av.VideoFrame, size: Size) -> np.ndarray:
@@ -89,3 +65,98 @@ def _over_black(rgba: np.ndarray) -> np.ndarray:
     """(H, W, 4) -> (H, W, 3): each pixel times its opacity, rounded."""
     product = rgba[..., :3].astype(np.uint16) * rgba[..., 3:]
     return ((product + 127) // 255).astype(np.uint8)
+
+
+def to_yuv(rgb: np.ndarray, pixel_format: str) -> av.VideoFrame:
+    """uint8 (H, W, 3) RGB -> frame in "yuv420p" or "yuv444p", limited range, with its colour matrix tagged."""
+    matrix = matrix_for(rgb.shape[0])
+    frame = reformatter().reformat(
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
+        format=pixel_format,
+        dst_colorspace=matrix,
+        dst_color_range=LIMITED_RANGE,
+        interpolation=AREA | ACCURATE,
+        threads=1,  # its threads would be missing in a forked process, which then waits for them forever
+    )
+    if pixel_format == "yuv420p":
+        _refine_flat_blocks(rgb, frame, matrix, block=2)
+    else:
+        _refine_flat_blocks(rgb, frame, matrix, block=1)
+    return frame
+
+
+def _refine_flat_blocks(rgb: np.ndarray, frame: av.VideoFrame, matrix: int, block: int) -> None:
+    """Where neighbouring pixels have one colour, store the YUV triple that comes back as that colour.
+
+    Rounding Y, Cb and Cr one by one errs by up to two levels in RGB. Over a busy picture that averages out; over
+    an area of one colour it is a visible shift.
+    """
+    colours = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)  # (H, W)
+    if block == 2:
+        corner = colours[::2, ::2]
+        flat = (corner == colours[1::2, ::2]) & (corner == colours[::2, 1::2]) & (corner == colours[1::2, 1::2])
+    else:
+        corner = colours
+        same = np.pad(colours[:, 1:] == colours[:, :-1], ((0, 0), (1, 1)), constant_values=colours.shape[1] == 1)
+        flat = same[:, 1:] | same[:, :-1]
+    if not flat.any():
+        return
+    triples = _nearest_triples(corner[flat], matrix)  # (N, 3)
+    for index, plane in enumerate(frame.planes):
+        values = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        if index == 0 and block == 2:
+            cells = values.reshape(corner.shape[0], 2, corner.shape[1], 2)
+            cells.transpose(0, 2, 1, 3)[flat] = triples[:, 0, None, None]
+        else:
+            values[flat] = triples[:, index]
+
+
+def _nearest_triples(colours: np.ndarray, matrix: int) -> np.ndarray:
+    """Packed RGB colours (N,) -> the best YUV triple of each, uint8 (N, 3). Each colour is searched for once."""
+    table = _table(matrix)
+    found = table[colours]
+    missing = np.unique(colours[found == UNKNOWN])
+    for part in np.array_split(missing, len(missing) // 256 + 1):
+        table[part] = _search(part, matrix)
+    found = table[colours]
+    return np.stack([(found >> 16) & 255, (found >> 8) & 255, found & 255], axis=-1).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=2)
+def _table(matrix: int) -> np.ndarray:
+    """Packed YUV triple by packed RGB colour. Zeros from the system: only the pages of colours in use take memory."""
+    return np.zeros(1 << 24, np.uint32)
+
+
+def _search(colours: np.ndarray, matrix: int) -> np.ndarray:
+    """Try all triples near the exact one. The score is the squared error of R, G, B plus four times the squared sum
+    of their errors: an error in brightness counts more than one in tint."""
+    rgb = np.stack([colours >> 16, (colours >> 8) & 255, colours & 255], axis=-1).astype(np.float64)  # (N, 3)
+    forward = _rgb_to_yuv(matrix)
+    offset = np.array([16.0, 128.0, 128.0])
+    steps = np.array(list(product(range(-3, 4), repeat=3)))  # (343, 3)
+    triples = np.clip(np.round(rgb @ forward.T + offset)[:, None] + steps, 1, 254)  # (N, 343, 3)
+    decoded = np.clip(np.round((triples - offset) @ np.linalg.inv(forward).T), 0, 255)
+    error = decoded - rgb[:, None]
+    score = (error**2).sum(-1) + 4 * error.sum(-1) ** 2
+    best = np.take_along_axis(triples, score.argmin(1)[:, None, None], axis=1)[:, 0].astype(np.uint32)
+    return (best[:, 0] << 16) | (best[:, 1] << 8) | best[:, 2]
+
+
+def _rgb_to_yuv(matrix: int) -> np.ndarray:
+    """The (3, 3) matrix of limited-range Y'CbCr (ITU-R BT.601 and BT.709), in 8-bit steps."""
+    red, blue = LUMA_WEIGHTS[matrix]
+    green = 1 - red - blue
+    luma = np.array([red, green, blue])
+    cb = (np.array([0, 0, 1]) - luma) / (2 * (1 - blue))
+    cr = (np.array([1, 0, 0]) - luma) / (2 * (1 - red))
+    return np.stack([luma * 219, cb * 224, cr * 224]) / 255
+
+
+def tag(codec_context: av.VideoCodecContext, height: int) -> None:
+    """Write into the stream which colour matrix and range `to_yuv` used, so that no reader has to guess."""
+    bt709 = matrix_for(height) == BT709
+    codec_context.color_range = LIMITED_RANGE
+    codec_context.colorspace = 1 if bt709 else 6  # AVCOL_SPC_BT709, AVCOL_SPC_SMPTE170M (the BT.601 matrix)
+    codec_context.color_primaries = 1  # RGB pictures have the primaries of BT.709
+    codec_context.color_trc = 1

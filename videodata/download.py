@@ -1,20 +1,49 @@
 """Downloads that survive cut connections, restarts and lying servers."""
 
+from __future__ import annotations
+
+import email.utils
+import errno
+import hashlib
+import http.client
+import json
 import logging
 import os
+import shutil
+import ssl
 import time
+import urllib.error
 import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
 
 from videodata.errors import UserError
-from videodata.lock import exclusive
-from videodata.transfer import DownloadError, Interrupted, Transfer, hash_file
-
-__all__ = ["DownloadError", "download", "sha256_of"]
+from videodata.files import exclusive
 
 logger = logging.getLogger(__name__)
-
+__all__ = ["DownloadError", "download", "sha256_of"]
+CHUNK = 1 << 20
 LONGEST_WAIT = 300.0
+RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
+USER_AGENT = "video-generation/0.1 (dataset download)"
+
+
+class DownloadError(UserError):
+    """A download that cannot be finished; what arrived so far is kept for the next try unless it is wrong."""
+
+
+class Interrupted(Exception):
+    """The connection broke or the server asked to wait: worth another try."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
 
 
 def download(
@@ -55,11 +84,6 @@ def download(
     return target
 
 
-def sha256_of(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hash_file(Path(path)).hexdigest()
-
-
 def _check_existing(path: Path, size: int | None, sha256: str | None) -> None:
     found = path.stat().st_size
     if size is not None and found != size:
@@ -93,3 +117,262 @@ def _with_retries(transfer: Transfer, tries: int, wait: float) -> None:
             pause = problem.wait if problem.wait is not None else wait * 2 ** (failures - 1)
             logger.warning("%s: %s; next try in %.0f s", transfer.url, problem, min(pause, LONGEST_WAIT))
             time.sleep(min(pause, LONGEST_WAIT))
+
+
+@dataclass
+class Transfer:
+    """One file on its way: the part on disk, what identifies it on the server, and the checks at the end."""
+
+    url: str
+    target: Path
+    size: int | None
+    sha256: str | None
+    insecure: bool
+    hint: str
+    timeout: float
+    reserve: int
+    restarted: bool = field(default=False, init=False)  # a wrong checksum earns one fresh start
+
+    def __post_init__(self) -> None:
+        self.part = self.target.with_name(self.target.name + ".part")
+        self.note = self.target.with_name(self.target.name + ".part.json")
+        self._digest, self._digested = hashlib.sha256(), 0
+
+    @property
+    def have(self) -> int:
+        """Bytes that arrived so far."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def error(self, reason: str) -> DownloadError:
+        """The error line for this transfer."""
+        return DownloadError(f"{self.url}: {reason}" + (f"; {self.hint}" if self.hint else ""))
+
+    def attempt(self) -> None:
+        """One request: continue or begin the part, and finish the file when all of it is there."""
+        validator = self._validator()
+        start = self.have if validator else 0
+        try:
+            with self._open(start, validator) as response:
+                self._receive(response, start, validator)
+        except urllib.error.HTTPError as error:
+            if not self._part_is_whole(error):
+                self._raise_for_status(error)
+        except urllib.error.URLError as error:
+            self._raise_for_network(error.reason)
+        except (http.client.HTTPException, OSError) as error:
+            self._raise_for_network(error)
+        self._finish()
+
+    def copy_local(self) -> None:
+        """The same for a file:// address."""
+        source = Path(urllib.request.url2pathname(urllib.parse.urlsplit(self.url).path))
+        if not source.is_file():
+            raise self.error(f"there is no file {source}")
+        self.restarted = True  # a second copy would be the same
+        self._check_room(source.stat().st_size)
+        self._discard()
+        with self._disk_errors(), open(source, "rb") as file, open(self.part, "wb") as part:
+            while chunk := file.read(CHUNK):
+                self._append(part, chunk)
+        self._finish()
+
+    def _open(self, start: int, validator: str | None) -> http.client.HTTPResponse:
+        headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        if start:
+            headers |= {"Range": f"bytes={start}-", "If-Range": validator}
+        request = urllib.request.Request(self.url, headers=headers)
+        return opener(self.insecure).open(request, timeout=self.timeout)
+
+    def _receive(self, response: http.client.HTTPResponse, start: int, validator: str | None) -> None:
+        begin, total = content_extent(response)
+        now = strong_validator(response)
+        if begin not in (0, start) or (begin and now and now != validator):
+            self._discard()
+            raise Interrupted("the server sent another part than asked for")
+        if self.size is not None and total is not None and total != self.size:
+            raise self.error(f"the server offers {total} bytes, expected {self.size}")
+        chunk = response.read1(CHUNK)
+        if begin == 0 and not self.target.name.endswith((".html", ".htm")) and is_web_page(response, chunk):
+            raise self.error("the server sent a web page in place of the file")
+        self._check_room((total or 0) - begin)
+        with self._disk_errors():
+            part = self._open_part(begin, now)
+        with part, self._bar(begin, total) as bar:
+            while chunk:
+                with self._disk_errors():
+                    self._append(part, chunk)
+                bar.update(len(chunk))
+                chunk = response.read1(CHUNK)
+        if total is not None and self.have < total:
+            raise Interrupted(f"the connection ended at {self.have} of {total} bytes")
+
+    def _open_part(self, begin: int, validator: str | None) -> BinaryIO:
+        """The part, cut to `begin` bytes, ready to append; the digest covers these bytes."""
+        if begin == 0:
+            self._discard()
+            self.note.write_text(json.dumps({"url": self.url, "validator": validator}), encoding="utf-8")
+        elif self._digested != begin:
+            self._digest, self._digested = hash_file(self.part), begin
+        return open(self.part, "ab", buffering=0)
+
+    def _append(self, part: BinaryIO, chunk: bytes) -> None:
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[part.write(rest) :]
+        self._digest.update(chunk)
+        self._digested += len(chunk)
+
+    def _bar(self, begin: int, total: int | None) -> tqdm:
+        return tqdm(
+            total=total, initial=begin, unit="B", unit_scale=True, desc=self.target.name, leave=False, disable=None
+        )
+
+    def _part_is_whole(self, error: urllib.error.HTTPError) -> bool:
+        """Whether status 416 (nothing after the part) means that the part is the file; a wrong part is dropped."""
+        if error.code != 416:
+            return False
+        total = error.headers.get("Content-Range", "").rpartition("/")[2]
+        if total == str(self.have) and self.size in (None, self.have):
+            self._digest, self._digested = hash_file(self.part), self.have
+            return True
+        self._discard()
+        raise Interrupted("the part on disk does not belong to the file on the server")
+
+    def _raise_for_status(self, error: urllib.error.HTTPError) -> None:
+        if error.code in RETRY_STATUS:
+            raise Interrupted(f"status {error.code} {error.reason}", retry_after(error)) from error
+        raise self.error(f"status {error.code} {error.reason}") from error
+
+    def _raise_for_network(self, problem: object) -> None:
+        if isinstance(problem, ssl.SSLCertVerificationError):
+            raise self.error(
+                f"the certificate of the server cannot be verified ({problem.verify_message}); "
+                "--insecure goes on without this check"
+            )
+        raise Interrupted(str(problem) or type(problem).__name__)
+
+    def _finish(self) -> None:
+        have = self.have
+        if self.size is not None and have != self.size:
+            self._discard()
+            raise self.error(f"{have} bytes arrived, expected {self.size}")
+        if self.sha256 and not self._digest.hexdigest().startswith(self.sha256.lower()):
+            self._discard()
+            if not self.restarted:
+                self.restarted = True
+                raise Interrupted("the SHA-256 is wrong", wait=0.0)
+            raise self.error(f"its SHA-256 is not {self.sha256}: the file on the server changed or the line is faulty")
+        with self._disk_errors():
+            with open(self.part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(self.part, self.target)
+        self.note.unlink(missing_ok=True)
+
+    def _validator(self) -> str | None:
+        """ETag or Last-Modified of the part on disk: without one it cannot be continued safely."""
+        try:
+            note = json.loads(self.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return note.get("validator") if isinstance(note, dict) and note.get("url") == self.url else None
+
+    def _discard(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+        self._digest, self._digested = hashlib.sha256(), 0
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self.target.parent).free
+        if needed + self.reserve > free:
+            raise self.error(
+                f"needs {needed / 1e9:.2f} GB on the disk and {self.reserve / 1e9:.2f} GB after it, "
+                f"{free / 1e9:.2f} GB are free at {self.target.parent.resolve()}"
+            )
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+            reason = "no room left" if full else f"cannot be written ({error.strerror})"
+            raise DownloadError(f"{self.part}: {reason}; mend that and run the command again to continue") from error
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return hash_file(Path(path)).hexdigest()
+
+
+def hash_file(path: Path) -> hashlib._Hash:
+    """SHA-256 object of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http(s) only, and never from https down to http."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        old, new = urllib.parse.urlsplit(req.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
+        if new not in ("https", "http") or (old == "https" and new == "http"):
+            raise UserError(
+                f"{req.full_url}: the server redirects to {newurl}, which is refused (https and http only, no way down)"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def opener(insecure: bool = False) -> urllib.request.OpenerDirector:
+    """A urllib opener that knows http and https alone (no file:, ftp: or data:). insecure: any certificate will do."""
+    context = ssl.create_default_context()
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    director = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _SafeRedirects(),
+    ):
+        director.add_handler(handler)
+    return director
+
+
+def content_extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """First byte that a 200 or 206 response holds, and the size of the whole file (None when the server is silent)."""
+    if response.status != 206:
+        length = response.headers.get("Content-Length", "")
+        return 0, int(length) if length.isdigit() else None
+    span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+    first = span.partition("-")[0]
+    return int(first) if first.isdigit() else -1, int(total) if total.isdigit() else None
+
+
+def strong_validator(response: http.client.HTTPResponse) -> str | None:
+    """What names this version of the file: a strong ETag, else the date of the last change."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified")  # a weak ETag promises no bytes
+
+
+def is_web_page(response: http.client.HTTPResponse, first_bytes: bytes) -> bool:
+    """Whether the server sent a page for a browser, as error pages and consent pages are."""
+    if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+        return True
+    return first_bytes[:512].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def retry_after(error: urllib.error.HTTPError) -> float | None:
+    """Seconds that the server asks to wait, None when it does not say."""
+    value = (error.headers.get("Retry-After") or "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError, VideoError
-from videodata.geometry import Size
-from videodata.handles import PerProcess
-from videodata.sources import ClipSource, frame_range
+from videodata.resize import Size
+from videodata.source import ClipSource, PerProcess, frame_range
 
 FORMAT, VERSION = "videodata-npy", 1
 

@@ -1,10 +1,6 @@
-"""A growing .npy file of uint8 sequences (N, T, H, W, 3) that survives kill -9 at any moment.
+"""Headers of .npy files whose first axis is not known yet."""
 
-While it grows, the data is in `<name>.npy.partial` and `<name>.npy.journal.jsonl` has one line per finished video.
-A line is written only after the bytes that it speaks of are on the disk (a thread sees to that), so a later start
-drops whatever follows the last line and goes on. The finished file and its side-car have the same bytes as after an
-undisturbed run.
-"""
+from __future__ import annotations
 
 import json
 import os
@@ -13,44 +9,17 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from videodata.disk_errors import disk_errors
-from videodata.errors import UserError
-from videodata.lock import exclusive
-from videodata.npy_header import npy_header
-from videodata.npy_journal import JOURNAL_FORMAT, Entry, described, journal_path, left_out, read_journal
+from videodata.errors import UserError, disk_errors
+from videodata.files import exclusive
 
+LARGEST_COUNT = 10**12  # room that the header keeps for N
 COMMIT_SECONDS = 0.25  # between flushes; a kill costs this, and what the disk is behind
-
-
-def partial_path(path: Path) -> Path:
-    """Where the data of `path` grows."""
-    return path.with_name(path.name + ".partial")
-
-
-def sidecar_path(path: Path) -> Path:
-    """The JSON file that describes `path`."""
-    return path.with_suffix(".json") if path.suffix == ".npy" else path.with_name(path.name + ".json")
-
-
-def is_finished(path: Path, arguments: dict) -> bool:
-    """Whether `path` was already made from these arguments. Raises UserError when it was made from others."""
-    if not path.exists() or partial_path(path).exists() or (path.is_dir() and not any(path.iterdir())):
-        return False
-    try:
-        made_with = json.loads(sidecar_path(path).read_text(encoding="utf-8"))["prepare"]
-    except (OSError, ValueError, KeyError, TypeError):
-        made_with = None
-    if made_with != arguments:
-        reason = (
-            difference(made_with, arguments) if isinstance(made_with, dict) else "its side-car says nothing about it"
-        )
-        raise UserError(f"{path}: exists and was not made by this command ({reason}); --restart overwrites it")
-    return True
+JOURNAL_FORMAT = "videodata-npy-journal"
 
 
 class NpyWriter:
@@ -77,7 +46,7 @@ class NpyWriter:
         self._commit: Future | None = None
         self._resources = ExitStack()
 
-    def __enter__(self) -> "NpyWriter":
+    def __enter__(self) -> NpyWriter:
         with self._resources:
             self._resources.enter_context(exclusive(self.path, "writing"))
             self._thread = self._resources.enter_context(ThreadPoolExecutor(1))
@@ -250,11 +219,112 @@ class NpyWriter:
             yield
 
 
+def partial_path(path: Path) -> Path:
+    """Where the data of `path` grows."""
+    return path.with_name(path.name + ".partial")
+
+
+def sidecar_path(path: Path) -> Path:
+    """The JSON file that describes `path`."""
+    return path.with_suffix(".json") if path.suffix == ".npy" else path.with_name(path.name + ".json")
+
+
+def is_finished(path: Path, arguments: dict) -> bool:
+    """Whether `path` was already made from these arguments. Raises UserError when it was made from others."""
+    if not path.exists() or partial_path(path).exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    try:
+        made_with = json.loads(sidecar_path(path).read_text(encoding="utf-8"))["prepare"]
+    except (OSError, ValueError, KeyError, TypeError):
+        made_with = None
+    if made_with != arguments:
+        reason = (
+            difference(made_with, arguments) if isinstance(made_with, dict) else "its side-car says nothing about it"
+        )
+        raise UserError(f"{path}: exists and was not made by this command ({reason}); --restart overwrites it")
+    return True
+
+
 def difference(old: dict | None, new: dict) -> str:
     """Which arguments changed, for people."""
     old = old or {}
     changed = [key for key in (*new, *old) if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in dict.fromkeys(changed)) or "other shape"
+
+
+def npy_header(count: int, sequence_shape: tuple[int, ...]) -> bytes:
+    """Header (.npy format 1.0) of a uint8 array (count, *sequence_shape); its length does not depend on count."""
+
+    def fields(n: int) -> bytes:
+        return repr({"descr": "|u1", "fortran_order": False, "shape": (n, *sequence_shape)}).encode("ascii")
+
+    prefix = len(b"\x93NUMPY") + 4
+    total = -(-(prefix + len(fields(LARGEST_COUNT)) + 1) // 64) * 64  # numpy wants the data aligned to 64 bytes
+    text = fields(count).ljust(total - prefix - 1) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one input video. `offset` counts bytes from the first sequence of the file.
+
+    For other formats `sequences` is 1 for a video that was kept, and `offset` the number of its shard.
+    crc32 is that of the last frames of its sequences: it tells a tail that a power cut tore off or left empty.
+    """
+
+    id: str
+    label: str | None
+    group: str
+    fps: str | None
+    frames: int
+    sequences: int
+    offset: int
+    crc32: int
+    status: str  # "ok", "damaged" (kept, see reason), "short" or "bad"
+    reason: str | None = None
+    split: str | None = None
+    source: str | None = None
+
+
+def described(entry: Entry) -> dict:
+    """What a side-car says about a video that was kept."""
+    names = ("id", "label", "group", "fps", "frames")
+    shown = {name: getattr(entry, name) for name in names}
+    shown |= {name: getattr(entry, name) for name in ("split", "source") if getattr(entry, name) is not None}
+    if entry.reason:
+        shown["damaged" if entry.status == "damaged" else "note"] = entry.reason
+    return shown
+
+
+def left_out(entries: list[Entry]) -> list[dict]:
+    """Id, reason and status ("short" or "bad") of the videos that gave nothing."""
+    return [
+        {key: getattr(entry, key) for key in ("id", "reason", "status")} for entry in entries if not entry.sequences
+    ]
+
+
+def journal_path(path: Path) -> Path:
+    """Where the progress of `path` is noted."""
+    return path.with_name(path.name + ".journal.jsonl")
+
+
+def read_journal(path: Path) -> tuple[dict | None, list[Entry], list[int]]:
+    """Head, entries, and the byte position after the head and after each entry; a torn end is left out."""
+    head, entries, ends, position = None, [], [], 0
+    with open(path, "rb") as file:
+        for line in file:
+            position += len(line)
+            try:
+                fields = json.loads(line) if line.endswith(b"\n") else None
+                if head is None and (not isinstance(fields, dict) or fields.get("format") != JOURNAL_FORMAT):
+                    break
+                if head is not None:
+                    entries.append(Entry(**fields))
+            except (ValueError, TypeError):
+                break
+            head = fields if head is None else head
+            ends.append(position)
+    return head, entries, ends
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -1,11 +1,14 @@
 """Videos -> one .npy of sequences, or a folder: decode in several processes, write in order, resume, report."""
 
+from __future__ import annotations
+
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,26 +16,17 @@ from pathlib import Path
 import av
 from tqdm import tqdm
 
-from videodata.decode_pool import End
-from videodata.decoders import Decoder, decode_files
+from videodata.decode_pool import DecodePool, End, Frames
 from videodata.errors import UserError, VideoError
-from videodata.folder_formats import FrameWriter, Mp4Writer, ShardWriter
-from videodata.folder_writer import FORMAT, FolderWriter
-from videodata.npy_header import npy_header
-from videodata.npy_writer import NpyWriter, is_finished, partial_path, sidecar_path
+from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer, ShardWriter
+from videodata.npy_writer import NpyWriter, is_finished, npy_header, partial_path, sidecar_path
+from videodata.source import ClipSource
 from videodata.video import probe
-from videodata.video_list import InputVideo, fingerprint
+from videodata.video_folder import InputVideo, fingerprint
 
 logger = logging.getLogger(__name__)
-
-FORMATS: dict[str, Callable] = {
-    "npy": NpyWriter,
-    "hdf5": ShardWriter,
-    "river": partial(ShardWriter, layout="river"),
-    "frames": FrameWriter,
-    "videos": Mp4Writer,
-}
 PROBED = 64  # videos whose headers are read to tell the size in advance
+BLOCK = 64  # frames that are read from a source at a time
 
 
 @dataclass(frozen=True)
@@ -101,11 +95,61 @@ class Summary:
         ]
 
 
-def prepare_npy(
-    videos: Sequence[InputVideo], path: str | os.PathLike, *arguments: object, **options: object
-) -> Summary:
-    """`prepare_videos` to one array of sequences (N, T, H, W, 3)."""
-    return prepare_videos(videos, path, *arguments, **options)
+# Frames and then one End for each of the videos, in their order; takes the videos, the settings, the workers' number.
+Decoder = Callable[
+    [Sequence[InputVideo], "SequenceSettings", int], AbstractContextManager[Iterator["Frames | End"]]
+]  # fmt: skip
+
+
+@contextmanager
+def decode_files(
+    videos: Sequence[InputVideo], settings: SequenceSettings, workers: int
+) -> Iterator[Iterator[Frames | End]]:
+    """Video files, in `workers` processes."""
+    paths, stretches = [video.path for video in videos], [(video.start, video.reach) for video in videos]
+    size = settings.height, settings.width
+    with DecodePool(paths, size, settings.resize, settings.stride, workers, stretches) as pool:
+        yield iter(pool)
+
+
+def decode_source(source: ClipSource) -> Decoder:
+    """Videos of a source, found by their ids, in this process: for what costs nothing to decode."""
+    indices = {source.id(index): index for index in range(len(source))}
+
+    @contextmanager
+    def decode(
+        videos: Sequence[InputVideo], settings: SequenceSettings, workers: int
+    ) -> Iterator[Iterator[Frames | End]]:
+        yield (item for video in videos for item in _read(source, indices[video.id], video, settings))
+
+    return decode
+
+
+def _read(source: ClipSource, index: int, video: InputVideo, settings: SequenceSettings) -> Iterator[Frames | End]:
+    frames, error, fps = 0, None, source.fps(index)
+    size = settings.height, settings.width
+    try:
+        length = source.length(index)
+        stop = length if video.reach is None else min(video.reach, length)
+        for first in range(video.start, stop, BLOCK * settings.stride):
+            count = len(range(first, min(first + BLOCK * settings.stride, stop), settings.stride))
+            pixels = source.read_clip(index, first, count, settings.stride, size, settings.resize)
+            yield Frames(pixels)
+        frames = max(0, stop - video.start)
+    except VideoError as problem:
+        error = problem.reason
+    except UserError as problem:
+        error = str(problem)
+    yield End(frames, None if fps is None else str(fps / settings.stride), error)
+
+
+FORMATS: dict[str, Callable] = {
+    "npy": NpyWriter,
+    "hdf5": ShardWriter,
+    "river": partial(ShardWriter, layout="river"),
+    "frames": FrameWriter,
+    "videos": Mp4Writer,
+}
 
 
 def prepare_videos(
@@ -165,9 +209,56 @@ def _writer(
     return FORMATS[format](path, arguments, restart, workers)
 
 
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _write_videos(
+    videos: Sequence[InputVideo],
+    writer: NpyWriter | FolderWriter,
+    settings: SequenceSettings,
+    workers: int,
+    decode: Decoder,
+) -> Summary:
+    done = len(writer.entries)
+    if done:
+        logger.info("continuing: %d of %d videos are done", done, len(videos))
+    rest = videos[done:]
+    frames, begin = 0, time.perf_counter()
+    bar = tqdm(total=len(videos), initial=done, unit="video", leave=False, disable=None)
+    with bar, decode(rest, settings, workers) as items:
+        names = iter(rest)
+        for item in items:
+            if isinstance(item, End):
+                _end_video(next(names), item, writer, settings)
+                frames += item.frames
+                bar.update()
+            else:
+                writer.write(item.pixels)
+    seconds = time.perf_counter() - begin
+    return Summary(writer.path, len(videos), writer.sequences, writer.skipped(), frames, seconds)
+
+
+def _end_video(video: InputVideo, end: End, writer: NpyWriter | FolderWriter, settings: SequenceSettings) -> None:
+    kept = -(-end.frames // settings.stride)
+    status, reason = "ok", end.note if video.stop is not None else None
+    if end.error is not None:
+        status, reason = "damaged" if settings.keep_damaged and end.frames else "bad", end.error
+    if status != "bad" and kept < settings.num_frames:
+        reason = f"{kept} frames, fewer than num_frames {settings.num_frames}" + (f"; {reason}" if reason else "")
+        status = "short"
+    named = {name: getattr(video, name) for name in ("id", "label", "group", "split", "source")}
+    writer.end_video(status=status, reason=reason, fps=end.fps, frames=end.frames, **named)
+
+
+def _nothing(summary: Summary, settings: SequenceSettings) -> str:
+    first = summary.skipped[0]
+    return (
+        f"{summary.path}: nothing to write, {summary.bad} of {summary.videos} videos cannot be read, the others have "
+        f"fewer than {settings.num_frames} frames (the first is {first['id']}: {first['reason']})"
+    )
+
+
+def _summary_of_finished(path: Path, videos: int, format: str) -> Summary:
+    sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
+    sequences = sum(video.get("sequences", 1) for video in sidecar["videos"])
+    return Summary(path, videos, sequences, sidecar["skipped"], format=format)
 
 
 def expected_sequences(videos: Sequence[InputVideo], settings: SequenceSettings) -> int:
@@ -222,53 +313,6 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def _write_videos(
-    videos: Sequence[InputVideo],
-    writer: NpyWriter | FolderWriter,
-    settings: SequenceSettings,
-    workers: int,
-    decode: Decoder,
-) -> Summary:
-    done = len(writer.entries)
-    if done:
-        logger.info("continuing: %d of %d videos are done", done, len(videos))
-    rest = videos[done:]
-    frames, begin = 0, time.perf_counter()
-    bar = tqdm(total=len(videos), initial=done, unit="video", leave=False, disable=None)
-    with bar, decode(rest, settings, workers) as items:
-        names = iter(rest)
-        for item in items:
-            if isinstance(item, End):
-                _end_video(next(names), item, writer, settings)
-                frames += item.frames
-                bar.update()
-            else:
-                writer.write(item.pixels)
-    seconds = time.perf_counter() - begin
-    return Summary(writer.path, len(videos), writer.sequences, writer.skipped(), frames, seconds)
-
-
-def _end_video(video: InputVideo, end: End, writer: NpyWriter | FolderWriter, settings: SequenceSettings) -> None:
-    kept = -(-end.frames // settings.stride)
-    status, reason = "ok", end.note if video.stop is not None else None
-    if end.error is not None:
-        status, reason = "damaged" if settings.keep_damaged and end.frames else "bad", end.error
-    if status != "bad" and kept < settings.num_frames:
-        reason = f"{kept} frames, fewer than num_frames {settings.num_frames}" + (f"; {reason}" if reason else "")
-        status = "short"
-    named = {name: getattr(video, name) for name in ("id", "label", "group", "split", "source")}
-    writer.end_video(status=status, reason=reason, fps=end.fps, frames=end.frames, **named)
-
-
-def _nothing(summary: Summary, settings: SequenceSettings) -> str:
-    first = summary.skipped[0]
-    return (
-        f"{summary.path}: nothing to write, {summary.bad} of {summary.videos} videos cannot be read, the others have "
-        f"fewer than {settings.num_frames} frames (the first is {first['id']}: {first['reason']})"
-    )
-
-
-def _summary_of_finished(path: Path, videos: int, format: str) -> Summary:
-    sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-    sequences = sum(video.get("sequences", 1) for video in sidecar["videos"])
-    return Summary(path, videos, sequences, sidecar["skipped"], format=format)
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,12 +17,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from videodata import http_rules
-from videodata.archive_members import ArchiveError, Member, is_intact, safe_members
-from videodata.atomic import atomic_path
-from videodata.disk_errors import disk_errors
-from videodata.lock import exclusive
-from videodata.transfer import RETRY_STATUS, USER_AGENT, DownloadError
+from videodata.archive import ArchiveError, Member, is_intact, safe_members
+from videodata.download import (
+    RETRY_STATUS,
+    USER_AGENT,
+    DownloadError,
+    content_extent,
+    opener,
+    strong_validator,
+)
+from videodata.errors import disk_errors
+from videodata.files import atomic_path, exclusive
 
 LOCAL_HEADER = 30 + 1024  # bytes before a member's data: the fixed part, and room for its extra fields
 TAIL = 1 << 16  # what is fetched for a read that nobody announced
@@ -45,7 +50,7 @@ class RangeFile(io.RawIOBase):
     ) -> None:
         super().__init__()
         self.url, self.tries, self.wait, self.timeout = url, tries, wait, timeout
-        self._opener = http_rules.opener(insecure)
+        self._opener = opener(insecure)
         self._validator: str | None = None
         self._position, self._start, self._block = 0, 0, b""
         self.size = 0
@@ -98,8 +103,8 @@ class RangeFile(io.RawIOBase):
         with self._opener.open(request, timeout=self.timeout) as response:
             if response.status != 206:
                 raise NoRanges(f"{self.url}: the server does not send parts of files")
-            begin, total = http_rules.content_extent(response)
-            validator = http_rules.strong_validator(response)
+            begin, total = content_extent(response)
+            validator = strong_validator(response)
             if self.size and (total, validator) != (self.size, self._validator):
                 raise DownloadError(f"{self.url}: the file on the server changed; run the command again")
             data = response.read()

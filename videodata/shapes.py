@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError
-from videodata.geometry import Size, as_size
-from videodata.sources import ClipSource, frame_range
+from videodata.resize import Size, as_size
+from videodata.source import ClipSource, frame_range
 from videodata.write_video import write_video
 
 CLASSES = ("Circles", "Squares", "Triangles", "Mixed")

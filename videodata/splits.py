@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from videodata.errors import UserError
-from videodata.parts import is_index
-from videodata.sources import ClipSource, open_source
+from videodata.source import ClipSource
+from videodata.sources import is_index, open_source
 
 SPLITS = ("train", "val", "test")
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}

@@ -9,11 +9,11 @@ from pathlib import Path, PurePath
 from videodata import ucf101
 from videodata.archive import extract
 from videodata.download import download
-from videodata.natural_order import is_hidden, natural_key
+from videodata.files import is_hidden, natural_key
 from videodata.prepare import SequenceSettings, expected_sequences, size
 from videodata.remote_zip import NoRanges, fetch_members
 from videodata.video import VIDEO_SUFFIXES
-from videodata.video_list import InputVideo, choose_videos, describe_videos, list_videos
+from videodata.video_folder import InputVideo, choose_videos, describe_videos, list_videos
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def find_videos(origin: Origin | Path, selection: Selection, settings: SequenceS
 
 
 def plan(origin: Origin | Path, selection: Selection, settings: SequenceSettings, output: Path) -> list[str]:
-    """What `find_videos` and `prepare_npy` would do, without doing any of it."""
+    """What `find_videos` and `prepare_videos` would do, without doing any of it."""
     folder = origin if isinstance(origin, Path) else origin.folder
     lines = [] if isinstance(origin, Path) else origin.plan(selection)
     if folder.exists():

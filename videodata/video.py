@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -14,16 +16,16 @@ import numpy as np
 from av.error import FFmpegError
 
 from videodata.color import to_rgb
-from videodata.decoding import Video, open_video
 from videodata.errors import VideoError
-from videodata.frame_times import frame_times
-from videodata.geometry import Size, as_size
+from videodata.resize import Size, as_size
 
 logger = logging.getLogger(__name__)
-
 VIDEO_SUFFIXES = frozenset(
     {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".ogv", ".3gp"}
 )
+# One packet of these holds exactly one shown frame, so that packets can be counted in place of frames. Not among them:
+# MPEG-4 part 2 (packed B-frames: two pictures in one packet, then an empty one) and VP8 (packets that show nothing).
+ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "prores", "ffv1", "gif"}
 
 
 @dataclass(frozen=True)
@@ -71,30 +73,6 @@ def count_frames(path: str | Path) -> int:
         return count
 
 
-def iter_frames(
-    path: str | Path,
-    size: int | Size | None = None,
-    resize: str = "crop",
-    keep_damaged: bool = False,
-) -> Iterator[np.ndarray]:
-    """Yield all frames, uint8 (H, W, 3) RGB, upright, with one frame in memory at a time.
-
-    `size` (height, width) and `resize` ("crop", "squeeze", "pad", "none") are those of `geometry.place`. A file with
-    packets that cannot be decoded raises VideoError at its end, unless keep_damaged is set; a file without any frame
-    always does.
-    """
-    size = as_size(size)
-    with open_video(path) as video:
-        count = 0
-        for frame in video.frames():
-            count += 1
-            yield _rgb(video, frame, size, resize)
-        if count == 0:
-            raise VideoError(path, _nothing_decoded(video))
-        if not keep_damaged:
-            video.require_intact()
-
-
 def read_video(
     path: str | Path,
     start: int = 0,
@@ -122,6 +100,30 @@ def read_video(
     if frames is None:
         frames = _read_from_the_start(path, start, count, step, size, resize, keep_damaged)
     return np.stack(frames), fps
+
+
+def iter_frames(
+    path: str | Path,
+    size: int | Size | None = None,
+    resize: str = "crop",
+    keep_damaged: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yield all frames, uint8 (H, W, 3) RGB, upright, with one frame in memory at a time.
+
+    `size` (height, width) and `resize` ("crop", "squeeze", "pad", "none") are those of `geometry.place`. A file with
+    packets that cannot be decoded raises VideoError at its end, unless keep_damaged is set; a file without any frame
+    always does.
+    """
+    size = as_size(size)
+    with open_video(path) as video:
+        count = 0
+        for frame in video.frames():
+            count += 1
+            yield _rgb(video, frame, size, resize)
+        if count == 0:
+            raise VideoError(path, _nothing_decoded(video))
+        if not keep_damaged:
+            video.require_intact()
 
 
 def _read_from_the_start(path, start, count, step, size, resize, keep_damaged) -> list[np.ndarray]:
@@ -181,3 +183,123 @@ def _fps(video: Video) -> Fraction:
 
 def _nothing_decoded(video: Video) -> str:
     return f"no frame can be decoded ({video.first_error or 'the stream is empty'})"
+
+
+class Video:
+    """An open file and its video stream (the one that FFmpeg takes for the best where there are several)."""
+
+    def __init__(self, path: str | Path, container: av.container.InputContainer) -> None:
+        self.path = path
+        self.container = container
+        stream = container.streams.best("video")
+        if stream is None:
+            raise VideoError(path, "holds no video stream")
+        self.stream = stream
+        # One thread: the packet in which an error occurs stays known, and loader workers do not fight for cores.
+        self.stream.codec_context.thread_count = 1
+        self._alpha_decoder = _alpha_decoder(stream)
+        self.damaged_packets = 0
+        self.first_error = ""
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Decode from where the file stands to its end. Damaged packets are skipped and counted."""
+        for packet in self._packets():
+            try:
+                frames = self._decode(packet)
+            except FFmpegError as error:
+                self._note(error)
+                continue
+            yield from frames
+
+    def require_intact(self) -> None:
+        """Raises VideoError if a damaged packet was met so far."""
+        if self.damaged_packets:
+            raise VideoError(
+                self.path,
+                f"damaged: {self.damaged_packets} packet(s) cannot be decoded ({self.first_error}); "
+                "replace the file, or keep the rest with keep_damaged",
+            )
+
+    def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        if self._alpha_decoder is None:
+            return packet.decode()
+        return self._alpha_decoder.decode(packet if packet.size else None)
+
+    def _packets(self) -> Iterator[av.Packet]:
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except FFmpegError as error:
+                self._note(error)
+                return
+            yield packet
+
+    def _note(self, error: FFmpegError) -> None:
+        self.damaged_packets += 1
+        self.first_error = self.first_error or error.strerror or type(error).__name__
+
+
+def _alpha_decoder(stream: av.VideoStream) -> av.CodecContext | None:
+    """WebM keeps opacity in a second picture that only libvpx decodes; None for all other streams."""
+    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if decoder is None or stream.metadata.get("alpha_mode") != "1" or decoder not in av.codecs_available:
+        return None
+    return av.CodecContext.create(decoder, "r")
+
+
+@contextmanager
+def open_video(path: str | Path) -> Iterator[Video]:
+    """Open a video file for reading. Raises VideoError with one line if it is missing or is no video."""
+    path = Path(path)
+    if not path.exists():
+        raise VideoError(path, "no such file")
+    if path.is_dir():
+        raise VideoError(path, "is a folder, not a video file")
+    if path.stat().st_size == 0:
+        raise VideoError(path, "the file is empty (0 bytes)")
+    try:
+        container = av.open(str(path))
+    except FFmpegError as error:
+        raise VideoError(path, f"is not a readable video ({error.strerror})") from error
+    except OSError as error:
+        raise VideoError(path, f"cannot be opened ({error.strerror})") from error
+    with container:
+        yield Video(path, container)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_times(path: str, size: int, mtime_ns: int) -> tuple[int, ...] | None:
+    with open_video(path) as video:
+        return packet_times(video)
+
+
+def frame_times(path: str | Path) -> tuple[int, ...] | None:
+    """Presentation times in stream units, one per frame in order of display; None if the file must be decoded to know.
+
+    They come from the packets alone, without decoding. AVI stores no presentation times, and times that are missing
+    or occur twice do not say which frame is which: the answer is None for all of these.
+    """
+    status = Path(path).stat()
+    return _cached_times(str(path), status.st_size, status.st_mtime_ns)
+
+
+def packet_times(video: Video) -> tuple[int, ...] | None:
+    """`frame_times` of an open file; reads it to its end."""
+    if "avi" in video.container.format.name or video.stream.codec_context.name not in ONE_FRAME_PER_PACKET:
+        return None
+    times = []
+    try:
+        for packet in video.container.demux(video.stream):
+            if packet.size == 0 or packet.is_discard:
+                continue
+            if packet.pts is None or packet.is_corrupt:
+                return None
+            times.append(packet.pts)
+    except FFmpegError:
+        return None
+    times.sort()
+    distinct = all(a < b for a, b in zip(times, times[1:], strict=False))
+    return tuple(times) if times and distinct else None

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from videodata import ucf101
 from videodata.errors import UserError, VideoError
-from videodata.folder_scan import find_files
-from videodata.geometry import Size
-from videodata.sources import ClipSource
-from videodata.video import VIDEO_SUFFIXES, read_video
-from videodata.video_index import index_videos
-from videodata.video_list import InputVideo, describe_videos
+from videodata.files import atomic_path, find_files
+from videodata.resize import Size
+from videodata.source import ClipSource
+from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
+
+logger = logging.getLogger(__name__)
+INDEX_NAME = ".videodata-index.json"
+FORMAT = "videodata-index"
+VERSION = 1
 
 
 class VideoFolder(ClipSource):
@@ -101,3 +112,154 @@ class VideoFolder(ClipSource):
             raise
         except UserError as error:
             raise VideoError(self._videos[index].path, str(error)) from error
+
+
+@dataclass(frozen=True)
+class InputVideo:
+    """One video, or a stretch of one. `group` is what must not be divided between training and validation."""
+
+    path: Path
+    id: str
+    label: str | None
+    group: str
+    start: int = 0  # first frame that is taken
+    stop: int | None = None  # and the one after the last; None: to the end
+    split: str | None = None  # the part of the data set that it belongs to
+    source: str | None = None  # what it is called where it comes from, if the id does not say so
+    stamp: str | None = None  # changes when the content does; None: the size of the file is looked up
+    limit: int | None = None  # frames that are enough; None: all of the stretch
+
+    @property
+    def reach(self) -> int | None:
+        """The frame after the last that is needed; None: to the end."""
+        ends = [end for end in (self.stop, self.limit and self.start + self.limit) if end is not None]
+        return min(ends, default=None)
+
+
+def list_videos(
+    folder: str | os.PathLike, classes: Sequence[str] = (), split_file: str | None = None, max_videos: int = 0
+) -> list[InputVideo]:
+    """All video files below `folder` in natural order, or those of some classes or of a UCF101 split list.
+
+    Raises UserError when there is no folder or nothing is left.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of videos")
+    videos = describe_videos(root, find_files(root, VIDEO_SUFFIXES))
+    if not videos:
+        raise UserError(f"{root}: holds no video file (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
+    return choose_videos(root, videos, classes, split_file, max_videos)
+
+
+def choose_videos(
+    root: object, videos: list[InputVideo], classes: Sequence[str], split_file: str | None, max_videos: int
+) -> list[InputVideo]:
+    """Those of some classes or of a UCF101 split list, and the first of them. Raises UserError when none is left."""
+    if classes:
+        wanted = {name.lower() for name in classes}
+        videos = [video for video in videos if (video.label or "").lower() in wanted]
+    if split_file:
+        stems = ucf101.read_split_file(split_file)
+        videos = [video for video in videos if video.path.stem.lower() in stems]
+    if not videos:
+        raise UserError(f"{root}: none of its videos is in {split_file or 'the classes ' + ', '.join(classes)}")
+    return videos[:max_videos] if max_videos else videos
+
+
+def fingerprint(videos: Sequence[InputVideo]) -> str:
+    """Short hash of the names and sizes of the videos: other files give another result."""
+    digest = hashlib.sha256()
+    for video in videos:
+        stretch = "" if (video.start, video.reach) == (0, None) else f"\0{video.start}:{video.reach}"
+        stamp = video.stamp or video.path.stat().st_size
+        digest.update(f"{video.id}\0{stamp}{stretch}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def describe_videos(root: Path, files: Sequence[Path]) -> list[InputVideo]:
+    """What the place and the name of each file say about it."""
+    names = [_name(root, file) for file in files]
+    counts = Counter(names)
+    videos = []
+    for file, name in zip(files, names, strict=True):
+        clip = ucf101.parse_name(file)
+        unique = name if counts[name] == 1 else file.relative_to(root).as_posix()
+        folder_name = file.parent.name if file.parent != root else None
+        videos.append(InputVideo(file, unique, clip.label if clip else folder_name, clip.group if clip else unique))
+    return videos
+
+
+def _name(root: Path, file: Path) -> str:
+    clip = ucf101.parse_name(file)
+    return f"{clip.label}/{file.stem}" if clip else file.relative_to(root).with_suffix("").as_posix()
+
+
+def index_videos(root: Path, files: Sequence[Path]) -> list[dict]:
+    """One entry per file: {bytes, mtime_ns, frames, height, width, fps}, or with {error} for what cannot be read.
+
+    Known entries come from the index beside the videos (or in the user's cache folder, where `root` is read-only).
+    """
+    known = _load(root)
+    entries: dict[str, dict] = {}
+    missing: list[tuple[str, Path, dict]] = []
+    for file in files:
+        name, status = os.path.relpath(file, root), _status(file)
+        if name in known and status.items() <= known[name].items():
+            entries[name] = known[name]
+        else:
+            missing.append((name, file, status))
+    if missing:
+        # Decoding releases the interpreter's lock, so threads are enough to use all cores.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for (name, _, status), entry in zip(missing, pool.map(_examine, [m[1] for m in missing]), strict=True):
+                entries[name] = {**status, **entry}
+        if len(files) > 1:
+            _save(root, entries)
+    return [entries[os.path.relpath(file, root)] for file in files]
+
+
+def _status(file: Path) -> dict:
+    try:
+        status = file.stat()
+    except OSError:
+        return {"bytes": None, "mtime_ns": None}
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _examine(file: Path) -> dict:
+    try:
+        info = probe(file)
+        return {"frames": count_frames(file), "height": info.height, "width": info.width, "fps": str(info.fps)}
+    except VideoError as error:
+        return {"error": error.reason}
+
+
+def _places(root: Path) -> tuple[Path, Path]:
+    """Beside the videos, or else under the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videogen" / "index"
+    return root / INDEX_NAME, cache / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+
+
+def _load(root: Path) -> dict[str, dict]:
+    for place in _places(root):
+        try:
+            content = json.loads(place.read_text())
+        except (OSError, ValueError):
+            continue  # absent, or not an index: made anew
+        if isinstance(content, dict) and (content.get("format"), content.get("version")) == (FORMAT, VERSION):
+            return content["videos"]
+    return {}
+
+
+def _save(root: Path, entries: dict[str, dict]) -> None:
+    text = json.dumps({"format": FORMAT, "version": VERSION, "videos": entries}, indent=0, sort_keys=True)
+    read_only = not root.stat().st_mode & 0o222  # for everybody; the administrator, who may write, should not either
+    for place in _places(root)[1 if read_only else 0 :]:
+        try:
+            with atomic_path(place) as temporary:
+                temporary.write_text(text)
+            return
+        except OSError as error:
+            reason = error
+    logger.warning("%s: the index of its videos cannot be stored (%s) and will be made again each time", root, reason)

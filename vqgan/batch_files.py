@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from videodata.atomic import atomic_path
 from videodata.errors import UserError, VideoError
-from videodata.geometry import Size
+from videodata.files import atomic_path
 from videodata.npy_source import FORMAT, VERSION, NpySource, check_layout, map_array
-from videodata.sources import ClipSource
+from videodata.resize import Size
+from videodata.source import ClipSource
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r".*_batch_(\d+)\.npy")

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from training.randomness import derive_seed
 from videodata.clips import ClipDataset
 from videodata.errors import UserError
-from videodata.sources import ClipSource
+from videodata.source import ClipSource
 from videodata.splits import hashed_split, open_split
 from vqgan.batch_files import BatchFiles, find_batch_files
 from vqgan.jitter import color_jitter

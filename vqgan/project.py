@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from training.files import write_file, write_json
 from videodata.errors import UserError
-from videodata.geometry import Size
-from videodata.lock import exclusive
+from videodata.files import exclusive
 from videodata.pixels import to_float
-from videodata.sources import ClipSource
+from videodata.resize import Size
+from videodata.source import ClipSource
 from vqgan.model_file import Model
 from vqgan.patches import merge, split
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from training.device import resolve_device
 from videodata.errors import UserError
-from videodata.geometry import Size
 from videodata.pixels import to_float
-from videodata.sources import ClipSource
+from videodata.resize import Size
+from videodata.source import ClipSource
 from videodata.splits import SPLITS, open_split
 from vqgan.batch_files import BatchFiles, find_batch_files
 from vqgan.config import VQGANConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.gallery.content import Grid, Row
 from evaluation.gallery.media import PICTURES
-from videodata.natural_order import natural_key
+from videodata.files import natural_key
 from videodata.video import VIDEO_SUFFIXES
 
 DEPTH = 4  # folders below the given one

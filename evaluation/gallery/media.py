@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.gallery.content import Clip, Panel
-from videodata.atomic import atomic_path
 from videodata.errors import UserError
+from videodata.files import atomic_path
 from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
 from videodata.write_video import write_video
 

@@ -14,7 +14,7 @@ from typing import Any
 from evaluation.curves import Curve
 from evaluation.gallery.content import Grid, Overview, Row, Section
 from evaluation.gallery.markup import navigation_html, overview_html, section_html
-from videodata.atomic import atomic_path
+from videodata.files import atomic_path
 
 HERE = Path(__file__).parent
 OURS = re.compile(r"\d+-[a-z0-9-]+\.(mp4|webm|png|jpg|jpeg|webp)")  # files of a page in its media folder

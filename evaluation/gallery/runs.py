@@ -15,7 +15,7 @@ from evaluation.gallery.content import Section, Table
 from evaluation.gallery.found_clips import clip_groups
 from evaluation.report import FORMAT
 from videodata.errors import UserError
-from videodata.natural_order import natural_key
+from videodata.files import natural_key
 
 DEPTH = 3  # folders below the run's
 SHOWN_CURVES = 4  # the others are folded

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.gallery import Grid, Section
 from evaluation.gallery.media import read_clip
-from videodata.atomic import atomic_path
+from videodata.files import atomic_path
 
 CLIPS = 2  # beside each other
 MOST_ROWS = 3  # of a model

@@ -19,7 +19,7 @@ from videodata import ucf101
 from videodata.crc32c import crc32c
 from videodata.datasets import bair, clevrer, kth
 from videodata.datasets import ucf101 as ucf101_parts
-from videodata.tfrecord import masked
+from videodata.datasets.bair import masked
 
 FRAMES = 12
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from videodata import archive_rar
+from videodata import archive as archive_rar
 from videodata.archive import extract
 from videodata.errors import UserError
 

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from videodata import UserError, VideoError, open_clips, write_video
 from videodata.clips import spread
-from videodata.hdf5_writer import Hdf5Writer
+from videodata.hdf5 import Hdf5Writer
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from videodata import http_rules, transfer
+from videodata import download as download_module
 from videodata.download import download
 from videodata.errors import UserError
-from videodata.lock import exclusive
+from videodata.files import exclusive
 
 DATA = bytes(range(256)) * 2000  # 512 000 bytes
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -204,7 +204,7 @@ def test_redirect_down_from_https_is_refused():
     """A secure address never leads to an insecure one."""
     request = urllib.request.Request("https://localhost/a")
     with pytest.raises(UserError, match="redirects to http://localhost/b, which is refused"):
-        http_rules._SafeRedirects().redirect_request(request, None, 302, "Found", {}, "http://localhost/b")
+        download_module._SafeRedirects().redirect_request(request, None, 302, "Found", {}, "http://localhost/b")
 
 
 def test_file_addresses_only_on_request(tmp_path):
@@ -225,9 +225,9 @@ def test_broken_certificate_names_the_flag(monkeypatch, tmp_path):
         def open(self, *arguments: object, **options: object) -> None:
             problem = ssl.SSLCertVerificationError(1, "certificate verify failed")
             problem.verify_message = "unable to get local issuer certificate"
-            raise transfer.urllib.error.URLError(problem)
+            raise download_module.urllib.error.URLError(problem)
 
-    monkeypatch.setattr(transfer.http_rules, "opener", lambda insecure: Refusing())
+    monkeypatch.setattr(download_module, "opener", lambda insecure: Refusing())
     with pytest.raises(UserError, match="unable to get local issuer.*--insecure.*; --source mirror"):
         download("https://localhost/x", tmp_path / "x", hint="--source mirror")
 
@@ -256,7 +256,7 @@ def test_disk_that_fills_up_keeps_the_part(server, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="no room left"):
-        patch.setattr(transfer.Transfer, "_append", full)
+        patch.setattr(download_module.Transfer, "_append", full)
         fetch(server, tmp_path / "data.bin")
     assert fetch(server, tmp_path / "data.bin").read_bytes() == DATA
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videodata import decoders, folder_formats, open_clips
+from videodata import folder_writer, open_clips
 from videodata.decode_pool import End, Frames
 from videodata.errors import UserError
-from videodata.prepare import FORMATS, SequenceSettings, prepare_videos
+from videodata.prepare import FORMATS, SequenceSettings, decode_source, prepare_videos
 from videodata.shapes import Shapes
-from videodata.video_list import InputVideo
+from videodata.video_folder import InputVideo
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = SequenceSettings(num_frames=4, height=16, width=16)
@@ -63,7 +63,7 @@ def content(root: Path) -> dict[str, bytes]:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Two videos to a shard."""
-    make = folder_formats.ShardWriter
+    make = folder_writer.ShardWriter
     for form, layout in (("hdf5", "chunked"), ("river", "river")):
         monkeypatch.setitem(FORMATS, form, lambda *a, x=layout: make(*a, layout=x, videos_per_shard=2))
 
@@ -180,7 +180,7 @@ def test_a_full_disk(tmp_path):
 def test_a_source_is_read_like_files():
     """The decoder of a source gives the frames of its videos, every stride-th, up to the limit."""
     source = Shapes(3, 10, 16)
-    decode = decoders.decode_source(source)
+    decode = decode_source(source)
     video = InputVideo(Path("none"), source.id(1), None, "g", stop=10, stamp="1", limit=7)
     with decode([video], SequenceSettings(2, 16, 16, stride=3), 1) as items:
         *blocks, end = items

@@ -9,8 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from videodata import UserError, VideoError, open_clips
-from videodata.hdf5_source import Hdf5Source
-from videodata.hdf5_writer import Hdf5Writer
+from videodata.hdf5 import Hdf5Source, Hdf5Writer
 
 
 def videos(count: int = 5, size: tuple[int, int] = (6, 8)) -> list[np.ndarray]:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from videodata.errors import UserError
-from videodata.npy_header import npy_header
-from videodata.npy_writer import NpyWriter, is_finished
+from videodata.npy_writer import NpyWriter, is_finished, npy_header
 
 SHAPE = (3, 4, 5, 3)
 ARGUMENTS = {"num_frames": 3, "width": 5, "height": 4}

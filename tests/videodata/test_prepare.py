@@ -14,8 +14,8 @@ import pytest
 from videodata import decode_pool, open_clips, prepare, read_video, write_video
 from videodata.decode_pool import DecodePool, End
 from videodata.errors import UserError
-from videodata.prepare import SequenceSettings, prepare_npy
-from videodata.video_list import list_videos
+from videodata.prepare import SequenceSettings, prepare_videos
+from videodata.video_folder import list_videos
 
 ROOT = Path(__file__).resolve().parents[2]
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc")
@@ -42,7 +42,7 @@ def content(path: Path) -> bytes:
 def test_windows(tmp_path):
     """49, 50 and 149 frames give 0, 1 and 2 sequences of 50; the remainder is dropped and the short one is listed."""
     folder = make_folder(tmp_path / "in", [49, 50, 149])
-    summary = prepare_npy(list_videos(folder), tmp_path / "out.npy", SequenceSettings(50, 16, 24), workers=1)
+    summary = prepare_videos(list_videos(folder), tmp_path / "out.npy", SequenceSettings(50, 16, 24), workers=1)
     assert np.load(tmp_path / "out.npy").shape == (3, 50, 16, 24, 3)
     sidecar = json.loads((tmp_path / "out.json").read_text())
     assert [(v["id"], v["frames"], v["first_sequence"], v["sequences"]) for v in sidecar["videos"]] == [
@@ -56,7 +56,7 @@ def test_windows(tmp_path):
 def test_frames_are_those_of_the_decoder(tmp_path, clips):
     """Every sequence equals the same frames of read_video, resized by squeezing; a stride keeps every third frame."""
     settings = SequenceSettings(num_frames=30, height=48, width=40, stride=3)
-    prepare_npy(list_videos(clips / "ucf101"), tmp_path / "out.npy", settings, workers=2)
+    prepare_videos(list_videos(clips / "ucf101"), tmp_path / "out.npy", settings, workers=2)
     array, sidecar = np.load(tmp_path / "out.npy"), json.loads((tmp_path / "out.json").read_text())
     assert sidecar["stride"] == 3 and sidecar["resize"] == "squeeze" and sidecar["color"] == "RGB"
     for video in sidecar["videos"]:
@@ -77,7 +77,7 @@ def test_red_stays_red(tmp_path):
     red = np.zeros((8, 32, 32, 3), np.uint8)
     red[..., 0] = 255
     write_video(tmp_path / "in" / "red.mp4", red, 25)
-    prepare_npy(list_videos(tmp_path / "in"), tmp_path / "out.npy", SequenceSettings(4, 16, 16), workers=1)
+    prepare_videos(list_videos(tmp_path / "in"), tmp_path / "out.npy", SequenceSettings(4, 16, 16), workers=1)
     mean = np.load(tmp_path / "out.npy").mean(axis=(0, 1, 2, 3))
     assert mean[0] > 250 and mean[1] < 5 and mean[2] < 5
 
@@ -94,7 +94,7 @@ def test_natural_recursive_order(tmp_path):
 def test_result_opens_as_clips(tmp_path):
     """The array and its side-car are what open_clips reads: one item per sequence with label and frame rate."""
     folder = make_folder(tmp_path / "in" / "walk", [9, 4])
-    prepare_npy(list_videos(folder.parent), tmp_path / "out.npy", SMALL, workers=1)
+    prepare_videos(list_videos(folder.parent), tmp_path / "out.npy", SMALL, workers=1)
     dataset = open_clips(tmp_path / "out.npy", frames=4, size=(16, 24))
     assert len(dataset) == 3 and tuple(dataset[0].shape) == (3, 4, 16, 24)
     assert dataset.describe(0)["label"] == "walk" and Fraction(dataset.describe(0)["fps"]) == 25
@@ -109,7 +109,7 @@ def test_bytes_do_not_depend_on_the_workers(tmp_path, clips, monkeypatch):
     results = []
     for workers in (1, 2, 4):
         path = tmp_path / str(workers) / "out.npy"
-        prepare_npy(videos, path, settings, workers=workers)
+        prepare_videos(videos, path, settings, workers=workers)
         results.append(content(path))
     assert results[0] == results[1] == results[2]
 
@@ -121,14 +121,14 @@ def test_odd_and_broken_files(tmp_path, clips):
     for source in ("decord/corrupted.mp4", "moviepy/result.webm", "moviepy/bitmap.mp4", "imageio/newtonscradle.gif"):
         (folder / Path(source).name).symlink_to(clips / source)
     (folder / "text.avi").write_text("this is no video")
-    summary = prepare_npy(list_videos(folder), tmp_path / "a.npy", SMALL, workers=2, max_bad_fraction=0.7)
+    summary = prepare_videos(list_videos(folder), tmp_path / "a.npy", SMALL, workers=2, max_bad_fraction=0.7)
     assert {entry["id"]: entry["reason"].split(";")[0].split("(")[0].strip() for entry in summary.skipped} == {
         "corrupted": "damaged: 1 packet",
         "result": "the file is empty",
         "text": "is not a readable video",
     }
     kept = SequenceSettings(4, 16, 24, keep_damaged=True)
-    prepare_npy(list_videos(folder), tmp_path / "b.npy", kept, workers=1)
+    prepare_videos(list_videos(folder), tmp_path / "b.npy", kept, workers=1)
     entry = next(v for v in json.loads((tmp_path / "b.json").read_text())["videos"] if v["id"] == "corrupted")
     assert entry["sequences"] == 12 and entry["frames"] == 49 and "damaged" in entry["damaged"]
 
@@ -139,7 +139,7 @@ def test_too_many_bad_videos(tmp_path):
     for index in range(3):
         (folder / f"bad{index}.avi").write_bytes(b"x")
     with pytest.raises(UserError, match="complete, but 3 of 4 videos could not be read.*--max_bad_fraction 0.5"):
-        prepare_npy(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
+        prepare_videos(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
     assert np.load(tmp_path / "out.npy").shape[0] == 2
 
 
@@ -147,7 +147,7 @@ def test_nothing_to_write(tmp_path):
     """Only short videos: one line, and no empty file."""
     folder = make_folder(tmp_path / "in", [3, 2])
     with pytest.raises(UserError, match="nothing to write.*the first is v0: 3 frames"):
-        prepare_npy(list_videos(folder), tmp_path / "out" / "out.npy", SMALL, workers=1)
+        prepare_videos(list_videos(folder), tmp_path / "out" / "out.npy", SMALL, workers=1)
     assert os.listdir(tmp_path / "out") == []
 
 
@@ -169,21 +169,21 @@ def test_disk_too_small_is_told_before(tmp_path, monkeypatch):
     usage = prepare.shutil._ntuple_diskusage(10**9, 10**9 - 100_000, 100_000)
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="needs about 460.9 kB more, but 100.0 kB are free"):
-        prepare_npy(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
+        prepare_videos(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
     assert os.listdir(tmp_path) == ["in"]
 
 
 def test_changed_videos_are_noticed(tmp_path):
     """A finished or partial array is not taken for the result of other input files."""
     folder = make_folder(tmp_path / "in", [8, 8])
-    prepare_npy(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
+    prepare_videos(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
     first = content(tmp_path / "out.npy")
-    prepare_npy(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
+    prepare_videos(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
     make_video(folder / "v2.mp4", 8)
     with pytest.raises(UserError, match="videos 2, now 3.*--restart"):
-        prepare_npy(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
+        prepare_videos(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1)
     assert content(tmp_path / "out.npy") == first
-    prepare_npy(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1, restart=True)
+    prepare_videos(list_videos(folder), tmp_path / "out.npy", SMALL, workers=1, restart=True)
     assert np.load(tmp_path / "out.npy").shape[0] == 6
 
 
@@ -205,7 +205,7 @@ import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from videodata.decode_pool import DecodePool
-from videodata.prepare import SequenceSettings, prepare_npy
+from videodata.prepare import SequenceSettings, prepare_videos
 from videodata.video_list import list_videos
 peaks = []
 def peak(process):
@@ -218,7 +218,7 @@ def measured_stop(pool, *exception):
     stop(pool, *exception)
 DecodePool.__exit__ = measured_stop
 settings = SequenceSettings(num_frames=4, height=96, width=128)
-prepare_npy(list_videos(sys.argv[2]), sys.argv[3], settings, workers=2)
+prepare_videos(list_videos(sys.argv[2]), sys.argv[3], settings, workers=2)
 peak("self")
 print(*peaks)
 """

@@ -15,7 +15,7 @@ import pytest
 
 import prepare_ucf101
 from scripts import prepare_data
-from videodata import archive_rar, ucf101, write_video
+from videodata import archive, ucf101, write_video
 from videodata.errors import UserError
 from videodata.ucf101_prepare import Origin
 
@@ -94,7 +94,7 @@ def test_documented_defaults():
 @pytest.mark.slow
 def test_command_from_a_rar_with_no_network(tmp_path, tree):
     """From a local .rar by file:// address: download, extraction and conversion, all paths at their defaults."""
-    if not archive_rar.available_tools():
+    if not archive.available_tools():
         pytest.skip("no program that extracts rar is installed")
     rar = make_rar(tmp_path / "source.rar", tree)
     command = [sys.executable, str(ROOT / "prepare_ucf101.py"), "--dataset_url", rar.as_uri(), *SIZE]

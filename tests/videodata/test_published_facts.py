@@ -7,10 +7,9 @@ import pytest
 from scripts import prepare_data
 from videodata import ucf101
 from videodata.datasets import kth
-from videodata.datasets.dataset import Shard
-from videodata.datasets.kinetics_list import Clip, parse_file_name, read_clips
-from videodata.datasets.place import Place, RemoteFile
+from videodata.datasets.dataset import Place, RemoteFile, Shard
 from videodata.datasets.ucf101 import COUNTS, Ucf101
+from videodata.datasets.youtube import Clip, parse_file_name, read_clips
 from videodata.errors import UserError
 
 

@@ -11,7 +11,7 @@ from scripts import prepare_data
 from tests.videodata.miniatures import make_tar, make_zip
 from tests.videodata.test_prepare_ucf101 import make_rar
 from tests.videodata.tree_server import tree_server
-from videodata import archive_rar, read_video, ucf101
+from videodata import archive, read_video, ucf101
 from videodata.datasets import ucf101 as ucf101_parts
 from videodata.datasets.clevrer import Clevrer
 
@@ -25,7 +25,7 @@ def frames_of(path: Path, count: int, size=(24, 32)) -> np.ndarray:
 @pytest.mark.parametrize("source", ["official", "mirror"])
 def test_films_of_ucf101(clips, tmp_path, monkeypatch, source):
     """Two original films, one with packed B-frames, from a rar with class folders and from a flat zip."""
-    if source == "official" and not archive_rar.available_tools():
+    if source == "official" and not archive.available_tools():
         pytest.skip("no program that extracts rar is installed")
     names = ("ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01", "SoccerJuggling/v_SoccerJuggling_g23_c01")
     tree = tmp_path / "UCF-101"

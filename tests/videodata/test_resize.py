@@ -6,8 +6,7 @@ import torch
 from torch.nn import functional
 
 from videodata import UserError, read_video
-from videodata.geometry import place
-from videodata.resize import area_weights, resize_frames
+from videodata.resize import area_weights, place, resize_frames
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videodata import UserError, VideoError, open_clips, write_video
-from videodata import video_index as index_module
-from videodata.natural_order import natural_key
+from videodata import UserError, VideoError, open_clips, video_folder, write_video
+from videodata.files import natural_key
 from videodata.sources import open_source
 
 
@@ -94,8 +93,8 @@ def test_the_index_is_kept_and_renewed(tmp_path, monkeypatch):
     for k in range(3):
         write_video(tmp_path / f"{k}.mp4", noise(4 + k), 10)
     examined = []
-    real = index_module._examine
-    monkeypatch.setattr(index_module, "_examine", lambda file: examined.append(file.name) or real(file))
+    real = video_folder._examine
+    monkeypatch.setattr(video_folder, "_examine", lambda file: examined.append(file.name) or real(file))
     open_source(tmp_path)
     assert sorted(examined) == ["0.mp4", "1.mp4", "2.mp4"]
     examined.clear()
@@ -107,7 +106,7 @@ def test_the_index_is_kept_and_renewed(tmp_path, monkeypatch):
     source = open_source(tmp_path)
     assert sorted(examined) == ["1.mp4", "3.mp4"]
     assert [source.length(k) for k in range(3)] == [9, 6, 3]
-    assert json.loads((tmp_path / index_module.INDEX_NAME).read_text())["format"] == "videodata-index"
+    assert json.loads((tmp_path / video_folder.INDEX_NAME).read_text())["format"] == "videodata-index"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"format": "other"}'])
@@ -115,7 +114,7 @@ def test_a_foreign_index_is_made_anew(tmp_path, content):
     """Whatever lies under the index's name, frame counts are right."""
     for k in range(2):
         write_video(tmp_path / f"{k}.mp4", noise(4), 10)
-    (tmp_path / index_module.INDEX_NAME).write_text(content)
+    (tmp_path / video_folder.INDEX_NAME).write_text(content)
     assert open_source(tmp_path).length(1) == 4
 
 
@@ -126,7 +125,7 @@ def test_the_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch
     data = tmp_path / "data"
     for k in range(2):
         write_video(data / f"{k}.mp4", noise(4), 10)
-    real = index_module.atomic_path
+    real = video_folder.atomic_path
 
     def refuse_data(place):
         if place.parent == data:
@@ -136,11 +135,11 @@ def test_the_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch
     if marked:
         data.chmod(0o555)
     else:
-        monkeypatch.setattr(index_module, "atomic_path", refuse_data)
+        monkeypatch.setattr(video_folder, "atomic_path", refuse_data)
     open_source(data)
     data.chmod(0o755)
     assert sorted(os.listdir(data)) == ["0.mp4", "1.mp4"]
-    monkeypatch.setattr(index_module, "_examine", lambda file: pytest.fail("examined again"))
+    monkeypatch.setattr(video_folder, "_examine", lambda file: pytest.fail("examined again"))
     assert open_source(data).length(0) == 4
 
 

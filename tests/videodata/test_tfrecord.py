@@ -7,10 +7,9 @@ from scripts import convert_bair, prepare_data
 from tests.videodata.miniatures import bair_record
 from videodata import open_clips
 from videodata.crc32c import crc32c
-from videodata.datasets.bair import BairRecords
+from videodata.datasets.bair import BairRecords, find_records, read_record
 from videodata.errors import UserError, VideoError
 from videodata.frame_folder import FrameFolder
-from videodata.tfrecord import find_records, read_record
 
 
 @pytest.fixture

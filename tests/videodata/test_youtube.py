@@ -12,8 +12,7 @@ from scripts import convert_kinetics, download_kinetics, prepare_data
 from tests.videodata.miniatures import miniature, video
 from tests.videodata.tree_server import tree_server
 from videodata import open_clips, probe
-from videodata.datasets.kinetics_list import Clip
-from videodata.datasets.youtube import YouTube, classify, cut_video, read_ledger
+from videodata.datasets.youtube import Clip, YouTube, classify, cut_video, read_ledger
 from videodata.errors import UserError, VideoError
 from videodata.video import count_frames
 

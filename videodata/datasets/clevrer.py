@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from videodata.datasets.dataset import DataSet, Shard
-from videodata.datasets.place import Place, RemoteFile
-from videodata.folder_scan import find_files
-from videodata.video_list import InputVideo
+from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
+from videodata.files import find_files
+from videodata.video_folder import InputVideo
 
 HOME = "http://data.csail.mit.edu/clevrer/videos"
 PARTS = {"train": "train", "val": "validation", "test": "test"}

@@ -7,14 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from videodata.datasets.dataset import DataSet, Shard
-from videodata.datasets.kinetics_list import Clip, parse_file_name, read_clips
-from videodata.datasets.place import Place, RemoteFile
-from videodata.datasets.youtube import YouTube
+from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
+from videodata.datasets.youtube import Clip, YouTube, parse_file_name, read_clips
 from videodata.errors import UserError
-from videodata.folder_scan import find_files
+from videodata.files import find_files
 from videodata.video import VIDEO_SUFFIXES
-from videodata.video_list import InputVideo
+from videodata.video_folder import InputVideo
 
 logger = logging.getLogger(__name__)
 

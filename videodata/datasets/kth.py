@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from videodata.datasets.dataset import DataSet, Shard
-from videodata.datasets.place import Place, RemoteFile
+from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError
-from videodata.video_list import InputVideo
+from videodata.video_folder import InputVideo
 
 ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
 HOME = "https://www.csc.kth.se/cvap/actions/"

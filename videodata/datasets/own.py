@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videodata.datasets.dataset import DataSet, Shard
-from videodata.datasets.place import Place
-from videodata.decoders import Decoder, decode_source
+from videodata.datasets.dataset import DataSet, Place, Shard
+from videodata.prepare import Decoder, decode_source
 from videodata.shapes import Shapes
-from videodata.video_list import InputVideo, list_videos
+from videodata.video_folder import InputVideo, list_videos
 
 
 class Folder(DataSet):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from videodata import ucf101
-from videodata.datasets.dataset import DataSet, Shard
-from videodata.datasets.place import Place, RemoteFile
+from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError
-from videodata.video_list import InputVideo, list_videos
+from videodata.video_folder import InputVideo, list_videos
 
 # The three official divisions go by the number of the group: these are the test groups, all others are for training.
 TEST_GROUPS = {1: range(1, 8), 2: range(8, 15), 3: range(15, 22)}
