@@ -8,7 +8,7 @@ from itertools import product
 import av
 import numpy as np
 
-from videodata.resize import ACCURATE, AREA, BICUBIC, Size, cut, place, reformatter
+from videodata.resize import ACCURATE, AREA, Size, cut, place, reformatter, scaling_flags
 
 BT709, BT601 = 1, 5  # colour matrices as the scaler numbers them
 UNTAGGED = (0, 2)  # AVCOL_SPC_RGB and AVCOL_SPC_UNSPECIFIED: for YUV pictures neither says which matrix was used
@@ -37,7 +37,6 @@ def to_rgb(frame: av.VideoFrame, size: Size | None = None, resize: str = "crop")
 def _convert(frame: av.VideoFrame, size: Size) -> np.ndarray:
     """Colour conversion and scaling in one pass of the scaler."""
     height, width = size
-    shrinks = height < frame.height or width < frame.width
     alpha = _has_alpha(frame.format)
     is_yuv = not frame.format.is_rgb and frame.format.name != "pal8"
     # Planar RGB on the way: the scaler has vector code for YUV to planes, and plain code, two to three times slower,
@@ -48,7 +47,7 @@ def _convert(frame: av.VideoFrame, size: Size) -> np.ndarray:
         height=height,
         format="rgba" if alpha else "gbrp" if is_yuv else "rgb24",
         src_colorspace=matrix_for(frame.height) if is_yuv and frame.colorspace in UNTAGGED else None,
-        interpolation=(AREA if shrinks else BICUBIC) | ACCURATE,
+        interpolation=scaling_flags((frame.height, frame.width), size),
         threads=1,  # the processes that read in parallel share the cores already
     )
     if converted.format.name == "gbrp":

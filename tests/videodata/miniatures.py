@@ -14,9 +14,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from google_crc32c import value as crc32c
 
 from videodata import ucf101
-from videodata.crc32c import crc32c
 from videodata.datasets import bair, clevrer, kth
 from videodata.datasets import ucf101 as ucf101_parts
 from videodata.datasets.bair import masked

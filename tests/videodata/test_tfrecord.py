@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from google_crc32c import value as crc32c
 
 from scripts import convert_bair, prepare_data
 from tests.videodata.miniatures import bair_record
 from videodata import open_clips
-from videodata.crc32c import crc32c
 from videodata.datasets.bair import BairRecords, find_records, read_record
 from videodata.errors import UserError, VideoError
 from videodata.frame_folder import FrameFolder

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from google_crc32c import value as crc32c
 
-from videodata.crc32c import crc32c
 from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path, natural_key
