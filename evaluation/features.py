@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from videodata.download import sha256_of
+from videodata.files import sha256_of
 
 
 class FeatureExtractor(ABC):

@@ -13,7 +13,7 @@ from evaluation.clips import unit_pair
 from losses.lpips_network import LPIPSNetwork
 from losses.perceptual import LPIPS
 from losses.weights import find_lpips_heads, read_state_dict
-from videodata.download import sha256_of
+from videodata.files import sha256_of
 
 RANDOM = "RANDOM"
 

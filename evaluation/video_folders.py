@@ -11,7 +11,7 @@ from evaluation.report import Report, Score
 from evaluation.video_pairs import VideoPairScores, pairs_by_name
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
-from videodata.files import find_files
+from videodata.files import files_in_folder
 from videodata.video import VIDEO_SUFFIXES, probe
 
 FOLDER_METRICS = ("psnr", "ssim", "lpips", "boundary", "brightness", "fvd", "fid")
@@ -37,7 +37,7 @@ def score_folders(
     window: frames from one window border to the next; context: given frames, not scored in pairs. frames, stride, size,
     num_clips: of the clips of FVD and FID. Raises UserError.
     """
-    first = originals if originals.is_file() else next(iter(find_files(originals, VIDEO_SUFFIXES)), None)
+    first = originals if originals.is_file() else next(iter(files_in_folder(originals, VIDEO_SUFFIXES)), None)
     if first is None:
         raise UserError(f"{originals}: holds no video")
     shape = probe(first)

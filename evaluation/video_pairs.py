@@ -18,7 +18,7 @@ from evaluation.psnr import psnr_per_frame
 from evaluation.report import Score
 from evaluation.ssim import ssim_per_frame
 from videodata.errors import UserError, VideoError
-from videodata.files import find_files
+from videodata.files import files_in_folder
 from videodata.video import VIDEO_SUFFIXES, iter_frames
 
 FRAMES_AT_A_TIME = 16
@@ -96,9 +96,9 @@ def pairs_by_name(originals: Path, predictions: Path) -> list[tuple[Path, Path]]
     """
     if originals.is_file() and predictions.is_file():
         return [(originals, predictions)]
-    found = {path.stem: path for path in find_files(originals, VIDEO_SUFFIXES)}
+    found = {path.stem: path for path in files_in_folder(originals, VIDEO_SUFFIXES)}
     pairs = []
-    for path in find_files(predictions, VIDEO_SUFFIXES):
+    for path in files_in_folder(predictions, VIDEO_SUFFIXES):
         if path.stem not in found:
             raise UserError(f"{path}: there is no video of that name in {originals}")
         pairs.append((found[path.stem], path))

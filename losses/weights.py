@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from videodata.download import download as download_file
-from videodata.download import sha256_of
 from videodata.errors import UserError
+from videodata.files import sha256_of
 
 logger = logging.getLogger(__name__)
 

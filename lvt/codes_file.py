@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from training.files import write_json
 from videodata.errors import UserError
-from videodata.files import exclusive
+from videodata.files import lock_file
 
 logger = logging.getLogger(__name__)
 FORMAT = "lvt-codes"
@@ -52,7 +52,7 @@ def write_codes(
         raise UserError(f"{path}: codebooks of {size} codes do not fit 16 bits")
     if not videos:
         raise UserError(f"{path}: there is no video to encode")
-    with exclusive(path, "writing"):
+    with lock_file(path, "writing"):
         fill(path, videos, codes_of, made_from)
         entries, first = [], 0
         for name, label, frames in videos:

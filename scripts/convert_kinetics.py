@@ -22,7 +22,7 @@ from training.cli import make_parser, run
 from videodata import iter_frames
 from videodata.datasets.youtube import parse_file_name, read_clips
 from videodata.errors import UserError
-from videodata.files import atomic_path, find_files
+from videodata.files import atomic_path, files_in_folder
 from videodata.frame_folder import write_trees
 from videodata.video import VIDEO_SUFFIXES
 
@@ -55,7 +55,7 @@ def chosen_videos(root: Path, labels: Path | None) -> list[Path]:
     """The videos of the classes that are kept."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; scripts/download_kinetics.py or prepare_data.py kinetics600 makes it")
-    videos = find_files(root, VIDEO_SUFFIXES, "videos")
+    videos = files_in_folder(root, VIDEO_SUFFIXES, wanted="videos")
     if labels is not None:
         names = {line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()}
         videos = [video for video in videos if video.parent.name in names]
@@ -66,7 +66,7 @@ def chosen_videos(root: Path, labels: Path | None) -> list[Path]:
 
 def write_remaining(input_csv: Path, video_dir: Path) -> None:
     """List the clips that are not there."""
-    have = {parse_file_name(path.stem) for path in find_files(video_dir, VIDEO_SUFFIXES)}
+    have = {parse_file_name(path.stem) for path in files_in_folder(video_dir, VIDEO_SUFFIXES)}
     remaining = [clip for clip in read_clips(input_csv) if clip.key not in have]
     with atomic_path(REMAINING) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)

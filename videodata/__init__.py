@@ -12,10 +12,12 @@ from videodata.write_video import write_video
 if TYPE_CHECKING:
     from videodata.clips import open_clips
     from videodata.pixels import to_float, to_uint8
+    from videodata.splits import declared_splits
 
 __all__ = [
     "UserError",
     "VideoError",
+    "declared_splits",
     "iter_frames",
     "open_clips",
     "probe",
@@ -25,8 +27,9 @@ __all__ = [
     "write_video",
 ]
 
-# These need torch. The processes that only decode videos start without it, several times faster.
-_MODULES = {"open_clips": "clips", "to_float": "pixels", "to_uint8": "pixels"}
+# These need torch, or bring every kind of source with them. A script's --help needs neither, and the processes that
+# only decode videos start without torch, several times faster.
+_MODULES = {"declared_splits": "splits", "open_clips": "clips", "to_float": "pixels", "to_uint8": "pixels"}
 
 
 def __getattr__(name: str) -> object:

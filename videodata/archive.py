@@ -27,7 +27,7 @@ import rarfile
 from tqdm import tqdm
 
 from videodata.errors import UserError
-from videodata.files import exclusive
+from videodata.files import lock_file
 
 logger = logging.getLogger(__name__)
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
@@ -79,7 +79,7 @@ def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str 
     if not archive.is_file():
         raise UserError(f"{archive}: no such file")
     partial = folder.with_name(folder.name + ".partial")
-    with exclusive(folder, "extracting to"):
+    with lock_file(folder, "extracting to"):
         partial.mkdir(parents=True, exist_ok=True)
         try:
             _extractor(archive)(archive, partial, hint)

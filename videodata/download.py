@@ -24,10 +24,10 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from videodata.errors import UserError
-from videodata.files import exclusive
+from videodata.files import hash_file, lock_file, publish, read_json, sha256_of
 
 logger = logging.getLogger(__name__)
-__all__ = ["DownloadError", "download", "sha256_of"]
+
 CHUNK = 1 << 20
 LONGEST_WAIT = 300.0
 RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
@@ -74,7 +74,7 @@ def download(
         return target
     _check_scheme(url, allow_file)
     transfer = Transfer(url, target, size, sha256, insecure, hint, timeout, reserve)
-    with exclusive(target, "downloading"):
+    with lock_file(target, "downloading"):
         if target.exists():  # another process was faster
             _check_existing(target, size, sha256)
         elif urllib.parse.urlsplit(url).scheme == "file":
@@ -263,18 +263,13 @@ class Transfer:
                 raise Interrupted("the SHA-256 is wrong", wait=0.0)
             raise self.error(f"its SHA-256 is not {self.sha256}: the file on the server changed or the line is faulty")
         with self._disk_errors():
-            with open(self.part, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(self.part, self.target)
+            publish(self.part, self.target)
         self.note.unlink(missing_ok=True)
 
     def _validator(self) -> str | None:
         """ETag or Last-Modified of the part on disk: without one it cannot be continued safely."""
-        try:
-            note = json.loads(self.note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return note.get("validator") if isinstance(note, dict) and note.get("url") == self.url else None
+        note = read_json(self.note) or {}
+        return note.get("validator") if note.get("url") == self.url else None
 
     def _discard(self) -> None:
         self.part.unlink(missing_ok=True)
@@ -297,20 +292,6 @@ class Transfer:
             full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
             reason = "no room left" if full else f"cannot be written ({error.strerror})"
             raise DownloadError(f"{self.part}: {reason}; mend that and run the command again to continue") from error
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hash_file(Path(path)).hexdigest()
-
-
-def hash_file(path: Path) -> hashlib._Hash:
-    """SHA-256 object of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

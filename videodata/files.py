@@ -1,40 +1,150 @@
-"""Files on disk: complete or absent, one process at a time, listed in one way."""
+"""Files on disk: complete or absent whatever happens, one process at a time, hashed, and listed in one way.
+
+The one module for this, at the bottom of the house: it needs nothing but the standard library. A file is written under
+a hidden temporary name in its own folder, brought to the disk, and renamed; the name is brought to the disk too, so
+that neither a kill nor a power cut leaves half a file under a name that somebody trusts.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
 from videodata.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+TEMPORARY = ".tmp"  # suffix of files that are being written; `remove_debris` knows them by it
+BLOCK = 1 << 20  # bytes
+
+
+class HashingFile:
+    """A write-only file that knows the SHA-256 of what was written, and the first error of the disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_file(
+    path: str | Path,
+    content: str | bytes | Callable[[HashingFile], object],
+    before_rename: Callable[[], None] | None = None,
+) -> str:
+    """Write a text, bytes, or whatever the function `content` writes into the file; gives its SHA-256.
+
+    Raises OSError when the disk refuses; then neither the file nor its temporary form is left.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with atomic_path(path, before_rename) as temporary, open(temporary, "wb") as raw:
+        file = HashingFile(raw)
+        if callable(data):
+            try:
+                data(file)
+            except RuntimeError as error:  # torch's zip writer reports a failing disk in its own words
+                raise file.error or error from error
+        else:
+            file.write(data)
+    return file.digest.hexdigest()
+
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it gets the final name when the block ends, and is removed if it raises."""
+def atomic_path(path: str | Path, before_rename: Callable[[], None] | None = None) -> Iterator[Path]:
+    """Give a temporary path beside `path`, for what must open a file by its name; the block's end makes it `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        if before_rename:
+            before_rename()
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def exclusive(target: str | os.PathLike, doing: str, wait: bool = False) -> Iterator[None]:
-    """Hold `<target>.lock` for the length of the block.
+def publish(temporary: Path, path: Path) -> None:
+    """Give a written file its name, over what has it now: first its bytes are on the disk, then the name."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
-    `doing` completes the sentence "another process is ... <target>". wait: wait for another process that holds it.
-    Raises UserError at once when another process holds the lock, or when the folder cannot be written.
+
+def sync_folder(folder: str | Path) -> None:
+    """Make renames in the folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_debris(folder: str | Path) -> list[str]:
+    """Remove the unfinished files that a killed process left in the folder; gives their names."""
+    debris = [path for path in Path(folder).glob(f"*{TEMPORARY}") if path.is_file()]
+    for path in debris:
+        path.unlink()
+    return [path.name for path in debris]
+
+
+def write_json(path: str | Path, value: Any, sort_keys: bool = True) -> None:
+    """Write a value as indented JSON."""
+    write_file(path, json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict | None:
+    """The dictionary in a JSON file; None for a file that is absent, damaged or holds something else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    return hash_file(path).hexdigest()
+
+
+def hash_file(path: str | Path) -> hashlib._Hash:
+    """The same as an object that more bytes can be added to."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest
+
+
+@contextmanager
+def lock_file(target: str | os.PathLike, doing: str, wait: bool = False) -> Iterator[None]:
+    """Hold `<target>.lock` for the length of the block: one process per target.
+
+    The kernel gives the lock back when its holder dies, even by kill -9. `doing` completes the sentence "another
+    process is ... <target>". wait: wait for another process that holds it. Raises UserError at once when another
+    process holds it, or when the folder cannot be written.
     """
     lock = Path(f"{target}.lock")
     refusal = f"another process is {doing} {target}: wait for it, or choose another name"
@@ -70,8 +180,55 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
+def files_in_folder(root: str | Path, suffixes: Collection[str], *, deep: bool = True, wanted: str = "") -> list[Path]:
+    """The files with one of the suffixes in a folder and, if deep, below it, in natural order; a file gives itself.
+
+    Hidden files and folders are passed over, links are followed. wanted: what is looked for ("videos"); all other files
+    are then counted in one warning. Raises UserError for a folder that is not there or cannot be opened.
+    """
+    root = Path(root)
+    if root.is_file():
+        return [root] if has_suffix(root.name, suffixes) else []
+    files = [Path(folder, name) for folder, name in scan_files(root, suffixes, deep=deep, wanted=wanted)]
+    return sorted(files, key=lambda file: natural_key(file.relative_to(root)))
+
+
+def scan_files(
+    root: str | Path, suffixes: Collection[str], *, deep: bool = True, wanted: str = ""
+) -> Iterator[tuple[str, str]]:
+    """(folder, name) of the files of `files_in_folder` as they are found: there may be millions of frames."""
+    others = Counter()
+    for folder, names in _walk(root, deep):
+        for name in names:
+            if has_suffix(name, suffixes):
+                yield folder, name
+            elif not is_hidden(name):
+                others[os.path.splitext(name)[1] or name] += 1
+    if others and wanted:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        logger.warning("%s: %d files that are not %s are left out (%s)", root, others.total(), wanted, kinds)
+
+
+def holds_files(root: str | Path, suffixes: Collection[str], *, deep: bool = True) -> bool:
+    """Whether there is such a file; the first one ends the search."""
+    return any(True for _ in scan_files(root, suffixes, deep=deep))
+
+
+def has_suffix(name: str, suffixes: Collection[str]) -> bool:
+    """Whether a visible file has one of the suffixes, in upper or lower case."""
+    return os.path.splitext(name)[1].lower() in suffixes and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Names that belong to the system: `.index.json`, and the `._x.png` that some file systems add to each file."""
+    return name.startswith(".")
+
+
 def natural_key(name: str | PurePath) -> tuple:
-    """Sort key: runs of digits compare as numbers, folder by folder; ties are broken by the name itself."""
+    """Sort key that puts frame 2 before frame 10.
+
+    Runs of digits compare as numbers, folder by folder; ties are broken by the name itself.
+    """
     text = PurePath(name).as_posix()
     parts = [
         tuple((0, int(run), "") if run.isdecimal() else (1, 0, run.lower()) for run in re.findall(r"\d+|\D+", part))
@@ -80,49 +237,16 @@ def natural_key(name: str | PurePath) -> tuple:
     return tuple(parts), text
 
 
-def is_hidden(name: str) -> bool:
-    """Names that belong to the system: `.index.json`, and the `._x.png` that some file systems add to each file."""
-    return name.startswith(".")
-
-
-def scan_files(root: str | Path, suffixes: Collection[str], warn_about_others: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (folder, name) of the files below `root` with one of the suffixes; hidden files are passed over.
-
-    warn_about_others: what is looked for ("videos"); all other files are then counted in one warning.
-    """
-    others = Counter()
-    for folder, names in _walk(root):
-        for name in names:
-            if has_suffix(name, suffixes):
-                yield folder, name
-            elif not is_hidden(name):
-                others[os.path.splitext(name)[1] or name] += 1
-    if others and warn_about_others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        logger.warning("%s: %d files that are not %s are left out (%s)", root, others.total(), warn_about_others, kinds)
-
-
-def find_files(root: str | Path, suffixes: Collection[str], warn_about_others: str = "") -> list[Path]:
-    """The files of `scan_files` in natural order."""
-    files = [Path(folder, name) for folder, name in scan_files(root, suffixes, warn_about_others)]
-    return sorted(files, key=lambda file: natural_key(file.relative_to(root)))
-
-
-def holds_files(root: str | Path, suffixes: Collection[str]) -> bool:
-    """Whether there is such a file anywhere below `root`."""
-    return any(has_suffix(name, suffixes) for _, names in _walk(root) for name in names)
-
-
-def has_suffix(name: str, suffixes: Collection[str]) -> bool:
-    """Whether a visible file has one of the suffixes, in upper or lower case."""
-    return os.path.splitext(name)[1].lower() in suffixes and not is_hidden(name)
-
-
-def _walk(root: str | Path) -> Iterator[tuple[str, list[str]]]:
+def _walk(root: str | Path, deep: bool) -> Iterator[tuple[str, list[str]]]:
     """Folders and the names of the files in them. Links are followed; a link back to a folder above is not."""
+
+    def refuse(error: OSError) -> None:  # os.walk passes over folders that it may not open: videos would be missing
+        raise UserError(f"{error.filename}: cannot be opened ({error.strerror})") from error
+
     seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
         status = os.stat(folder)
+        subfolders[:] = [name for name in subfolders if deep and not is_hidden(name)]
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
             continue

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError, disk_errors
-from videodata.files import exclusive
+from videodata.files import TEMPORARY, lock_file, read_json, sync_folder, write_json
 from videodata.frame_folder import save_png
 from videodata.hdf5 import SHARDS
 from videodata.npy_writer import (
@@ -34,8 +34,6 @@ from videodata.npy_writer import (
     partial_path,
     read_journal,
     sidecar_path,
-    sync_folder,
-    write_json,
 )
 from videodata.write_video import write_video
 
@@ -61,7 +59,7 @@ class FolderWriter(ABC):
 
     def __enter__(self) -> FolderWriter:
         with self._resources:
-            self._resources.enter_context(exclusive(self.path, "writing"))
+            self._resources.enter_context(lock_file(self.path, "writing"))
             with disk_errors(self.partial):
                 self._open()
             self._resources = self._resources.pop_all()
@@ -103,7 +101,7 @@ class FolderWriter(ABC):
             self._write_lines()
             videos = [described(entry) for entry in self.entries if entry.sequences]
             content = {**description, "prepare": self.arguments, "videos": videos, "skipped": self.skipped()}
-            write_json(sidecar_path(self.path), content)
+            write_json(sidecar_path(self.path), content, sort_keys=False)
             os.replace(self.partial, self.path)  # an empty folder may be in its place
             journal_path(self.path).unlink()
             sync_folder(self.path.parent)
@@ -165,10 +163,7 @@ class FolderWriter(ABC):
         """Make room for a new start; never over a folder that this class did not make."""
         if self.path.is_dir() and not any(self.path.iterdir()):
             return
-        try:
-            ours = json.loads(sidecar_path(self.path).read_text(encoding="utf-8")).get("format") == FORMAT
-        except (OSError, ValueError, AttributeError):
-            ours = False
+        ours = (read_json(sidecar_path(self.path)) or {}).get("format") == FORMAT
         if not ours or not self._restart:
             raise UserError(f"{self.path}: exists and was not made by this command: choose another --out")
         shutil.rmtree(self.path)
@@ -308,5 +303,5 @@ class Mp4Writer(FolderWriter):
             write_video(self.partial / f"{entry.id}.mp4", np.concatenate(frames), Fraction(entry.fps or 25))
 
     def _clean(self) -> None:
-        for path in self.partial.rglob(".*.partial"):
+        for path in self.partial.rglob(f".*{TEMPORARY}"):
             path.unlink()

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from videodata.errors import VideoError, disk_errors
@@ -29,7 +29,7 @@ class FrameFolder(ClipSource):
     def __init__(self, root: str | Path) -> None:
         self.path = str(root)
         root = Path(root)
-        counts = Counter(folder for folder, _ in scan_files(root, IMAGE_SUFFIXES, "images"))
+        counts = Counter(folder for folder, _ in scan_files(root, IMAGE_SUFFIXES, wanted="images"))
         if not counts:
             raise VideoError(root, "holds no images")
         self._folders = sorted(map(Path, counts), key=lambda folder: natural_key(folder.relative_to(root)))
@@ -62,16 +62,31 @@ class FrameFolder(ClipSource):
         return np.stack(frames)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB, transparent parts over black. Raises VideoError."""
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture of any kind as uint8 (H, W, 3) RGB: upright, transparent parts over black, 16 bits rounded to 8.
+
+    The one reader of pictures of the project. Raises VideoError, also for a file of several pictures.
+    """
     try:
         with Image.open(path) as image:
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB"))
-            return np.asarray(image.convert("RGB"))
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format != "MPO":  # which is a JPEG with previews after the picture
+                raise VideoError(path, f"holds {pages} pictures; write each into a file of its own")
+            return _eight_bit_rgb(ImageOps.exif_transpose(image), path)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise VideoError(path, f"is not a readable image ({error})") from error
+
+
+def _eight_bit_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255
+        grey = np.asarray(image).astype(np.int64)
+        return np.repeat(((grey.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise VideoError(path, "holds floating-point numbers, whose black and white nobody says; write 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+    return np.asarray(image.convert("RGB"))
 
 
 def _frame_names(folder: Path) -> list[str]:

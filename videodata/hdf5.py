@@ -25,7 +25,7 @@ import numpy as np
 from h5py import h5d, h5s
 
 from videodata.errors import UserError, VideoError
-from videodata.files import is_hidden
+from videodata.files import is_hidden, publish
 from videodata.resize import Size
 from videodata.source import ClipSource, PerProcess, frame_range
 
@@ -333,7 +333,7 @@ class _Shard:
 
     def finish(self) -> None:
         self.file.close()
-        os.replace(self._partial, self.path)
+        publish(self._partial, self.path)
 
     def discard(self) -> None:
         """Drop the shard."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError, disk_errors
-from videodata.files import exclusive
+from videodata.files import lock_file, publish, read_json, write_json
 
 LARGEST_COUNT = 10**12  # room that the header keeps for N
 COMMIT_SECONDS = 0.25  # between flushes; a kill costs this, and what the disk is behind
@@ -48,7 +48,7 @@ class NpyWriter:
 
     def __enter__(self) -> NpyWriter:
         with self._resources:
-            self._resources.enter_context(exclusive(self.path, "writing"))
+            self._resources.enter_context(lock_file(self.path, "writing"))
             self._thread = self._resources.enter_context(ThreadPoolExecutor(1))
             with self._disk_errors():
                 self._open()
@@ -108,11 +108,9 @@ class NpyWriter:
         with self._disk_errors():
             os.ftruncate(self._data, self._header_bytes + self._end)
             _write_all(self._data, npy_header(self.sequences, self._shape), 0)
-            os.fsync(self._data)
-            write_json(sidecar_path(self.path), self._sidecar(description))
-            os.replace(partial_path(self.path), self.path)
+            write_json(sidecar_path(self.path), self._sidecar(description), sort_keys=False)
+            publish(partial_path(self.path), self.path)
             journal_path(self.path).unlink()
-            sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Remove the partial file and the journal."""
@@ -233,10 +231,7 @@ def is_finished(path: Path, arguments: dict) -> bool:
     """Whether `path` was already made from these arguments. Raises UserError when it was made from others."""
     if not path.exists() or partial_path(path).exists() or (path.is_dir() and not any(path.iterdir())):
         return False
-    try:
-        made_with = json.loads(sidecar_path(path).read_text(encoding="utf-8"))["prepare"]
-    except (OSError, ValueError, KeyError, TypeError):
-        made_with = None
+    made_with = (read_json(sidecar_path(path)) or {}).get("prepare")
     if made_with != arguments:
         reason = (
             difference(made_with, arguments) if isinstance(made_with, dict) else "its side-car says nothing about it"
@@ -332,23 +327,3 @@ def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a side-car: complete or absent, also after a power cut."""
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

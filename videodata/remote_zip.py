@@ -27,7 +27,7 @@ from videodata.download import (
     strong_validator,
 )
 from videodata.errors import disk_errors
-from videodata.files import atomic_path, exclusive
+from videodata.files import lock_file, write_file
 
 LOCAL_HEADER = 30 + 1024  # bytes before a member's data: the fixed part, and room for its extra fields
 TAIL = 1 << 16  # what is fetched for a read that nobody announced
@@ -136,7 +136,7 @@ def fetch_members(
     reserve: bytes that must stay free on the disk. Raises DownloadError, NoRanges, or ArchiveError for a zip that is
     damaged or must not be extracted.
     """
-    with exclusive(folder, "downloading to"), remote_zip(url, insecure) as (source, opened):
+    with lock_file(folder, "downloading to"), remote_zip(url, insecure) as (source, opened):
         if size not in (None, source.size):
             raise DownloadError(f"{url}: the server offers {source.size} bytes, expected {size}")
         infos = {posixpath.normpath(info.filename): info for info in opened.infolist() if not info.is_dir()}
@@ -150,7 +150,8 @@ def fetch_members(
             for member in missing:
                 info = infos[member.name]
                 source.fetch(info.header_offset, LOCAL_HEADER + len(member.name) + info.compress_size)
-                write_member(opened.read(info), folder / member.name)
+                with disk_errors(folder / member.name):
+                    write_file(folder / member.name, opened.read(info))
                 bar.update(member.size)
 
 
@@ -173,9 +174,3 @@ def remote_zip(url: str, insecure: bool) -> Iterator[tuple[RangeFile, zipfile.Zi
             yield source, opened
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ArchiveError(url, f"is no intact zip archive ({error})") from error
-
-
-def write_member(data: bytes, path: Path) -> None:
-    """The file appears only when it is complete."""
-    with disk_errors(path), atomic_path(path) as temporary:
-        temporary.write_bytes(data)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError, VideoError
-from videodata.files import holds_files, natural_key
-from videodata.npy_writer import difference, partial_path, sidecar_path, write_json
+from videodata.files import holds_files, natural_key, write_json
+from videodata.npy_writer import difference, partial_path, sidecar_path
 from videodata.resize import Size
 from videodata.source import ClipSource
 
@@ -165,7 +165,7 @@ def merge_parts(folder: Path) -> list[tuple[Path, dict]]:
         raise UserError(f"{folder}: holds no parts such as train-0001-of-0008.npy; --shard i/n makes them")
     indices = [(folder / f"{name}.json", _index(folder, name, count, present)) for name, count, present in groups]
     for path, content in indices:
-        write_json(path, content)
+        write_json(path, content, sort_keys=False)
     return indices
 
 

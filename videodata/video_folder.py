@@ -18,7 +18,7 @@ import numpy as np
 
 from videodata import ucf101
 from videodata.errors import UserError, VideoError
-from videodata.files import atomic_path, find_files
+from videodata.files import files_in_folder, read_json, write_file
 from videodata.resize import Size
 from videodata.source import ClipSource
 from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
@@ -50,7 +50,7 @@ class VideoFolder(ClipSource):
     @classmethod
     def from_folder(cls, root: Path) -> VideoFolder:
         """All video files under a folder; other files are left out with one warning."""
-        return cls(root, describe_videos(root, find_files(root, VIDEO_SUFFIXES, "videos")))
+        return cls(root, describe_videos(root, files_in_folder(root, VIDEO_SUFFIXES, wanted="videos")))
 
     @classmethod
     def from_csv(cls, path: Path) -> VideoFolder:
@@ -146,7 +146,7 @@ def list_videos(
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of videos")
-    videos = describe_videos(root, find_files(root, VIDEO_SUFFIXES))
+    videos = describe_videos(root, files_in_folder(root, VIDEO_SUFFIXES))
     if not videos:
         raise UserError(f"{root}: holds no video file (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
     return choose_videos(root, videos, classes, split_file, max_videos)
@@ -243,11 +243,8 @@ def _places(root: Path) -> tuple[Path, Path]:
 
 def _load(root: Path) -> dict[str, dict]:
     for place in _places(root):
-        try:
-            content = json.loads(place.read_text())
-        except (OSError, ValueError):
-            continue  # absent, or not an index: made anew
-        if isinstance(content, dict) and (content.get("format"), content.get("version")) == (FORMAT, VERSION):
+        content = read_json(place) or {}
+        if (content.get("format"), content.get("version")) == (FORMAT, VERSION):
             return content["videos"]
     return {}
 
@@ -257,8 +254,7 @@ def _save(root: Path, entries: dict[str, dict]) -> None:
     read_only = not root.stat().st_mode & 0o222  # for everybody; the administrator, who may write, should not either
     for place in _places(root)[1 if read_only else 0 :]:
         try:
-            with atomic_path(place) as temporary:
-                temporary.write_text(text)
+            write_file(place, text)
             return
         except OSError as error:
             reason = error

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from training.files import write_file, write_json
 from videodata.errors import UserError
-from videodata.files import exclusive
+from videodata.files import lock_file
 from videodata.pixels import to_float
 from videodata.resize import Size
 from videodata.source import ClipSource
@@ -88,7 +88,7 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
     if projection.model.num_embeddings > LARGEST:
         raise UserError(f"{path}: a codebook of {projection.model.num_embeddings} codes does not fit 16 bits")
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(path, "writing"):
+    with lock_file(path, "writing"):
         if is_finished(path, projection.made_from):
             logger.info("%s: exists already", path)
             return path

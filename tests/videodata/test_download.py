@@ -15,7 +15,7 @@ import pytest
 from videodata import download as download_module
 from videodata.download import download
 from videodata.errors import UserError
-from videodata.files import exclusive
+from videodata.files import lock_file
 
 DATA = bytes(range(256)) * 2000  # 512 000 bytes
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -264,7 +264,7 @@ def test_disk_that_fills_up_keeps_the_part(server, tmp_path, monkeypatch):
 def test_second_process_is_turned_away(server, tmp_path):
     """While one process holds the target, another gets a clear line at once."""
     with (
-        exclusive(tmp_path / "data.bin", "downloading"),
+        lock_file(tmp_path / "data.bin", "downloading"),
         pytest.raises(UserError, match="another process is downloading"),
     ):
         fetch(server, tmp_path / "data.bin")

@@ -125,17 +125,17 @@ def test_the_index_of_a_read_only_folder_goes_to_the_cache(tmp_path, monkeypatch
     data = tmp_path / "data"
     for k in range(2):
         write_video(data / f"{k}.mp4", noise(4), 10)
-    real = video_folder.atomic_path
+    real = video_folder.write_file
 
-    def refuse_data(place):
+    def refuse_data(place, text):
         if place.parent == data:
             raise PermissionError(13, "read-only", str(place))
-        return real(place)
+        return real(place, text)
 
     if marked:
         data.chmod(0o555)
     else:
-        monkeypatch.setattr(video_folder, "atomic_path", refuse_data)
+        monkeypatch.setattr(video_folder, "write_file", refuse_data)
     open_source(data)
     data.chmod(0o755)
     assert sorted(os.listdir(data)) == ["0.mp4", "1.mp4"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
-from videodata.files import find_files
+from videodata.files import files_in_folder
 from videodata.video_folder import InputVideo
 
 HOME = "http://data.csail.mit.edu/clevrer/videos"
@@ -35,7 +35,7 @@ class Clevrer(DataSet):
         folder = place.root / "clevrer" / PARTS[split]
         return [
             InputVideo(path, path.stem, None, path.stem, split=split, source=path.relative_to(folder).as_posix())
-            for path in find_files(folder, {".mp4"}, "videos")
+            for path in files_in_folder(folder, {".mp4"}, wanted="videos")
         ]
 
     def published(self, split: str | None) -> int | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from videodata.archive import ArchiveError, extract
 from videodata.download import download
 from videodata.errors import UserError
-from videodata.files import exclusive
+from videodata.files import lock_file
 from videodata.prepare import Decoder, decode_files
 from videodata.video_folder import InputVideo
 
@@ -103,7 +103,7 @@ class Place:
 
     def _turn(self, path: Path) -> AbstractContextManager[None]:
         """One process at a time fetches a file or folder; the others wait where they share the place."""
-        return exclusive(path.with_name(path.name + ".fetch"), "fetching", wait=self.share)
+        return lock_file(path.with_name(path.name + ".fetch"), "fetching", wait=self.share)
 
     def plan(self, file: RemoteFile, folder: str, name: str | None = None) -> str:
         """What `unpack` would do."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
 from videodata.datasets.youtube import Clip, YouTube, parse_file_name, read_clips
 from videodata.errors import UserError
-from videodata.files import find_files
+from videodata.files import files_in_folder
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import InputVideo
 
@@ -127,10 +127,10 @@ class Kinetics600(DataSet):
         root = self._folder(place, split)
         if self.source == "youtube":
             own = {clip.key for clip in shard.of(self.clips(place, split))}
-            files = find_files(root, VIDEO_SUFFIXES)
+            files = files_in_folder(root, VIDEO_SUFFIXES)
             return [(path.parent.name, path) for path in files if parse_file_name(path.stem) in own]
         folders = [place.root / self._unpacked(split, file) for file in self._archives(place, split, shard)]
-        return [(folder.name, path) for folder in folders for path in find_files(folder, VIDEO_SUFFIXES)]
+        return [(folder.name, path) for folder in folders for path in files_in_folder(folder, VIDEO_SUFFIXES)]
 
     def _folder(self, place: Place, split: str | None) -> Path:
         return place.root / "kinetics600" / "videos" / split

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from videodata.errors import UserError, VideoError
-from videodata.files import exclusive
+from videodata.files import lock_file
 from videodata.video import iter_frames, probe
 from videodata.write_video import write_video
 
@@ -132,7 +132,7 @@ class YouTube:
         library = _yt_dlp()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"ledger{ledger_suffix}.jsonl"
-        with exclusive(path, "downloading by"):
+        with lock_file(path, "downloading by"):
             ledger = read_ledger(path)
             rest = [clip for clip in clips if not _is_settled(clip, ledger, folder)]
             logger.info("%s: %d of %d clips are settled already", path, len(clips) - len(rest), len(clips))

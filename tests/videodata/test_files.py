@@ -1,0 +1,148 @@
+"""Files are complete or absent, locked by one process, and listed in one way."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from videodata import files
+from videodata.errors import UserError
+from videodata.files import (
+    atomic_path,
+    files_in_folder,
+    holds_files,
+    lock_file,
+    read_json,
+    remove_debris,
+    sha256_of,
+    write_file,
+    write_json,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_needs_no_torch():
+    """The module starts in a moment, for scripts that only list or lock."""
+    code = "import sys, videodata.files; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("content", ["text ü", "text ü".encode(), lambda file: file.write("text ü".encode())])
+def test_a_file_has_what_was_written_and_its_hash(tmp_path, content):
+    """Text, bytes, or a function; folders are made; the hash is that of the bytes."""
+    path = tmp_path / "a" / "b.txt"
+    assert write_file(path, content) == sha256_of(path) == hashlib.sha256("text ü".encode()).hexdigest()
+    assert path.read_text(encoding="utf-8") == "text ü" and os.listdir(path.parent) == ["b.txt"]
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    """Whatever goes wrong before the rename, the former content stays and nothing is left over."""
+    path = tmp_path / "a.bin"
+    write_file(path, b"old")
+
+    def half(file) -> None:
+        file.write(b"new")
+        raise OSError(28, "full")
+
+    def refuse() -> None:
+        raise RuntimeError("not now")
+
+    with pytest.raises(OSError, match="full"):
+        write_file(path, half)
+    with pytest.raises(RuntimeError):
+        write_file(path, b"new", before_rename=refuse)
+    with pytest.raises(KeyError), atomic_path(path) as temporary:
+        temporary.write_bytes(b"new")
+        raise KeyError
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_everything_is_on_the_disk_before_and_after_the_rename(tmp_path, monkeypatch):
+    """Bytes, then name, then folder: in this order, so that a power cut never leaves a name without content."""
+    steps = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda fd: steps.append(os.path.isdir(f"/proc/self/fd/{fd}")) or fsync(fd))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: steps.append("rename") or replace(a, b))
+    write_file(tmp_path / "a.txt", "x")
+    with atomic_path(tmp_path / "b.txt") as temporary:
+        temporary.write_text("x")
+    assert steps == [False, "rename", True] * 2
+
+
+def test_debris_of_a_killed_process_is_found(tmp_path):
+    """What a kill left is removed by name; finished files stay."""
+    code = (
+        "import os, sys; from videodata.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as path: path.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], cwd=ROOT, check=False)
+    write_file(tmp_path / "b.txt", "whole")
+    left = [name for name in os.listdir(tmp_path) if name != "b.txt"]
+    assert len(left) == 1 and remove_debris(tmp_path) == left
+    assert os.listdir(tmp_path) == ["b.txt"]
+
+
+def test_json(tmp_path):
+    """Written whole; read as a dictionary or not at all."""
+    write_json(tmp_path / "a.json", {"b": 1, "a": "ü"})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n "a": "ü",\n "b": 1\n}\n'
+    write_json(tmp_path / "b.json", {"b": 1, "a": 2}, sort_keys=False)
+    assert list(json.loads((tmp_path / "b.json").read_text())) == ["b", "a"]
+    assert read_json(tmp_path / "a.json") == {"a": "ü", "b": 1}
+    (tmp_path / "c.json").write_text("[1]")
+    (tmp_path / "d.json").write_text("{")
+    assert [read_json(tmp_path / f"{name}.json") for name in "cde"] == [None, None, None]
+
+
+def test_a_lock_is_held_by_one_and_given_back_by_the_dead(tmp_path):
+    """The second process gets one line; a killed holder leaves a file that stops nobody."""
+    with lock_file(tmp_path / "a", "writing"), pytest.raises(UserError, match="another process is writing"):  # noqa: SIM117
+        with lock_file(tmp_path / "a", "writing"):
+            pass
+    assert os.listdir(tmp_path) == []
+    code = (
+        "import os, sys; from videodata.files import lock_file\n"
+        "with lock_file(sys.argv[1], 'x'): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=ROOT, check=False)
+    assert os.listdir(tmp_path) == ["a.lock"]
+    with lock_file(tmp_path / "a", "writing"):
+        pass
+
+
+def test_listing(tmp_path, caplog):
+    """Natural order, any case of the suffix, hidden names passed over, links followed once, others counted."""
+    for name in ("b/2.mp4", "b/10.MP4", "a.mp4", ".hidden/x.mp4", "b/._2.mp4", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "b")
+    found = [path.relative_to(tmp_path).as_posix() for path in files_in_folder(tmp_path, {".mp4"}, wanted="videos")]
+    once = [name for name in found if not name.startswith("a")]
+    assert found[0] == "a.mp4" and [Path(name).name for name in once] == ["2.mp4", "10.MP4"]
+    assert "1 files that are not videos are left out (1 .txt)" in caplog.text
+    assert files_in_folder(tmp_path, {".mp4"}, deep=False) == [tmp_path / "a.mp4"]
+    assert files_in_folder(tmp_path / "a.mp4", {".mp4"}) == [tmp_path / "a.mp4"]
+    assert holds_files(tmp_path, {".txt"}) and not holds_files(tmp_path, {".txt"}, deep=False)
+
+
+def test_a_folder_that_cannot_be_opened_is_no_empty_folder(tmp_path, monkeypatch):
+    """Missing or locked folders are one line: what they hold would be missing silently."""
+    with pytest.raises(UserError, match="none: cannot be opened"):
+        files_in_folder(tmp_path / "none", {".mp4"})
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UserError, match="locked: cannot be opened .Permission denied"):
+        files_in_folder(tmp_path, {".mp4"})
