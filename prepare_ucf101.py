@@ -9,16 +9,17 @@ from pathlib import Path
 
 from training.cli import make_parser, run
 from videodata import ucf101
+from videodata.datasets.dataset import DataSet, Place, Selection
+from videodata.datasets.own import Folder
 from videodata.datasets.prepare import (
+    Job,
     add_run_flags,
     add_selection_flags,
     add_sequence_flags,
-    run_options,
-    selection,
+    run_job,
     sequence_settings,
 )
-from videodata.prepare import prepare_videos
-from videodata.ucf101_prepare import Origin, find_videos, plan
+from videodata.datasets.ucf101 import WholeUcf101
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,12 +33,8 @@ def parser() -> argparse.ArgumentParser:
     add("--output_npy_file", default="ucf101_50_frames.npy", help="the array; parent folders are made")
     add_sequence_flags(made)
     add("--video_folder", help="take the videos below this folder: no download, no archive")
-    add(
-        "--source",
-        choices=sorted(ucf101.SOURCES),
-        default="official",
-        help="where to download from; the mirror is a zip with a known SHA-256 and needs no rar program",
-    )
+    add("--source", choices=sorted(ucf101.SOURCES), default="official", help="where to download from; the mirror is a "
+        "zip with a known SHA-256 and needs no rar program")  # fmt: skip
     add("--insecure", action="store_true", help="accept any TLS certificate of the server")
     add_selection_flags(made)
     add_run_flags(made)
@@ -47,15 +44,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Prepare the videos that the command line names."""
     args = parser().parse_args(arguments)
-    settings, output = sequence_settings(args), Path(args.output_npy_file)
-    origin = Origin.choose(args.source, args.dataset_url, args.rar_path, args.extract_path, args.insecure)
-    where = Path(args.video_folder) if args.video_folder else origin
-    if args.dry_run:
-        print(*plan(where, selection(args), settings, output), sep="\n")
-        return
-    videos = find_videos(where, selection(args), settings)
-    summary = prepare_videos(videos, output, settings, **run_options(args))
-    print(*summary.lines(settings), sep="\n")
+    chosen = Selection.from_args(args)
+    if args.video_folder:
+        dataset: DataSet = Folder(Path(args.video_folder), described=False)
+    else:
+        dataset = WholeUcf101(args.source, args.dataset_url, args.rar_path, args.extract_path, chosen)
+    place, out = Place(Path(), insecure=args.insecure), Path(args.output_npy_file)
+    run_job(Job(dataset, place, out, "npy", sequence_settings(args), (None,), selection=chosen), args)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from videodata.errors import UserError, VideoError
 from videodata.pixels import channels_first, normalize
 from videodata.resize import INTERPOLATIONS, RESIZE_RULES, Size, as_size
 from videodata.source import ClipSource
-from videodata.splits import open_split
+from videodata.splits import HELD_OUT, NAMES, open_split
+from videodata.video import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 WINDOWS = ("random", "consecutive", "first")
 DTYPES = ("float32", "uint8")
+FILES = (".csv", ".npy", ".json", ".hdf5", ".h5", *VIDEO_SUFFIXES)  # a source with one of these is no folder
 
 
 class Window(NamedTuple):
@@ -48,15 +51,17 @@ def open_clips(
     interpolation: str | None = None,
     short_side: int | None = None,
     total_videos: int | None = None,
+    held_out: float = HELD_OUT,
 ) -> ClipDataset:
     """Clips from a video, a folder of videos or frame images, a csv list, .npy, .hdf5 shards or "shapes:<n>".
 
     frames, stride: each clip holds `frames` frames, `stride` apart. size: side or (height, width); None keeps the
-    stored size. split: "train", "val" or "test" (see `splits.open_split`). windows: "random" gives one item per video
-    with a start drawn anew at each position; "consecutive" gives one item per window, without overlap; "first" gives
+    stored size. split: "train", "val" or "test", by what the data declares (see splits.py), None: all; held_out:
+    the share of the videos in val and in test where it declares none. windows: "random" gives one item per video with a
+    start drawn anew at each position; "consecutive" gives one item per window, without overlap; "first" gives
     the first window of each video. flip mirrors half of the clips. dtype "uint8" leaves the conversion to the device.
     on_error "skip" leaves out videos that cannot be read (a counted warning), "raise" stops at them. color, resize,
-    interpolation, short_side: see `NpySource`, `geometry.place`, `resize_frames`. total_videos: use that many videos,
+    interpolation, short_side: see `NpySource`, `resize.place`, `resize_frames`. total_videos: use that many videos,
     evenly spread over the source. Raises UserError with one line.
     """
     _check_choice("windows", windows, WINDOWS)
@@ -68,7 +73,7 @@ def open_clips(
         raise UserError(f"frames and stride must be at least 1, found {frames} and {stride}")
     if seed < 0:
         raise UserError(f"seed must not be negative, found {seed}")
-    source, videos = open_split(path, split, color)
+    source, videos = open_split(path, split, color, held_out)
     _report_broken(source, on_error)
     return ClipDataset(
         source,
@@ -82,6 +87,8 @@ def open_clips(
         dtype=dtype,
         on_error=on_error,
         reading={"resize": resize, "interpolation": interpolation, "short_side": short_side},
+        opened=str(path),
+        split=split,
     )
 
 
@@ -116,11 +123,14 @@ class ClipDataset(Dataset):
         dtype: str,
         on_error: str,
         reading: dict,
+        opened: str | None = None,
+        split: str | None = None,
     ) -> None:
+        """opened, split: what the source was asked for, which `provenance` tells; the default is the source's path."""
         self.source, self.frames, self.size, self.stride, self.seed = source, frames, size, stride, seed
         self.windows, self.flip, self.dtype, self.on_error = windows, flip, dtype, on_error
         self.skipped = 0  # items replaced by their neighbour because they could not be read
-        self.reading = reading
+        self.reading, self.opened, self.split = reading, opened or source.path, split
         self._videos = self._long_enough(videos)
         lengths = np.array([source.length(video) for video in self._videos])
         counts = (lengths - self.span) // (frames * stride) + 1 if windows == "consecutive" else np.ones_like(lengths)
@@ -181,6 +191,28 @@ class ClipDataset(Dataset):
             digest.update(repr(facts).encode())
         return f"{len(self._videos)}-{digest.hexdigest()[:16]}"
 
+    def provenance(self) -> dict[str, Any]:
+        """What a run that trains on this must remember: source, split, fingerprint, and ids of the videos.
+
+        The ids are the same in every run and for every way of opening the same data: places of files relative to the
+        source, or names for what has no files. See `overlap`.
+        """
+        base = _base(self.opened)
+        places = [self.source.place(video) for video in self._videos]
+        ids = [
+            f"{self.source.stamp(video)}/{self.source.id(video)}"
+            if place is None or base is None
+            else os.path.relpath(place, base)
+            for place, video in zip(places, self._videos, strict=True)
+        ]
+        source = self.opened if base is None else os.path.realpath(self.opened)
+        return {"source": source, "split": self.split, "fingerprint": self.fingerprint(), "ids": ids}
+
+    def items_of(self, ids: Collection[str]) -> int:
+        """How many items are cut from the videos with these ids of `provenance`."""
+        counts = np.diff(self._last_item, prepend=0)
+        return int(sum(count for id, count in zip(self.provenance()["ids"], counts, strict=True) if id in ids))
+
     def _split_index(self, index: int | tuple[int, int]) -> tuple[int, int | None]:
         item, position = index if isinstance(index, tuple) else (index, None)
         item = int(item) + (len(self) if item < 0 else 0)
@@ -229,3 +261,60 @@ def _report_broken(source: ClipSource, on_error: str) -> None:
 def _check_choice(name: str, value: object, choices: tuple) -> None:
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}")
+
+
+def provenance_of(dataset: Any) -> dict[str, Any] | None:
+    """`provenance` of a data set, also of a Subset (all that it is taken from) or a ConcatDataset; None: no say."""
+    if isinstance(dataset, Subset):
+        return provenance_of(dataset.dataset)
+    if not isinstance(dataset, ConcatDataset):
+        return dataset.provenance() if hasattr(dataset, "provenance") else None
+    parts = [provenance_of(part) for part in dataset.datasets]
+    if None in parts:
+        return None
+    splits = {part["split"] for part in parts}
+    return {
+        "source": " + ".join(part["source"] for part in parts),
+        "split": splits.pop() if len(splits) == 1 else None,
+        "fingerprint": " + ".join(part["fingerprint"] for part in parts),
+        "ids": [id for part in parts for id in part["ids"]],
+        "parts": parts,
+    }
+
+
+def overlap(trained_on: dict[str, Any] | None, dataset: Any) -> int | None:
+    """How many items of a data set come from videos that a run was trained on; None where that cannot be known.
+
+    trained_on: `provenance_of` the run's data, None for a run that did not note it. The same data is known again under
+    another split, as a folder in or above the one that was trained on, and by its fingerprint when it lies elsewhere;
+    copies in other formats are not.
+    """
+    own = provenance_of(dataset)
+    if trained_on is None or own is None:
+        return None
+    found = [_common(part, own) for part in trained_on.get("parts", [trained_on])]
+    common = set().union(*(ids for ids in found if ids is not None))
+    if None in found and not common:
+        return None
+    return dataset.items_of(common) if hasattr(dataset, "items_of") else len(common)
+
+
+def _common(trained_on: dict[str, Any], own: dict[str, Any]) -> set[str] | None:
+    """The ids of `own` whose videos are in `trained_on`; None where nobody can say."""
+    bases = _base(trained_on["source"]), _base(own["source"])
+    if trained_on["source"] == own["source"] or bases == (None, None):
+        return set(trained_on["ids"]) & set(own["ids"])
+    if None not in bases and os.path.commonpath(bases) in bases:
+        known = {os.path.normpath(os.path.join(bases[0], id)) for id in trained_on["ids"]}
+        return {id for id in own["ids"] if os.path.normpath(os.path.join(bases[1], id)) in known}
+    return set(own["ids"]) if trained_on["fingerprint"] == own["fingerprint"] else None
+
+
+def _base(source: str) -> str | None:
+    """The folder that the ids of a source are relative to, above a part of divided data; None for generated videos."""
+    if source.startswith("shapes:"):
+        return None
+    path = os.path.abspath(source)
+    is_file = os.path.isfile(path) or os.path.splitext(path)[1].lower() in FILES
+    is_part = os.path.basename(path) in {name for names in NAMES.values() for name in names}
+    return os.path.dirname(path) if is_file or is_part else path

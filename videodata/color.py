@@ -23,7 +23,7 @@ def matrix_for(height: int) -> int:
 
 
 def to_rgb(frame: av.VideoFrame, size: Size | None = None, resize: str = "crop") -> np.ndarray:
-    """Decoded frame -> uint8 (H, W, 3) RGB, upright, alpha over black, resized by the rule of `geometry.place`."""
+    """Decoded frame -> uint8 (H, W, 3) RGB, upright, alpha over black, resized by the rule of `resize.place`."""
     turns = round(frame.rotation / 90) % 4
     native = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
     placement = place(native, size, resize)

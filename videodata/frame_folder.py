@@ -49,6 +49,9 @@ class FrameFolder(ClipSource):
     def length(self, index: int) -> int:
         return self._lengths[index]
 
+    def place(self, index: int) -> str:
+        return str(self._folders[index])
+
     def size(self, index: int) -> Size:
         folder = self._folders[index]
         return read_image(folder / _frame_names(folder)[0]).shape[:2]

@@ -27,7 +27,7 @@ from h5py import h5d, h5s
 from videodata.errors import UserError, VideoError
 from videodata.files import is_hidden, publish
 from videodata.resize import Size
-from videodata.source import ClipSource, PerProcess, frame_range
+from videodata.source import ClipSource, PerProcess, by_split, frame_range
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 FORMAT = "videodata-hdf5"
@@ -190,10 +190,11 @@ class Hdf5Source(ClipSource):
         return self._layouts[shard].size(self._files[shard].get(), local)
 
     def splits(self) -> dict[str, list[int]] | None:
-        names = [name for contents in self._contents for name in contents.splits or []]
-        if not names:
-            return None
-        return {split: [k for k, name in enumerate(names) if name == split] for split in dict.fromkeys(names)}
+        return by_split([name for part in self._contents for name in part.splits or [None] * len(part.lengths)])
+
+    def place(self, index: int) -> str:
+        shard, local = self.locate(index)
+        return f"{self._shards[shard]}#{local}"
 
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
         shard, local = self.locate(index)
@@ -241,7 +242,7 @@ def _shards(path: Path) -> list[Path]:
 class Hdf5Writer:
     """Appends videos to shards of at most `videos_per_shard` in a folder; use it in a `with` block.
 
-    layout: "chunked" or "river" (see hdf5_layouts.py). A shard gets its final name when it is complete. With resume,
+    layout: "chunked" or "river", as described above. A shard gets its final name when it is complete. With resume,
     complete shards that are there already are kept: `written` says how many videos they hold, so the caller goes on
     with the next one.
     """

@@ -11,7 +11,7 @@ import numpy as np
 
 from videodata.errors import UserError, VideoError
 from videodata.resize import Size
-from videodata.source import ClipSource, PerProcess, frame_range
+from videodata.source import ClipSource, PerProcess, by_split, frame_range
 
 FORMAT, VERSION = "videodata-npy", 1
 
@@ -65,10 +65,10 @@ class NpySource(ClipSource):
         return str(self._shape)
 
     def splits(self) -> dict[str, list[int]] | None:
-        names = [video.get("split") for video in self._videos for _ in range(video["sequences"])]
-        if not any(names):
-            return None
-        return {split: [k for k, name in enumerate(names) if name == split] for split in dict.fromkeys(names)}
+        return by_split([video.get("split") for video in self._videos for _ in range(video["sequences"])])
+
+    def place(self, index: int) -> str:
+        return f"{self.path}#{self.id(index)}"
 
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
         chosen = frame_range(self.path, self._shape[1], start, count, step)

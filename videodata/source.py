@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -61,6 +61,10 @@ class ClipSource(ABC):
         """Indices of the videos by the name of the split, where the source itself divides them."""
         return None
 
+    def place(self, index: int) -> str | None:
+        """Path of the file or folder that holds the video, with `#<which>` where it holds several; None for none."""
+        return None
+
     def read_clip(
         self,
         index: int,
@@ -78,6 +82,16 @@ class ClipSource(ABC):
             return resize_frames(frames, size, resize, interpolation or self.interpolation, short_side)
         except UserError as error:
             raise VideoError(self.id(index), str(error)) from error
+
+
+def by_split(names: Sequence[str | None]) -> dict[str, list[int]] | None:
+    """Numbers by the name of their split; what has no name goes to train where any has one."""
+    if not any(names):
+        return None
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        found.setdefault(name or "train", []).append(number)
+    return found
 
 
 def frame_range(path: object, length: int, start: int, count: int | None, step: int) -> range:

@@ -17,7 +17,7 @@ from videodata.errors import UserError, VideoError
 from videodata.files import holds_files, natural_key, write_json
 from videodata.npy_writer import difference, partial_path, sidecar_path
 from videodata.resize import Size
-from videodata.source import ClipSource
+from videodata.source import ClipSource, by_split
 
 
 def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource:
@@ -123,14 +123,16 @@ class PartsSource(ClipSource):
         return part.stamp(local)
 
     def splits(self) -> dict[str, list[int]] | None:
-        found: dict[str, list[int]] = {}
+        names: list[str | None] = [None] * len(self)
         for part, end in zip(self._parts, self._ends, strict=True):
-            own = part.splits()
-            if own is None:
-                return None
-            for name, indices in own.items():
-                found.setdefault(name, []).extend(end - len(part) + index for index in indices)
-        return found
+            for name, indices in (part.splits() or {}).items():
+                for index in indices:
+                    names[end - len(part) + index] = name
+        return by_split(names)
+
+    def place(self, index: int) -> str | None:
+        part, local = self._locate(index)
+        return part.place(local)
 
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
         part, local = self._locate(index)

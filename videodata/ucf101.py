@@ -90,12 +90,3 @@ def read_split_file(path: str | Path) -> set[str]:
     if not stems:
         raise UserError(f"{path}: the list is empty")
     return stems
-
-
-def expected_sequences(num_frames: int, stride: int = 1, classes: int = 0, max_videos: int = 0) -> int:
-    """About how many sequences the data set gives, from its mean length: known before the first byte is downloaded."""
-    videos = VIDEOS * (classes or len(CLASSES)) / len(CLASSES)
-    videos = min(videos, max_videos) if max_videos else videos
-    kept = FRAMES / VIDEOS / stride
-    lost = (num_frames - 1) / 2  # the remainder at the end of a video is as likely to be short as long
-    return max(0, round(videos * (kept - lost) / num_frames))

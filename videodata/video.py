@@ -110,7 +110,7 @@ def iter_frames(
 ) -> Iterator[np.ndarray]:
     """Yield all frames, uint8 (H, W, 3) RGB, upright, with one frame in memory at a time.
 
-    `size` (height, width) and `resize` ("crop", "squeeze", "pad", "none") are those of `geometry.place`. A file with
+    `size` (height, width) and `resize` ("crop", "squeeze", "pad", "none") are those of `resize.place`. A file with
     packets that cannot be decoded raises VideoError at its end, unless keep_damaged is set; a file without any frame
     always does.
     """

@@ -20,7 +20,7 @@ from videodata import ucf101
 from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder, read_json, write_file
 from videodata.resize import Size
-from videodata.source import ClipSource
+from videodata.source import ClipSource, by_split
 from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ VERSION = 1
 
 
 class VideoFolder(ClipSource):
-    """Video files in natural order, with the names, labels and groups of video_list.py."""
+    """Video files in natural order, with the names, labels and groups that `describe_videos` finds."""
 
     def __init__(self, root: Path, videos: Sequence[InputVideo]) -> None:
         self.path = str(root)
@@ -54,16 +54,21 @@ class VideoFolder(ClipSource):
 
     @classmethod
     def from_csv(cls, path: Path) -> VideoFolder:
-        """Videos listed in a csv file with a column `path` (relative to the csv file) and, if it has one, `text`."""
+        """Videos of a csv file: columns `path` (relative to the csv file) and, if it has them, `text` and `split`."""
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream)
             if "path" not in (rows.fieldnames or ()):
                 raise UserError(f"{path}: expected a column named path (and text), found {rows.fieldnames}")
-            listed = [(row["path"], row.get("text")) for row in rows if row["path"]]
+            listed = [(row["path"], row.get("text"), row.get("split")) for row in rows if row["path"]]
         if not listed:
             raise VideoError(path, "lists no videos")
-        captioned = [InputVideo(path.parent / name, name, text or None, name) for name, text in listed]
-        return cls(path.parent, captioned)
+        captioned = [
+            InputVideo(path.parent / name, name, text or None, name, split=split or None)
+            for name, text, split in listed
+        ]
+        source = cls(path.parent, captioned)
+        source.path = str(path)
+        return source
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -85,6 +90,12 @@ class VideoFolder(ClipSource):
 
     def size(self, index: int) -> Size:
         return self._entries[index]["height"], self._entries[index]["width"]
+
+    def splits(self) -> dict[str, list[int]] | None:
+        return by_split([video.split for video in self._videos])
+
+    def place(self, index: int) -> str:
+        return str(self._videos[index].path)
 
     def stamp(self, index: int) -> str:
         return str(self._entries[index]["bytes"])
@@ -136,35 +147,15 @@ class InputVideo:
         return min(ends, default=None)
 
 
-def list_videos(
-    folder: str | os.PathLike, classes: Sequence[str] = (), split_file: str | None = None, max_videos: int = 0
-) -> list[InputVideo]:
-    """All video files below `folder` in natural order, or those of some classes or of a UCF101 split list.
-
-    Raises UserError when there is no folder or nothing is left.
-    """
+def list_videos(folder: str | os.PathLike) -> list[InputVideo]:
+    """All video files below `folder` in natural order. Raises UserError when there is no folder or it has none."""
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of videos")
     videos = describe_videos(root, files_in_folder(root, VIDEO_SUFFIXES))
     if not videos:
         raise UserError(f"{root}: holds no video file (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
-    return choose_videos(root, videos, classes, split_file, max_videos)
-
-
-def choose_videos(
-    root: object, videos: list[InputVideo], classes: Sequence[str], split_file: str | None, max_videos: int
-) -> list[InputVideo]:
-    """Those of some classes or of a UCF101 split list, and the first of them. Raises UserError when none is left."""
-    if classes:
-        wanted = {name.lower() for name in classes}
-        videos = [video for video in videos if (video.label or "").lower() in wanted]
-    if split_file:
-        stems = ucf101.read_split_file(split_file)
-        videos = [video for video in videos if video.path.stem.lower() in stems]
-    if not videos:
-        raise UserError(f"{root}: none of its videos is in {split_file or 'the classes ' + ', '.join(classes)}")
-    return videos[:max_videos] if max_videos else videos
+    return videos
 
 
 def fingerprint(videos: Sequence[InputVideo]) -> str:

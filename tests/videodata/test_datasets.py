@@ -181,7 +181,7 @@ def test_existing_videos_need_no_network(dataset, server, tmp_path):
 def test_shares_and_their_index(dataset, server, tmp_path):
     """Two shares, merged by an index alone, hold the same sequences as one run; a missing share is named."""
     prepare(server, dataset, tmp_path)
-    whole = open_clips(tmp_path / "out", 4, 16, split="train", dtype="uint8", windows="first")
+    whole = open_clips(tmp_path / "out" / "train.npy", 4, 16, dtype="uint8", windows="first")
     (tmp_path / "out").rename(tmp_path / "whole")
     prepare(server, dataset, tmp_path, "--split", "train", "--shard", "2/2")
     with pytest.raises(UserError, match="run --shard 1/2"):
@@ -191,7 +191,7 @@ def test_shares_and_their_index(dataset, server, tmp_path):
     prepare_data.main(["merge", str(tmp_path / "out")])
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert set(after) - set(before) == {tmp_path / "out" / "train.json"} and before.items() <= after.items()
-    merged = open_clips(tmp_path / "out", 4, 16, split="train", dtype="uint8", windows="first")
+    merged = open_clips(tmp_path / "out" / "train.json", 4, 16, dtype="uint8", windows="first")
     assert len(merged) == len(whole) > 1
     names = [(data.describe(index)["id"], data[index].sum()) for data in (whole,) for index in range(len(data))]
     assert names == [(merged.describe(index)["id"], merged[index].sum()) for index in range(len(merged))]

@@ -116,7 +116,7 @@ def test_an_empty_last_shard_and_foreign_groups_are_accepted(tmp_path):
 
 
 def test_videogpt_files_are_read_with_their_own_split(tmp_path):
-    """train_data/train_idx and test_data/test_idx become the splits train and test; there is no val."""
+    """train_data/train_idx and test_data/test_idx become the splits train and test; val comes out of train."""
     clips = videos()
     write_videogpt(tmp_path / "bair.h5", clips, train=3)
     source = Hdf5Source(tmp_path / "bair.h5")
@@ -125,8 +125,9 @@ def test_videogpt_files_are_read_with_their_own_split(tmp_path):
     test = open_clips(tmp_path / "bair.h5", 5, None, split="test", windows="first", dtype="uint8")
     assert len(test) == 2
     assert np.array_equal(test[1].permute(1, 2, 3, 0), clips[4][:5])
-    with pytest.raises(UserError, match="no split 'val': it has train, test"):
-        open_clips(tmp_path / "bair.h5", 5, None, split="val")
+    train, val = (open_clips(tmp_path / "bair.h5", 5, None, split=split) for split in ("train", "val"))
+    ids = [part.describe(index)["id"] for part in (train, val) for index in range(len(part))]
+    assert len(val) == 1 and sorted(ids) == ["bair/0", "bair/1", "bair/2"]
 
 
 def test_writing_goes_on_after_the_last_complete_shard(tmp_path):

@@ -206,7 +206,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from videodata.decode_pool import DecodePool
 from videodata.prepare import SequenceSettings, prepare_videos
-from videodata.video_list import list_videos
+from videodata.video_folder import list_videos
 peaks = []
 def peak(process):
     status = Path(f"/proc/{process}/status")

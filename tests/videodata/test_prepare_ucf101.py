@@ -16,8 +16,11 @@ import pytest
 import prepare_ucf101
 from scripts import prepare_data
 from videodata import archive, ucf101, write_video
+from videodata.datasets.dataset import Place
+from videodata.datasets.prepare import Job
+from videodata.datasets.ucf101 import WholeUcf101
 from videodata.errors import UserError
-from videodata.ucf101_prepare import Origin
+from videodata.prepare import SequenceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = ["--num_frames", "4", "--width", "24", "--height", "16", "--workers", "1"]
@@ -158,10 +161,21 @@ def test_official_lists(clips):
         assert {ucf101.parse_name(stem).label for stem in stems} == set(ucf101.CLASSES)
 
 
+def expected_sequences(num_frames: int) -> int:
+    job = Job(
+        whole_set("official"), Place(Path()), Path("x.npy"), "npy", SequenceSettings(num_frames), (None,)
+    )  # fmt: skip
+    return job.expected_sequences()
+
+
+def whole_set(source: str, url: str = ucf101.SOURCES["official"].url, archive: str = "UCF101.rar") -> WholeUcf101:
+    return WholeUcf101(source, url, archive, "UCF101")
+
+
 def test_expected_size_of_the_whole_set():
     """The size that is told before the download is within 2 % of the counted one, 43 659 sequences of 50 frames."""
-    assert abs(ucf101.expected_sequences(50) / 43_659 - 1) < 0.02
-    assert abs(ucf101.expected_sequences(16) / 148_856 - 1) < 0.02
+    assert abs(expected_sequences(50) / 43_659 - 1) < 0.02
+    assert abs(expected_sequences(16) / 148_856 - 1) < 0.02
 
 
 def test_dry_run_changes_nothing(capsys):
@@ -176,10 +190,10 @@ def test_dry_run_changes_nothing(capsys):
 def test_mirror_takes_the_place_of_defaults():
     """--source mirror changes address and file name, but not what the user named himself."""
     mirror = ucf101.SOURCES["mirror"]
-    origin = Origin.choose("mirror", ucf101.SOURCES["official"].url, "UCF101.rar", "UCF101")
-    assert (origin.url, str(origin.archive), origin.card) == (mirror.url, "UCF101_videos.zip", mirror)
-    own = Origin.choose("mirror", "https://example.org/x.zip", "x.zip", "UCF101")
-    assert (own.url, str(own.archive), own.card) == ("https://example.org/x.zip", "x.zip", None)
+    chosen = whole_set("mirror").archive
+    assert (chosen.file.url, chosen.name, chosen.file.sha256) == (mirror.url, "UCF101_videos.zip", mirror.sha256)
+    own = whole_set("mirror", "https://example.org/x.zip", "x.zip").archive
+    assert (own.file.url, own.name, own.file.size) == ("https://example.org/x.zip", "x.zip", None)
 
 
 @pytest.mark.parametrize(

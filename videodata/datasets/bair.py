@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google_crc32c import value as crc32c
 
-from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
+from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path, natural_key
 from videodata.prepare import Decoder, decode_source
@@ -95,7 +96,8 @@ class BairRecords(ClipSource):
 class Bair(DataSet):
     """Train and test as published. Actions and states go into `<name>.actions.npz`."""
 
-    name, splits = "bair", ("train", "test")
+    name, help, splits = "bair", "BAIR robot pushing, small: 43,520 clips of 30 frames", ("train", "test")
+    defaults = {"width": 64, "height": 64, "num_frames": 30}
     licence = "none stated; made for research by the Berkeley Artificial Intelligence Research laboratory"
     mean_frames, one_length = FRAMES, True
     counts = {"train": 43_264, "test": 256}
@@ -105,8 +107,16 @@ class Bair(DataSet):
         self.camera = camera
         self._sources: dict[Path, BairRecords] = {}
 
-    def files(self, split: str | None) -> list[tuple[RemoteFile, str]]:
-        return [(self.archive, "bair")]
+    @classmethod
+    def add_flags(cls, add: Callable[..., Any]) -> None:
+        add("--camera", choices=CAMERAS, default=CAMERAS[0], help="papers use image_aux1")
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Bair:
+        return cls(args.camera)
+
+    def archives(self, place: Place, split: str | None) -> list[Archive]:
+        return [Archive(self.archive, "bair", self.archive.name)]
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
         source = self.records(place.root / "bair", split)

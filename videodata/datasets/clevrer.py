@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
+from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard
 from videodata.files import files_in_folder
 from videodata.video_folder import InputVideo
 
@@ -14,22 +14,16 @@ ARCHIVE_BYTES = {"train": 12_000_000_000, "val": 6_000_000_000, "test": 6_000_00
 class Clevrer(DataSet):
     """The three parts as published; a video is called `video_00000`."""
 
-    name, splits = "clevrer", tuple(PARTS)
+    name, help, splits = "clevrer", "CLEVRER: 20,000 rendered clips", tuple(PARTS)
+    defaults = {"width": 128, "height": 128, "num_frames": 128}
     licence = "CC0"
     mean_frames, one_length = 128, True
     counts = {"train": 10_000, "val": 5_000, "test": 5_000}
 
-    def files(self, split: str | None) -> list[tuple[RemoteFile, str]]:
+    def archives(self, place: Place, split: str | None) -> list[Archive]:
         part = PARTS[split]
         file = RemoteFile(f"{HOME}/{part}/video_{part}.zip", about=ARCHIVE_BYTES[split])
-        return [(file, f"clevrer/{part}")]
-
-    def obtain(self, place: Place, split: str | None, shard: Shard) -> None:
-        for file, folder in self.files(split):
-            place.unpack(file, folder, f"clevrer/{file.name}")
-
-    def plan(self, place: Place, split: str | None) -> list[str]:
-        return [place.plan(file, folder, f"clevrer/{file.name}") for file, folder in self.files(split)]
+        return [Archive(file, f"clevrer/{part}", f"clevrer/{file.name}")]
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
         folder = place.root / "clevrer" / PARTS[split]

@@ -1,21 +1,24 @@
-"""What every data set can tell: its files, its parts, its videos, and how many there should be."""
+"""What every data set can tell: its archives and where they are kept, its parts, its videos, their number."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import shutil
 import urllib.parse
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from videodata.archive import ArchiveError, extract
 from videodata.download import download
 from videodata.errors import UserError
 from videodata.files import lock_file
 from videodata.prepare import Decoder, decode_files
+from videodata.ucf101 import read_split_file
 from videodata.video_folder import InputVideo
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,14 @@ class RemoteFile:
     def bytes(self) -> int:
         """Size for planning, 0 when nobody says."""
         return self.size or self.about
+
+
+class Archive(NamedTuple):
+    """An archive of a data set, what it is called below the root, and the folder there that it is unpacked to."""
+
+    file: RemoteFile
+    folder: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -82,50 +93,50 @@ class Place:
                 allow_file=True, hint=file.hint, tries=self.tries, wait=self.wait, reserve=reserve,
             )  # fmt: skip
 
-    def unpack(self, file: RemoteFile, folder: str, name: str | None = None) -> Path:
-        """Download and extract an archive to `root/folder`, unless that is there. Raises UserError."""
-        target = self.root / folder
+    def unpack(self, archive: Archive) -> Path:
+        """Download and extract an archive, unless its folder is there. Raises UserError."""
+        target, file = self.root / archive.folder, archive.file
         if target.is_dir():  # perhaps on a disk that only can be read
             logger.info("%s exists: download and extraction are skipped", target)
             return target
         with self._turn(target):
             if target.is_dir():  # another process was faster
                 return target
-            archive = self.fetch(file, name, reserve=file.bytes)  # videos hardly shrink: as much again when unpacked
+            path = self.fetch(file, archive.name, reserve=file.bytes)  # videos hardly shrink: as much when unpacked
             try:
-                extract(archive, target, hint=file.hint)
+                extract(path, target, hint=file.hint)
             except ArchiveError as error:
                 again = "if it came damaged, delete it and run the same command again"
                 raise UserError(f"{error}; {again}") from error
             if self.delete_archives:
-                archive.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             return target
 
     def _turn(self, path: Path) -> AbstractContextManager[None]:
         """One process at a time fetches a file or folder; the others wait where they share the place."""
         return lock_file(path.with_name(path.name + ".fetch"), "fetching", wait=self.share)
 
-    def plan(self, file: RemoteFile, folder: str, name: str | None = None) -> str:
-        """What `unpack` would do."""
-        if (self.root / folder).is_dir():
-            return f"{self.root / folder} exists: download and extraction are skipped"
-        archive = self.root / (name or file.name)
+    def plan(self, archive: Archive) -> list[str]:
+        """What `unpack` would do, one line per step."""
+        target, path, file = self.root / archive.folder, self.root / archive.name, archive.file
+        if target.is_dir():
+            return [f"{target} exists: download and extraction are skipped"]
         size = f" ({file.bytes / 1e9:.2f} GB)" if file.bytes else ""
-        first = f"{archive} exists" if archive.exists() else f"download {self.address(file.url)}{size}"
-        return f"{first}, extract to {self.root / folder}"
+        first = f"{path} exists: download is skipped" if path.exists() else f"download {self.address(file.url)}{size}"
+        return [first, f"extract {path} to {target}"]
 
-    def check_room(self, files: list[tuple[RemoteFile, str]], output_bytes: int) -> None:
+    def check_room(self, archives: Sequence[Archive], output_bytes: int) -> None:
         """Raise UserError when archives, what they hold and the output do not fit on the disk together."""
-        missing = [file.bytes for file, folder in files if file.bytes and not (self.root / folder).is_dir()]
+        missing = [a.file.bytes for a in archives if a.file.bytes and not (self.root / a.folder).is_dir()]
         if not missing:
             return
-        archives = max(missing) if self.delete_archives else sum(missing)
+        packed = max(missing) if self.delete_archives else sum(missing)
         have = sum(path.stat().st_size for path in self.root.glob("*.part")) if self.root.is_dir() else 0
         existing = next(folder for folder in (self.root.absolute(), *self.root.absolute().parents) if folder.exists())
         free = shutil.disk_usage(existing).free
-        if archives + sum(missing) + output_bytes - have > free:
+        if packed + sum(missing) + output_bytes - have > free:
             raise UserError(
-                f"{existing}: needs {archives / 1e9:.1f} GB for archives, {sum(missing) / 1e9:.1f} GB unpacked and "
+                f"{existing}: needs {packed / 1e9:.1f} GB for archives, {sum(missing) / 1e9:.1f} GB unpacked and "
                 f"about {output_bytes / 1e9:.1f} GB for the result, but {free / 1e9:.1f} GB are free: name "
                 "another disk with --root, or take fewer videos (--max_videos, --classes, --split)"
             )
@@ -157,40 +168,96 @@ class Shard:
         return "" if self.count == 1 else f"-{self.number:04d}-of-{self.count:04d}"
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which of the videos are taken; an empty one leaves nothing out."""
+
+    classes: tuple[str, ...] = ()
+    split_file: str | None = None  # a list such as trainlist01.txt: only its videos
+    max_videos: int = 0  # of each part; 0: all
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Selection:
+        classes = tuple(name.strip() for name in args.classes.split(",") if name.strip())
+        return cls(classes, args.split_file, args.max_videos)
+
+    @property
+    def is_partial(self) -> bool:
+        return bool(self.classes or self.split_file or self.max_videos)
+
+    def of(self, videos: Sequence[InputVideo]) -> list[InputVideo]:
+        """Those of the classes and of the list, without regard to case, and the first of them."""
+        if self.classes:
+            wanted = {name.lower() for name in self.classes}
+            videos = [video for video in videos if (video.label or "").lower() in wanted]
+        if self.split_file:
+            stems = read_split_file(self.split_file)
+            videos = [video for video in videos if video.path.stem.lower() in stems]
+        return list(videos[: self.max_videos] if self.max_videos else videos)
+
+    def refusal(self, where: object) -> UserError:
+        """What to say when it leaves nothing."""
+        what = self.split_file or (f"the classes {', '.join(self.classes)}" if self.classes else "the selection")
+        return UserError(f"{where}: none of its videos is in {what}")
+
+
+EVERYTHING = Selection()
+
+
 class DataSet(ABC):
-    """A data set with its options. `splits` are its own parts, (None,) for one that is not divided."""
+    """A data set with its options, and its command below scripts/prepare_data.py.
+
+    A new one is a class in a new file of this folder: `name` and `help` make its command, `defaults` replace those of
+    the shared flags, `add_flags` adds its own, `from_args` reads them.
+    """
 
     name: str
-    splits: tuple[str | None, ...] = (None,)
+    help = ""  # one without help has no command
+    defaults: dict[str, Any] = {}  # what papers use, where they agree: size, rule, frames per sequence of an array
+    downloads = True
+    splits: tuple[str | None, ...] = (None,)  # its own parts; (None,): it is not divided
     exact = True  # whether a complete copy has exactly the published number of videos
     licence = ""
     mean_frames = 0.0  # of a video, for planning
     one_length = False  # whether all videos have that many
+    shares_archives = False  # whether a share of the work is a share of the archives
 
-    def files(self, split: str | None) -> list[tuple[RemoteFile, str]]:
-        """The archives of a part, and the folders that they are unpacked to."""
+    @classmethod
+    def add_flags(cls, add: Callable[..., Any]) -> None:
+        """Add flags of its own: `add` is that of an argument parser."""
+        return
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> DataSet:
+        return cls()
+
+    def archives(self, place: Place, split: str | None) -> list[Archive]:
+        """What must be downloaded and unpacked for a part."""
         return []
 
     def obtain(self, place: Place, split: str | None, shard: Shard) -> None:
         """Download and unpack what is missing of a part."""
-        for file, folder in self.files(split):
-            place.unpack(file, folder)
+        for archive in self.archives(place, split):
+            place.unpack(archive)
 
     def plan(self, place: Place, split: str | None) -> list[str]:
         """What `obtain` would do, one line per step."""
-        return [place.plan(file, folder) for file, folder in self.files(split)]
+        return [line for archive in self.archives(place, split) for line in place.plan(archive)]
+
+    def is_there(self, place: Place, split: str | None) -> bool:
+        """Whether the videos can be listed without fetching anything."""
+        archives = self.archives(place, split)
+        return bool(archives) and all((place.root / archive.folder).is_dir() for archive in archives)
 
     @abstractmethod
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
         """All videos of a part (of this share, where `shares_archives`), in order. Raises UserError."""
 
-    shares_archives = False  # whether a share of the work is a share of the archives
-
     def published(self, split: str | None) -> int | None:
         """How many videos the part has; None where nobody says."""
         return None
 
-    def planned(self, split: str | None) -> int:
+    def planned(self, split: str | None) -> float:
         """About how many videos the part has, known before anything is there."""
         return self.published(split) or 0
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
+from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Selection, Shard
 from videodata.datasets.youtube import Clip, YouTube, parse_file_name, read_clips
 from videodata.errors import UserError
 from videodata.files import files_in_folder
@@ -25,7 +27,9 @@ SOURCES = ("mirror", "youtube")
 class Kinetics600(DataSet):
     """Three parts. Every copy lacks clips that are gone from YouTube: what is missing is counted and named."""
 
-    name, splits, exact = "kinetics600", ("train", "val", "test"), False
+    name, help = "kinetics600", "Kinetics-600: about 450,000 clips of 10 s"
+    defaults = {"width": 64, "height": 64, "num_frames": 16, "resize": "crop", "clips_per_video": 1}
+    splits, exact = ("train", "val", "test"), False
     licence = "annotations CC BY 4.0; the films belong to YouTube users"
     mean_frames = 270.0
     shares_archives = True
@@ -43,23 +47,32 @@ class Kinetics600(DataSet):
         self._wanted = {name.lower() for name in classes}
         self._clips: dict[tuple[Path, str], list[Clip]] = {}
 
+    @classmethod
+    def add_flags(cls, add: Callable[..., Any]) -> None:
+        add("--source", choices=SOURCES, default="mirror", help="mirror: a frozen copy, one archive per class; "
+            "youtube: needs yt-dlp, see scripts/download_kinetics.py for its settings")  # fmt: skip
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Kinetics600:
+        return cls(args.source, keep_going=args.keep_going, classes=Selection.from_args(args).classes)
+
     def obtain(self, place: Place, split: str | None, shard: Shard) -> None:
-        place.unpack(LISTS, "kinetics600/lists", f"kinetics600/{LISTS.name}")
+        place.unpack(Archive(LISTS, "kinetics600/lists", f"kinetics600/{LISTS.name}"))
         if self.source == "youtube":
             clips = [clip for clip in shard.of(self.clips(place, split)) if self._is_wanted(clip.label)]
             self.youtube.download(clips, self._folder(place, split), shard.suffix)
             return
         failures = []
-        archives = self._archives(place, split, shard)
-        for file in archives:
+        files = self._listed(place, split, shard)
+        for file in files:
             try:
-                place.unpack(file, self._unpacked(split, file), f"kinetics600/archives/{split}/{file.name}")
+                place.unpack(Archive(file, self._unpacked(split, file), f"kinetics600/archives/{split}/{file.name}"))
             except UserError as error:
                 logger.warning("%s", error)
                 failures.append(error)
         if failures and not self.keep_going:
             raise UserError(
-                f"{len(failures)} of {len(archives)} archives could not be had, the first: {failures[0]}; run the same "
+                f"{len(failures)} of {len(files)} archives could not be had, the first: {failures[0]}; run the same "
                 "command again, or --keep_going to do without them"
             )
 
@@ -105,7 +118,7 @@ class Kinetics600(DataSet):
         have = {parse_file_name(video.path.stem) for video in videos}
         return [clip.stem for clip in self.clips(place, split) if clip.key not in have]
 
-    def _archives(self, place: Place, split: str | None, shard: Shard) -> list[RemoteFile]:
+    def _listed(self, place: Place, split: str | None, shard: Shard) -> list[RemoteFile]:
         listing = RemoteFile(MIRROR.format(split=split), hint=YOUTUBE_HINT)
         path = place.fetch(listing, f"kinetics600/{listing.name}")
         urls = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -129,7 +142,7 @@ class Kinetics600(DataSet):
             own = {clip.key for clip in shard.of(self.clips(place, split))}
             files = files_in_folder(root, VIDEO_SUFFIXES)
             return [(path.parent.name, path) for path in files if parse_file_name(path.stem) in own]
-        folders = [place.root / self._unpacked(split, file) for file in self._archives(place, split, shard)]
+        folders = [place.root / self._unpacked(split, file) for file in self._listed(place, split, shard)]
         return [(folder.name, path) for folder in folders for path in files_in_folder(folder, VIDEO_SUFFIXES)]
 
     def _folder(self, place: Place, split: str | None) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from videodata.datasets.dataset import DataSet, Place, RemoteFile, Shard
+from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError
 from videodata.video_folder import InputVideo
 
@@ -62,7 +64,8 @@ def read_sequences(path: Path) -> list[Sequence]:
 class Kth(DataSet):
     """Sub-sequences as listed, or whole films, divided by persons."""
 
-    name = "kth"
+    name, help = "kth", "KTH actions: 2,391 sequences"
+    defaults = {"width": 64, "height": 64, "num_frames": 40}
     licence = "free for non-commercial use; cite Schuldt, Laptev and Caputo, ICPR 2004"
     mean_frames = 95.2
     sequences, films = 2391, 599  # person13_handclapping_d3 does not exist
@@ -79,19 +82,23 @@ class Kth(DataSet):
         self.splits = tuple(PROTOCOLS[protocol])
         self._listed: dict[str | None, int] = {}
 
-    def files(self, split: str | None) -> list[tuple[RemoteFile, str]]:
-        return [
-            (RemoteFile(f"{HOME}{action}.zip", about=ARCHIVE_BYTES, hint=OLD_HOME), f"kth/{action}")
-            for action in ACTIONS
-        ]  # fmt: skip
+    @classmethod
+    def add_flags(cls, add: Callable[..., Any]) -> None:
+        add("--protocol", choices=PROTOCOLS, default="prediction", help="prediction: persons 1-16 train, 17-25 test; "
+            "svg: 1-20 and 21-25; recognition: the train, val and test persons of the authors")  # fmt: skip
+        add("--whole_films", action="store_true", help="films in place of the listed sub-sequences")
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Kth:
+        return cls(args.protocol, args.whole_films)
+
+    def archives(self, place: Place, split: str | None) -> list[Archive]:
+        files = [RemoteFile(f"{HOME}{action}.zip", about=ARCHIVE_BYTES, hint=OLD_HOME) for action in ACTIONS]
+        return [Archive(file, f"kth/{action}", f"kth/{file.name}") for file, action in zip(files, ACTIONS, strict=True)]
 
     def obtain(self, place: Place, split: str | None, shard: Shard) -> None:
         place.fetch(RemoteFile(HOME + SEQUENCE_LIST, hint=OLD_HOME), f"kth/{SEQUENCE_LIST}")
-        for file, folder in self.files(split):
-            place.unpack(file, folder, f"kth/{file.name}")
-
-    def plan(self, place: Place, split: str | None) -> list[str]:
-        return [place.plan(file, folder, f"kth/{file.name}") for file, folder in self.files(split)]
+        super().obtain(place, split, shard)
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
         root = place.root / "kth"

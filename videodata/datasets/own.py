@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from videodata.datasets.dataset import DataSet, Place, Shard
 from videodata.prepare import Decoder, decode_source
-from videodata.shapes import Shapes
+from videodata.shapes import LENGTH, Shapes
 from videodata.video_folder import InputVideo, list_videos
 
 
 class Folder(DataSet):
-    """All videos below a folder; sub-folders are their labels."""
+    """All videos below a folder; sub-folders are their labels. described: whether the side-car speaks of it."""
 
-    name = "folder"
+    name, help, downloads = "folder", "a folder of videos of your own", False
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, described: bool = True) -> None:
+        self.folder, self.described = folder, described
 
-    def plan(self, place: Place, split: str | None) -> list[str]:
-        return [f"{len(list_videos(self.folder))} videos in {self.folder}"]
+    @classmethod
+    def add_flags(cls, add: Callable[..., Any]) -> None:
+        add("video_folder", help="all videos below this folder are taken")
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Folder:
+        return cls(Path(args.video_folder))
+
+    def is_there(self, place: Place, split: str | None) -> bool:
+        return True
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
         return list_videos(self.folder)
+
+    def describe(self, videos: Sequence[InputVideo]) -> dict:
+        return super().describe(videos) if self.described else {}
 
 
 class GeneratedShapes(DataSet):
     """Coloured shapes that move and bounce; nothing is downloaded."""
 
-    name, licence = "shapes", "generated, no restrictions"
+    name, help, licence = "shapes", "generated coloured shapes that move and bounce", "generated, no restrictions"
+    defaults = {"width": 64, "height": 64, "num_frames": 16, "format": "videos"}
+    downloads = False
 
     def __init__(self, source: Shapes) -> None:
         self.source = source
         self.mean_frames, self.one_length = source.length(0), True
+
+    @classmethod
+    def add_flags(cls, add: Callable[..., Any]) -> None:
+        add("--count", type=int, default=200, help="number of videos")
+        add("--frames", type=int, default=LENGTH, help="frames per video")
+        add("--size", type=int, default=0, help="width and height of the frames; 0: --width and --height")
+        add("--seed", type=int, default=0, help="another seed gives other videos")
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> GeneratedShapes:
+        if args.size:
+            args.width = args.height = args.size
+        return cls(Shapes(args.count, args.frames, (args.height, args.width), args.seed))
 
     def plan(self, place: Place, split: str | None) -> list[str]:
         return [f"draw {len(self.source)} videos"]

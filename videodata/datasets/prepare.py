@@ -1,24 +1,24 @@
-"""One command from the internet to clips: obtain a data set, count its videos, write each part, say what is missing."""
+"""One command from the internet to clips: obtain a data set, count its videos, write each part, say what is missing.
+
+`prepare` does it, `plan` says what it would do; `add_commands` and `run_command` are the command line around them.
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from videodata.datasets.dataset import DataSet, Place, Shard
+from videodata.datasets import data_sets
+from videodata.datasets.dataset import DataSet, Place, Selection, Shard
 from videodata.errors import UserError
 from videodata.npy_writer import sidecar_path
-from videodata.prepare import SequenceSettings, Summary, prepare_videos, size
+from videodata.prepare import FORMATS, SequenceSettings, Summary, expected_sequences, prepare_videos, size
 from videodata.resize import RESIZE_RULES
-from videodata.sources import read_sidecar
-from videodata.ucf101 import read_split_file
-from videodata.ucf101_prepare import Selection
+from videodata.sources import merge_parts, read_sidecar
 from videodata.video_folder import InputVideo
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class Job:
     settings: SequenceSettings
     splits: tuple[str | None, ...]
     shard: Shard = Shard()
-    classes: tuple[str, ...] = ()
-    max_videos: int = 0  # of each part, 0: all
-    split_file: str | None = None  # a list such as trainlist01.txt: only its videos
+    selection: Selection = Selection()
     clips_per_video: int = 0  # 0: all windows
     incomplete: bool = False  # do not mind when there are fewer videos than published
 
@@ -51,38 +49,53 @@ class Job:
             return [(self.out, (None,))]
         return [(self.out / f"{split or 'clips'}{suffix}", (split,)) for split in self.splits]
 
-    def expected_bytes(self) -> int:
-        """About how large the result will be, before anything is there."""
-        videos = sum(map(self.dataset.planned, self.splits)) / self.shard.count
-        videos = min(videos, self.max_videos * len(self.splits)) if self.max_videos else videos
+    def expected_videos(self) -> float:
+        """About how many videos are taken, known before anything is there."""
+        planned = sum(map(self.dataset.planned, self.splits)) / self.shard.count
+        most = self.selection.max_videos * len(self.splits)
+        return min(planned, most) if most else planned
+
+    def expected_sequences(self) -> int:
+        """About how many sequences they give, from the mean length of the videos."""
         frames = self.dataset.mean_frames / self.settings.stride
+        # The remainder at the end of a video is as likely to be short as long.
+        lost = frames % self.settings.num_frames if self.dataset.one_length else (self.settings.num_frames - 1) / 2
+        windows = max(0.0, frames - lost) / self.settings.num_frames
+        windows = min(windows, self.clips_per_video) if self.clips_per_video else windows
+        return round(self.expected_videos() * windows)
+
+    def expected_bytes(self) -> int:
+        """About how large the result will be; files of compressed videos are smaller."""
         if self.format == "npy":
-            # The remainder at the end of a video is as likely to be short as long.
-            lost = frames % self.settings.num_frames if self.dataset.one_length else (self.settings.num_frames - 1) / 2
-            windows = max(0.0, frames - lost) / self.settings.num_frames
-            windows = min(windows, self.clips_per_video) if self.clips_per_video else windows
-            return round(videos * windows) * self.settings.sequence_bytes
-        return round(videos * frames) * self.settings.height * self.settings.width * 3
+            return self.expected_sequences() * self.settings.sequence_bytes
+        frames = self.expected_videos() * self.dataset.mean_frames / self.settings.stride
+        return round(frames) * self.settings.height * self.settings.width * 3
 
 
 def obtain(job: Job) -> None:
     """Download and unpack what is missing. Raises UserError, before the first byte when the disk is too small."""
-    by_folder = {folder: (file, folder) for split in job.splits for file, folder in job.dataset.files(split)}
-    job.place.check_room(list(by_folder.values()), job.expected_bytes())
+    archives = [archive for split in job.splits for archive in job.dataset.archives(job.place, split)]
+    job.place.check_room(list(dict.fromkeys(archives)), job.expected_bytes())
     for split in job.splits:
         job.dataset.obtain(job.place, split, job.shard)
 
 
 def plan(job: Job) -> list[str]:
-    """What would be done, one line per step."""
+    """What would be done, one line per step, and what the result would be: from the videos where they are there."""
     steps = [line for split in job.splits for line in job.dataset.plan(job.place, split)]
-    counts = [f"{split or 'videos'} {job.dataset.planned(split)}" for split in job.splits]
-    written = ", ".join(str(path) for path, _ in job.outputs())
-    return [
-        *dict.fromkeys(steps),
-        f"published videos: {', '.join(counts)}",
-        f"write {written}: about {size(job.expected_bytes())} of {job.settings.height}x{job.settings.width}",
-    ]
+    written, sequences = ", ".join(str(path) for path, _ in job.outputs()), job.expected_sequences()
+    if all(job.dataset.is_there(job.place, split) for split in job.splits):
+        videos = _collect(job, job.splits)[0]
+        counts, sequences = f"{len(videos)} videos are there", expected_sequences(videos, job.settings)
+    else:
+        counts = ", ".join(f"{split or 'videos'} {job.dataset.planned(split):.0f}" for split in job.splits)
+        counts = f"published videos: {counts}"
+    if job.format == "npy":
+        shape = ", ".join(map(str, (sequences, *job.settings.shape)))
+        what = f"about uint8 ({shape}), {size(sequences * job.settings.sequence_bytes)}"
+    else:
+        what = f"about {size(job.expected_bytes())} of {job.settings.height}x{job.settings.width}"
+    return [*dict.fromkeys(steps), counts, f"write {written}: {what}"]
 
 
 def prepare(job: Job, **options: object) -> Iterator[str]:
@@ -98,9 +111,7 @@ def prepare(job: Job, **options: object) -> Iterator[str]:
         problems += problem
         summary = prepare_videos(
             videos, path, job.settings, job.format,
-            decode=_decoder(job, splits),
-            description={**job.dataset.describe(videos), "split": splits[0] if len(splits) == 1 else None, **found},
-            **options,
+            decode=_decoder(job, splits), description=_description(job, splits, videos, found), **options,
         )  # fmt: skip
         yield from [*summary.lines(job.settings), *_found_lines(found), *_extras(job, splits, summary)]
     if problems and not job.incomplete:
@@ -119,16 +130,10 @@ def _collect(job: Job, splits: Sequence[str | None]) -> tuple[list[InputVideo], 
             problems += problem
             for key, value in counts.items():
                 found[key] = found[key] + value if key in found else value
-        if job.classes:
-            wanted = {name.lower() for name in job.classes}
-            videos = [video for video in videos if (video.label or "").lower() in wanted]
-        if job.split_file:
-            stems = read_split_file(job.split_file)
-            videos = [video for video in videos if video.path.stem.lower() in stems]
-        videos = videos[: job.max_videos] if job.max_videos else videos
+        videos = job.selection.of(videos)
         chosen += videos if job.dataset.shares_archives else job.shard.of(videos)
     if not chosen:
-        raise UserError(f"{job.dataset.name}: no video is left of {', '.join(s or 'all' for s in splits)}")
+        raise job.selection.refusal(job.dataset.name)
     return [_shortened(video, job) for video in chosen], found, problems
 
 
@@ -148,6 +153,11 @@ def _shortened(video: InputVideo, job: Job) -> InputVideo:
     if not job.clips_per_video:
         return video
     return replace(video, limit=(job.clips_per_video * job.settings.num_frames - 1) * job.settings.stride + 1)
+
+
+def _description(job: Job, splits: Sequence[str | None], videos: Sequence[InputVideo], found: dict) -> dict:
+    described = job.dataset.describe(videos)
+    return {**described, "split": splits[0] if len(splits) == 1 else None, **found} if described else {}
 
 
 def _decoder(job: Job, splits: Sequence[str | None]):
@@ -174,6 +184,93 @@ def _extras(job: Job, splits: Sequence[str | None], summary: Summary) -> list[st
     return job.dataset.write_extras(job.place, splits[0], [video["id"] for video in videos], summary.path)
 
 
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """A sub-command for each data set, and `merge`."""
+    commands = parser.add_subparsers(dest="dataset", required=True)
+    for kind in data_sets():
+        command = commands.add_parser(kind.name, help=kind.help, formatter_class=parser.formatter_class)
+        _add_output_flags(command)
+        if kind.downloads:
+            _add_download_flags(command)
+        kind.add_flags(command.add_argument)
+        command.set_defaults(kind=kind, **kind.defaults)
+    merge = commands.add_parser("merge", help="write the index of the parts that --shard made")
+    merge.add_argument("out", help="the folder that was --out")
+
+
+def run_command(args: argparse.Namespace) -> None:
+    """Do what the flags of `add_commands` say, and print what was done."""
+    if args.dataset == "merge":
+        for path, content in merge_parts(Path(args.out)):
+            _say(f"{path}: {len(content['parts'])} parts, {content['videos']} videos, {content['sequences']} items")
+        return
+    dataset, shard = args.kind.from_args(args), Shard.parse(args.shard)
+    place = Place(
+        Path(getattr(args, "root", ".")),
+        getattr(args, "url_root", None),
+        getattr(args, "insecure", False),
+        share=shard.count > 1,
+        delete_archives=getattr(args, "delete_archives", False),
+    )
+    job = Job(
+        dataset, place, Path(args.out), args.format, sequence_settings(args), _splits(dataset, args.split), shard,
+        Selection.from_args(args), args.clips_per_video, args.keep_going,
+    )  # fmt: skip
+    if getattr(args, "download_only", False) and not args.dry_run:
+        obtain(job)
+        _say(f"{place.root}: {args.dataset} is there")
+    else:
+        run_job(job, args)
+
+
+def run_job(job: Job, args: argparse.Namespace) -> None:
+    """Plan or prepare, by the flags of `add_run_flags`."""
+    if args.dry_run:
+        for line in plan(job):
+            _say(line)
+        return
+    allowed = 1.0 if args.keep_going else args.max_bad_fraction
+    for line in prepare(job, workers=args.workers or None, max_bad_fraction=allowed, restart=args.restart):
+        _say(line)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _splits(dataset: DataSet, split: str) -> tuple[str | None, ...]:
+    if split == "all":
+        return dataset.splits
+    if split not in dataset.splits:
+        raise UserError(f"--split {split}: {dataset.name} has {', '.join(s or 'no parts' for s in dataset.splits)}")
+    return (split,)
+
+
+def _add_output_flags(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--out", required=True, help="folder of the result; or, with --format npy, the name of one .npy for all parts")
+    add("--format", choices=FORMATS, default="npy", help="npy: sequences of --num_frames; hdf5, frames: whole videos; "
+        "river: HDF5 as RIVER and Neural SDE read it; videos: mp4")  # fmt: skip
+    add("--split", default="all", help="one part of the data set (train, val, test)")
+    add("--shard", default="1/1", metavar="I/N",
+        help="do the I-th of N shares; when all are done: prepare_data.py merge")  # fmt: skip
+    add("--clips_per_video", type=int, default=0, help="take only the first n sequences of each video; 0: all")
+    add_sequence_flags(command)
+    add_selection_flags(command)
+    add_run_flags(command)
+
+
+def _add_download_flags(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--root", default=".", help="folder of the archives and of what they hold; what is there is not fetched again")
+    add("--url_root", help="take all files from below this address in place of the published hosts, such as a mirror "
+        "in your network: http://mirror/data or file:///mnt/data")  # fmt: skip
+    add("--insecure", action="store_true", help="accept any TLS certificate of the server")
+    add("--download_only", action="store_true", help="stop when everything is unpacked")
+    add("--delete_archives", action="store_true", help="delete each archive once it is unpacked")
+
+
 def add_sequence_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of SequenceSettings."""
     rules = [rule for rule in RESIZE_RULES if rule != "none"]
@@ -184,6 +281,11 @@ def add_sequence_flags(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=int, default=1, help="take every n-th frame of a video")
     add("--resize", choices=rules, default="squeeze", help="squeeze ignores the aspect ratio, crop and pad keep it")
     add("--keep_damaged", action="store_true", help="keep what can be decoded of a damaged video")
+
+
+def sequence_settings(args: argparse.Namespace) -> SequenceSettings:
+    """What add_sequence_flags read."""
+    return SequenceSettings(args.num_frames, args.height, args.width, args.stride, args.resize, args.keep_damaged)
 
 
 def add_selection_flags(parser: argparse.ArgumentParser) -> None:
@@ -198,29 +300,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that do not change the result."""
     add = parser.add_argument
     add("--workers", type=int, default=0, help="decoding processes; 0: one per core")
-    add(
-        "--max_bad_fraction",
-        type=float,
-        default=0.5,
-        help="exit with status 2 if more than this part of the videos cannot be read (the rest is written)",
-    )
+    add("--max_bad_fraction", type=float, default=0.5, help="exit with status 2 if more than this part of the videos "
+        "cannot be read (the rest is written)")  # fmt: skip
     add("--keep_going", action="store_true", help="the same as --max_bad_fraction 1")
     add("--restart", action="store_true", help="begin again, over a partial or finished file")
     add("--dry_run", action="store_true", help="only say what would be done and how large the result would be")
-
-
-def sequence_settings(args: argparse.Namespace) -> SequenceSettings:
-    """What add_sequence_flags read."""
-    return SequenceSettings(args.num_frames, args.height, args.width, args.stride, args.resize, args.keep_damaged)
-
-
-def selection(args: argparse.Namespace) -> Selection:
-    """What add_selection_flags read."""
-    classes = tuple(name.strip() for name in args.classes.split(",") if name.strip())
-    return Selection(classes, args.split_file, args.max_videos)
-
-
-def run_options(args: argparse.Namespace) -> dict:
-    """What add_run_flags read, for prepare_videos."""
-    allowed = 1.0 if args.keep_going else args.max_bad_fraction
-    return {"workers": args.workers or None, "max_bad_fraction": allowed, "restart": args.restart}
