@@ -6,7 +6,6 @@ The same command continues: clips that are there or gone for good are passed ove
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from videodata.datasets.dataset import Shard
 from videodata.datasets.youtube import WATCH, YouTube, read_clips
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every flag of the command."""
+def main(argv: list[str] | None = None) -> None:
+    """Download what is not settled yet."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("input_csv", type=Path, help="list with the columns youtube_id, time_start, time_end and, if it has one, label")
@@ -31,18 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cookies", help="cookies file of a browser that is signed in, for when YouTube asks for it")
     add("--shard", default="1/1", metavar="I/N", help="take the I-th of N shares of the list")
     add("--address", default=WATCH, help="address of a video; {id} stands for its name")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Download what is not settled yet."""
-    args = build_parser().parse_args(argv)
-    shard = Shard.parse(args.shard)
-    clips = shard.of(read_clips(args.input_csv))
+    args = parser.parse_args(argv)
     youtube = YouTube(
         args.trim, max(1, args.num_jobs), max(1, args.retries), rate_limit=args.rate_limit, sleep=args.sleep,
         cookies=args.cookies, address=args.address,
     )  # fmt: skip
+    shard = Shard.parse(args.shard)
+    clips = shard.of(read_clips(args.input_csv))
     counts = youtube.download(clips, args.output_dir, shard.suffix)
     print(f"{args.output_dir}: {counts['ok']} of {len(clips)} clips, {counts['gone']} are gone from YouTube")
 

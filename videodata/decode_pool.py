@@ -152,7 +152,6 @@ class _Worker:
         self._turn = 0
 
     def send(self, task: dict) -> None:
-        """Give the worker a video."""
         self._send_bytes(json.dumps(task).encode())
 
     def free_slot(self) -> None:

@@ -1,4 +1,8 @@
-"""Downloads that survive cut connections, restarts and lying servers."""
+"""Downloads that survive cut connections, restarts and lying servers.
+
+A file on its way is `<path>.part`; a note beside it names its version on the server (ETag or date), so that a later run
+continues it only while that is the same. The rules for what is accepted from a server stand at the end.
+"""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ class ShardWriter(FolderWriter):
 
     def _opened(self):
         if self._shard is None:
-            self._shard = self._new_shard(self.partial / self._name(self._number), None)
+            self._shard = self._new_shard(self.partial / self._name(self._number))
         return self._shard
 
     def _open(self) -> None:

@@ -1,4 +1,4 @@
-"""Trees of frame images: read as videos, and written."""
+"""Trees of frame images, one folder per video: the one reader of pictures, and folders that appear complete."""
 
 from __future__ import annotations
 

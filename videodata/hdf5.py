@@ -1,4 +1,4 @@
-"""The three ways in which HDF5 files hold videos, each as a reader of an open file.
+"""Videos in HDF5: shards read in three layouts, and written in two of them.
 
 chunked   ours: `frames` (sum of frames, H, W, 3) in chunks of 8 frames, `offset` (videos + 1); `id`, `label`, `group`,
           `fps` (videos,) strings. 10 to 20 times faster to read than one dataset per frame.
@@ -32,7 +32,6 @@ from videodata.source import ClipSource, PerProcess, by_split, frame_range
 HDF5_SUFFIXES = (".hdf5", ".h5")
 FORMAT = "videodata-hdf5"
 CHUNK_FRAMES = 8
-COMPRESSIONS = (None, "gzip", "lzf")
 BLOCK = 8 * CHUNK_FRAMES  # frames that are held in memory while a video is written
 CACHE_BYTES = 8 << 20  # four chunks of 320x240
 ROOM_TO_CLOSE = CACHE_BYTES + (8 << 20)  # with what HDF5 keeps of its own structures
@@ -209,7 +208,6 @@ class Hdf5Source(ClipSource):
         return pixels
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(shard, number of the video in it)."""
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
@@ -242,34 +240,22 @@ def _shards(path: Path) -> list[Path]:
 class Hdf5Writer:
     """Appends videos to shards of at most `videos_per_shard` in a folder; use it in a `with` block.
 
-    layout: "chunked" or "river", as described above. A shard gets its final name when it is complete. With resume,
-    complete shards that are there already are kept: `written` says how many videos they hold, so the caller goes on
-    with the next one.
+    layout: "chunked" or "river", as described above. A shard gets its final name when it is complete; `written` counts
+    the videos. Raises UserError for a folder that holds shards already.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        layout: str = "chunked",
-        videos_per_shard: int = 100_000,
-        compression: str | None = None,
-        resume: bool = False,
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike, layout: str = "chunked", videos_per_shard: int = 100_000) -> None:
         if layout not in ("chunked", "river"):
             raise UserError(f'layout must be "chunked" or "river", found {layout!r}')
-        if compression not in COMPRESSIONS:
-            raise UserError(f"compression must be one of {COMPRESSIONS}, found {compression!r}")
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._new_shard = SHARDS[layout]
         self._digits = 5 if layout == "chunked" else 4
-        self._videos_per_shard, self._compression = videos_per_shard, compression
+        self._videos_per_shard, self._number, self.written = videos_per_shard, 0, 0
         self._shard: ChunkedShard | RiverShard | None = None
-        complete = sorted(self.folder.glob("shard_*.hdf5"))
-        if complete and not resume:
-            raise UserError(f"{self.folder} holds {len(complete)} shards already: resume, or choose an empty folder")
-        self._number = len(complete)
-        self.written = sum(_videos_in(shard) for shard in complete)
+        complete = list(self.folder.glob("shard_*.hdf5"))
+        if complete:
+            raise UserError(f"{self.folder} holds {len(complete)} shards already: choose an empty folder")
 
     def add(
         self,
@@ -283,7 +269,7 @@ class Hdf5Writer:
         if self._shard is None:
             self._number += 1
             path = self.folder / f"shard_{self._number:0{self._digits}d}.hdf5"
-            self._shard = self._new_shard(path, self._compression)
+            self._shard = self._new_shard(path)
         self._shard.add(_checked(frames, id), [id, label or "", group or "", "" if fps is None else str(fps)])
         self.written += 1
         if self._shard.videos == self._videos_per_shard:
@@ -311,8 +297,8 @@ class Hdf5Writer:
 class _Shard:
     """A shard under its temporary name."""
 
-    def __init__(self, path: Path, compression: str | None) -> None:
-        self.path, self.compression, self.videos = path, compression, 0
+    def __init__(self, path: Path) -> None:
+        self.path, self.videos = path, 0
         self._partial = path.with_name(path.name + ".partial")
         # Blocks of frames end inside a chunk: the cache must hold the chunk until the next block completes it.
         self.file = h5py.File(self._partial, "w", rdcc_nbytes=CACHE_BYTES)
@@ -337,7 +323,6 @@ class _Shard:
         publish(self._partial, self.path)
 
     def discard(self) -> None:
-        """Drop the shard."""
         with suppress(OSError, RuntimeError):
             self.file.close()
         self._partial.unlink(missing_ok=True)
@@ -354,8 +339,8 @@ class _Shard:
 class ChunkedShard(_Shard):
     """All frames in one dataset."""
 
-    def __init__(self, path: Path, compression: str | None) -> None:
-        super().__init__(path, compression)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._offsets, self._facts, self._end = [0], [], 0
 
     def write(self, frames: np.ndarray) -> None:
@@ -394,16 +379,14 @@ class ChunkedShard(_Shard):
             np.uint8,
             maxshape=(None, *shape),
             chunks=(CHUNK_FRAMES, *shape),
-            compression=self.compression,
-            compression_opts=1 if self.compression == "gzip" else None,
         )
 
 
 class RiverShard(_Shard):
     """One dataset per frame, lzf, and the empty group `videos` that readers of this layout may look for."""
 
-    def __init__(self, path: Path, compression: str | None) -> None:
-        super().__init__(path, compression or "lzf")
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.file.create_group("len")
         self.file.create_group("videos")
 
@@ -411,7 +394,7 @@ class RiverShard(_Shard):
         self._require_room(frames.nbytes)
         video = self.file.require_group(str(self.videos))
         for count, frame in enumerate(frames, len(video)):
-            video.create_dataset(str(count), data=frame, chunks=frame.shape, compression=self.compression)
+            video.create_dataset(str(count), data=frame, chunks=frame.shape, compression="lzf")
 
     def end_video(self, facts: list[str] | None) -> None:
         video = self.file.require_group(str(self.videos))
@@ -437,8 +420,3 @@ def _checked(frames: Iterable[np.ndarray], id: str) -> Iterable[np.ndarray]:
                 f"video {id!r}: expected uint8 (H, W, 3) frames of one size, found {frame.dtype} {frame.shape}"
             )
         yield frame
-
-
-def _videos_in(shard: Path) -> int:
-    with open_hdf5(shard) as file:
-        return len(file["offset"]) - 1 if "offset" in file else len(file["len"])

@@ -1,4 +1,10 @@
-"""Headers of .npy files whose first axis is not known yet."""
+"""A growing .npy file of uint8 sequences (N, T, H, W, 3) that survives kill -9 at any moment.
+
+While it grows, the data is in `<name>.npy.partial` and `<name>.npy.journal.jsonl` has one line per finished video.
+A line is written only after the bytes that it speaks of are on the disk (a thread sees to that), so a later start
+drops whatever follows the last line and goes on. The finished file and its side-car have the same bytes as after an
+undisturbed run.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +119,6 @@ class NpyWriter:
             journal_path(self.path).unlink()
 
     def discard(self) -> None:
-        """Remove the partial file and the journal."""
         self._pending.clear()
         partial_path(self.path).unlink(missing_ok=True)
         journal_path(self.path).unlink(missing_ok=True)

@@ -47,7 +47,6 @@ class SequenceSettings:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(T, H, W, 3)"""
         return self.num_frames, self.height, self.width, 3
 
     def described(self, format: str = "npy") -> dict:
@@ -58,14 +57,11 @@ class SequenceSettings:
 
     @property
     def sequence_bytes(self) -> int:
-        """Bytes of one sequence."""
         return self.num_frames * self.height * self.width * 3
 
 
 @dataclass
 class Summary:
-    """What a run did."""
-
     path: Path
     videos: int
     sequences: int

@@ -9,14 +9,12 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
 from videodata.errors import UserError
 from videodata.resize import Size, as_size
 from videodata.source import ClipSource, frame_range
-from videodata.write_video import write_video
 
 CLASSES = ("Circles", "Squares", "Triangles", "Mixed")
 KINDS = ("circle", "square", "triangle")
@@ -192,13 +190,3 @@ def _distance(kind: str, y: np.ndarray, x: np.ndarray, radius: float, angle: flo
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
-
-
-def write_shapes(
-    folder: str | Path, count: int = 200, frames: int = LENGTH, size: int | Size = 64, seed: int = 0
-) -> list[Path]:
-    """Write generated videos as `<folder>/<Class>/v_<Class>_gNN_c01.mp4`, with names like those of UCF101."""
-    shapes = Shapes(count, frames, size, seed)
-    return [
-        write_video(Path(folder, shapes.id(index) + ".mp4"), shapes.read(index), FPS) for index in range(len(shapes))
-    ]

@@ -1,4 +1,8 @@
-"""Open whatever holds videos, and several prepared outputs as one."""
+"""Open whatever holds videos; several prepared outputs as one source.
+
+Machines that share a preparation write parts `train-0001-of-0008.npy` (or folders). The index `train.json` lists them;
+it is all that a merge writes.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,16 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError, VideoError
-from videodata.files import holds_files, natural_key, write_json
+from videodata.files import files_in_folder, holds_files, write_json
+from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
+from videodata.hdf5 import HDF5_SUFFIXES, Hdf5Source
+from videodata.npy_source import NpySource
 from videodata.npy_writer import difference, partial_path, sidecar_path
 from videodata.resize import Size
+from videodata.shapes import Shapes
 from videodata.source import ClipSource, by_split
+from videodata.video import VIDEO_SUFFIXES
+from videodata.video_folder import VideoFolder
 
 
 def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource:
@@ -27,13 +37,6 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     a .npy array; the .json index of a preparation that several machines shared; "shapes:<n>" for n generated
     videos. color="bgr" says that an array holds BGR pixels. Raises UserError.
     """
-    from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
-    from videodata.hdf5 import HDF5_SUFFIXES, Hdf5Source
-    from videodata.npy_source import NpySource
-    from videodata.shapes import Shapes
-    from videodata.video import VIDEO_SUFFIXES
-    from videodata.video_folder import VideoFolder
-
     if str(path).startswith("shapes:"):
         return Shapes.parse(str(path))
     path = Path(path)
@@ -50,9 +53,9 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
         raise VideoError(path, "no such file or folder; scripts/prepare_data.py --help shows how to make a data set")
     if path.is_file():
         return VideoFolder.from_csv(path) if suffix == ".csv" else VideoFolder.from_file(path)
-    if any(entry.suffix.lower() in HDF5_SUFFIXES for entry in path.iterdir()):
+    if holds_files(path, HDF5_SUFFIXES, deep=False):
         return Hdf5Source(path)
-    if any(entry.suffix == ".npy" for entry in path.iterdir()):
+    if holds_files(path, {".npy"}, deep=False):
         return PartsSource.from_folder(path)
     if holds_files(path, VIDEO_SUFFIXES):
         return VideoFolder.from_folder(path)
@@ -85,7 +88,7 @@ class PartsSource(ClipSource):
     @classmethod
     def from_folder(cls, folder: Path) -> PartsSource:
         """All arrays of a folder, in natural order; parts of a shared preparation only when all are there."""
-        files = sorted(folder.glob("*.npy"), key=lambda file: natural_key(file.name))
+        files = files_in_folder(folder, {".npy"}, deep=False)
         for name, count, present in _groups(files):
             if len(present) < count:
                 raise UserError(f"{folder / name}: {len(present)} of {count} parts are there: prepare the others first")

@@ -1,4 +1,8 @@
-"""Read video files. The index of a frame is its position in a decode of the whole file, whatever the codec."""
+"""Read video files. The index of a frame is its position in a decode of the whole file, whatever the codec.
+
+Files are decoded packet by packet, so that one damaged packet is noticed and named, not fatal. Where the packets alone
+tell which frame is which, a short clip is found by seeking; everywhere else it is decoded from the start.
+"""
 
 from __future__ import annotations
 

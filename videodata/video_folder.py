@@ -1,4 +1,8 @@
-"""Video files: one, a folder of them, or a csv list."""
+"""Video files: one, a folder of them, or a csv list; what their names say, and an index of their frame counts.
+
+Counting the frames of some codecs means decoding, so the counts are kept in a JSON file beside the videos, and renewed
+when the size or the time of a video changes.
+"""
 
 from __future__ import annotations
 

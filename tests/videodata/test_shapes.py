@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from videodata import open_clips
-from videodata.shapes import CLASSES, Shapes, _bounce, make_scene, write_shapes
+from videodata.shapes import Shapes, _bounce, make_scene
 
 
 def test_a_video_follows_from_seed_and_index():
@@ -59,19 +59,3 @@ def test_shapes_pass_in_front_of_each_other():
         distance = np.linalg.norm(paths[0] - paths[1], axis=1)
         overlaps += distance.min() < 0.8 * (first.radius + second.radius)
     assert overlaps >= 6
-
-
-def test_written_shapes_look_like_a_data_set(tmp_path):
-    """One folder per class, names as in UCF101, and the same data when opened as a folder of videos."""
-    paths = write_shapes(tmp_path, count=6, frames=5, size=32)
-    assert [path.relative_to(tmp_path).as_posix() for path in paths[:2]] == [
-        "Circles/v_Circles_g01_c01.mp4",
-        "Squares/v_Squares_g01_c01.mp4",
-    ]
-    clips = open_clips(tmp_path, 5, 32)
-    assert clips.labels() == sorted(CLASSES)
-    generated = Shapes(6, 5, 32)
-    by_name = {generated.id(index): generated.read(index) for index in range(6)}
-    for index in range(6):
-        written = clips.source.read(index).astype(float)
-        assert abs(written - by_name[clips.source.id(index)]).mean() < 6

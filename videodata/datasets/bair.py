@@ -1,20 +1,27 @@
-"""BAIR robot pushing, small version: Ebert et al., 2017, arXiv:1710.05268. TFRecord files with 30 frames of 64x64."""
+"""BAIR robot pushing, small version: Ebert et al., 2017, arXiv:1710.05268. TFRecord files with 30 frames of 64x64.
+
+They are read without TensorFlow. A record is a uint64 length, the masked CRC-32C of these eight bytes, the data, and the
+masked CRC-32C of the data, all little-endian. The data is a tf.train.Example: field 1 (Features) of a protocol buffer,
+a map from names to lists of bytes or floats.
+"""
 
 from __future__ import annotations
 
 import argparse
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from google_crc32c import value as crc32c
 
-from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard
+from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard, report_left_out
 from videodata.errors import UserError, VideoError
-from videodata.files import atomic_path, natural_key
-from videodata.prepare import Decoder, decode_source
+from videodata.files import atomic_path, files_in_folder
+from videodata.frame_folder import write_trees
+from videodata.prepare import Decoder, available_cores, decode_source
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 from videodata.video_folder import InputVideo
@@ -38,7 +45,7 @@ class BairRecords(ClipSource):
         if camera not in CAMERAS:
             raise UserError(f"--camera must be one of {', '.join(CAMERAS)}, found {camera!r}")
         self.path, self.camera = str(folder), camera
-        files = sorted(folder.glob("*.tfrecords"), key=lambda file: natural_key(file.name))
+        files = files_in_folder(folder, {".tfrecords"}, deep=False)
         if not files:
             raise UserError(f"{folder}: holds no .tfrecords file")
         self._records = [(file, number, record) for file in files for number, record in enumerate(find_records(file))]
@@ -164,6 +171,30 @@ def write_motions(source: BairRecords, ids: Sequence[str], path: Path) -> str:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, id=np.array(list(ids)), action=actions, endeffector_pos=states)
     return said
+
+
+def convert_to_frames(root: Path, camera: str = CAMERAS[0], jobs: int = 0) -> Iterator[str]:
+    """Write the records below `root` as `processed_data/<split>/<file>/<k>/<i>.png`, k from 1, i from 0.
+
+    Those that are there stay. Actions and gripper positions go beside them. jobs: threads; 0: one per core. Yields what
+    was done. Raises UserError.
+    """
+    if not (root / INNER_FOLDER).is_dir():
+        raise UserError(
+            f"{root}: has no folder {INNER_FOLDER}; `python scripts/prepare_data.py bair --root . "
+            "--download_only --out bair` downloads it to ./bair"
+        )
+    dataset, out, failures = Bair(camera), root / "processed_data", []
+    for split in dataset.splits:
+        source = dataset.records(root, split)
+        places = [source.id(index).rsplit("/", 1) for index in range(len(source))]
+        folders = [out / split / file / str(int(number) + 1) for file, number in places]
+        tasks = [(folder, partial(source.read, index)) for index, folder in enumerate(folders)]
+        failures += write_trees(tasks, jobs or available_cores())
+        good = [source.id(index) for index, folder in enumerate(folders) if folder.is_dir()]
+        yield f"{out / split}: {len(good)} of {len(source)} records"
+        yield write_motions(source, good, out / f"{split}.actions.npz")
+    report_left_out(failures, "records")
 
 
 class Record(NamedTuple):

@@ -1,4 +1,8 @@
-"""What every data set can tell: its archives and where they are kept, its parts, its videos, their number."""
+"""What every data set can tell: its archives and where they are kept, its parts, its videos, how many there should be.
+
+`Place` is the folder where archives arrive and are unpacked, `Shard` a share of the work, `Selection` a choice of videos,
+`DataSet` what a new data set derives from.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +168,6 @@ class Shard:
 
     @property
     def suffix(self) -> str:
-        """What is added to the name of the output."""
         return "" if self.count == 1 else f"-{self.number:04d}-of-{self.count:04d}"
 
 
@@ -202,6 +205,14 @@ class Selection:
 
 
 EVERYTHING = Selection()
+
+
+def report_left_out(failures: Sequence[object], what: str) -> None:
+    """One line on stderr for each, and one error for all: what could be done is done. Raises UserError for any."""
+    for error in failures:
+        logger.warning("left out: %s", error)
+    if failures:
+        raise UserError(f"{len(failures)} {what} were left out, the first: {failures[0]}; the others are written")
 
 
 class DataSet(ABC):

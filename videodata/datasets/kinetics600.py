@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Selection, Shard
+from PIL import Image
+
+from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Selection, Shard, report_left_out
 from videodata.datasets.youtube import Clip, YouTube, parse_file_name, read_clips
 from videodata.errors import UserError
-from videodata.files import files_in_folder
-from videodata.video import VIDEO_SUFFIXES
+from videodata.files import atomic_path, files_in_folder
+from videodata.frame_folder import write_trees
+from videodata.video import VIDEO_SUFFIXES, iter_frames
 from videodata.video_folder import InputVideo
 
 logger = logging.getLogger(__name__)
@@ -152,3 +157,46 @@ class Kinetics600(DataSet):
 def _stem(file: RemoteFile) -> str:
     """Name of an archive, which is that of its class."""
     return file.name.removesuffix(".tar.gz").removesuffix(".tar")
+
+
+def convert_to_frames(
+    video_dir: Path, output_dir: Path, labels: Path | None = None, size: int = 64, jobs: int = 1
+) -> Iterator[str]:
+    """Write each video of `<video_dir>/<class>/` as `<output_dir>/<class>/<name>/<j>.png`, j from 1; those there stay.
+
+    labels: a file with the names of the classes to keep, one a line. Yields what was done. Raises UserError.
+    """
+    if not video_dir.is_dir():
+        made_by = "scripts/download_kinetics.py or prepare_data.py kinetics600 makes it"
+        raise UserError(f"{video_dir}: no such folder; {made_by}")
+    videos = files_in_folder(video_dir, VIDEO_SUFFIXES, wanted="videos")
+    if labels is not None:
+        names = {line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()}
+        videos = [video for video in videos if video.parent.name in names]
+    if not videos:
+        raise UserError(f"{video_dir}: holds no video" + (f" of the classes in {labels}" if labels else ""))
+    folders = [output_dir / path.parent.relative_to(video_dir) / path.stem for path in videos]
+    tasks = [(folder, partial(_square_frames, path, size)) for folder, path in zip(folders, videos, strict=True)]
+    failures = write_trees(tasks, jobs, first=1)
+    yield f"{output_dir}: {len(videos) - len(failures)} of {len(videos)} videos"
+    report_left_out(failures, "videos")
+
+
+def _square_frames(path: Path, size: int) -> Iterator[Image.Image]:
+    """The centre square of each frame, by Pillow's Lanczos filter. Raises VideoError at the end of a damaged video."""
+    for frame in iter_frames(path):
+        picture = Image.fromarray(frame)
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        yield picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def write_remaining(input_csv: Path, video_dir: Path, output: Path) -> str:
+    """List the clips of a list that are not in a folder; says how many."""
+    have = {parse_file_name(path.stem) for path in files_in_folder(video_dir, VIDEO_SUFFIXES)}
+    remaining = [clip for clip in read_clips(input_csv) if clip.key not in have]
+    with atomic_path(output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["label", "youtube_id", "time_start", "time_end"])
+        rows.writerows([clip.label or "", clip.youtube_id, clip.start, clip.end] for clip in remaining)
+    return f"{output}: {len(remaining)} clips"

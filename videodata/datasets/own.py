@@ -1,15 +1,24 @@
-"""What is prepared like a published data set, but was not published: a folder of videos, and the generated shapes."""
+"""What is prepared like a published data set, but was not published: videos, trees of frames, the generated shapes."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from videodata.datasets.dataset import DataSet, Place, Shard
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from videodata.datasets.dataset import DataSet, Place, Shard, report_left_out
+from videodata.errors import UserError, VideoError
+from videodata.files import files_in_folder, is_hidden
+from videodata.frame_folder import read_image
+from videodata.hdf5 import Hdf5Writer
 from videodata.prepare import Decoder, decode_source
 from videodata.shapes import LENGTH, Shapes
+from videodata.splits import SPLITS
 from videodata.video_folder import InputVideo, list_videos
 
 
@@ -81,3 +90,40 @@ class GeneratedShapes(DataSet):
 
     def decoder(self, place: Place, split: str | None) -> Decoder:
         return decode_source(self.source)
+
+
+def frames_to_shards(
+    data_dir: Path,
+    out_dir: Path,
+    size: int = 64,
+    extension: str = "png",
+    layout: str = "river",
+    per_shard: int = 100_000,
+) -> Iterator[str]:
+    """Write `<data_dir>/{train,val,test}/<video>/<frame>.<extension>` as `<out_dir>/{train,val,test}/shard_*.hdf5`.
+
+    Frames become size x size by Pillow's bicubic filter, whatever their aspect. Yields what was done. Raises UserError.
+    """
+    splits = [split for split in SPLITS if (data_dir / split).is_dir()]
+    if not splits:
+        raise UserError(f"{data_dir}: has none of the folders {', '.join(SPLITS)}")
+    suffix, left_out = "." + extension.lower().lstrip("."), []
+    for split in splits:
+        videos = sorted(path for path in (data_dir / split).iterdir() if path.is_dir() and not is_hidden(path.name))
+        with Hdf5Writer(out_dir / split, layout, per_shard) as writer:
+            for video in tqdm(videos, desc=split, disable=None):
+                try:  # all frames before the first is written, so that no half video is stored
+                    frames = _squeezed_frames(video, suffix, size)
+                except VideoError as error:
+                    left_out.append(error)
+                else:
+                    writer.add(frames, video.name)
+        yield f"{out_dir / split}: {writer.written} videos"
+    report_left_out(left_out, "videos")
+
+
+def _squeezed_frames(video: Path, suffix: str, size: int) -> list[np.ndarray]:
+    files = files_in_folder(video, {suffix}, deep=False)
+    if not files:
+        raise VideoError(video, f"holds no {suffix} frames")
+    return [np.asarray(Image.fromarray(read_image(file)).resize((size, size))) for file in files]

@@ -1,4 +1,7 @@
-"""The annotation lists of Kinetics, and what the files of its clips are called."""
+"""Clips from YouTube by yt-dlp: the lists of Kinetics, and a ledger of what became of each clip.
+
+Any run can be broken off and repeated.
+"""
 
 from __future__ import annotations
 
