@@ -1,7 +1,7 @@
 """Extract zip, tar and rar archives that come from anywhere: checked first, resumable, complete or absent.
 
-First the listing: nothing outside the folder, no links, no devices, no bombs. Then the members that are missing, each of
-them verified. Python reads zip and tar. For rar, rarfile lists the members, and a program from PATH (or unrar2-cffi)
+First the listing: nothing outside the folder, no links, no devices, no bombs. Then the members that are missing, each
+of them verified. Python reads zip and tar. For rar, rarfile lists the members, and a program from PATH (or unrar2-cffi)
 unpacks them whole; no one free tool reads every kind, so the next is tried for the members that are still missing.
 """
 

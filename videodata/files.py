@@ -8,6 +8,7 @@ that neither a kill nor a power cut leaves half a file under a name that somebod
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -102,9 +103,13 @@ def sync_folder(folder: str | Path) -> None:
         os.close(descriptor)
 
 
-def remove_debris(folder: str | Path) -> list[str]:
-    """Remove the unfinished files that a killed process left in the folder; gives their names."""
-    debris = [path for path in Path(folder).glob(f"*{TEMPORARY}") if path.is_file()]
+def remove_debris(folder: str | Path, name: str | None = None) -> list[str]:
+    """Remove the unfinished files that a killed process left in the folder, or those of one name; gives their names.
+
+    Only for who holds the lock of what is written there: the unfinished files of a living process look the same.
+    """
+    pattern = f"*{TEMPORARY}" if name is None else f".{glob.escape(name)}.*{TEMPORARY}"
+    debris = [path for path in Path(folder).glob(pattern) if path.is_file()]
     for path in debris:
         path.unlink()
     return [path.name for path in debris]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError, disk_errors
-from videodata.files import TEMPORARY, lock_file, read_json, sync_folder, write_json
+from videodata.files import TEMPORARY, lock_file, read_json, remove_debris, sync_folder, write_json
 from videodata.frame_folder import save_png
 from videodata.hdf5 import SHARDS
 from videodata.npy_writer import (
@@ -136,6 +136,7 @@ class FolderWriter(ABC):
     def _open(self) -> None:
         if self.path.exists():
             self._remove_old()
+        remove_debris(self.path.parent, sidecar_path(self.path).name)
         if self._restart:
             self.discard()
         journal = journal_path(self.path)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from videodata.errors import UserError, disk_errors
-from videodata.files import lock_file, publish, read_json, write_json
+from videodata.files import lock_file, publish, read_json, remove_debris, write_json
 
 LARGEST_COUNT = 10**12  # room that the header keeps for N
 COMMIT_SECONDS = 0.25  # between flushes; a kill costs this, and what the disk is behind
@@ -125,6 +125,7 @@ class NpyWriter:
 
     def _open(self) -> None:
         data, journal = partial_path(self.path), journal_path(self.path)
+        remove_debris(self.path.parent, sidecar_path(self.path).name)
         if self._restart or not data.exists():
             journal.unlink(missing_ok=True)
             data.unlink(missing_ok=True)

@@ -26,9 +26,13 @@ from videodata.files import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_needs_no_torch():
-    """The module starts in a moment, for scripts that only list or lock."""
-    code = "import sys, videodata.files; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["files", "splits", "prepare", "datasets.prepare", "decode_worker"])
+def test_needs_no_torch(module):
+    """Scripts that prepare, list or lock, and their --help, start without it."""
+    code = (
+        f"import sys, videodata.{module}, videodata.datasets; videodata.datasets.data_sets(); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

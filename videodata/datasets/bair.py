@@ -1,8 +1,8 @@
 """BAIR robot pushing, small version: Ebert et al., 2017, arXiv:1710.05268. TFRecord files with 30 frames of 64x64.
 
-They are read without TensorFlow. A record is a uint64 length, the masked CRC-32C of these eight bytes, the data, and the
-masked CRC-32C of the data, all little-endian. The data is a tf.train.Example: field 1 (Features) of a protocol buffer,
-a map from names to lists of bytes or floats.
+They are read without TensorFlow. A record is a uint64 length, the masked CRC-32C of these eight bytes, the data, and
+the masked CRC-32C of the data, all little-endian. The data is a tf.train.Example: field 1 (Features) of a protocol
+buffer, a map from names to lists of bytes or floats.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What every data set can tell: its archives and where they are kept, its parts, its videos, how many there should be.
 
-`Place` is the folder where archives arrive and are unpacked, `Shard` a share of the work, `Selection` a choice of videos,
-`DataSet` what a new data set derives from.
+`Place` is the folder where archives arrive and are unpacked, `Shard` a share of the work, `Selection` a choice of
+videos, `DataSet` what a new data set derives from.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError
+from videodata.files import files_in_folder
 from videodata.video_folder import InputVideo
 
 ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
@@ -114,7 +115,7 @@ class Kth(DataSet):
             wanted = [Sequence(film, 0, 0) for film in dict.fromkeys(entry.film for entry in wanted)]
         self._listed[split] = len(wanted)
         wanted.sort(key=lambda entry: (ACTIONS.index(entry.action), entry.film, entry.first))
-        paths = {path.stem.removesuffix("_uncomp"): path for path in root.rglob("*.avi")}
+        paths = {path.stem.removesuffix("_uncomp"): path for path in files_in_folder(root, {".avi"})}
         return [_video(entry, paths[entry.film], split) for entry in wanted if entry.film in paths]
 
     def published(self, split: str | None) -> int | None:
