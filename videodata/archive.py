@@ -196,15 +196,13 @@ def is_intact(path: Path, member: Member) -> bool:
     """Whether `path` is a plain file with the size, and the CRC-32 if known, of `member`."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != member.size:
         return False
-    return member.crc32 is None or file_crc32(path) == member.crc32
-
-
-def file_crc32(path: Path) -> int:
+    if member.crc32 is None:
+        return True
     crc = 0
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             crc = zlib.crc32(chunk, crc)
-    return crc
+    return crc == member.crc32
 
 
 def _extract_zip(archive: Path, folder: Path, hint: str) -> None:

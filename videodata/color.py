@@ -40,7 +40,7 @@ def to_rgb(frame: av.VideoFrame, size: Size | None = None, resize: str = "crop")
 def _convert(frame: av.VideoFrame, size: Size) -> np.ndarray:
     """Colour conversion and scaling in one pass of the scaler."""
     height, width = size
-    alpha = _has_alpha(frame.format)
+    alpha = frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
     is_yuv = not frame.format.is_rgb and frame.format.name != "pal8"
     # Planar RGB on the way: the scaler has vector code for YUV to planes, and plain code, two to three times slower,
     # for YUV to packed pixels. At most a thousandth of the pixels differ, by one level.
@@ -57,10 +57,6 @@ def _convert(frame: av.VideoFrame, size: Size) -> np.ndarray:
         converted = reformatter("packing").reformat(converted, format="rgb24", threads=1)
     pixels = converted.to_ndarray()
     return _over_black(pixels) if alpha else pixels
-
-
-def _has_alpha(pixel_format: av.VideoFormat) -> bool:
-    return pixel_format.name == "pal8" or any(component.is_alpha for component in pixel_format.components)
 
 
 def _over_black(rgba: np.ndarray) -> np.ndarray:

@@ -201,7 +201,8 @@ class Transfer:
         self._check_room((total or 0) - begin)
         with self._disk_errors():
             part = self._open_part(begin, now)
-        with part, self._bar(begin, total) as bar:
+        shown = {"desc": self.target.name, "unit": "B", "unit_scale": True, "leave": False, "disable": None}
+        with part, tqdm(total=total, initial=begin, **shown) as bar:
             while chunk:
                 with self._disk_errors():
                     self._append(part, chunk)
@@ -225,11 +226,6 @@ class Transfer:
             rest = rest[part.write(rest) :]
         self._digest.update(chunk)
         self._digested += len(chunk)
-
-    def _bar(self, begin: int, total: int | None) -> tqdm:
-        return tqdm(
-            total=total, initial=begin, unit="B", unit_scale=True, desc=self.target.name, leave=False, disable=None
-        )
 
     def _part_is_whole(self, error: urllib.error.HTTPError) -> bool:
         """Whether status 416 (nothing after the part) means that the part is the file; a wrong part is dropped."""

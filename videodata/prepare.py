@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from videodata.decode_pool import DecodePool, End, Frames
 from videodata.errors import UserError, VideoError
+from videodata.files import read_json
 from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer, ShardWriter
 from videodata.npy_writer import NpyWriter, is_finished, npy_header, partial_path, sidecar_path
 from videodata.source import ClipSource
@@ -252,7 +252,7 @@ def _nothing(summary: Summary, settings: SequenceSettings) -> str:
 
 
 def _summary_of_finished(path: Path, videos: int, format: str) -> Summary:
-    sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
+    sidecar = read_json(sidecar_path(path))
     sequences = sum(video.get("sequences", 1) for video in sidecar["videos"])
     return Summary(path, videos, sequences, sidecar["skipped"], format=format)
 

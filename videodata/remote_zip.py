@@ -145,7 +145,12 @@ def fetch_members(
         folder.mkdir(parents=True, exist_ok=True)
         missing = [members[name] for name in choose(list(members)) if not is_intact(folder / name, members[name])]
         total = sum(member.size for member in missing)
-        check_free(total + reserve, folder, url)
+        needed, free = total + reserve, shutil.disk_usage(folder).free
+        if needed > free:
+            raise DownloadError(
+                f"{url}: its videos and what is made of them need {needed / 1e9:.2f} GB, "
+                f"{free / 1e9:.2f} GB are free at {folder.resolve()}"
+            )
         with tqdm(total=total, unit="B", unit_scale=True, desc=folder.name, leave=False, disable=None) as bar:
             for member in missing:
                 info = infos[member.name]
@@ -153,16 +158,6 @@ def fetch_members(
                 with disk_errors(folder / member.name):
                     write_file(folder / member.name, opened.read(info))
                 bar.update(member.size)
-
-
-def check_free(needed: int, folder: Path, url: str) -> None:
-    """Raise DownloadError when so many bytes do not fit on the disk of `folder`."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DownloadError(
-            f"{url}: its videos and what is made of them need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free at "
-            f"{folder.resolve()}"
-        )
 
 
 @contextlib.contextmanager

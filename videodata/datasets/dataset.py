@@ -75,6 +75,7 @@ class Place:
     delete_archives: bool = False
     tries: int = 5
     wait: float = 1.0  # seconds before the second try, doubled each time
+    reserve: int = 0  # bytes that what is made of the videos will take on the same disk
 
     def address(self, url: str) -> str:
         """Where a published file is taken from; what must be quoted in its path is."""
@@ -129,7 +130,7 @@ class Place:
         first = f"{path} exists: download is skipped" if path.exists() else f"download {self.address(file.url)}{size}"
         return [first, f"extract {path} to {target}"]
 
-    def check_room(self, archives: Sequence[Archive], output_bytes: int) -> None:
+    def check_room(self, archives: Sequence[Archive]) -> None:
         """Raise UserError when archives, what they hold and the output do not fit on the disk together."""
         missing = [a.file.bytes for a in archives if a.file.bytes and not (self.root / a.folder).is_dir()]
         if not missing:
@@ -138,10 +139,10 @@ class Place:
         have = sum(path.stat().st_size for path in self.root.glob("*.part")) if self.root.is_dir() else 0
         existing = next(folder for folder in (self.root.absolute(), *self.root.absolute().parents) if folder.exists())
         free = shutil.disk_usage(existing).free
-        if packed + sum(missing) + output_bytes - have > free:
+        if packed + sum(missing) + self.reserve - have > free:
             raise UserError(
                 f"{existing}: needs {packed / 1e9:.1f} GB for archives, {sum(missing) / 1e9:.1f} GB unpacked and "
-                f"about {output_bytes / 1e9:.1f} GB for the result, but {free / 1e9:.1f} GB are free: name "
+                f"about {self.reserve / 1e9:.1f} GB for the result, but {free / 1e9:.1f} GB are free: name "
                 "another disk with --root, or take fewer videos (--max_videos, --classes, --split)"
             )
 

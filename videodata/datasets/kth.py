@@ -123,10 +123,8 @@ class Kth(DataSet):
 
     def describe(self, videos) -> dict:
         unit = "whole films" if self.whole_films else "sub-sequences of 00sequences.txt"
-        return {**super().describe(videos), "protocol": self.protocol, "persons": self._persons(), "unit": unit}
-
-    def _persons(self) -> dict[str, list[int]]:
-        return {split: sorted(persons) for split, persons in PROTOCOLS[self.protocol].items()}
+        persons = {split: sorted(numbers) for split, numbers in PROTOCOLS[self.protocol].items()}
+        return {**super().describe(videos), "protocol": self.protocol, "persons": persons, "unit": unit}
 
 
 def _video(entry: Sequence, path: Path, split: str | None) -> InputVideo:

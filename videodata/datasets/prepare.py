@@ -75,9 +75,10 @@ class Job:
 def obtain(job: Job) -> None:
     """Download and unpack what is missing. Raises UserError, before the first byte when the disk is too small."""
     archives = [archive for split in job.splits for archive in job.dataset.archives(job.place, split)]
-    job.place.check_room(list(dict.fromkeys(archives)), job.expected_bytes())
+    place = replace(job.place, reserve=job.expected_bytes())
+    place.check_room(list(dict.fromkeys(archives)))
     for split in job.splits:
-        job.dataset.obtain(job.place, split, job.shard)
+        job.dataset.obtain(place, split, job.shard)
 
 
 def plan(job: Job) -> list[str]:

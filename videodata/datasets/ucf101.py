@@ -129,7 +129,9 @@ class Ucf101(DataSet):
                 raise self.selection.refusal(file.url)
             return [video.path.relative_to(folder).as_posix() for video in chosen]
 
-        fetch_members(place.address(file.url), folder, choose, size=file.size, insecure=place.insecure)
+        fetch_members(
+            place.address(file.url), folder, choose, size=file.size, insecure=place.insecure, reserve=place.reserve
+        )
         self._some[split] = chosen
 
 

@@ -144,7 +144,8 @@ class YouTube:
                     lines.write("\n")  # a line that a kill tore off must not swallow the next; empty ones do not count
                 for outcome in self._outcomes(library, rest, folder):
                     ledger[outcome.clip.stem] = outcome.status
-                    lines.write(json.dumps({"clip": outcome.clip.stem, **_shown(outcome)}) + "\n")
+                    shown = {"clip": outcome.clip.stem, "status": outcome.status, "reason": outcome.reason}
+                    lines.write(json.dumps({key: value for key, value in shown.items() if value}) + "\n")
                     lines.flush()
         shutil.rmtree(folder / "tmp", ignore_errors=True)
         counts = Counter(ledger.get(clip.stem, "failed") for clip in clips)
@@ -263,10 +264,6 @@ def _is_settled(clip: Clip, ledger: dict[str, str], folder: Path) -> bool:
     if status == "ok":
         return any(path.suffix != ".partial" for path in (folder / clip.folder).glob(f"{clip.stem}.*"))
     return status == "gone"
-
-
-def _shown(outcome: Outcome) -> dict:
-    return {"status": outcome.status} | ({"reason": outcome.reason} if outcome.reason else {})
 
 
 def _yt_dlp() -> ModuleType:
