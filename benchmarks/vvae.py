@@ -33,7 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/...` finds the packages
 
 from training.cli import make_parser, run
-from training.device import resolve_device
+from training.distributed import resolve_device
 from vvae import AutoencoderKL2plus1D_1dcnn
 from vvae.src.modules import ae_modules, slices
 from vvae.src.modules.slices import each

@@ -82,7 +82,7 @@ class FIDInception(nn.Module):
 
     def load_weights(self, path: Path) -> None:
         """Load the published file. Raises UserError for another one."""
-        from training.strict_load import strict_load  # here, because the engine takes seconds to import
+        from training.checkpoint import strict_load
 
         counters = {key: value for key, value in self.network.state_dict().items() if key.endswith("batches_tracked")}
         strict_load(self.network, counters | read_state_dict(path), path)  # old files have no counters

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.clips import unit_pair
-from losses.lpips_network import LPIPSNetwork
-from losses.perceptual import LPIPS
+from losses.perceptual import LPIPS, LPIPSNetwork
 from losses.weights import find_lpips_heads, read_state_dict
 from videodata.download import sha256_of
 

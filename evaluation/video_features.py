@@ -29,7 +29,7 @@ class I3DFeatures(FeatureExtractor):
     text = f"centre square, bilinear to {SIDE}x{SIDE} (corners not aligned, no antialiasing), [-1, 1], logits of I3D"
 
     def __init__(self, weights: Path, device: torch.device) -> None:
-        from training.strict_load import strict_load  # here, because the engine takes seconds to import
+        from training.checkpoint import strict_load
 
         super().__init__(weights)
         network = I3D()

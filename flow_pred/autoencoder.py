@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from flow_pred.checkpoints import autoencoder_weights
 from flow_pred.vqvae import SimpleVQVAE
+from training.checkpoint import strict_load
 from training.config import load_config, unknown_key
-from training.strict_load import strict_load
 from videodata.errors import UserError
 
 

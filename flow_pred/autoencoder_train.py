@@ -16,7 +16,7 @@ from flow_pred.targets import below, pick_frames
 from flow_pred.vqvae import SimpleVQVAE
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step
-from training.muon import Muon
+from training.optim import Muon
 from videodata.errors import UserError
 from videodata.pixels import normalize
 from vqgan.kmeans import kmeans

@@ -17,8 +17,8 @@ from flow_pred.latent_space import LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
+from training.checkpoint import strict_load
 from training.config import from_dict
-from training.strict_load import strict_load
 from videodata.errors import UserError
 
 

@@ -31,7 +31,7 @@ from flow_pred.targets import (
     state_target,
 )
 from training import Losses, Recipe, Step
-from training.muon import Muon
+from training.optim import Muon
 from videodata.pixels import normalize
 
 RIVER_FINAL_RATE = 1e-7

@@ -12,11 +12,11 @@ _HOME = {
     "discriminator_loss": "losses.adversarial",
     "generator_loss": "losses.adversarial",
     "adaptive_weight": "losses.adversarial",
-    "PatchGAN2D": "losses.discriminator",
-    "PatchGAN3D": "losses.discriminator",
+    "PatchGAN2D": "losses.adversarial",
+    "PatchGAN3D": "losses.adversarial",
     "gaussian_kl": "losses.kl",
     "free_bits": "losses.kl",
-    "linear_ramp": "losses.ramp",
+    "linear_ramp": "losses.kl",
 }
 __all__ = list(_HOME)
 

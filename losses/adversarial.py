@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 ADVERSARIAL_LOSSES = ("hinge", "vanilla", "non_saturating")
 
@@ -60,3 +63,81 @@ def _gradient(loss: Tensor, parameter: Tensor) -> Tensor:
 def _check(kind: str) -> None:
     if kind not in ADVERSARIAL_LOSSES:
         raise ValueError(f"unknown adversarial loss {kind!r}; choose one of {', '.join(ADVERSARIAL_LOSSES)}")
+
+
+NORMS = ("batch", "group", "spectral", "none")
+
+
+class PatchDiscriminator(nn.Module):
+    """Strided convolutions with LeakyReLU 0.2, without any global decision. Use PatchGAN2D or PatchGAN3D.
+
+    Keys are those of the published VQGAN discriminators: with three layers and batch norm the convolutions are
+    `main.{0,2,5,8,11}` and the norms `main.{3,6,9}`. `norm`: batch, group, spectral (on every convolution) or none.
+    """
+
+    def __init__(
+        self,
+        convolution: type[nn.Module],
+        kernel: int,
+        strides: Sequence[int | tuple[int, int, int]],
+        in_channels: int = 3,
+        width: int = 64,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+        widths = [width * min(2**level, 8) for level in range(len(strides))]
+        layers: list[nn.Module] = [convolution(in_channels, width, kernel, strides[0], padding=1), nn.LeakyReLU(0.2)]
+        for level in range(1, len(strides)):
+            bias = norm != "batch"  # batch norm subtracts it
+            layers.append(convolution(widths[level - 1], widths[level], kernel, strides[level], padding=1, bias=bias))
+            layers += [_norm_layer(norm, widths[level], convolution), nn.LeakyReLU(0.2)]
+        layers.append(convolution(widths[-1], 1, kernel, 1, padding=1))
+        self.main = nn.Sequential(*layers)
+        self.apply(initialise)
+        if norm == "spectral":
+            for layer in self.main:
+                if isinstance(layer, convolution):
+                    spectral_norm(layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.main(images)
+
+
+class PatchGAN2D(PatchDiscriminator):
+    """Frames (N, C, H, W) -> logits (N, 1, h, w). Three layers: patches of 70x70 pixels, 64x64 frames give 6x6."""
+
+    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, norm: str = "batch") -> None:
+        super().__init__(nn.Conv2d, 4, [2] * layers + [1], in_channels, width, norm)
+
+
+class PatchGAN3D(PatchDiscriminator):
+    """Clips (B, C, T, H, W) -> logits (B, 1, t, h, w). Three layers: (B, 1, T/4, H/8, W/8)."""
+
+    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, norm: str = "batch") -> None:
+        strides = [2, *[(2 if level == 1 else 1, 2, 2) for level in range(1, layers)], 1]  # time is halved twice
+        super().__init__(nn.Conv3d, 3, strides, in_channels, width, norm)
+
+
+def initialise(module: nn.Module) -> None:
+    """Start values of pix2pix: convolution weights N(0, 0.02), batch norm scales N(1, 0.02) with zero bias."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def discriminator_accuracy(logits_real: Tensor, logits_fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of real logits above 0 and of fake logits below 0, two scalars in [0, 1]; 0.5 is chance."""
+    with torch.no_grad():
+        return (logits_real > 0).float().mean(), (logits_fake < 0).float().mean()
+
+
+def _norm_layer(norm: str, channels: int, convolution: type[nn.Module]) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(channels) if convolution is nn.Conv2d else nn.BatchNorm3d(channels)
+    if norm == "group":
+        return nn.GroupNorm(min(32, channels), channels)
+    return nn.Identity()  # keeps the indices of the layers that follow

@@ -17,9 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from losses.backbones import MINIMUM_SIZE, FeatureNetwork
-from losses.lpips_network import BACKBONES, LPIPSNetwork
-from losses.weights import find_lpips_heads, find_weights
+from losses.weights import find_lpips_heads, find_weights, read_state_dict
 from videodata.errors import UserError
 
 if TYPE_CHECKING:
@@ -205,3 +203,155 @@ def select_frames(clip: Tensor, frames: Tensor) -> Tensor:
     """Clip (B, C, T, H, W) and frame numbers (B, K) -> (B, C, K, H, W)."""
     batch = torch.arange(clip.shape[0], device=clip.device)[:, None]
     return clip.transpose(1, 2)[batch, frames.to(clip.device)].transpose(1, 2)
+
+
+TAPS = {
+    "vgg": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
+    "alex": ("relu1", "relu2", "relu3", "relu4", "relu5"),
+}
+CHANNELS = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
+BACKBONES = {"vgg": "vgg16", "alex": "alexnet"}
+
+
+class ScalingLayer(nn.Module):
+    """ImageNet mean and standard deviation, expressed for images in [-1, 1] and rounded as LPIPS rounds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.shift) / self.scale
+
+
+class LinearHead(nn.Module):
+    """One non-negative weight per channel; `model.1` is its published place (0 was a dropout for training)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.model(features)
+
+
+class LPIPSNetwork(nn.Module):
+    """LPIPS distance of two image batches (N, 3, H, W) in [-1, 1] -> (N,)."""
+
+    def __init__(self, net: str = "vgg") -> None:
+        super().__init__()
+        self.scaling_layer = ScalingLayer()
+        self.net = FeatureNetwork(BACKBONES[net], TAPS[net])
+        self.heads = len(CHANNELS[net])
+        for index, channels in enumerate(CHANNELS[net]):
+            self.add_module(f"lin{index}", LinearHead(channels))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        features_x = self.net(self.scaling_layer(x))
+        features_y = self.net(self.scaling_layer(y))
+        distance = x.new_zeros(x.shape[0])
+        for index in range(self.heads):
+            difference = (unit_channels(features_x[index]) - unit_channels(features_y[index])) ** 2
+            head = getattr(self, f"lin{index}")
+            distance = distance + head(difference).mean(dim=(1, 2, 3))
+        return distance
+
+    def load_weights(self, backbone: Path, heads: Path) -> None:
+        """Load a torchvision backbone and the heads of the lpips package."""
+        self.net.load_torchvision(backbone)
+        missing = self.load_state_dict(read_state_dict(heads), strict=False)
+        if missing.unexpected_keys or any(key.startswith("lin") for key in missing.missing_keys):
+            raise ValueError(f"{heads}: not the linear heads of this LPIPS network")
+
+
+def unit_channels(features: Tensor) -> Tensor:
+    """Features (N, C, h, w) scaled to unit length over the channels.
+
+    The small constant stands under the root, so that an all-zero feature vector has a finite gradient.
+    """
+    return features / torch.sqrt((features**2).sum(dim=1, keepdim=True) + 1e-10)
+
+
+VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+MINIMUM_SIZE = {"vgg16": 16, "alexnet": 31}  # pixels; below it the last features have no extent
+
+
+def vgg16_layers() -> list[tuple[str, nn.Module]]:
+    """The layers of VGG-16 (Simonyan and Zisserman 2015, configuration D) as (name, module), in torchvision's order."""
+    layers: list[tuple[str, nn.Module]] = []
+    channels = 3
+    for block, widths in enumerate(VGG16_WIDTHS, start=1):
+        for number, width in enumerate(widths, start=1):
+            layers.append((f"conv{block}_{number}", nn.Conv2d(channels, width, 3, padding=1)))
+            layers.append((f"relu{block}_{number}", nn.ReLU()))
+            channels = width
+        layers.append((f"pool{block}", nn.MaxPool2d(2, 2)))
+    return layers
+
+
+def alexnet_layers() -> list[tuple[str, nn.Module]]:
+    """The layers of AlexNet (Krizhevsky 2014, "one weird trick") as (name, module), in torchvision's order."""
+    return [
+        ("conv1", nn.Conv2d(3, 64, 11, stride=4, padding=2)),
+        ("relu1", nn.ReLU()),
+        ("pool1", nn.MaxPool2d(3, 2)),
+        ("conv2", nn.Conv2d(64, 192, 5, padding=2)),
+        ("relu2", nn.ReLU()),
+        ("pool2", nn.MaxPool2d(3, 2)),
+        ("conv3", nn.Conv2d(192, 384, 3, padding=1)),
+        ("relu3", nn.ReLU()),
+        ("conv4", nn.Conv2d(384, 256, 3, padding=1)),
+        ("relu4", nn.ReLU()),
+        ("conv5", nn.Conv2d(256, 256, 3, padding=1)),
+        ("relu5", nn.ReLU()),
+    ]
+
+
+LAYERS = {"vgg16": vgg16_layers, "alexnet": alexnet_layers}
+
+
+class FeatureNetwork(nn.Module):
+    """Features of a backbone after each of the named layers.
+
+    Slice k (`slice1`, `slice2`, ...) holds the layers up to the k-th named one, each under its torchvision index: the
+    key layout of the published LPIPS networks.
+    """
+
+    def __init__(self, backbone: str, taps: Sequence[str]) -> None:
+        super().__init__()
+        layers = LAYERS[backbone]()
+        names = [name for name, _ in layers]
+        unknown = [tap for tap in taps if tap not in names]
+        if unknown or not taps:
+            raise UserError(f"unknown layers {', '.join(unknown) or '(none given)'}; {backbone} has {', '.join(names)}")
+        self.backbone = backbone
+        ends = sorted(names.index(tap) + 1 for tap in taps)
+        for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True), start=1):
+            stack = nn.Sequential()
+            for index in range(start, end):
+                stack.add_module(str(index), layers[index][1])
+            self.add_module(f"slice{number}", stack)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (N, 3, H, W) -> one (N, C, h, w) per tap, in the order of depth."""
+        features = []
+        for stack in self.children():
+            images = stack(images)
+            features.append(images)
+        return features
+
+    def load_torchvision(self, path: Path) -> None:
+        """Load a state dict in torchvision's format (`features.<index>.weight`); deeper layers are left aside."""
+        published = read_state_dict(path)
+        state = {}
+        for key, own in self.state_dict().items():
+            source = "features." + key.split(".", 1)[1]  # slice2.5.weight -> features.5.weight
+            if source not in published:
+                raise UserError(f"{path}: holds no {source}; torchvision's {self.backbone} weights are needed")
+            if published[source].shape != own.shape:
+                shapes = f"{tuple(published[source].shape)}, expected {tuple(own.shape)}"
+                raise UserError(f"{path}: {source} has shape {shapes}; torchvision's {self.backbone} is needed")
+            state[key] = published[source]
+        self.load_state_dict(state)

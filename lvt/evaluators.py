@@ -25,9 +25,8 @@ from lvt.generate import generate_codes
 from lvt.likelihood import bits_per_code, bits_per_subpixel, clip_nats
 from lvt.transformer import VideoTransformer
 from lvt.vqvae import VQVAE
+from training.data import collate, move
 from training.files import write_json
-from training.loader import move
-from training.samples import collate
 from training.state import weights_digest
 from videodata.atomic import atomic_path
 from videodata.pixels import channels_first, normalize, to_uint8

@@ -18,8 +18,8 @@ from lvt.convnets import DOWNSAMPLING
 from lvt.evaluators import sampling_options, write_clip
 from lvt.run import load_for_evaluation, needed_vqvae, write_config
 from lvt.vqvae import VQVAE
-from training.device import resolve_device
-from training.run_folder import log_file
+from training.distributed import resolve_device
+from training.folder import log_file
 from videodata.errors import UserError
 from videodata.frame_folder import IMAGE_SUFFIXES, read_image
 from videodata.natural_order import is_hidden, natural_key

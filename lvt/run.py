@@ -26,7 +26,7 @@ from lvt.transformer import VideoTransformer
 from lvt.vqvae import VQVAE
 from lvt.weights import load_transformer, load_vqvae, original_groups, write_original
 from training import TrainSettings, distributed, train
-from training.device import resolve_device
+from training.distributed import resolve_device
 from training.files import write_file, write_json
 from training.randomness import seed_everything
 from videodata.errors import UserError

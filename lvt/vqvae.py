@@ -13,7 +13,7 @@ from lvt.codebook import Quantizer
 from lvt.convnets import Decoder, Encoder
 from lvt.initialization import initialize_convolutions
 from lvt.model_config import vqvae_config
-from training.strict_load import strict_load
+from training.checkpoint import strict_load
 from videodata.errors import UserError
 
 NETWORKS = {"netE": "encoder", "netG": "decoder", "netC": "quantizer"}  # folder of the published files -> our name

@@ -13,9 +13,8 @@ from torch import Tensor
 from lvt.original_buffers import drop_recomputable, recomputable
 from lvt.transformer import VideoTransformer
 from lvt.vqvae import NETWORKS, VQVAE
-from training.checkpoint import load_checkpoint, migrate
+from training.checkpoint import load_checkpoint, migrate, strict_load
 from training.files import write_file
-from training.strict_load import strict_load
 from videodata.errors import UserError
 
 WEIGHT_NODES = {"netE": "ENCODER", "netG": "GENERATOR", "netC": "CODEBOOK"}

@@ -12,7 +12,7 @@ from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import read_config
 from flow_pred.latent_cache import DTYPES, encode_latents
 from training.cli import make_parser, run
-from training.device import resolve_device
+from training.distributed import resolve_device
 
 
 def build_parser() -> argparse.ArgumentParser:

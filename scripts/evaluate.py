@@ -23,7 +23,7 @@ from evaluation.video_folders import FOLDER_METRICS, score_folders
 from scripts.evaluate_models import MODELS, checkpoint_facts
 from training import distributed
 from training.cli import HelpFormatter, make_parser, run
-from training.device import resolve_device
+from training.distributed import resolve_device
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evaluation.subject import Batch, Subject
 from training.checkpoint import newest_checkpoint
-from training.device import resolve_device
+from training.distributed import resolve_device
 from training.files import sha256_of
 from videodata.errors import UserError
 from videodata.pixels import to_uint8

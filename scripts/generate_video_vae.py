@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import make_parser, run
-from training.device import resolve_device
+from training.distributed import resolve_device
 from video_vae.epoch_files import load_network
 from video_vae.generate import interpolate, reconstruct, sample, traverse, write_array, write_clips, write_strip
 from video_vae.model import TransformerNetwork

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.checkpoint import newest_checkpoint
-from training.device import resolve_device
-from training.explain import is_out_of_memory
+from training.cli import is_out_of_memory
+from training.distributed import resolve_device
 from videodata.errors import UserError
 from vvae import AutoencoderKL2plus1D_1dcnn, VVAEError, instantiate_from_config, load_config, load_text
 from vvae.src.caption_cache import CaptionCache, caption_embedder

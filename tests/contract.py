@@ -19,11 +19,10 @@ from torch.utils.data import Dataset
 
 from training import Recipe, TrainSettings, distributed, train
 from training.checkpoint import load_checkpoint, newest_checkpoint, strict_load
-from training.loader import move
-from training.parallel import whole
+from training.data import collate, move, read_sample
+from training.distributed import whole
 from training.randomness import SampleNoise
 from training.recipe import Step
-from training.samples import collate, read_sample
 from training.state import flatten, weights_digest
 from videodata.errors import UserError
 

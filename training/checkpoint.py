@@ -11,23 +11,28 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from training import distributed
 from training.fault_injection import fault_point
-from training.files import canonical, sha256_of, write_file, write_json
-from training.strict_load import strict_load
-from training.weights_file import load_weights, write_weights
+from training.files import TEMPORARY, canonical, sha256_of, sync_folder, write_file, write_json
 from videodata.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Checkpoint", "checkpoints_in", "load_checkpoint", "newest_checkpoint", "save_checkpoint", "strict_load"]
 
-logger = logging.getLogger(__name__)
 FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n -> function to format n + 1
 
@@ -181,3 +186,174 @@ def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
             raise UserError(f"{source}: format {state['format']} can no longer be read; use an older version")
         state = {**MIGRATIONS[state["format"]](state), "format": state["format"] + 1}
     return state
+
+
+METADATA = "run"  # the one entry of the file's metadata: a JSON object
+FACTS = ("recipe", "step", "config")
+
+
+def write_weights(path: Path, state: dict[str, Any]) -> None:
+    """Write the weights of a training state atomically, the averaged ones where there are averages.
+
+    Raises OSError when the disk refuses.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    facts = {"averaged": sorted(state["ema"]), **{key: state.get(key) for key in FACTS}}
+    try:
+        # one entry, because the format writes several in an order that differs from process to process
+        save_file(tensors_to_share(state), temporary, metadata={METADATA: json.dumps(facts)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except safetensors.SafetensorError as error:
+        raise OSError(5, f"cannot be written ({error})", str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
+    """ "<network>.<key>" -> tensor. Tied weights are stored once per key, because the format knows no sharing."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, weights in {**state["networks"], **state["ema"]}.items():
+        for key, value in weights.items():
+            tied = value.untyped_storage().data_ptr() in seen
+            seen.add(value.untyped_storage().data_ptr())
+            tensors[f"{name}.{key}"] = value.clone() if tied else value.contiguous()
+    return tensors
+
+
+def load_weights(path: str | Path) -> dict[str, Any]:
+    """recipe, step, config and networks {name: state dict} of a weights file. Raises UserError for a bad one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+        stored = json.loads(metadata[METADATA])
+        facts = {key: stored[key] for key in FACTS}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as .safetensors ({error})") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a weights file of this project (no recipe and config in it)") from error
+    networks: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        network, key = name.split(".", 1)
+        networks.setdefault(network, {})[key] = tensor
+    return {**facts, "networks": networks, "ema": {}}
+
+
+SHOWN = 10  # keys per kind of mismatch that the report names
+
+
+def strict_load(module: nn.Module, state_dict: Mapping[str, Tensor], source: object) -> None:
+    """Load weights into the module. Raises UserError naming missing, unexpected and misshapen keys; then nothing is
+    loaded. Complete tensors load into sharded modules too.
+    """
+    report = mismatch_report(module, state_dict)
+    if report:
+        raise UserError(f"{source} does not fit the model: {report}")
+    own = module.state_dict()
+    with torch.no_grad():
+        module.load_state_dict({key: distributed.like(value, own[key]) for key, value in state_dict.items()})
+
+
+def mismatch_report(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
+    """What is missing, unexpected or of another shape, in one line; empty when all fits."""
+    own = module.state_dict()
+    shapes = [
+        f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the model"
+        for key, value in state_dict.items()
+        if key in own and isinstance(value, Tensor) and value.shape != own[key].shape
+    ]
+    parts = {
+        "missing": [key for key in own if key not in state_dict],
+        "unexpected": [key for key in state_dict if key not in own],
+        "other shape": shapes,
+    }
+    return "; ".join(f"{kind}: {first_of(keys)}" for kind, keys in parts.items() if keys)
+
+
+def first_of(keys: list[str]) -> str:
+    """The first keys, and how many more there are."""
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more
+
+
+ATTEMPTS = 3  # failures in a row after which training without a checkpoint is pointless
+MANIFEST_FACTS = ("recipe", "torch", "device_type", "world_size", "metrics", "metrics_step", "samples_seen")
+
+
+class Saver:
+    """Saves the states of a run; keeps the newest `keep` and the best by `metric`, such as ("psnr", "max")."""
+
+    def __init__(self, folder: Path, first_step: int, keep: int, metric: tuple[str, str] | None) -> None:
+        self.folder = folder
+        self.keep = max(1, keep)
+        self.metric = metric
+        self.kept = [checkpoint for checkpoint in checkpoints_in(folder) if checkpoint.step <= first_step]
+        self.failures: Counter[str] = Counter()  # in a row, by what was to be written
+        self.missing: dict[str, OSError] = {}  # what could not be written, at its last attempt
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint, then remove those that need not stay. A full disk is a warning until it repeats."""
+        facts = {name: state[name] for name in MANIFEST_FACTS}
+        saved: list[Checkpoint] = []
+        self.attempt("checkpoint", lambda: saved.append(save_checkpoint(self.folder, state, facts)))
+        if saved:
+            self.kept = [saved[0], *(entry for entry in self.kept if entry.step != saved[0].step)]
+            self.prune()
+
+    def attempt(self, what: str, write: Callable[[], None]) -> None:
+        """Write something; training goes on without it, unless nothing could be written for ATTEMPTS times."""
+        try:
+            write()
+        except OSError as error:
+            self.failures[what] += 1
+            self.missing[what] = error
+            logger.warning("WARN %s not saved: %s; training goes on", what, error)
+            if self.failures[what] >= ATTEMPTS:
+                raise UserError(
+                    f"{self.folder}: no {what} saved in {ATTEMPTS} attempts ({error}); free space"
+                ) from error
+        else:
+            self.failures[what] = 0
+            self.missing.pop(what, None)
+
+    def finish(self) -> None:
+        """Raises UserError when the last attempt to write something failed."""
+        for what, error in self.missing.items():
+            raise UserError(f"{self.folder}: the last {what} could not be saved ({error}); free space and run again")
+
+    def prune(self) -> None:
+        """Delete what is neither among the newest nor the best."""
+        best = self.best()
+        for checkpoint in self.kept[self.keep :]:
+            if checkpoint is not best:
+                checkpoint.delete()
+        self.kept = [entry for number, entry in enumerate(self.kept) if number < self.keep or entry is best]
+
+    def best(self) -> Checkpoint | None:
+        """The kept checkpoint with the best metric, the earliest of equals."""
+        scored = [(score, entry) for entry in reversed(self.kept) if (score := self.score(entry.manifest)) is not None]
+        return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+    def improves(self, metrics: dict[str, float]) -> bool:
+        """Whether these metrics beat those of all kept checkpoints."""
+        score = self.score({"metrics": metrics, "metrics_step": 0, "step": 0})
+        best = self.best()
+        return score is not None and (best is None or score > self.score(best.manifest))
+
+    def score(self, manifest: dict[str, Any]) -> float | None:
+        """The metric as larger-is-better; None when it was not measured at the very step of the checkpoint."""
+        if self.metric is None or manifest.get("metrics_step") != manifest["step"]:
+            return None
+        name, direction = self.metric
+        value = manifest["metrics"].get(name)
+        return None if value is None else (value if direction == "max" else -value)
+
+
+def best_checkpoint(run_dir: str | Path, metric: tuple[str, str]) -> Path | None:
+    """The checkpoint of a run folder with the best metric, such as ("psnr", "max"); None where none was measured."""
+    best = Saver(Path(run_dir) / "checkpoints", 2**62, 1, metric).best()
+    return best.path if best else None

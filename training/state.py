@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training import distributed, parallel
-from training.ema import AveragedWeights
+from training import distributed
+from training.checkpoint import strict_load
 from training.recipe import Recipe
 from training.settings import TrainSettings
-from training.strict_load import strict_load
 from videodata.errors import UserError
 
 
@@ -49,7 +49,7 @@ class TrainState:
             "samples_seen": self.samples_seen,
             "bad_steps": self.bad_steps,
             "skipped_steps": self.skipped_steps,
-            "optimizers": {name: parallel.whole(opt.state_dict()) for name, opt in self.optimizers.items()},
+            "optimizers": {name: distributed.whole(opt.state_dict()) for name, opt in self.optimizers.items()},
             "ema_updates": self.averaged.updates,
             "scaler": self.scaler.state_dict(),
             "metrics": dict(self.metrics),
@@ -60,8 +60,8 @@ class TrainState:
     def weights(self) -> dict[str, dict[str, dict[str, Tensor]]]:
         """The trained and the averaged weights, complete and on the CPU."""
         return {
-            "networks": {name: parallel.whole(net.state_dict()) for name, net in self.networks.items()},
-            "ema": {name: parallel.whole(net.state_dict()) for name, net in self.averaged.networks.items()},
+            "networks": {name: distributed.whole(net.state_dict()) for name, net in self.networks.items()},
+            "ema": {name: distributed.whole(net.state_dict()) for name, net in self.averaged.networks.items()},
         }
 
     def load(self, checkpoint: dict[str, Any], source: object) -> None:
@@ -103,7 +103,7 @@ class TrainState:
 
 def shaped_like(value: Any, parameter: Tensor) -> Any:
     """An optimiser's value in the layout (whole or sharded) of its parameter."""
-    return parallel.like(value, parameter) if isinstance(value, Tensor) else value
+    return distributed.like(value, parameter) if isinstance(value, Tensor) else value
 
 
 def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -> TrainState:
@@ -116,11 +116,13 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
     moments = take_moments(recipe.optimizers)
     averaged = AveragedWeights(recipe, settings.ema)
     if settings.fsdp:
-        parallel.check_sharding(settings, recipe)
-        parallel.shard_with_optimizers(recipe.networks, recipe, device, recipe.optimizers)
-        parallel.shard_with_optimizers(averaged.networks, recipe, device, {})
+        distributed.check_sharding(settings, recipe)
+        distributed.shard_with_optimizers(recipe.networks, recipe, device, recipe.optimizers)
+        distributed.shard_with_optimizers(averaged.networks, recipe, device, {})
     bare = dict(recipe.networks)
-    wrapped = bare if settings.fsdp else {name: parallel.replicate(net, recipe, device) for name, net in bare.items()}
+    wrapped = (
+        bare if settings.fsdp else {name: distributed.replicate(net, recipe, device) for name, net in bare.items()}
+    )
     if settings.compile:
         for network in wrapped.values():
             network.compile()
@@ -178,3 +180,40 @@ def flatten(state: dict[str, Any], prefix: str = "") -> list[tuple[str, Tensor]]
         elif isinstance(value, Tensor):
             entries.append((f"{prefix}{key}", value))
     return entries
+
+
+class AveragedWeights:
+    """The averages of the networks that the recipe names in `ema_networks`; nothing at decay 0."""
+
+    def __init__(self, recipe: Recipe, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"--ema {decay}: the decay must be at least 0 and below 1")
+        if decay and not recipe.ema_networks:
+            raise UserError(f"--ema {decay}: recipe {recipe.name} has no network to average; use --ema 0")
+        names = recipe.ema_networks if decay else ()
+        self.models = {
+            name: AveragedModel(recipe.networks[name], multi_avg_fn=get_ema_multi_avg_fn(decay)) for name in names
+        }
+        for model in self.models.values():
+            model.requires_grad_(False).eval()
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The averaged networks themselves."""
+        return {name: model.module for name, model in self.models.items()}
+
+    @torch.no_grad()
+    def update(self, networks: dict[str, nn.Module]) -> None:
+        """Take in the networks' weights after an applied step."""
+        for name, model in self.models.items():
+            model.update_parameters(networks[name])
+
+    @property
+    def updates(self) -> int:
+        """Number of updates so far."""
+        return max((int(model.n_averaged) for model in self.models.values()), default=0)
+
+    @updates.setter
+    def updates(self, number: int) -> None:
+        for model in self.models.values():
+            model.n_averaged.fill_(number)

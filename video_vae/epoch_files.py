@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, read_state
+from training.checkpoint import load_checkpoint, read_state, strict_load
 from training.files import canonical, write_file
-from training.strict_load import strict_load
 from video_vae.config import VideoVAEConfig
 from video_vae.model import TransformerNetwork
 from videodata.errors import UserError

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from training import derive_seed, distributed, settings_from, train
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, strict_load
 from training.files import sha256_of
-from training.resume import FREE_KEYS
+from training.folder import FREE_KEYS
 from training.settings import TrainSettings
-from training.strict_load import strict_load
 from video_vae.clips import FRAMES, ClipSettings, open_training_clips, stored_shape
 from video_vae.config import VideoVAEConfig, load_preset
 from video_vae.epoch_files import (

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from evaluation.psnr import psnr
 from evaluation.ssim import ssim
-from losses.kl import free_bits
+from losses.kl import free_bits, linear_ramp
 from losses.perceptual import build_perceptual, perceptual_loss
-from losses.ramp import linear_ramp
-from training.muon import Muon
+from training.optim import Muon
 from training.recipe import Losses, Recipe, Step
 from video_vae.block import ContextBlock
 from video_vae.epoch_files import write_epoch_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from losses.discriminator import PatchGAN2D
+from losses.adversarial import PatchGAN2D
 from vqgan.config import VQGANConfig
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from training.checkpoint import strict_load
 from training.config import from_dict, unknown_key
-from training.strict_load import strict_load
 from videodata.errors import UserError
 from vqgan.ldm_networks import DDConfig, Decoder, Encoder
 from vqgan.ldm_quantizer import LDMQuantizer

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import load_checkpoint, newest_checkpoint
+from training.checkpoint import load_checkpoint, newest_checkpoint, strict_load
 from training.config import unknown_key
 from training.files import sha256_of, write_file
-from training.strict_load import strict_load
 from videodata.errors import UserError
 from vqgan.config import VQGANConfig
 from vqgan.discriminator import Discriminator

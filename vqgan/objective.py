@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losses.ramp import linear_ramp
+from losses.kl import linear_ramp
 from videodata.errors import UserError
 
 OPTIMIZERS = ("adam", "muon")

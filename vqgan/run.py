@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from training import TrainSettings, derive_seed, settings_from, train
-from training.checkpoint import load_checkpoint
+from training.checkpoint import best_checkpoint, load_checkpoint
 from training.config import load_config
 from training.distributed import barrier, is_main, join_processes
 from training.loop import TrainResult
-from training.saving import best_checkpoint
 from videodata.errors import UserError
 from vqgan.config import VQGANConfig
 from vqgan.data import PatchDataset, open_frames

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from evaluation.codebook_usage import CodebookUsage
 from evaluation.psnr import psnr
 from evaluation.ssim import ssim
-from training.device import resolve_device
+from training.distributed import resolve_device
 from training.files import write_json
 from vqgan.data import PatchDataset
 from vqgan.model_file import load_model

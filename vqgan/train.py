@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from evaluation.codebook_usage import CodebookUsage, code_usage
 from evaluation.psnr import psnr
 from evaluation.ssim import ssim
-from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from losses.discriminator import discriminator_accuracy
+from losses.adversarial import adaptive_weight, discriminator_accuracy, discriminator_loss, generator_loss
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step, derive_seed
-from training.muon import Muon
+from training.optim import Muon
 from vqgan.diff_augment import diff_augment
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from training.device import resolve_device
+from training.distributed import resolve_device
 from videodata.errors import UserError
 from videodata.geometry import Size
 from videodata.pixels import to_float

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from evaluation.psnr import psnr
-from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from losses.discriminator import PatchGAN2D, PatchGAN3D
+from losses.adversarial import PatchGAN2D, PatchGAN3D, adaptive_weight, discriminator_loss, generator_loss
 from losses.perceptual import LPIPS
-from training.muon import Muon
+from training.optim import Muon
 from training.randomness import derive_seed
 from training.recipe import Losses, Recipe, Step
 from videodata.clips import open_clips

@@ -12,8 +12,7 @@ from evaluation.paired import PairedScores
 from evaluation.psnr import psnr_per_frame
 from evaluation.report import Report, Score
 from evaluation.ssim import ssim_per_frame
-from losses.backbones import LAYERS
-from losses.perceptual import LPIPS
+from losses.perceptual import LAYERS, LPIPS
 from videodata import read_video
 from videodata.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.backbones import LAYERS
+from losses.perceptual import LAYERS
 
 
 @pytest.fixture(scope="session")

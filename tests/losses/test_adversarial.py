@@ -6,8 +6,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from losses.discriminator import PatchGAN2D, PatchGAN3D
+from losses.adversarial import PatchGAN2D, PatchGAN3D, adaptive_weight, discriminator_loss, generator_loss
 from losses.kl import gaussian_kl
 from tests.losses.conftest import load_seeded
 

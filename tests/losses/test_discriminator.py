@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from losses.discriminator import NORMS, PatchGAN2D, PatchGAN3D, discriminator_accuracy
+from losses.adversarial import NORMS, PatchGAN2D, PatchGAN3D, discriminator_accuracy
 
 
 def test_published_sizes():

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from losses.kl import free_bits, gaussian_kl
-from losses.ramp import linear_ramp
+from losses.kl import free_bits, gaussian_kl, linear_ramp
 
 
 def test_kl_equals_the_closed_form_of_torch():

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from losses.lpips_network import LPIPSNetwork
-from losses.perceptual import LPIPS, VGGFeatureLoss, build_perceptual, perceptual_loss
+from losses.perceptual import LPIPS, LPIPSNetwork, VGGFeatureLoss, build_perceptual, perceptual_loss
 from tests.losses.conftest import load_seeded
 from training.randomness import SampleNoise
 from videodata.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from losses.backbones import FeatureNetwork
+from losses.perceptual import FeatureNetwork
 from losses.weights import WEIGHT_FILES, find_lpips_heads, find_weights, read_state_dict
 from videodata.errors import UserError
 

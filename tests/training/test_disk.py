@@ -14,11 +14,10 @@ import torch
 from tests.training.runs import run, weights
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import checkpoint as checkpoints
-from training import cli, saving
-from training.checkpoint import checkpoints_in, load_checkpoint, newest_checkpoint
+from training import cli
+from training.checkpoint import best_checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
 from training.files import write_file
-from training.run_folder import check_free_space
-from training.saving import best_checkpoint
+from training.folder import check_free_space
 from videodata.errors import UserError
 
 
@@ -69,7 +68,7 @@ def test_a_file_size_limit_while_writing_leaves_no_debris(tmp_path):
 
 def test_a_disk_that_stays_full_ends_the_run(tmp_path, monkeypatch):
     """After several saves in a row without success training is given up with one line."""
-    monkeypatch.setattr(saving, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(checkpoints, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(UserError, match="no checkpoint saved in 3 attempts"):
         run(tmp_path, save_every=2)
 

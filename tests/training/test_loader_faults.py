@@ -9,7 +9,7 @@ import torch
 
 from tests.training.runs import run
 from tests.training.tiny_gan import TinyClips, TinyGAN
-from training.explain import explain
+from training.cli import explain
 from videodata.errors import UserError, VideoError
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.muon import Muon, orthogonalized
-from training.parallel import check_sharding
+from training.distributed import check_sharding
+from training.optim import Muon, orthogonalized
 from videodata.errors import UserError
 
 

@@ -8,13 +8,12 @@ import torch
 from tests.training.runs import run, settings, weights
 from tests.training.test_two_optimizers import updater_for
 from tests.training.tiny_gan import TinyClips, TinyGAN
-from training import Losses, cli, collapse, distributed
-from training.buffers import persistent_buffers
+from training import Losses, cli, distributed, log
 from training.checkpoint import load_checkpoint
-from training.collapse import CollapseWatch
-from training.explain import NonFiniteAbort
+from training.cli import NonFiniteAbort
+from training.log import CollapseWatch
 from training.state import build_state, flatten
-from training.update import Updater
+from training.step import Updater, persistent_buffers
 
 
 class PoisonedClips(TinyClips):
@@ -63,7 +62,7 @@ def test_a_nan_batch_changes_nothing_and_names_itself(tmp_path, caplog):
 
 def clean_batch(folder, poisoned=False):
     """One batch of four samples, the first of them NaN when poisoned."""
-    from training.loader import batches
+    from training.data import batches
 
     data = PoisonedClips(*([0] if poisoned else []))
     with batches(data, [[(i, i) for i in range(4)]], settings(folder), torch.device("cpu")) as feed:
@@ -196,7 +195,7 @@ class CollapsedGAN(TinyGAN):
 
 def test_the_training_log_is_watched_for_a_collapsed_codebook(tmp_path, caplog, monkeypatch):
     """The warning comes from a run's own log."""
-    monkeypatch.setattr(collapse, "PATIENCE", 3)
+    monkeypatch.setattr(log, "PATIENCE", 3)
     run(tmp_path, CollapsedGAN(), steps=3)
     assert "the codebook has collapsed" in caplog.text
 

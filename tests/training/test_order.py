@@ -7,10 +7,8 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from tests.training.runs import run, settings
 from tests.training.tiny_gan import TinyClips
 from training import SampleNoise
-from training.loader import batches
-from training.sampler import PositionSampler
-from training.samples import read_sample
-from training.schedule import learning_rate_scale
+from training.data import PositionSampler, batches, read_sample
+from training.optim import learning_rate_scale
 from videodata.clips import open_clips
 
 

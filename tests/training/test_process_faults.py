@@ -17,7 +17,7 @@ from tests.training.runs import run
 from tests.training.tiny_gan import TinyClips
 from training import cli, distributed
 from training.checkpoint import load_checkpoint
-from training.run_folder import open_run_folder
+from training.folder import open_run_folder
 from videodata.errors import UserError
 
 SCRIPT = Path(__file__).parent / "tiny_run.py"

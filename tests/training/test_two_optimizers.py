@@ -10,10 +10,9 @@ from tests.training.runs import largest_difference, run, settings, weights
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import Losses, distributed, train
 from training.checkpoint import load_checkpoint
-from training.loader import batches
-from training.sampler import PositionSampler
+from training.data import PositionSampler, batches
 from training.state import build_state
-from training.update import Updater
+from training.step import Updater
 
 
 class WatchedGAN(TinyGAN):

@@ -11,8 +11,7 @@ import torch
 
 from scripts import prepare_data
 from tests.training.runs import settings
-from training.loader import batches
-from training.sampler import PositionSampler
+from training.data import PositionSampler, batches
 from videodata import open_clips
 
 STEPS, BATCH = 9, 4

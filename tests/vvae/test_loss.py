@@ -9,8 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from losses.discriminator import PatchGAN2D, PatchGAN3D
+from losses.adversarial import PatchGAN2D, PatchGAN3D, adaptive_weight, discriminator_loss, generator_loss
 from tests.vvae.parity_fixtures import made_up_weight
 from vvae.src.distributions import DiagonalGaussianDistribution
 from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D

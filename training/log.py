@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from training.settings import TrainSettings
 from videodata.errors import UserError
 
 logger = logging.getLogger(__name__)
+
 Row = dict[str, Any]
 
 
@@ -142,3 +144,27 @@ def start_wandb(folder: Path, config: Row) -> Any:
         raise UserError("--wandb needs the wandb package: pip install wandb, or leave the flag out") from error
     name = Path(folder).resolve().name
     return wandb.init(dir=str(folder), id=name, name=name, resume="allow", config=config)
+
+
+TERM = "train/code_usage"  # the share of its codes that a batch uses, for recipes with a codebook
+LEAST = 0.01
+PATIENCE = 100  # logs in a row
+
+
+class CollapseWatch:
+    """Warns once each time that `train/code_usage` stays below 1 % for 100 logs in a row."""
+
+    def __init__(self) -> None:
+        self.low = 0
+
+    def look(self, row: Mapping[str, float]) -> None:
+        """Take note of a row of the log."""
+        if TERM not in row:
+            return
+        self.low = self.low + 1 if row[TERM] < LEAST else 0
+        if self.low == PATIENCE:
+            logger.warning(
+                "WARN the codebook has collapsed: under %d %% of its codes were used in %d logs in a row; train with "
+                "a quantiser that revives unused codes, a lower learning rate or a smaller codebook",
+                round(100 * LEAST), PATIENCE,
+            )  # fmt: skip

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from training import buffers, distributed, parallel
-from training.explain import NonFiniteAbort
-from training.loader import Batch
+from training import distributed
+from training.cli import NonFiniteAbort
+from training.data import Batch
+from training.optim import learning_rate_scale, set_learning_rates
 from training.randomness import SampleNoise, derive_seed, seed_everything
 from training.recipe import Losses, Step
-from training.schedule import learning_rate_scale, set_learning_rates
 from training.settings import TrainSettings
 from training.state import TrainState
 
 logger = logging.getLogger(__name__)
+
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MINIMUM_SCALE = 1.0  # fp16: below this loss scale the gradients themselves overflow
 MISSING = object()
@@ -46,7 +48,7 @@ class Updater:
         self.owned = {name: set(parameters_of(optimizer)) for name, optimizer in state.optimizers.items()}
         self.trainable = set().union(*self.owned.values())
         self.batch_shape: tuple[int, ...] | str = "unknown"  # of the last micro-batch, for the report of an error
-        self.buffers = buffers.persistent_buffers(state.networks.values())
+        self.buffers = persistent_buffers(state.networks.values())
 
     def step(self, batches: Iterator[Batch]) -> Update:
         """Take the next micro-batches, compute all gradients and apply them if all of them are finite.
@@ -54,7 +56,7 @@ class Updater:
         Raises NonFiniteAbort after `max_bad_steps` non-finite steps in a row.
         """
         update = Update()
-        before = buffers.snapshot(self.buffers)
+        before = snapshot(self.buffers)
         for optimizer in self.state.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         active = self.accumulate(batches, update)
@@ -64,12 +66,12 @@ class Updater:
         if update.applied:
             self.apply(active, norms)
         else:
-            buffers.restore(self.buffers, before)
+            restore(self.buffers, before)
             self.state.skipped_steps += 1
         if self.state.scaler.is_enabled() and active:
             self.state.scaler.update()
         if distributed.world_size() > 1 and self.buffers:
-            buffers.copy_from_main(self.buffers)
+            copy_from_main(self.buffers)
         if update.applied:
             self.state.averaged.update(self.state.networks)
         return update
@@ -118,7 +120,7 @@ class Updater:
         with ExitStack() as stack:
             for network in self.state.wrapped.values():
                 trained = any(parameter in self.owned[name] for parameter in network.parameters())
-                stack.enter_context(parallel.gradient_exchange(network, exchange and trained))
+                stack.enter_context(distributed.gradient_exchange(network, exchange and trained))
             yield
 
     def autocast(self) -> torch.autocast:
@@ -208,3 +210,35 @@ def non_finite(scalars: dict[str, Tensor]) -> list[str]:
     finite = torch.stack([torch.isfinite(value) for value in scalars.values()]).tolist()
     bad = [name for name, good in zip(scalars, finite, strict=True) if not good]
     return bad if any(name.startswith(("loss/", "grad_norm/")) for name in bad) else []
+
+
+def persistent_buffers(networks: Iterable[nn.Module]) -> list[Tensor]:
+    """The buffers that are part of the networks' state dicts."""
+    buffers = []
+    for network in networks:
+        saved = set(network.state_dict(keep_vars=True))
+        buffers += [buffer for name, buffer in network.named_buffers() if name in saved]
+    return buffers
+
+
+def snapshot(buffers: list[Tensor]) -> list[Tensor]:
+    """Copies of the buffers' values."""
+    return [buffer.detach().clone() for buffer in buffers]
+
+
+@torch.no_grad()
+def restore(buffers: list[Tensor], values: list[Tensor]) -> None:
+    """Put back what `snapshot` copied."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
+
+
+@torch.no_grad()
+def copy_from_main(buffers: list[Tensor]) -> None:
+    """Give all processes the main process's values: those are the ones that a checkpoint holds."""
+    for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
+        alike = [buffer for buffer in buffers if buffer.dtype == dtype]
+        flat = torch.cat([buffer.reshape(-1) for buffer in alike])
+        dist.broadcast(flat, src=0)
+        for buffer, values in zip(alike, flat.split([buffer.numel() for buffer in alike]), strict=True):
+            buffer.copy_(values.view_as(buffer))
