@@ -1,4 +1,6 @@
-"""Adversarial losses on discriminator logits (any shape, real = large), and the weight that balances them."""
+"""The adversarial game: losses on logits (any shape, real = large), the weight that balances them, and PatchGAN
+discriminators for frames and clips, a logit per patch (Isola et al. 2017, arXiv 1611.07004).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 ADVERSARIAL_LOSSES = ("hinge", "vanilla", "non_saturating")
+
+NORMS = ("batch", "group", "spectral", "none")
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, kind: str = "hinge") -> Tensor:
@@ -33,6 +37,11 @@ def generator_loss(logits_fake: Tensor, kind: str = "hinge") -> Tensor:
     _check(kind)
     fake = logits_fake.float()
     return F.softplus(-fake).mean() if kind == "non_saturating" else -fake.mean()
+
+
+def _check(kind: str) -> None:
+    if kind not in ADVERSARIAL_LOSSES:
+        raise ValueError(f"unknown adversarial loss {kind!r}; choose one of {', '.join(ADVERSARIAL_LOSSES)}")
 
 
 def adaptive_weight(
@@ -58,14 +67,6 @@ def _gradient(loss: Tensor, parameter: Tensor) -> Tensor:
         dist.all_reduce(gradient)
         gradient = gradient / dist.get_world_size()
     return gradient
-
-
-def _check(kind: str) -> None:
-    if kind not in ADVERSARIAL_LOSSES:
-        raise ValueError(f"unknown adversarial loss {kind!r}; choose one of {', '.join(ADVERSARIAL_LOSSES)}")
-
-
-NORMS = ("batch", "group", "spectral", "none")
 
 
 class PatchDiscriminator(nn.Module):
@@ -129,15 +130,15 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def discriminator_accuracy(logits_real: Tensor, logits_fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of real logits above 0 and of fake logits below 0, two scalars in [0, 1]; 0.5 is chance."""
-    with torch.no_grad():
-        return (logits_real > 0).float().mean(), (logits_fake < 0).float().mean()
-
-
 def _norm_layer(norm: str, channels: int, convolution: type[nn.Module]) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels) if convolution is nn.Conv2d else nn.BatchNorm3d(channels)
     if norm == "group":
         return nn.GroupNorm(min(32, channels), channels)
     return nn.Identity()  # keeps the indices of the layers that follow
+
+
+def discriminator_accuracy(logits_real: Tensor, logits_fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of real logits above 0 and of fake logits below 0, two scalars in [0, 1]; 0.5 is chance."""
+    with torch.no_grad():
+        return (logits_real > 0).float().mean(), (logits_fake < 0).float().mean()

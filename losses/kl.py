@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence of diagonal Gaussians, in nats."""
+"""Kullback-Leibler divergence of diagonal Gaussians in nats, and the ramp by which a weight grows."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ def elementwise_gaussian_kl(
     return 0.5 * (squared_distance + torch.exp(log_ratio) - 1 - log_ratio)
 
 
+def _full_precision(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def free_bits(kl: Tensor, bits: float) -> Tensor:
     """A KL (B,) in nats, replaced per sample by a constant wherever it is below `bits` bits.
 
@@ -46,10 +50,6 @@ def free_bits(kl: Tensor, bits: float) -> Tensor:
     taken per sample and not per batch mean, because a sample's loss must not depend on what else is in its batch.
     """
     return kl.clamp(min=bits * math.log(2)) if bits > 0 else kl
-
-
-def _full_precision(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def linear_ramp(step: int, start: int = 0, length: int = 0) -> float:

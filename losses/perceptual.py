@@ -1,7 +1,8 @@
-"""Perceptual distances between frames: LPIPS, and the error of VGG-16 features.
+"""Perceptual distances between frames: LPIPS, and the error of VGG-16 features; below them the networks.
 
 Both are built at their first call (weights are found, or downloaded, only then), are frozen, compute in float32 even
-under autocast, and put nothing into the state dict of the module that holds them.
+under autocast, and put nothing into the state dict of the module that holds them. The networks have the key names of
+the published files, torchvision's (which is not imported) and LPIPS's.
 """
 
 from __future__ import annotations

@@ -31,15 +31,16 @@ from videodata.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Checkpoint", "checkpoints_in", "load_checkpoint", "newest_checkpoint", "save_checkpoint", "strict_load"]
-
 FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n -> function to format n + 1
+METADATA = "run"  # the one entry of the file's metadata: a JSON object
+FACTS = ("recipe", "step", "config")
+MANIFEST_FACTS = ("recipe", "torch", "device_type", "world_size", "metrics", "metrics_step", "samples_seen")
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint that has its manifest; `verify` tells whether the bytes are still those that were written."""
+    """A checkpoint that has its manifest; `damage` tells whether the bytes are still those that were written."""
 
     path: Path
     manifest: dict[str, Any]
@@ -188,10 +189,6 @@ def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
     return state
 
 
-METADATA = "run"  # the one entry of the file's metadata: a JSON object
-FACTS = ("recipe", "step", "config")
-
-
 def write_weights(path: Path, state: dict[str, Any]) -> None:
     """Write the weights of a training state atomically, the averaged ones where there are averages.
 
@@ -281,7 +278,6 @@ def first_of(keys: list[str]) -> str:
 
 
 ATTEMPTS = 3  # failures in a row after which training without a checkpoint is pointless
-MANIFEST_FACTS = ("recipe", "torch", "device_type", "world_size", "metrics", "metrics_step", "samples_seen")
 
 
 class Saver:

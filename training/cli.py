@@ -1,4 +1,4 @@
-"""What every script shares: one-line errors, exit statuses, --debug and logging."""
+"""What every script shares: flags, exit statuses, and one line for what can go wrong outside the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Batches on the device: the DataLoader with workers that behave when signals, hangs and crashes come."""
+"""From a dataset to batches on the device.
+
+The order of the samples is a function of seed and position (PositionSampler), a dataset is asked for samples by
+(index, position) with errors that name the sample (KeyedDataset), and the loader's workers behave when signals, hangs
+and crashes come (batches).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,110 @@ from training.cli import WORKER_DIED, explain_loader
 from training.randomness import derive_seed
 from training.settings import TrainSettings
 from videodata.errors import UserError
+
+Key = tuple[int, int]  # (index in the dataset, position in the run)
+
+
+@dataclass
+class PositionSampler:
+    """Micro-batches of (index, position) for one process, from `first_step` to `last_step`.
+
+    Position p = 0, 1, 2, ... counts the samples of the whole run, and its sample is perm[seed, p // n][p % n]. A step
+    covers the next `batch_size` positions, whatever the number of processes and micro-batches; micro-batch a of
+    process r is the (a * world + r)-th contiguous share of them.
+    """
+
+    length: int  # samples in the dataset
+    batch_size: int  # samples per step, over all processes and micro-batches
+    seed: int
+    first_step: int
+    last_step: int
+    first_position: int  # position of the first sample of `first_step`
+    accumulation: int = 1
+    rank: int = 0
+    world: int = 1
+    _orders: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return max(0, self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in range(self.first_step, self.last_step):
+            for micro in range(self.accumulation):
+                yield self.keys(step, micro)
+
+    def keys(self, step: int, micro: int) -> list[Key]:
+        """The (index, position) pairs of one micro-batch of this process."""
+        size = self.batch_size // (self.world * self.accumulation)
+        start = self.first_position + (step - self.first_step) * self.batch_size
+        start += (micro * self.world + self.rank) * size
+        return [(self.index(position), position) for position in range(start, start + size)]
+
+    def index(self, position: int) -> int:
+        """Dataset index of the sample at a position."""
+        epoch, offset = divmod(position, self.length)
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}  # the last two suffice
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+            self._orders[epoch] = torch.randperm(self.length, generator=generator)
+        return int(self._orders[epoch][offset])
+
+
+@dataclass
+class SampleFailure:
+    """A sample that cannot be read. It travels from the worker as data, so that its one-line message survives."""
+
+    message: str
+
+
+class KeyedDataset(Dataset):
+    """Gives `dataset[(index, position)]` for any dataset.
+
+    A dataset with the attribute `takes_positions = True` is asked for `dataset[(index, position)]` and draws its
+    augmentation from (its seed, position). Any other is asked for `dataset[index]`. Subset and ConcatDataset pass
+    the position on to what they contain.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Any:
+        try:
+            return read_sample(self.dataset, *key)
+        except UserError as error:
+            return SampleFailure(f"sample {self.describe(key[0])}: {error}")
+        except Exception as error:  # a bug in the dataset: keep its traceback and add which sample it was
+            raise RuntimeError(f"sample {self.describe(key[0])}: {type(error).__name__}: {error}") from error
+
+    def describe(self, index: int) -> str:
+        """The index, and the sample's id where the dataset can tell it."""
+        describe = getattr(self.dataset, "describe", None)
+        if describe is None:
+            return str(index)
+        described = describe(index)
+        return f"{index} ({described.get('id', described) if isinstance(described, dict) else described})"
+
+
+def read_sample(dataset: Dataset, index: int, position: int) -> Any:
+    """One sample, by (index, position) where the dataset knows positions."""
+    if getattr(dataset, "takes_positions", False):
+        return dataset[(index, position)]
+    if type(dataset) is Subset:
+        return read_sample(dataset.dataset, dataset.indices[index], position)
+    if type(dataset) is ConcatDataset:
+        part = bisect.bisect_right(dataset.cumulative_sizes, index)
+        before = dataset.cumulative_sizes[part - 1] if part else 0
+        return read_sample(dataset.datasets[part], index - before, position)
+    return dataset[index]
+
+
+def collate(samples: list[Any]) -> Any:
+    """Stack samples to a batch, or pass on the first failure among them."""
+    failures = [sample for sample in samples if isinstance(sample, SampleFailure)]
+    return failures[0] if failures else default_collate(samples)
 
 
 @dataclass
@@ -135,108 +244,3 @@ def without_alarm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-
-
-@dataclass
-class SampleFailure:
-    """A sample that cannot be read. It travels from the worker as data, so that its one-line message survives."""
-
-    message: str
-
-
-class KeyedDataset(Dataset):
-    """Gives `dataset[(index, position)]` for any dataset.
-
-    A dataset with the attribute `takes_positions = True` is asked for `dataset[(index, position)]` and draws its
-    augmentation from (its seed, position). Any other is asked for `dataset[index]`. Subset and ConcatDataset pass
-    the position on to what they contain.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: Key) -> Any:
-        try:
-            return read_sample(self.dataset, *key)
-        except UserError as error:
-            return SampleFailure(f"sample {self.describe(key[0])}: {error}")
-        except Exception as error:  # a bug in the dataset: keep its traceback and add which sample it was
-            raise RuntimeError(f"sample {self.describe(key[0])}: {type(error).__name__}: {error}") from error
-
-    def describe(self, index: int) -> str:
-        """The index, and the sample's id where the dataset can tell it."""
-        describe = getattr(self.dataset, "describe", None)
-        if describe is None:
-            return str(index)
-        described = describe(index)
-        return f"{index} ({described.get('id', described) if isinstance(described, dict) else described})"
-
-
-def read_sample(dataset: Dataset, index: int, position: int) -> Any:
-    """One sample, by (index, position) where the dataset knows positions."""
-    if getattr(dataset, "takes_positions", False):
-        return dataset[(index, position)]
-    if type(dataset) is Subset:
-        return read_sample(dataset.dataset, dataset.indices[index], position)
-    if type(dataset) is ConcatDataset:
-        part = bisect.bisect_right(dataset.cumulative_sizes, index)
-        before = dataset.cumulative_sizes[part - 1] if part else 0
-        return read_sample(dataset.datasets[part], index - before, position)
-    return dataset[index]
-
-
-def collate(samples: list[Any]) -> Any:
-    """Stack samples to a batch, or pass on the first failure among them."""
-    failures = [sample for sample in samples if isinstance(sample, SampleFailure)]
-    return failures[0] if failures else default_collate(samples)
-
-
-Key = tuple[int, int]  # (index in the dataset, position in the run)
-
-
-@dataclass
-class PositionSampler:
-    """Micro-batches of (index, position) for one process, from `first_step` to `last_step`.
-
-    Position p = 0, 1, 2, ... counts the samples of the whole run, and its sample is perm[seed, p // n][p % n]. A step
-    covers the next `batch_size` positions, whatever the number of processes and micro-batches; micro-batch a of
-    process r is the (a * world + r)-th contiguous share of them.
-    """
-
-    length: int  # samples in the dataset
-    batch_size: int  # samples per step, over all processes and micro-batches
-    seed: int
-    first_step: int
-    last_step: int
-    first_position: int  # position of the first sample of `first_step`
-    accumulation: int = 1
-    rank: int = 0
-    world: int = 1
-    _orders: dict[int, Tensor] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return max(0, self.last_step - self.first_step) * self.accumulation
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for step in range(self.first_step, self.last_step):
-            for micro in range(self.accumulation):
-                yield self.keys(step, micro)
-
-    def keys(self, step: int, micro: int) -> list[Key]:
-        """The (index, position) pairs of one micro-batch of this process."""
-        size = self.batch_size // (self.world * self.accumulation)
-        start = self.first_position + (step - self.first_step) * self.batch_size
-        start += (micro * self.world + self.rank) * size
-        return [(self.index(position), position) for position in range(start, start + size)]
-
-    def index(self, position: int) -> int:
-        """Dataset index of the sample at a position."""
-        epoch, offset = divmod(position, self.length)
-        if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}  # the last two suffice
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            self._orders[epoch] = torch.randperm(self.length, generator=generator)
-        return int(self._orders[epoch][offset])

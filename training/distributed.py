@@ -1,4 +1,6 @@
-"""Several processes as one run, on plain torch.distributed. Without torchrun there is one process and no group."""
+"""Several processes as one run, on plain torch.distributed: devices, votes and sums over the processes, networks that
+are replicated (DDP) or sharded (FSDP2) and whole again for a checkpoint. Without torchrun there is one process.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +36,34 @@ def join_processes(device: str, timeout: float = 600.0) -> torch.device:
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
     return resolved
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """auto (cuda if there is one, else cpu), cpu, cuda or cuda:N as a torch.device.
+
+    With several processes per machine, `auto` and `cuda` give each its own GPU, number `local_rank`.
+    Raises UserError for a GPU that is not there and for an unknown name.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        return _resolve_cuda(name, device, local_rank)
+    if device.type != "cpu":
+        raise UserError(f"--device {name}: only cpu and cuda are supported; use --device cpu")
+    return device
+
+
+def _resolve_cuda(name: str, device: torch.device, local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch finds no usable GPU on this machine; use --device cpu")
+    index = local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: GPU {index} asked for, but there are {torch.cuda.device_count()}")
+    return torch.device("cuda", index)
 
 
 def setup(device: str = "auto", timeout: float = 600.0) -> bool:
@@ -258,31 +288,3 @@ def like(value: Tensor, example: Tensor) -> Tensor:
     if isinstance(example, DTensor) and value.shape == example.shape:
         return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)
     return value
-
-
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """auto (cuda if there is one, else cpu), cpu, cuda or cuda:N as a torch.device.
-
-    With several processes per machine, `auto` and `cuda` give each its own GPU, number `local_rank`.
-    Raises UserError for a GPU that is not there and for an unknown name.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        return _resolve_cuda(name, device, local_rank)
-    if device.type != "cpu":
-        raise UserError(f"--device {name}: only cpu and cuda are supported; use --device cpu")
-    return device
-
-
-def _resolve_cuda(name: str, device: torch.device, local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch finds no usable GPU on this machine; use --device cpu")
-    index = local_rank if device.index is None else device.index
-    if index >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: GPU {index} asked for, but there are {torch.cuda.device_count()}")
-    return torch.device("cuda", index)

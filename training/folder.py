@@ -1,4 +1,4 @@
-"""A run's folder: made or continued, held by one run at a time, with room on the disk."""
+"""A run's folder: made or continued, held by one run at a time; and whether its checkpoint may be continued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a run reports: metrics.jsonl (the record), TensorBoard, wandb, and lines with throughput and ETA."""
+"""What a run reports: metrics.jsonl (the record), TensorBoard, wandb, lines with throughput and ETA, a warning when a
+codebook collapses.
+"""
 
 from __future__ import annotations
 

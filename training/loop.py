@@ -1,4 +1,4 @@
-"""The training loop of all models, from top to bottom: processes, folder, state, data, steps, result."""
+"""The training loop of all models, from top to bottom: `train`, the moments of a `Run`, and when to leave early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon for the matrices of a network, AdamW for the rest, as one optimiser."""
+"""Optimisers and learning rates: Muon, and the rate as a function of the step alone, so that no scheduler is saved."""
 
 from __future__ import annotations
 

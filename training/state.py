@@ -1,4 +1,4 @@
-"""Everything that a run carries from step to step, and its form in a checkpoint."""
+"""Everything that a run carries from step to step, its averaged weights among it, and its form in a checkpoint."""
 
 from __future__ import annotations
 
@@ -101,9 +101,41 @@ class TrainState:
         return weights_digest(self.weights())
 
 
-def shaped_like(value: Any, parameter: Tensor) -> Any:
-    """An optimiser's value in the layout (whole or sharded) of its parameter."""
-    return distributed.like(value, parameter) if isinstance(value, Tensor) else value
+class AveragedWeights:
+    """The averages of the networks that the recipe names in `ema_networks`; nothing at decay 0."""
+
+    def __init__(self, recipe: Recipe, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"--ema {decay}: the decay must be at least 0 and below 1")
+        if decay and not recipe.ema_networks:
+            raise UserError(f"--ema {decay}: recipe {recipe.name} has no network to average; use --ema 0")
+        names = recipe.ema_networks if decay else ()
+        self.models = {
+            name: AveragedModel(recipe.networks[name], multi_avg_fn=get_ema_multi_avg_fn(decay)) for name in names
+        }
+        for model in self.models.values():
+            model.requires_grad_(False).eval()
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The averaged networks themselves."""
+        return {name: model.module for name, model in self.models.items()}
+
+    @torch.no_grad()
+    def update(self, networks: dict[str, nn.Module]) -> None:
+        """Take in the networks' weights after an applied step."""
+        for name, model in self.models.items():
+            model.update_parameters(networks[name])
+
+    @property
+    def updates(self) -> int:
+        """Number of updates so far."""
+        return max((int(model.n_averaged) for model in self.models.values()), default=0)
+
+    @updates.setter
+    def updates(self, number: int) -> None:
+        for model in self.models.values():
+            model.n_averaged.fill_(number)
 
 
 def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -> TrainState:
@@ -141,14 +173,6 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
     return state
 
 
-def take_moments(optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, dict[str, Any]]:
-    """What a recipe's optimisers took over from a file, out of them until their parameters are in place."""
-    moments = {name: optimizer.state_dict() for name, optimizer in optimizers.items() if optimizer.state}
-    for name in moments:
-        optimizers[name].state.clear()
-    return moments
-
-
 def freeze_unowned(recipe: Recipe) -> None:
     """Only parameters that an optimiser owns get gradients; processes would wait for those of the others."""
     owned = {id(p) for optimizer in recipe.optimizers.values() for g in optimizer.param_groups for p in g["params"]}
@@ -157,9 +181,22 @@ def freeze_unowned(recipe: Recipe) -> None:
             parameter.requires_grad_(id(parameter) in owned)
 
 
+def take_moments(optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, dict[str, Any]]:
+    """What a recipe's optimisers took over from a file, out of them until their parameters are in place."""
+    moments = {name: optimizer.state_dict() for name, optimizer in optimizers.items() if optimizer.state}
+    for name in moments:
+        optimizers[name].state.clear()
+    return moments
+
+
 def hyper_parameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Each parameter group without its parameters."""
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def shaped_like(value: Any, parameter: Tensor) -> Any:
+    """An optimiser's value in the layout (whole or sharded) of its parameter."""
+    return distributed.like(value, parameter) if isinstance(value, Tensor) else value
 
 
 def weights_digest(state: dict[str, Any]) -> str:
@@ -180,40 +217,3 @@ def flatten(state: dict[str, Any], prefix: str = "") -> list[tuple[str, Tensor]]
         elif isinstance(value, Tensor):
             entries.append((f"{prefix}{key}", value))
     return entries
-
-
-class AveragedWeights:
-    """The averages of the networks that the recipe names in `ema_networks`; nothing at decay 0."""
-
-    def __init__(self, recipe: Recipe, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"--ema {decay}: the decay must be at least 0 and below 1")
-        if decay and not recipe.ema_networks:
-            raise UserError(f"--ema {decay}: recipe {recipe.name} has no network to average; use --ema 0")
-        names = recipe.ema_networks if decay else ()
-        self.models = {
-            name: AveragedModel(recipe.networks[name], multi_avg_fn=get_ema_multi_avg_fn(decay)) for name in names
-        }
-        for model in self.models.values():
-            model.requires_grad_(False).eval()
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """The averaged networks themselves."""
-        return {name: model.module for name, model in self.models.items()}
-
-    @torch.no_grad()
-    def update(self, networks: dict[str, nn.Module]) -> None:
-        """Take in the networks' weights after an applied step."""
-        for name, model in self.models.items():
-            model.update_parameters(networks[name])
-
-    @property
-    def updates(self) -> int:
-        """Number of updates so far."""
-        return max((int(model.n_averaged) for model in self.models.values()), default=0)
-
-    @updates.setter
-    def updates(self, number: int) -> None:
-        for model in self.models.values():
-            model.n_averaged.fill_(number)
