@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.frechet import GaussianStatistics, frechet_distance
-from evaluation.ssim import K1, K2, gaussian_window, ssim_per_frame
+from evaluation.metrics import K1, K2, gaussian_window, ssim_per_frame
 
 
 def conv2d_ssim(a: Tensor, b: Tensor) -> Tensor:

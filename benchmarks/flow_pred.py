@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.flow_pred_original import sample_as_the_original
-from evaluation.psnr import psnr
+from evaluation.metrics import psnr
 from evaluation.report import format_table
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import FlowPredConfig, read_config

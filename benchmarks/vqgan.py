@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.vqgan_original import Attention, OriginalTraining
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook import CodebookUsage
 from training.cli import make_parser, run
 from training.randomness import SampleNoise
 from training.recipe import Step

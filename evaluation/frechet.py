@@ -5,9 +5,23 @@ Everything is float64. Mean and covariance are streamed, so that memory does not
 
 from __future__ import annotations
 
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from evaluation.metrics import check_range, unit_frames
+from evaluation.networks import FeatureExtractor, open_extractor
+from evaluation.report import Score, set_definition
+from videodata.atomic import atomic_path
+from videodata.errors import UserError
 
 
 class GaussianStatistics:
@@ -82,3 +96,185 @@ def symmetric_root(matrix: Tensor) -> Tensor:
     """The symmetric root of a positive semi-definite matrix; eigenvalues that rounding made negative count as 0."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+CLIPS_AT_A_TIME = 8
+Clips = Tensor | np.ndarray
+
+
+class SetDistance(ABC):
+    """Two sets of clips; memory does not grow with their number.
+
+    Every other feature of a set is also collected apart: the distance of these half sets shows how far the number
+    still falls as clips are added.
+    """
+
+    name: str  # FVD or FID
+    counted: str  # what has a feature: clips or frames
+    fewest: int  # of these: an estimate from fewer says more about their number than about what they show
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        quantize: bool = True,
+        force: bool = False,
+    ) -> None:
+        self.extractor, self.value_range, self.quantize, self.force = extractor, value_range, quantize, force
+        self.frames: int | None = None
+        self._halves = {
+            side: (GaussianStatistics(extractor.dimensions), GaussianStatistics(extractor.dimensions))
+            for side in ("real", "generated")
+        }
+
+    @abstractmethod
+    def definition(self, count: int) -> str:
+        """The id of the distance of sets with so many features each."""
+
+    def update(self, real: Clips | None = None, generated: Clips | None = None) -> None:
+        """Take in a batch of clips of either set or of both.
+
+        Raises UserError for clips that are too short, ValueError for real clips that leave the declared range.
+        """
+        if real is not None:
+            check_range(torch.as_tensor(real), self.value_range)
+        for side, clips in (("real", real), ("generated", generated)):
+            if clips is not None:
+                self.add_features(side, self.features(clips))
+
+    def features(self, clips: Clips) -> Tensor:
+        """Features (B * n, D) of clips. Raises UserError for too few frames, or another number of them than before."""
+        unit = unit_frames(torch.as_tensor(clips).detach(), self.value_range, self.quantize)  # (B, T, 3, H, W)
+        frames, fewest = unit.shape[1], self.extractor.minimum_frames
+        if frames < fewest:
+            raise UserError(
+                f"clips of {frames} frames are too short for {self.name}: {self.extractor.name} needs {fewest}"
+            )
+        if self.frames not in (None, frames):
+            raise UserError(
+                f"clips of {frames} frames beside clips of {self.frames}: {self.name} compares equal lengths only"
+            )
+        self.frames = frames
+        clips = (unit * 2 - 1).float().transpose(1, 2)
+        return torch.cat([self.extractor(part).cpu() for part in clips.split(CLIPS_AT_A_TIME)])
+
+    def add_features(self, side: str, features: Tensor) -> None:
+        """Take in features (N, D) of one side, real or generated."""
+        first, second = self._halves[side]
+        odd = (first.count + second.count) % 2
+        first.update(features[odd::2])
+        second.update(features[1 - odd :: 2])
+
+    def over_processes(self) -> SetDistance:
+        """The distance of the sets of all processes, a new object."""
+        total = type(self)(self.extractor, self.value_range, self.quantize, self.force)
+        total.frames = self.frames
+        for side, halves in self._halves.items():
+            total._halves[side] = tuple(half.over_processes() for half in halves)
+        return total
+
+    def check_count(self, count: int) -> None:
+        """Raises UserError for so few features that their distance would mislead."""
+        if count < (2 if self.force else self.fewest):
+            raise UserError(
+                f"{self.name} of {count} {self.counted} measures their number more than their content; give at least "
+                f"{self.fewest}, or --force (force=True) to see it all the same"
+            )
+
+    def score(self) -> Score:
+        """The distance, with everything that it depends on. Raises UserError for too few features or unequal sets."""
+        real, generated = (first.merge(second) for first, second in self._halves.values())
+        if real.count != generated.count:
+            raise UserError(
+                f"{real.count} real and {generated.count} generated {self.counted}: "
+                f"{self.name} compares equally large sets only"
+            )
+        self.check_count(real.count)
+        halves = [first for first, _ in self._halves.values()]
+        per_side = f"{self.counted}_per_side"
+        notes = {per_side: real.count, "feature_network": self.extractor.facts(), "half_sample": None}
+        if halves[0].count >= 2:
+            notes["half_sample"] = {per_side: halves[0].count, "value": frechet_distance(*halves)}
+        return Score(self.definition(real.count), [], value=frechet_distance(real, generated), notes=notes)
+
+
+class FID(SetDistance):
+    """Collects the frames of two sets of clips. Frames of one clip resemble each other: look at the clips as well."""
+
+    name, counted = "FID", "frames"
+    fewest = 2048  # a covariance of 2048 features
+
+    def definition(self, count: int) -> str:
+        return set_definition("fid", self.extractor.name, "", count, self.quantize)
+
+
+def fvd(
+    real: Clips | Iterable[Clips],
+    generated: Clips | Iterable[Clips],
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    quantize: bool = True,
+    extractor: str | FeatureExtractor = "i3d",
+    weights: Path | str | None = None,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+    allow_random_features: bool = False,
+    force: bool = False,
+) -> float:
+    """FVD of two equally large sets of clips, each one array as for `psnr`, or an iterable of such arrays.
+
+    `extractor`: i3d or i3d-torchscript, or an extractor itself; its weights are a file or folder, or found by name, and
+    downloaded only when asked for. Raises UserError for fewer than 256 clips (unless `force`), for clips that are too
+    short, and when the weights are missing.
+    """
+    if isinstance(extractor, str):
+        extractor = open_extractor(extractor, weights, download, device, allow_random_features)
+    distance = FVD(extractor, value_range, quantize, force)
+    for name, clips in (("real", real), ("generated", generated)):
+        for batch in _batches(clips):
+            distance.update(**{name: batch})
+    return distance.score().mean
+
+
+class FVD(SetDistance):
+    """Collects two sets of clips batch by batch, and gives their distance."""
+
+    name, counted = "FVD", "clips"
+    fewest = 256  # a covariance of 400 features
+
+    def definition(self, count: int) -> str:
+        return set_definition("fvd", self.extractor.name, f"{self.frames or 0}f", count, self.quantize)
+
+
+def _batches(clips: Clips | Iterable[Clips]) -> Iterable[Clips]:
+    if isinstance(clips, Tensor | np.ndarray):
+        return torch.as_tensor(clips).split(CLIPS_AT_A_TIME)
+    return clips
+
+
+DEFAULT_FOLDER = Path("~/.cache/videogen/features")
+
+
+class FeatureCache:
+    """Features (N, D) of the clips that `key` describes: data, windows, preprocessing, network. No folder: no cache."""
+
+    def __init__(self, folder: Path | None, key: dict[str, Any]) -> None:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+        self.path = None if folder is None else folder.expanduser() / f"{digest[:32]}.npy"
+
+    def read(self, count: int) -> Tensor | None:
+        """The features, where they are known of that many clips."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            features = np.load(self.path, allow_pickle=False)
+        except (OSError, ValueError):
+            return None  # cut short; they are computed again
+        return torch.from_numpy(features) if features.ndim == 2 and len(features) == count else None
+
+    def write(self, features: Tensor) -> None:
+        """Keep the features."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.path) as temporary, open(temporary, "wb") as file:
+            np.save(file, features.numpy(), allow_pickle=False)

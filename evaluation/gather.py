@@ -19,12 +19,3 @@ def gather_batches(own: list[Entry]) -> list[Entry]:
     dist.all_gather_object(parts, own)
     rounds = zip_longest(*parts, fillvalue=_ABSENT)
     return [entry for entry in chain.from_iterable(rounds) if entry is not _ABSENT]
-
-
-def merge_dicts(batches: list[dict[str, Entry]]) -> dict[str, list[Entry]]:
-    """Dictionaries of one entry per batch -> a dictionary of lists with an entry per batch."""
-    merged: dict[str, list[Entry]] = {}
-    for batch in batches:
-        for name, entry in batch.items():
-            merged.setdefault(name, []).append(entry)
-    return merged

@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 
-from evaluation.features import FeatureExtractor
-from evaluation.fid import FID, open_inception
-from evaluation.fvd import FVD
-from evaluation.lpips_distance import RANDOM
+from evaluation.frechet import FID, FVD, SetDistance
+from evaluation.metrics import RANDOM
+from evaluation.networks import FeatureExtractor, open_extractor, open_inception
 from evaluation.paired import PairedScores
-from evaluation.set_distance import SetDistance
-from evaluation.video_features import open_extractor
 from videodata.errors import UserError
 
 PAIRED_METRICS = ("psnr", "ssim", "lpips")

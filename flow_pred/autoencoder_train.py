@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluation.psnr import psnr
+from evaluation.metrics import psnr
 from flow_pred.targets import below, pick_frames
 from flow_pred.vqvae import SimpleVQVAE
 from losses.perceptual import LPIPS

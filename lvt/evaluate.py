@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.codebook_usage import CodebookUsage
-from evaluation.likelihood import BitsPerToken
+from evaluation.codebook import BitsPerToken, CodebookUsage
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
 from lvt.continuation import decode_clips, encode_clips

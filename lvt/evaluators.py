@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from evaluation.psnr import psnr
+from evaluation.metrics import psnr
 from lvt.codes import CODES_NAME
 from lvt.codes_file import write_codes
 from lvt.continuation import decode_clips, encode_clips

@@ -13,13 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from evaluation.feature_cache import DEFAULT_FOLDER
-from evaluation.lpips_distance import RANDOM
+from evaluation.frechet import DEFAULT_FOLDER
+from evaluation.metrics import RANDOM
+from evaluation.networks import EXTRACTORS
 from evaluation.protocol import FVD_FRAMES, PAIRED_METRICS, Protocol
 from evaluation.report import Report
 from evaluation.runner import evaluate, metrics_of
-from evaluation.video_features import EXTRACTORS
-from evaluation.video_folders import FOLDER_METRICS, score_folders
+from evaluation.videos import FOLDER_METRICS, score_folders
 from scripts.evaluate_models import MODELS, checkpoint_facts
 from training import distributed
 from training.cli import HelpFormatter, make_parser, run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from evaluation.video_folders import score_folders
+from evaluation.videos import score_folders
 from training.cli import make_parser, run
 
 METRICS = ("psnr", "ssim", "boundary", "brightness")

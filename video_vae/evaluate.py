@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.gather import gather_batches, merge_dicts
+from evaluation.gather import gather_batches
+from evaluation.paired import merge_dicts
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
 from training.randomness import SampleNoise

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.psnr import psnr
-from evaluation.ssim import ssim
+from evaluation.metrics import psnr, ssim
 from losses.kl import free_bits
 from losses.perceptual import build_perceptual, perceptual_loss
 from losses.ramp import linear_ramp

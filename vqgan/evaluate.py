@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook import CodebookUsage
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
 from vqgan.model_file import Model

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook import CodebookUsage
 from videodata.errors import UserError
 from vqgan.blocks import AttentionBlock, ResidualBlock, downsample, normalization, upsample
 from vqgan.config import VQGANConfig

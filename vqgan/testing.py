@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from evaluation.codebook_usage import CodebookUsage
-from evaluation.psnr import psnr
-from evaluation.ssim import ssim
+from evaluation.codebook import CodebookUsage
+from evaluation.metrics import psnr, ssim
 from training.device import resolve_device
 from training.files import write_json
 from vqgan.data import PatchDataset

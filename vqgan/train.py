@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evaluation.codebook_usage import CodebookUsage, code_usage
-from evaluation.psnr import psnr
-from evaluation.ssim import ssim
+from evaluation.codebook import CodebookUsage, code_usage
+from evaluation.metrics import psnr, ssim
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from losses.discriminator import discriminator_accuracy
 from losses.perceptual import LPIPS

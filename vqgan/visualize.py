@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook import CodebookUsage
 from videodata.write_video import write_video
 from vqgan.drawing import bars, grid, heat_map, histogram, index_map, panels, picture, rows_with_labels, scatter
 from vqgan.model_file import Model

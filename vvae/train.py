@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from evaluation.psnr import psnr
+from evaluation.metrics import psnr
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from losses.discriminator import PatchGAN2D, PatchGAN3D
 from losses.perceptual import LPIPS

@@ -7,8 +7,16 @@ from typing import Any
 
 from evaluation.curves import Curve, Line
 from evaluation.gallery.content import Clip, Grid, Section, Table
-from evaluation.gallery.found_clips import DURING_TRAINING, clip_groups
-from evaluation.gallery.runs import SHOWN_CURVES, Run, by_quantity, importance, protocol, with_unit
+from evaluation.gallery.runs import (
+    DURING_TRAINING,
+    SHOWN_CURVES,
+    Run,
+    by_quantity,
+    clip_groups,
+    importance,
+    protocol,
+    with_unit,
+)
 
 ABSENT = "–"
 

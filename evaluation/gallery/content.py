@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evaluation.curves import Curve
+from videodata.atomic import atomic_path
+from videodata.errors import UserError
+from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
+from videodata.write_video import write_video
 
 
 @dataclass(frozen=True)
@@ -81,3 +89,73 @@ class Section:
     overview: Sequence[Overview] = ()
     more_curves: Sequence[Curve] = ()  # folded away
     tables: Sequence[Table] = ()
+
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+PLAYED = {("h264", "yuv420p"), ("vp8", "yuv420p"), ("vp9", "yuv420p"), ("av1", "yuv420p")}
+CONTAINERS = {".mp4", ".webm"}
+QUALITY = 8  # rate factor of what is written anew; it has been compressed once already
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A file of the page. Pictures have no frames and no rate."""
+
+    name: str
+    frames: int = 0
+    fps: Fraction = Fraction(0)
+    width: int = 0
+    height: int = 0
+
+
+def place(clip: Clip, folder: Path, stem: str) -> Medium:
+    """Bring a clip into `folder` as `stem` and a suffix that browsers show.
+
+    Raises UserError when the file is missing, cannot be read, or is neither a video nor a picture.
+    """
+    panel = clip if isinstance(clip, Panel) else None
+    path = Path(panel.path if panel else clip)
+    suffix = path.suffix.lower()
+    if suffix not in VIDEO_SUFFIXES | PICTURES:
+        raise UserError(f"{path}: a page shows videos and pictures ({', '.join(sorted(PICTURES))}), not {suffix!r}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such clip for the page; generate it first")
+    if suffix in PICTURES:
+        return Medium(_copy(path, folder / f"{stem}{suffix}"))
+    info = probe(path)
+    if panel is None and suffix in CONTAINERS and (info.codec, info.pixel_format) in PLAYED and not info.rotation:
+        name = _copy(path, folder / f"{stem}{suffix}")
+        return Medium(name, count_frames(path), info.fps, info.width, info.height)
+    frames, fps = read_clip(clip)
+    count, height, width, _ = frames.shape
+    write_video(folder / f"{stem}.mp4", _even(frames), fps, quality=QUALITY)
+    return Medium(f"{stem}.mp4", count, fps, width, height)
+
+
+def read_clip(clip: Clip) -> tuple[np.ndarray, Fraction]:
+    """Frames of a video or of a part of one, uint8 (T, H, W, 3), and their rate. Raises UserError."""
+    if not isinstance(clip, Panel):
+        return read_video(clip)
+    frames, fps = read_video(clip.path)
+    return _cut(frames, clip), fps
+
+
+def _copy(path: Path, target: Path) -> str:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(path, temporary)
+    return target.name
+
+
+def _cut(frames: np.ndarray, panel: Panel) -> np.ndarray:
+    """The panel of frames (T, H, W, 3)."""
+    width, rest = divmod(frames.shape[2] - panel.gap * (panel.count - 1), panel.count)
+    if rest or width < 1 or not 0 <= panel.index < panel.count:
+        raise UserError(f"{panel.path}: {frames.shape[2]} pixels are not {panel.count} panels {panel.gap} pixels apart")
+    start = panel.index * (width + panel.gap)
+    return frames[:, :, start : start + width]
+
+
+def _even(frames: np.ndarray) -> np.ndarray:
+    """Frames (T, H, W, 3) with the last row and column repeated where their number is odd: every player shows these."""
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

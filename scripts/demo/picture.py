@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.gallery import Grid, Section
-from evaluation.gallery.media import read_clip
+from evaluation.gallery.content import read_clip
 from videodata.atomic import atomic_path
 
 CLIPS = 2  # beside each other

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from evaluation.psnr import psnr
+from evaluation.metrics import psnr
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evaluation.codebook_usage import CodebookUsage, code_usage
+from evaluation.codebook import CodebookUsage, code_usage
 
 
 def test_usage_counts_over_everything_it_is_shown():

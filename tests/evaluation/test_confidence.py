@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.confidence import over_clips, over_repetitions, student_quantile
+from evaluation.report import over_clips, over_repetitions, student_quantile
 
 
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (9, 2.2622), (30, 2.0423)])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.definitions import definition_of
-from evaluation.fid import FID, RandomFrameFeatures, open_inception
-from evaluation.frechet import GaussianStatistics, frechet_distance
+from evaluation.frechet import FID, GaussianStatistics, frechet_distance
+from evaluation.networks import RandomFrameFeatures, open_inception
+from evaluation.report import definition_of
 from videodata.errors import UserError
 
 

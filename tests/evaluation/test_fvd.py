@@ -7,11 +7,17 @@ import torch
 from torch import nn
 
 from evaluation import fvd
-from evaluation.definitions import definition_of
-from evaluation.features import FeatureExtractor
-from evaluation.fvd import FVD
-from evaluation.i3d import I3D
-from evaluation.video_features import EXTRACTORS, I3DFeatures, RandomFeatures, centre_square, open_extractor
+from evaluation.frechet import FVD
+from evaluation.networks import (
+    EXTRACTORS,
+    I3D,
+    FeatureExtractor,
+    I3DFeatures,
+    RandomFeatures,
+    centre_square,
+    open_extractor,
+)
+from evaluation.report import definition_of
 from training import distributed
 from videodata import open_clips
 from videodata.errors import UserError
@@ -115,7 +121,7 @@ def test_another_network_plugs_in(monkeypatch):
     found = fvd(clips, brighter, quantize=False, extractor=Still(None), force=True)
     assert found == pytest.approx(by_hand, abs=0.05) and found > 0.1
     monkeypatch.setitem(EXTRACTORS, "colour", lambda weights, device: Still(None))
-    monkeypatch.setattr("evaluation.video_features.find_weights", lambda *_, **__: None)
+    monkeypatch.setattr("evaluation.networks.find_weights", lambda *_, **__: None)
     assert fvd(clips, brighter, quantize=False, extractor="colour", force=True) == found
 
 

@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from evaluation import lpips_distance, psnr, ssim
-from evaluation.lpips_distance import lpips_per_frame
+from evaluation.metrics import lpips_per_frame, psnr_per_frame, ssim_per_frame
 from evaluation.paired import PairedScores
-from evaluation.psnr import psnr_per_frame
 from evaluation.report import Report, Score
-from evaluation.ssim import ssim_per_frame
 from losses.backbones import LAYERS
 from losses.perceptual import LPIPS
 from videodata import read_video

@@ -10,8 +10,7 @@ from PIL import Image
 
 from evaluation.gallery.comparison import config_differences, flatten, scores_table
 from evaluation.gallery.content import Grid, Row
-from evaluation.gallery.found_clips import clip_groups, parse
-from evaluation.gallery.runs import read_run
+from evaluation.gallery.runs import clip_groups, parse, read_run
 from evaluation.report import Report, Score
 from scripts.gallery import main
 from tests.evaluation.test_gallery import Page

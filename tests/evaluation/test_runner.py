@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from evaluation import fvd, psnr
-from evaluation.feature_cache import FeatureCache
+from evaluation.frechet import FeatureCache
+from evaluation.networks import RandomFeatures
 from evaluation.protocol import Protocol
 from evaluation.report import Score
 from evaluation.runner import evaluate, metrics_of
 from evaluation.subject import Subject
-from evaluation.video_features import RandomFeatures
 from training import distributed
 from training.randomness import SampleNoise
 from videodata import open_clips

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
-from evaluation.boundary_ratio import boundary_ratio
-from evaluation.codebook_usage import CodebookUsage
-from evaluation.diversity import Diversity
-from evaluation.likelihood import BitsPerToken
+from evaluation.codebook import BitsPerToken, CodebookUsage
+from evaluation.metrics import boundary_ratio
+from evaluation.paired import Diversity
 from training import distributed
 from videodata.errors import UserError
 

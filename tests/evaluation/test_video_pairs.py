@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluation.boundary_ratio import ratio_of_jumps
-from evaluation.video_pairs import VideoPairScores, pairs_by_name
+from evaluation.metrics import ratio_of_jumps
+from evaluation.videos import VideoPairScores, pairs_by_name
 from videodata import write_video
 from videodata.errors import UserError, VideoError
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.i3d import I3D
+from evaluation.frechet import CLIPS_AT_A_TIME
+from evaluation.networks import I3D, I3DFeatures, RandomFeatures
 from evaluation.paired import PairedScores
-from evaluation.set_distance import CLIPS_AT_A_TIME
-from evaluation.video_features import I3DFeatures, RandomFeatures
 from losses.perceptual import LPIPS, VGGFeatureLoss
 from tests.losses.conftest import backbone_files, frame_pair  # noqa: F401
 
@@ -35,7 +34,7 @@ def test_i3d(tmp_path):
 
 def test_inception(tmp_path):
     """The features of the FID."""
-    inception, fid = pytest.importorskip("evaluation.inception"), pytest.importorskip("evaluation.fid")
+    inception, fid = pytest.importorskip("evaluation.inception"), pytest.importorskip("evaluation.networks")
     torch.manual_seed(0)
     torch.save(inception.FIDInception().network.state_dict(), tmp_path / "inception.pth")
     with torch.no_grad():

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook import CodebookUsage
 from training.checkpoint import load_checkpoint
 from training.cli import run
 from training.state import weights_digest

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook import CodebookUsage
 from vqgan import VQGAN
 from vqgan.config import QUANTIZERS, fsq_levels_for
 from vqgan.kmeans import kmeans, nearest

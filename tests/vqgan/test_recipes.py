@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluation.codebook_usage import CodebookUsage
+from evaluation.codebook import CodebookUsage
 from losses.adversarial import generator_loss
 from tests.contract import ModelContract
 from tests.vqgan.tiny import TINY_LDM, Stripes, stage1, stage2, tiny_model
