@@ -1,11 +1,13 @@
-"""How many codes of a codebook a data set uses. Counted over all its codes: one batch shows too few of them."""
+"""What latent codes are used for and what they cost: usage and perplexity of a codebook, bits of models of its codes.
+
+Usage is counted over all codes of a data set: one batch shows too few of them.
+"""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from evaluation.report import Score
@@ -35,9 +37,7 @@ class CodebookUsage:
     def over_processes(self) -> CodebookUsage:
         """The usage over the data of all processes, a new object."""
         total = CodebookUsage(len(self.counts))
-        total.counts += self.counts
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(total.counts)
+        total.counts = all_sum(self.counts)
         return total
 
     @property

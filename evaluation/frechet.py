@@ -1,6 +1,8 @@
-"""Frechet distance of two sets of features, each taken as a Gaussian: the distance behind FVD and FID.
+"""Frechet distances between two sets of clips: FVD of clips (Unterthiner et al. 2018, arXiv 1812.01717) and FID of
+their frames (Heusel et al. 2017, arXiv 1706.08500).
 
-Everything is float64. Mean and covariance are streamed, so that memory does not grow with the number of features.
+The features of each set are taken as a Gaussian. Everything is float64; mean and covariance are streamed, so that
+memory does not grow with the number of features.
 """
 
 from __future__ import annotations
@@ -14,92 +16,62 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from evaluation.gather import gather_batches
 from evaluation.metrics import check_range, unit_frames
 from evaluation.networks import FeatureExtractor, open_extractor
+from evaluation.protocol import Protocol
 from evaluation.report import Score, set_definition
 from videodata.atomic import atomic_path
 from videodata.errors import UserError
 
-
-class GaussianStatistics:
-    """Mean and unbiased covariance of features that arrive batch by batch, in any number of processes."""
-
-    def __init__(self, dimensions: int) -> None:
-        self.count = 0
-        self.mean = torch.zeros(dimensions, dtype=torch.float64)
-        self._scatter = torch.zeros(dimensions, dimensions, dtype=torch.float64)  # sum of outer products about the mean
-
-    def update(self, features: Tensor) -> GaussianStatistics:
-        """Take in features (N, D), of any floating type and device; gives itself. Raises ValueError for nan."""
-        features = features.detach().double().cpu()
-        if not torch.isfinite(features).all():
-            raise ValueError("features that are not finite have no distance")
-        if len(features):
-            mean = features.mean(dim=0)
-            centred = features - mean
-            self._merge(len(features), mean, centred.T @ centred)
-        return self
-
-    def merge(self, other: GaussianStatistics) -> GaussianStatistics:
-        """The statistics of both sets together, a new object."""
-        total = GaussianStatistics(len(self.mean))
-        for part in (self, other):
-            total._merge(part.count, part.mean, part._scatter)
-        return total
-
-    def over_processes(self) -> GaussianStatistics:
-        """The statistics of the features of all processes, a new object, the same in each."""
-        parts = [self]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, self)
-        total = GaussianStatistics(len(self.mean))
-        for part in parts:
-            total = total.merge(part)
-        return total
-
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased covariance, float64 (D, D). Raises ValueError for fewer than two features."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 features, got {self.count}")
-        return self._scatter / (self.count - 1)
-
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        """Add a set by its own statistics (Chan, Golub and LeVeque 1979)."""
-        if not count:
-            return
-        total = self.count + count
-        shift = mean - self.mean
-        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
-        self.mean = self.mean + shift * (count / total)
-        self.count = total
-
-
-def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2}) (Dowson and Landau 1982), at least 0.
-
-    The trace of the root is the sum of the singular values of S_a^{1/2} S_b^{1/2}; they are the roots of the
-    eigenvalues of S_a^{1/2} S_b S_a^{1/2}, without the loss of half the digits that squaring costs where a covariance
-    has no full rank. Raises ValueError for fewer than two features in a set.
-    """
-    shift = ((a.mean - b.mean) ** 2).sum()
-    shared = torch.linalg.svdvals(symmetric_root(a.covariance) @ symmetric_root(b.covariance)).sum()
-    distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * shared
-    return max(float(distance), 0.0)
-
-
-def symmetric_root(matrix: Tensor) -> Tensor:
-    """The symmetric root of a positive semi-definite matrix; eigenvalues that rounding made negative count as 0."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-
-
-CLIPS_AT_A_TIME = 8
+CLIPS_AT_A_TIME = 8  # through the feature network
 Clips = Tensor | np.ndarray
+
+
+def fvd(
+    real: Clips | Iterable[Clips],
+    generated: Clips | Iterable[Clips],
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    quantize: bool = True,
+    extractor: str | FeatureExtractor = "i3d",
+    weights: Path | str | None = None,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+    allow_random_features: bool = False,
+    force: bool = False,
+) -> float:
+    """FVD of two equally large sets of clips, each one array as for `psnr`, or an iterable of such arrays.
+
+    `extractor`: i3d or i3d-torchscript, or an extractor itself; its weights are a file or folder, or found by name, and
+    downloaded only when asked for. Raises UserError for fewer than 256 clips (unless `force`), for clips that are too
+    short, and when the weights are missing.
+    """
+    if isinstance(extractor, str):
+        extractor = open_extractor(extractor, weights, download, device, allow_random_features)
+    distance = FVD(extractor, value_range, quantize, force)
+    for name, clips in (("real", real), ("generated", generated)):
+        for batch in _batches(clips):
+            distance.update(**{name: batch})
+    return distance.score().mean
+
+
+def _batches(clips: Clips | Iterable[Clips]) -> Iterable[Clips]:
+    if isinstance(clips, Tensor | np.ndarray):
+        return torch.as_tensor(clips).split(CLIPS_AT_A_TIME)
+    return clips
+
+
+def open_distances(protocol: Protocol) -> list[SetDistance]:
+    """The distances that are asked for, empty, with their feature networks. Raises UserError for missing weights."""
+    options = (protocol.download, protocol.device, protocol.allow_random_features)
+    found = []
+    if "fvd" in protocol.metrics:
+        found.append((FVD, open_extractor(protocol.extractor, protocol.fvd_weights, *options)))
+    if "fid" in protocol.metrics:
+        found.append((FID, open_extractor("inception", protocol.fid_weights, *options)))
+    return [kind(extractor, quantize=protocol.quantize, force=protocol.force) for kind, extractor in found]
 
 
 class SetDistance(ABC):
@@ -165,9 +137,13 @@ class SetDistance(ABC):
         first.update(features[odd::2])
         second.update(features[1 - odd :: 2])
 
+    def empty(self) -> SetDistance:
+        """The same distance of sets that hold nothing yet."""
+        return type(self)(self.extractor, self.value_range, self.quantize, self.force)
+
     def over_processes(self) -> SetDistance:
         """The distance of the sets of all processes, a new object."""
-        total = type(self)(self.extractor, self.value_range, self.quantize, self.force)
+        total = self.empty()
         total.frames = self.frames
         for side, halves in self._halves.items():
             total._halves[side] = tuple(half.over_processes() for half in halves)
@@ -198,43 +174,6 @@ class SetDistance(ABC):
         return Score(self.definition(real.count), [], value=frechet_distance(real, generated), notes=notes)
 
 
-class FID(SetDistance):
-    """Collects the frames of two sets of clips. Frames of one clip resemble each other: look at the clips as well."""
-
-    name, counted = "FID", "frames"
-    fewest = 2048  # a covariance of 2048 features
-
-    def definition(self, count: int) -> str:
-        return set_definition("fid", self.extractor.name, "", count, self.quantize)
-
-
-def fvd(
-    real: Clips | Iterable[Clips],
-    generated: Clips | Iterable[Clips],
-    value_range: tuple[float, float] = (-1.0, 1.0),
-    quantize: bool = True,
-    extractor: str | FeatureExtractor = "i3d",
-    weights: Path | str | None = None,
-    download: bool = False,
-    device: torch.device | str = "cpu",
-    allow_random_features: bool = False,
-    force: bool = False,
-) -> float:
-    """FVD of two equally large sets of clips, each one array as for `psnr`, or an iterable of such arrays.
-
-    `extractor`: i3d or i3d-torchscript, or an extractor itself; its weights are a file or folder, or found by name, and
-    downloaded only when asked for. Raises UserError for fewer than 256 clips (unless `force`), for clips that are too
-    short, and when the weights are missing.
-    """
-    if isinstance(extractor, str):
-        extractor = open_extractor(extractor, weights, download, device, allow_random_features)
-    distance = FVD(extractor, value_range, quantize, force)
-    for name, clips in (("real", real), ("generated", generated)):
-        for batch in _batches(clips):
-            distance.update(**{name: batch})
-    return distance.score().mean
-
-
 class FVD(SetDistance):
     """Collects two sets of clips batch by batch, and gives their distance."""
 
@@ -245,13 +184,84 @@ class FVD(SetDistance):
         return set_definition("fvd", self.extractor.name, f"{self.frames or 0}f", count, self.quantize)
 
 
-def _batches(clips: Clips | Iterable[Clips]) -> Iterable[Clips]:
-    if isinstance(clips, Tensor | np.ndarray):
-        return torch.as_tensor(clips).split(CLIPS_AT_A_TIME)
-    return clips
+class FID(SetDistance):
+    """Collects the frames of two sets of clips. Frames of one clip resemble each other: look at the clips as well."""
+
+    name, counted = "FID", "frames"
+    fewest = 2048  # a covariance of 2048 features
+
+    def definition(self, count: int) -> str:
+        return set_definition("fid", self.extractor.name, "", count, self.quantize)
 
 
-DEFAULT_FOLDER = Path("~/.cache/videogen/features")
+class GaussianStatistics:
+    """Mean and unbiased covariance of features that arrive batch by batch, in any number of processes."""
+
+    def __init__(self, dimensions: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(dimensions, dtype=torch.float64)
+        self._scatter = torch.zeros(dimensions, dimensions, dtype=torch.float64)  # sum of outer products about the mean
+
+    def update(self, features: Tensor) -> GaussianStatistics:
+        """Take in features (N, D), of any floating type and device; gives itself. Raises ValueError for nan."""
+        features = features.detach().double().cpu()
+        if not torch.isfinite(features).all():
+            raise ValueError("features that are not finite have no distance")
+        if len(features):
+            mean = features.mean(dim=0)
+            centred = features - mean
+            self._merge(len(features), mean, centred.T @ centred)
+        return self
+
+    def merge(self, other: GaussianStatistics) -> GaussianStatistics:
+        """The statistics of both sets together, a new object."""
+        total = GaussianStatistics(len(self.mean))
+        for part in (self, other):
+            total._merge(part.count, part.mean, part._scatter)
+        return total
+
+    def over_processes(self) -> GaussianStatistics:
+        """The statistics of the features of all processes, a new object, the same in each."""
+        total = GaussianStatistics(len(self.mean))
+        for part in gather_batches([self]):
+            total = total.merge(part)
+        return total
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance, float64 (D, D). Raises ValueError for fewer than two features."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 features, got {self.count}")
+        return self._scatter / (self.count - 1)
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        """Add a set by its own statistics (Chan, Golub and LeVeque 1979)."""
+        if not count:
+            return
+        total = self.count + count
+        shift = mean - self.mean
+        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+
+def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2}) (Dowson and Landau 1982), at least 0.
+
+    The trace of the root is the sum of the singular values of S_a^{1/2} S_b^{1/2}; they are the roots of the
+    eigenvalues of S_a^{1/2} S_b S_a^{1/2}, without the loss of half the digits that squaring costs where a covariance
+    has no full rank. Raises ValueError for fewer than two features in a set.
+    """
+    shift = ((a.mean - b.mean) ** 2).sum()
+    shared = torch.linalg.svdvals(symmetric_root(a.covariance) @ symmetric_root(b.covariance)).sum()
+    distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * shared
+    return max(float(distance), 0.0)
+
+
+def symmetric_root(matrix: Tensor) -> Tensor:
+    """The symmetric root of a positive semi-definite matrix; eigenvalues that rounding made negative count as 0."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 class FeatureCache:

@@ -1,4 +1,12 @@
-"""The one door through which clips enter the metrics: whatever the layout, float64 frames in [0, 1]."""
+"""Clips in, one value per clip out: PSNR, SSIM, LPIPS, and whether the borders of temporal windows show.
+
+Each is computed per frame (`..._per_frame`), then averaged over the frames of a clip. All clips enter through one door,
+`unit_pair`: whatever the layout, float64 frames in [0, 1].
+
+SSIM has two definitions that are not comparable. "standard" is the paper's (Wang et al. 2004: Gaussian window of 11x11,
+sigma 1.5, data range 1); "vvae" is what the published VideoVAE+ numbers use (uniform window of 7x7, sample covariance,
+the data range of each frame of the first clip, 1 for constant frames).
+"""
 
 from __future__ import annotations
 
@@ -12,103 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluation.protocol import RANDOM
 from losses.lpips_network import LPIPSNetwork
 from losses.perceptual import LPIPS
 from losses.weights import find_lpips_heads, read_state_dict
 from videodata.download import sha256_of
 
 RANGE_TOLERANCE = 0.05  # of the range; resizing and lossy files overshoot a little
-
-
-def unit_pair(
-    a: Tensor | np.ndarray,
-    b: Tensor | np.ndarray,
-    value_range: tuple[float, float] = (-1.0, 1.0),
-    quantize: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Two batches of clips of one size as float64 (B, T, 3, H, W) in [0, 1].
-
-    Each is uint8 (B, T, H, W, 3), or (T, H, W, 3) for one clip, or float (B, 3, T, H, W) in `value_range`. Floats are
-    clamped to the range and, with `quantize`, rounded to 8 bit: that is what a file would hold. Raises ValueError for
-    another layout, for sizes that differ, and when neither clip fits the range (a wrong range changes every score).
-    """
-    a, b = torch.as_tensor(a).detach(), torch.as_tensor(b).detach()
-    if not _fits(b, value_range):
-        check_range(a, value_range)
-    a, b = unit_frames(a, value_range, quantize), unit_frames(b, value_range, quantize)
-    if a.shape != b.shape:
-        raise ValueError(f"clips of different size: {_size(a)} and {_size(b)}")
-    return a, b
-
-
-def unit_frames(clip: Tensor, value_range: tuple[float, float], quantize: bool) -> Tensor:
-    """One batch of clips, in any layout that `unit_pair` accepts, as float64 (B, T, 3, H, W) in [0, 1]."""
-    if clip.dtype == torch.uint8:
-        clip = clip[None] if clip.dim() == 4 else clip
-        if clip.dim() != 5 or clip.shape[-1] != 3:
-            raise ValueError(f"uint8 clips are (B, T, H, W, 3), got {tuple(clip.shape)}")
-        return clip.movedim(-1, 2).double() / 255
-    if not clip.is_floating_point() or clip.dim() != 5 or clip.shape[1] != 3:
-        raise ValueError(
-            f"clips are float (B, 3, T, H, W) or uint8 (B, T, H, W, 3), got {clip.dtype} {tuple(clip.shape)}"
-        )
-    low, high = value_range
-    unit = ((clip.double() - low) / (high - low)).clamp(0, 1)
-    if quantize:
-        unit = (unit * 255).round() / 255
-    return unit.transpose(1, 2)
-
-
-def check_range(clip: Tensor, value_range: tuple[float, float]) -> None:
-    """Raises ValueError for a clip of floats that leaves the range."""
-    if not _fits(clip, value_range):
-        low, high = clip.min(), clip.max()
-        raise ValueError(f"values from {low:.4g} to {high:.4g} do not fit the declared range {value_range}")
-
-
-def _fits(clip: Tensor, value_range: tuple[float, float]) -> bool:
-    if not clip.is_floating_point():
-        return True
-    low, high = value_range
-    margin = RANGE_TOLERANCE * (high - low)
-    return bool(clip.min() >= low - margin and clip.max() <= high + margin)
-
-
-def _size(clip: Tensor) -> str:
-    count, frames, _, height, width = clip.shape
-    return f"{count} clips of {frames} frames {width}x{height}"
-
-
-def boundary_ratio(
-    original: Tensor | np.ndarray,
-    reconstruction: Tensor | np.ndarray,
-    window: int,
-    value_range: tuple[float, float] = (-1.0, 1.0),
-    quantize: bool = True,
-) -> list[float]:
-    """Per clip, the ratio for borders after every `window` frames; nan where there is no border or no change.
-
-    Clips are as for `psnr`.
-    """
-    a, b = unit_pair(original, reconstruction, value_range, quantize)
-    jumps = (b - a).diff(dim=1).abs().mean(dim=(2, 3, 4))  # (B, T - 1)
-    ratios = (ratio_of_jumps(row, window) for row in jumps.tolist())
-    return [math.nan if ratio is None else ratio for ratio in ratios]
-
-
-def ratio_of_jumps(jumps: Sequence[float], window: int) -> float | None:
-    """Mean change of the error at window borders over that elsewhere; jumps[t] is from frame t to frame t + 1.
-
-    None where there is no border, or nothing else.
-    """
-    if window < 2:
-        return None
-    borders = [jump for index, jump in enumerate(jumps, start=1) if index % window == 0]
-    inside = [jump for index, jump in enumerate(jumps, start=1) if index % window]
-    return fmean(borders) / fmean(inside) if borders and inside and fmean(inside) > 0 else None
-
-
 CAP = 100.0  # dB; the value of identical frames
+K1, K2 = 0.01, 0.03  # of SSIM, against division by nearly nothing
+SMALLEST_SIDE = 11  # pixels, the window of SSIM
+SSIM_DEFINITIONS = ("standard", "vvae")
 
 
 def psnr(
@@ -119,7 +41,7 @@ def psnr(
 ) -> Tensor:
     """Mean over a clip's frames of the PSNR of each frame, in dB: two batches of clips -> float64 (B,).
 
-    Clips are float (B, 3, T, H, W) in `value_range` or uint8 (B, T, H, W, 3); see `evaluation.clips.unit_pair`.
+    Clips are float (B, 3, T, H, W) in `value_range` or uint8 (B, T, H, W, 3); see `unit_pair`.
     """
     return psnr_per_frame(a, b, value_range, quantize).mean(dim=1)
 
@@ -136,12 +58,6 @@ def psnr_per_frame(
     return (-10 * torch.log10(error)).clamp(max=CAP)
 
 
-K1, K2 = 0.01, 0.03
-
-
-DEFINITIONS = ("standard", "vvae")
-
-
 def ssim(
     a: Tensor | np.ndarray,
     b: Tensor | np.ndarray,
@@ -151,7 +67,7 @@ def ssim(
 ) -> Tensor:
     """Mean over a clip's frames of the SSIM of each frame, at most 1: two batches of clips -> float64 (B,).
 
-    Clips are float (B, 3, T, H, W) in `value_range` or uint8 (B, T, H, W, 3); see `evaluation.clips.unit_pair`.
+    Clips are float (B, 3, T, H, W) in `value_range` or uint8 (B, T, H, W, 3); see `unit_pair`.
     """
     return ssim_per_frame(a, b, value_range, quantize, definition).mean(dim=1)
 
@@ -164,8 +80,8 @@ def ssim_per_frame(
     definition: str = "standard",
 ) -> Tensor:
     """SSIM of each frame, the mean over the pixels whose window lies inside the frame and over channels: (B, T)."""
-    if definition not in DEFINITIONS:
-        raise ValueError(f"unknown SSIM definition {definition!r}; choose one of {', '.join(DEFINITIONS)}")
+    if definition not in SSIM_DEFINITIONS:
+        raise ValueError(f"unknown SSIM definition {definition!r}; choose one of {', '.join(SSIM_DEFINITIONS)}")
     a, b = unit_pair(a, b, value_range, quantize)
     window = gaussian_window() if definition == "standard" else torch.full((7,), 1 / 7, dtype=torch.float64)
     if min(a.shape[-2:]) < len(window):
@@ -176,7 +92,7 @@ def ssim_per_frame(
     return torch.stack(values).unflatten(0, a.shape[:2])
 
 
-def gaussian_window(size: int = 11, sigma: float = 1.5) -> Tensor:
+def gaussian_window(size: int = SMALLEST_SIDE, sigma: float = 1.5) -> Tensor:
     """One axis of the separable Gaussian window, float64 (size,), of sum 1."""
     position = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     window = torch.exp(-(position**2) / (2 * sigma**2))
@@ -216,9 +132,6 @@ def _windowed(images: Tensor, window: Tensor) -> Tensor:
         for piece, factor in zip(shifted[1:], window[1:].tolist(), strict=True):
             images.add_(piece, alpha=factor)  # far faster than conv2d in float64: benchmarks/evaluation.py
     return images
-
-
-RANDOM = "RANDOM"
 
 
 def lpips_distance(
@@ -282,3 +195,91 @@ class RandomLPIPS(LPIPS):
         for parameter in network.net.parameters():
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
         return network
+
+
+def boundary_ratio(
+    original: Tensor | np.ndarray,
+    reconstruction: Tensor | np.ndarray,
+    window: int,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    quantize: bool = True,
+) -> list[float]:
+    """Per clip, the ratio for borders after every `window` frames; nan where there is no border or no change.
+
+    Clips are as for `psnr`.
+    """
+    a, b = unit_pair(original, reconstruction, value_range, quantize)
+    jumps = (b - a).diff(dim=1).abs().mean(dim=(2, 3, 4))  # (B, T - 1)
+    ratios = (ratio_of_jumps(row, window) for row in jumps.tolist())
+    return [math.nan if ratio is None else ratio for ratio in ratios]
+
+
+def ratio_of_jumps(jumps: Sequence[float], window: int) -> float | None:
+    """Mean change of the error at window borders over that elsewhere; jumps[t] is from frame t to frame t + 1.
+
+    None where there is no border, or nothing else.
+    """
+    if window < 2:
+        return None
+    borders = [jump for index, jump in enumerate(jumps, start=1) if index % window == 0]
+    inside = [jump for index, jump in enumerate(jumps, start=1) if index % window]
+    return fmean(borders) / fmean(inside) if borders and inside and fmean(inside) > 0 else None
+
+
+def unit_pair(
+    a: Tensor | np.ndarray,
+    b: Tensor | np.ndarray,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    quantize: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Two batches of clips of one size as float64 (B, T, 3, H, W) in [0, 1].
+
+    Each is uint8 (B, T, H, W, 3), or (T, H, W, 3) for one clip, or float (B, 3, T, H, W) in `value_range`. Floats are
+    clamped to the range and, with `quantize`, rounded to 8 bit: that is what a file would hold. Raises ValueError for
+    another layout, for sizes that differ, and when neither clip fits the range (a wrong range changes every score).
+    """
+    a, b = torch.as_tensor(a).detach(), torch.as_tensor(b).detach()
+    if not _fits(b, value_range):
+        check_range(a, value_range)
+    a, b = unit_frames(a, value_range, quantize), unit_frames(b, value_range, quantize)
+    if a.shape != b.shape:
+        raise ValueError(f"clips of different size: {_size(a)} and {_size(b)}")
+    return a, b
+
+
+def unit_frames(clip: Tensor, value_range: tuple[float, float], quantize: bool) -> Tensor:
+    """One batch of clips, in any layout that `unit_pair` accepts, as float64 (B, T, 3, H, W) in [0, 1]."""
+    if clip.dtype == torch.uint8:
+        clip = clip[None] if clip.dim() == 4 else clip
+        if clip.dim() != 5 or clip.shape[-1] != 3:
+            raise ValueError(f"uint8 clips are (B, T, H, W, 3), got {tuple(clip.shape)}")
+        return clip.movedim(-1, 2).double() / 255
+    if not clip.is_floating_point() or clip.dim() != 5 or clip.shape[1] != 3:
+        raise ValueError(
+            f"clips are float (B, 3, T, H, W) or uint8 (B, T, H, W, 3), got {clip.dtype} {tuple(clip.shape)}"
+        )
+    low, high = value_range
+    unit = ((clip.double() - low) / (high - low)).clamp(0, 1)
+    if quantize:
+        unit = (unit * 255).round() / 255
+    return unit.transpose(1, 2)
+
+
+def check_range(clip: Tensor, value_range: tuple[float, float]) -> None:
+    """Raises ValueError for a clip of floats that leaves the range."""
+    if not _fits(clip, value_range):
+        low, high = clip.min(), clip.max()
+        raise ValueError(f"values from {low:.4g} to {high:.4g} do not fit the declared range {value_range}")
+
+
+def _fits(clip: Tensor, value_range: tuple[float, float]) -> bool:
+    if not clip.is_floating_point():
+        return True
+    low, high = value_range
+    margin = RANGE_TOLERANCE * (high - low)
+    return bool(clip.min() >= low - margin and clip.max() <= high + margin)
+
+
+def _size(clip: Tensor) -> str:
+    count, frames, _, height, width = clip.shape
+    return f"{count} clips of {frames} frames {width}x{height}"

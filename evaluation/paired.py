@@ -1,17 +1,20 @@
-"""Scores of predictions against their originals, collected batch by batch."""
+"""What a model made beside what it was shown, or beside other samples of its own, collected batch by batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.gather import Entry, gather_batches
+from evaluation.gather import gather_batches
 from evaluation.metrics import (
     CAP,
     lpips_distance,
@@ -23,6 +26,32 @@ from evaluation.metrics import (
 )
 from evaluation.report import Score, definition_of
 from videodata.errors import UserError
+
+Entry = TypeVar("Entry")
+
+
+def frame_scores(
+    original: Tensor | np.ndarray,
+    prediction: Tensor | np.ndarray,
+    metrics: tuple[str, ...] = ("psnr", "ssim"),
+    lpips: str | None = None,
+    weights: Path | str | None = None,
+    quantize: bool = True,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    ssim_definition: str = "standard",
+) -> dict[str, Tensor]:
+    """Scores (B, T) of each frame by the id of their definition; `lpips` names the network of LPIPS, None: without."""
+    arguments = (original, prediction, value_range, quantize)
+    rounding = "8bit" if quantize else "raw"
+    found = {}
+    if "psnr" in metrics:
+        found[f"psnr-frame-{rounding}"] = psnr_per_frame(*arguments)
+    if "ssim" in metrics:
+        window = "gaussian11" if ssim_definition == "standard" else ssim_definition
+        found[f"ssim-{window}-{rounding}"] = ssim_per_frame(*arguments, ssim_definition)
+    if lpips:
+        found[f"lpips-{lpips}-{rounding}"] = lpips_per_frame(*arguments, lpips, weights)
+    return found
 
 
 class PairedScores:
@@ -44,45 +73,31 @@ class PairedScores:
     ) -> None:
         self.lpips = lpips
         self.weights = weights
-        self.quantize = quantize
-        self.value_range = value_range
-        self.ssim_definition = ssim_definition
         self.excluded_frames = excluded_frames
-        self.metrics = metrics
         self.device = device
-        self._per_frame: dict[str, list[Tensor]] = {}
+        self.options = (metrics, lpips, weights, quantize, value_range, ssim_definition)  # of `frame_scores`
+        self._batches: list[dict[str, Tensor]] = []  # per batch: definition -> scores (B, T) of the frames that count
 
     def update(self, original: Tensor, prediction: Tensor) -> None:
         """Score a batch of clips, both as `evaluation.psnr` takes them."""
-        pair = (clips.to(self.device) for clips in (original, prediction))
-        arguments = (*pair, self.value_range, self.quantize)
-        values = {}
-        if "psnr" in self.metrics:
-            values[self._id("psnr-frame")] = psnr_per_frame(*arguments)
-        if "ssim" in self.metrics:
-            window = "gaussian11" if self.ssim_definition == "standard" else self.ssim_definition
-            values[self._id(f"ssim-{window}")] = ssim_per_frame(*arguments, self.ssim_definition)
-        if self.lpips:
-            values[self._id(f"lpips-{self.lpips}")] = lpips_per_frame(*arguments, self.lpips, self.weights)
-        for definition, value in values.items():
-            self._per_frame.setdefault(definition, []).append(value[:, self.excluded_frames :].cpu())
+        found = frame_scores(original.to(self.device), prediction.to(self.device), *self.options)
+        self._batches.append({name: values[:, self.excluded_frames :].cpu() for name, values in found.items()})
 
     def over_processes(self) -> PairedScores:
         """The scores of all processes, which deal the batches out in turn: a new object."""
         total = copy(self)
-        total._per_frame = merge_dicts(gather_batches(self._batches()))
+        total._batches = gather_batches(self._batches)
         return total
 
-    def _batches(self) -> list[dict[str, Tensor]]:
-        names = list(self._per_frame)
-        return [dict(zip(names, rows, strict=True)) for rows in zip(*self._per_frame.values(), strict=True)]
+    def scores(self, frames: Sequence[int] | None = None) -> list[Score]:
+        """One Score per metric over all batches; clips may differ in length.
 
-    def scores(self) -> list[Score]:
-        """One Score per metric over all batches; clips may differ in length."""
-        return [self._score(definition, batches) for definition, batches in self._per_frame.items()]
+        frames: numbers of those that count, 0 being the first after the given ones; None: all.
+        """
+        return [self._score(name, batches, frames) for name, batches in merge_dicts(self._batches).items()]
 
-    def _score(self, definition: str, batches: list[Tensor]) -> Score:
-        clips = [row for batch in batches for row in batch]
+    def _score(self, definition: str, batches: list[Tensor], frames: Sequence[int] | None) -> Score:
+        clips = [row if frames is None else row[list(frames)] for batch in batches for row in batch]
         score = Score(definition, per_clip=[row.mean().item() for row in clips])
         if len({len(row) for row in clips}) == 1:
             score.per_frame = torch.stack(clips).mean(dim=0).tolist()
@@ -92,32 +107,23 @@ class PairedScores:
             score.notes["feature_network"] = lpips_facts(self.lpips, self.weights)
         return score
 
-    def _id(self, metric: str) -> str:
-        return f"{metric}-{'8bit' if self.quantize else 'raw'}"
 
-
-def scores_over_samples(samples: list[PairedScores], label: str = "") -> list[Score]:
+def scores_over_samples(
+    samples: list[PairedScores], label: str = "", frames: Sequence[int] | None = None
+) -> list[Score]:
     """Scores over all processes; of several samples for each clip, the mean over them, and the best of them."""
-    rows = [collected.over_processes().scores() for collected in samples]
+    rows = [collected.over_processes().scores(frames) for collected in samples]
     if len(rows) == 1:
         return [replace(score, label=label) for score in rows[0]]
+    best_label = ", ".join(part for part in (label, f"best of {len(samples)}") if part)
     means, best = [], []
     for scores in zip(*rows, strict=True):
         definition, values = scores[0].definition, list(zip(*(score.per_clip for score in scores), strict=True))
         choose = max if definition_of(definition).better == "higher" else min
         notes = scores[0].notes
         means.append(Score(definition, [fmean(row) for row in values], label, notes=notes))
-        best.append(Score(definition, [choose(row) for row in values], f"best of {len(samples)}", notes=notes))
+        best.append(Score(definition, [choose(row) for row in values], best_label, notes=notes))
     return means + best
-
-
-def merge_dicts(batches: list[dict[str, Entry]]) -> dict[str, list[Entry]]:
-    """Dictionaries of one entry per batch -> a dictionary of lists with an entry per batch."""
-    merged: dict[str, list[Entry]] = {}
-    for batch in batches:
-        for name, entry in batch.items():
-            merged.setdefault(name, []).append(entry)
-    return merged
 
 
 class Diversity:
@@ -159,3 +165,12 @@ class Diversity:
             distance = lpips_distance(first, second, net=self.lpips, weights=self.weights)
             found[f"diversity-lpips-{self.lpips}-8bit"] = float(distance.mean())
         return found
+
+
+def merge_dicts(batches: list[dict[str, Entry]]) -> dict[str, list[Entry]]:
+    """Dictionaries of one entry per batch -> a dictionary of lists with an entry per batch."""
+    merged: dict[str, list[Entry]] = {}
+    for batch in batches:
+        for name, entry in batch.items():
+            merged.setdefault(name, []).append(entry)
+    return merged

@@ -1,22 +1,27 @@
-"""How an evaluation is done: which metrics, on what part of what the model makes, how often."""
+"""How an evaluation is done: which metrics, on what part of what the model makes, how often; and the flags that say so.
+
+Nothing here computes, so that a command can print its help without waiting for torch.
+"""
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from evaluation.frechet import FID, FVD, SetDistance
-from evaluation.metrics import RANDOM
-from evaluation.networks import FeatureExtractor, open_extractor, open_inception
-from evaluation.paired import PairedScores
 from videodata.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+RANDOM = "RANDOM"  # stands in the name of every number that networks of random weights gave
 PAIRED_METRICS = ("psnr", "ssim", "lpips")
+SET_METRICS = ("fvd", "fid")
+FOLDER_METRICS = (*PAIRED_METRICS, "boundary", "brightness", *SET_METRICS)  # of files, which no model made here
+FVD_EXTRACTORS = ("i3d", "i3d-torchscript")
 FVD_FRAMES = ("all", "predicted")
-Network = tuple[type[SetDistance], FeatureExtractor]
+FEATURE_CACHE = "~/.cache/videogen/features"
 
 
 @dataclass
@@ -49,28 +54,6 @@ class Protocol:
             return None
         return RANDOM if self.allow_random_features else self.lpips
 
-    def paired_scores(self, excluded_frames: int) -> PairedScores:
-        """A collector of the scores of pairs."""
-        return PairedScores(
-            self.lpips_network,
-            self.lpips_weights,
-            self.quantize,
-            ssim_definition=self.ssim_definition,
-            excluded_frames=excluded_frames,
-            metrics=self.metrics,
-            device=self.device,
-        )
-
-    def open_networks(self) -> list[Network]:
-        """The distances between sets that are asked for, with their feature networks. Raises UserError."""
-        found: list[Network] = []
-        options = (self.download, self.device, self.allow_random_features)
-        if "fvd" in self.metrics:
-            found.append((FVD, open_extractor(self.extractor, self.fvd_weights, *options)))
-        if "fid" in self.metrics:
-            found.append((FID, open_inception(self.fid_weights, *options)))
-        return found
-
     def check(self, known: tuple[str, ...], random: bool) -> None:
         """Raises UserError for unknown metrics, numbers below 1, and several samples of a model that draws nothing."""
         for name in self.metrics:
@@ -90,5 +73,79 @@ class Protocol:
             "repetitions": self.repetitions,
             "samples": self.samples,
             "rounded_to_8_bit": self.quantize,
-            "fvd_frames": self.fvd_frames if {"fvd", "fid"} & set(self.metrics) else None,
+            "fvd_frames": self.fvd_frames if set(SET_METRICS) & set(self.metrics) else None,
         }
+
+
+def positive_int(text: str) -> int:
+    """A flag's number, at least 1."""
+    return _at_least(1, text)
+
+
+def natural_int(text: str) -> int:
+    """A flag's number, at least 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text)
+
+
+def add_metric_arguments(parser: argparse.ArgumentParser, known: tuple[str, ...], default: tuple[str, ...]) -> None:
+    """Which metrics, and how they are computed. No default: those of the model."""
+    group = parser.add_argument_group("metrics")
+    told = "" if default else " (default: what the model is usually measured by)"
+    group.add_argument(
+        "--metrics", nargs="+", choices=known, default=list(default) or None, help=f"what is measured{told}"
+    )
+    group.add_argument("--lpips", choices=("alex", "vgg"), help="LPIPS too, with this network (default of lpips: alex)")
+    group.add_argument("--lpips_weights", metavar="PATH", help="its weight file or folder (default: found by name)")
+    group.add_argument("--extractor", choices=FVD_EXTRACTORS, default="i3d", help="feature network of FVD")
+    group.add_argument("--fvd_weights", metavar="PATH", help="its weight file or folder (default: found by name)")
+    group.add_argument("--fid_weights", metavar="PATH", help="weight file or folder of FID (default: found by name)")
+    group.add_argument("--download", action="store_true", help="fetch a missing weight file of FVD or FID")
+    group.add_argument(
+        "--allow_random_features",
+        "--allow-random-features",
+        action="store_true",
+        help="FVD, FID, LPIPS with networks of random weights, named FVD-RANDOM, ...: to try things out",
+    )
+    group.add_argument(
+        "--force", action="store_true", help="FVD of fewer than 256 clips, FID of fewer than 2048 frames"
+    )
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """How often a model is measured, and on what of its clips."""
+    group = parser.add_argument_group("protocol")
+    group.add_argument(
+        "--repetitions", type=positive_int, default=1, help="whole evaluations, with seeds seed, seed + 1, ..."
+    )
+    group.add_argument("--samples", type=positive_int, default=1, help="clips that a random model makes of each clip")
+    group.add_argument("--fvd_frames", choices=FVD_FRAMES, default="all", help="predicted: given frames left out")
+    group.add_argument("--feature_cache", default=FEATURE_CACHE, help="features of real clips; none: not kept")
+    group.add_argument("--no_quantize", "--no-quantize", action="store_true", help="score floats, not 8-bit frames")
+    group.add_argument(
+        "--ssim_definition",
+        "--ssim-definition",
+        choices=("standard", "vvae"),
+        default="standard",
+        help="vvae: that of the published VideoVAE+ numbers",
+    )
+
+
+def protocol_from(args: argparse.Namespace, metrics: tuple[str, ...], device: torch.device | str) -> Protocol:
+    """The protocol that the flags describe; `metrics` where they name none."""
+    wanted = tuple(dict.fromkeys([*(args.metrics or metrics), *(["lpips"] if args.lpips else [])]))
+    named = {key: value for key, value in vars(args).items() if key in Protocol.__dataclass_fields__}
+    cache = getattr(args, "feature_cache", "none")
+    named |= {
+        "metrics": wanted,
+        "lpips": args.lpips or "alex",
+        "quantize": not getattr(args, "no_quantize", False),
+        "feature_cache": None if cache == "none" else Path(cache),
+        "device": device,
+    }
+    return Protocol(**named)

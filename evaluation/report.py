@@ -1,4 +1,7 @@
-"""What each number in a result means. A result carries the id; two ids never share a column of a table."""
+"""The result of an evaluation: numbers with their definitions, intervals and circumstances, as JSON and as a table.
+
+A result carries the id of its definition; two ids never share a column of a table.
+"""
 
 from __future__ import annotations
 
@@ -16,105 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 
 from videodata.atomic import atomic_path
 
-
-@dataclass(frozen=True)
-class Definition:
-    """How a metric is computed, in words that are printed beside its value."""
-
-    name: str
-    unit: str
-    better: str  # "higher" or "lower"
-    text: str
-
-
-_ROUNDED = "predictions clamped and rounded to 8 bit"
-_RAW = "predictions clamped, not rounded"
-_PSNR = "10 log10(1/MSE) of each frame in [0, 1], at most 100 dB, mean over frames, then over clips"
-_SSIM = "Gaussian window 11x11, sigma 1.5, data range 1, per channel, inner pixels, mean over frames, then over clips"
-_LPIPS = "v0.1, frames at their own size, mean over frames, then over clips"
-_NO_NUMBER = "a network of RANDOM weights: no number to report"
-_PAIRS = "mean over pairs of samples for one condition, then over conditions"
-
-DEFINITIONS = {
-    "psnr-frame-8bit": Definition("PSNR", "dB", "higher", f"{_PSNR}; {_ROUNDED}"),
-    "psnr-frame-raw": Definition("PSNR", "dB", "higher", f"{_PSNR}; {_RAW}"),
-    "ssim-gaussian11-8bit": Definition("SSIM", "", "higher", f"{_SSIM}; {_ROUNDED}"),
-    "ssim-gaussian11-raw": Definition("SSIM", "", "higher", f"{_SSIM}; {_RAW}"),
-    "ssim-vvae-8bit": Definition("SSIM-vvae", "", "higher", f"window 7x7, data range of each frame; {_ROUNDED}"),
-    "ssim-vvae-raw": Definition("SSIM-vvae", "", "higher", f"window 7x7, data range of each frame; {_RAW}"),
-    "lpips-alex-8bit": Definition("LPIPS-alex", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
-    "lpips-alex-raw": Definition("LPIPS-alex", "", "lower", f"{_LPIPS}; {_RAW}"),
-    "lpips-vgg-8bit": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
-    "lpips-vgg-raw": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_RAW}"),
-    "lpips-RANDOM-8bit": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_ROUNDED}"),
-    "lpips-RANDOM-raw": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_RAW}"),
-    "kl-bits": Definition("KL", "bits", "lower", "divergence of the posterior from the prior, bits per clip"),
-    "bits-per-token": Definition(
-        "bits per token", "bits", "lower", "negative log-likelihood in bits per predicted latent token, not per pixel"
-    ),
-    "bits-per-subpixel": Definition(
-        "bits per subpixel", "bits", "lower", "the same per red, green or blue value of the predicted frames"
-    ),
-    "code-bits-per-frame": Definition(
-        "code map", "bits", "lower", "codes of a frame times log2(size of the codebook): what storing them costs"
-    ),
-    "codebook-usage": Definition("codebook usage", "", "higher", "share of the codes that occur in the whole set"),
-    "codebook-perplexity": Definition(
-        "codebook perplexity", "", "higher", "exp(entropy in nats) of the histogram of codes over the whole set"
-    ),
-    "diversity-rmse-8bit": Definition(
-        "diversity RMSE", "levels", "higher", f"root mean square difference, of 255, {_PAIRS}; {_ROUNDED}"
-    ),
-    "diversity-lpips-alex-8bit": Definition("diversity LPIPS-alex", "", "higher", f"LPIPS v0.1 {_PAIRS}; {_ROUNDED}"),
-    "diversity-lpips-RANDOM-8bit": Definition(
-        "diversity LPIPS-RANDOM", "", "higher", f"LPIPS {_PAIRS}; {_NO_NUMBER}; {_ROUNDED}"
-    ),
-    "diversity-lpips-vgg-8bit": Definition("diversity LPIPS-vgg", "", "higher", f"LPIPS v0.1 {_PAIRS}; {_ROUNDED}"),
-    "boundary-ratio": Definition(
-        "boundary ratio", "", "lower", "mean change of the error from frame to frame at window borders / elsewhere"
-    ),
-    "brightness-bias": Definition("brightness bias", "levels", "lower", "mean of prediction minus original, of 255"),
-}
-
-_SETS = re.compile(
-    r"(?P<metric>fvd|fid)-(?P<network>[A-Za-z0-9-]+?)(?:-(?P<frames>\d+)f)?-(?P<count>\d+)-(?P<rounding>8bit|raw)"
-)
-_USUAL_NETWORK = {"fvd": "i3d", "fid": "pytorch"}
-
-
-def set_definition(metric: str, network: str, frames: str, count: int, quantize: bool) -> str:
-    """The id of an FVD or FID: other networks, lengths and numbers give other values, so they are part of it."""
-    parts = (metric, network, frames, str(count), "8bit" if quantize else "raw")
-    return "-".join(part for part in parts if part)
-
-
-def definition_of(name: str) -> Definition:
-    """The definition of an id. Raises ValueError for an unknown one."""
-    if name in DEFINITIONS:
-        return DEFINITIONS[name]
-    found = _SETS.fullmatch(name)
-    if not found:
-        raise ValueError(f"no definition named {name!r}; add it to evaluation/definitions.py")
-    metric, network = found["metric"], found["network"]
-    label = metric.upper() if network == _USUAL_NETWORK[metric] else f"{metric.upper()}-{network}"
-    what = f"{found['count']} clips of {found['frames']} frames" if found["frames"] else f"{found['count']} frames"
-    text = (
-        f"Frechet distance of {network} features, {what} on each side, unbiased covariance; falls as their number "
-        f"grows; {_ROUNDED if found['rounding'] == '8bit' else _RAW}"
-    )
-    return Definition(label, "", "lower", text)
-
-
 FORMAT = "evaluation-report"
 VERSION = 1
+LEVEL = 0.95
+RESAMPLES = 2000
 
 
 @dataclass
 class Score:
-    """One metric over a set of clips. `definition` is an id of evaluation/definitions.py, `label` tells variants apart.
+    """One metric over a set of clips. `definition` is an id of DEFINITIONS, `label` tells variants apart.
 
     A metric of the whole set, such as FVD, has a `value` and nothing per clip.
     """
@@ -182,6 +99,8 @@ class Report:
     resize: str = "crop"
     excluded_frames: int = 0  # conditioning frames at the start of each clip, not scored
     repetitions: int = 1  # whole evaluations, each with its own seed
+    clips: int | None = None  # that were scored; None: files of any length
+    clips_trained_on: int | None = None  # of these, that were in the model's training set; None: not known
     scores: list[Score] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)  # checkpoint hash, data fingerprint, split, seed ...
 
@@ -204,6 +123,20 @@ class Report:
             temporary.write_text(text, encoding="utf-8")
         return Path(path)
 
+    @property
+    def note(self) -> str:
+        """Whether what was scored had been trained on; empty for files, which no model is known of."""
+        if self.clips is None:
+            return ""
+        if self.clips_trained_on is None:
+            return f"whether any of these {self.clips} clips were trained on is not known: the model's run does not say"
+        if not self.clips_trained_on:
+            return f"none of these {self.clips} clips were in this run's training set"
+        return (
+            f"WARNING: of these {self.clips} clips, {self.clips_trained_on} were in this run's training set: "
+            "these numbers are not those of new clips"
+        )
+
     def rows(self, meaning: bool = False) -> list[tuple[str, ...]]:
         """The scores as rows of text below a head; the last column is the definition's id, or its words."""
         rows = [("metric", "mean", "std over clips", "clips", "definition")]
@@ -222,6 +155,7 @@ class Report:
         notes = [f"  {name}: {definition_of(name).text}" for name in used]
         methods = dict.fromkeys(score.interval.method for score in self.scores if score.interval)
         notes += [f"  intervals hold 95 % of the probability: {method}" for method in methods]
+        notes += [f"  {self.note}"] if self.note else []
         return "\n".join([format_table(rows), "", *notes])
 
     def _intervals(self) -> list[tuple[str, ...]]:
@@ -276,68 +210,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-LEVEL = 0.95
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Where the mean lies with the probability `level`, and how that was found."""
-
-    low: float
-    high: float
-    method: str
-    level: float = LEVEL
-
-    def to_dict(self) -> dict[str, float | str]:
-        """Plain types."""
-        return asdict(self)
-
-
-def over_repetitions(values: Sequence[float]) -> Interval | None:
-    """Student's t interval for the mean of repeated measurements; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    mean = fmean(values)
-    half = student_quantile(0.5 + LEVEL / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return Interval(mean - half, mean + half, f"Student's t over {len(values)} repetitions")
-
-
-def over_clips(values: Sequence[float], seed: int = 0) -> Interval | None:
-    """Percentile bootstrap interval for the mean over clips (Efron 1979); None for fewer than two."""
-    if len(values) < 2:
-        return None
-    clips, draws = np.asarray(values, np.float64), np.random.default_rng(seed)
-    means = [clips[draws.integers(len(clips), size=len(clips))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    return Interval(float(low), float(high), f"bootstrap over {len(clips)} clips, {RESAMPLES} resamples")
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """The quantile above 1/2 of Student's t with that many degrees of freedom, by bisection."""
-    low, high = 0.0, 1.0
-    while student_cdf(high, freedom) < probability:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, freedom) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def student_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) for t >= 0: the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2 == 1
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for step in range(freedom // 2):
-        total += term
-        k = 2 * step + (2 if odd else 1)
-        term *= cosine**2 * k / (k + 1)
-    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return 0.5 + within / 2
-
-
 def merge_repetitions(runs: list[list[Score]]) -> list[Score]:
     """One Score per metric: the mean over the repetitions, with Student's t interval and the value of each.
 
@@ -360,3 +232,125 @@ def _merged(scores: list[Score]) -> Score:
         value=fmean(values),
         interval=over_repetitions(values),
     )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where the mean lies with the probability `level`, and how that was found."""
+
+    low: float
+    high: float
+    method: str
+    level: float = LEVEL
+
+    def to_dict(self) -> dict[str, float | str]:
+        """Plain types."""
+        return asdict(self)
+
+
+def over_repetitions(values: Sequence[float]) -> Interval | None:
+    """Student's t interval for the mean of repeated measurements; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean = fmean(values)
+    quantile = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2))
+    half = quantile * stdev(values) / math.sqrt(len(values))
+    return Interval(mean - half, mean + half, f"Student's t over {len(values)} repetitions")
+
+
+def over_clips(values: Sequence[float], seed: int = 0) -> Interval | None:
+    """Percentile bootstrap interval for the mean over clips (Efron 1979); None for fewer than two."""
+    if len(values) < 2:
+        return None
+    clips, draws = np.asarray(values, np.float64), np.random.default_rng(seed)
+    means = [clips[draws.integers(len(clips), size=len(clips))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Interval(float(low), float(high), f"bootstrap over {len(clips)} clips, {RESAMPLES} resamples")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """How a metric is computed, in words that are printed beside its value."""
+
+    name: str
+    unit: str
+    better: str  # "higher" or "lower"
+    text: str
+
+
+_ROUNDED = "predictions clamped and rounded to 8 bit"
+_RAW = "predictions clamped, not rounded"
+_MEAN = "mean over frames, then over clips"
+_PSNR = f"10 log10(1/MSE) of each frame in [0, 1], at most 100 dB, {_MEAN}"
+_SSIM = f"Gaussian window 11x11, sigma 1.5, data range 1, per channel, inner pixels, {_MEAN}"
+_LPIPS = f"v0.1, frames at their own size, {_MEAN}"
+_NO_NUMBER = "a network of RANDOM weights: no number to report"
+_PAIRS = "mean over pairs of samples for one condition, then over conditions"
+DEFINITIONS = {
+    "psnr-frame-8bit": Definition("PSNR", "dB", "higher", f"{_PSNR}; {_ROUNDED}"),
+    "psnr-frame-raw": Definition("PSNR", "dB", "higher", f"{_PSNR}; {_RAW}"),
+    "ssim-gaussian11-8bit": Definition("SSIM", "", "higher", f"{_SSIM}; {_ROUNDED}"),
+    "ssim-gaussian11-raw": Definition("SSIM", "", "higher", f"{_SSIM}; {_RAW}"),
+    "ssim-vvae-8bit": Definition("SSIM-vvae", "", "higher", f"window 7x7, data range of each frame; {_ROUNDED}"),
+    "ssim-vvae-raw": Definition("SSIM-vvae", "", "higher", f"window 7x7, data range of each frame; {_RAW}"),
+    "lpips-alex-8bit": Definition("LPIPS-alex", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
+    "lpips-alex-raw": Definition("LPIPS-alex", "", "lower", f"{_LPIPS}; {_RAW}"),
+    "lpips-vgg-8bit": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
+    "lpips-vgg-raw": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_RAW}"),
+    "lpips-RANDOM-8bit": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_ROUNDED}"),
+    "lpips-RANDOM-raw": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_RAW}"),
+    "mse-frame-raw": Definition("MSE", "", "lower", f"mean square error of each frame in [0, 1], {_MEAN}; {_RAW}"),
+    "kl-bits": Definition("KL", "bits", "lower", "divergence of the posterior from the prior, bits per clip"),
+    "bits-per-token": Definition(
+        "bits per token", "bits", "lower", "negative log-likelihood in bits per predicted latent token, not per pixel"
+    ),
+    "bits-per-subpixel": Definition(
+        "bits per subpixel", "bits", "lower", "the same per red, green or blue value of the predicted frames"
+    ),
+    "code-bits-per-frame": Definition(
+        "code map", "bits", "lower", "codes of a frame times log2(size of the codebook): what storing them costs"
+    ),
+    "codebook-usage": Definition("codebook usage", "", "higher", "share of the codes that occur in the whole set"),
+    "codebook-perplexity": Definition(
+        "codebook perplexity", "", "higher", "exp(entropy in nats) of the histogram of codes over the whole set"
+    ),
+    "diversity-rmse-8bit": Definition(
+        "diversity RMSE", "levels", "higher", f"root mean square difference, of 255, {_PAIRS}; {_ROUNDED}"
+    ),
+    "diversity-lpips-alex-8bit": Definition("diversity LPIPS-alex", "", "higher", f"LPIPS v0.1 {_PAIRS}; {_ROUNDED}"),
+    "diversity-lpips-RANDOM-8bit": Definition(
+        "diversity LPIPS-RANDOM", "", "higher", f"LPIPS {_PAIRS}; {_NO_NUMBER}; {_ROUNDED}"
+    ),
+    "diversity-lpips-vgg-8bit": Definition("diversity LPIPS-vgg", "", "higher", f"LPIPS v0.1 {_PAIRS}; {_ROUNDED}"),
+    "boundary-ratio": Definition(
+        "boundary ratio", "", "lower", "mean change of the error from frame to frame at window borders / elsewhere"
+    ),
+    "brightness-bias": Definition("brightness bias", "levels", "lower", "mean of prediction minus original, of 255"),
+}
+_SETS = re.compile(
+    r"(?P<metric>fvd|fid)-(?P<network>[A-Za-z0-9-]+?)(?:-(?P<frames>\d+)f)?-(?P<count>\d+)-(?P<rounding>8bit|raw)"
+)
+_USUAL_NETWORK = {"fvd": "i3d", "fid": "pytorch"}
+
+
+def set_definition(metric: str, network: str, frames: str, count: int, quantize: bool) -> str:
+    """The id of an FVD or FID: other networks, lengths and numbers give other values, so they are part of it."""
+    parts = (metric, network, frames, str(count), "8bit" if quantize else "raw")
+    return "-".join(part for part in parts if part)
+
+
+def definition_of(name: str) -> Definition:
+    """The definition of an id. Raises ValueError for an unknown one."""
+    if name in DEFINITIONS:
+        return DEFINITIONS[name]
+    found = _SETS.fullmatch(name)
+    if not found:
+        raise ValueError(f"no definition named {name!r}; add it to evaluation/report.py")
+    metric, network = found["metric"], found["network"]
+    label = metric.upper() if network == _USUAL_NETWORK[metric] else f"{metric.upper()}-{network}"
+    what = f"{found['count']} clips of {found['frames']} frames" if found["frames"] else f"{found['count']} frames"
+    text = (
+        f"Frechet distance of {network} features, {what} on each side, unbiased covariance; falls as their number "
+        f"grows; {_ROUNDED if found['rounding'] == '8bit' else _RAW}"
+    )
+    return Definition(label, "", "lower", text)

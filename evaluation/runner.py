@@ -1,69 +1,159 @@
-"""The evaluation of any model: clips through the model, everything that was asked for measured, as often as asked."""
+"""The evaluation of any model: clips through the model, everything that was asked for measured, as often as asked.
+
+`evaluate_model` is what scripts/evaluate.py calls: it opens the clips, says which, measures, and notes all that a
+number depends on. `evaluate` measures on any data set. `Pass` takes in clips that are made elsewhere, batch by batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from evaluation.frechet import FeatureCache, SetDistance
+import training
+import videodata
+from evaluation.frechet import FeatureCache, SetDistance, open_distances
 from evaluation.gather import gather_batches
-from evaluation.metrics import boundary_ratio
-from evaluation.networks import FeatureExtractor
+from evaluation.metrics import SMALLEST_SIDE, boundary_ratio
 from evaluation.paired import Diversity, PairedScores, scores_over_samples
-from evaluation.protocol import PAIRED_METRICS, Network, Protocol
-from evaluation.report import Score, merge_repetitions
-from evaluation.subject import Batch, Subject
+from evaluation.protocol import PAIRED_METRICS, SET_METRICS, Protocol
+from evaluation.report import Report, Score, merge_repetitions
+from evaluation.subject import Batch, ClipSpec, Subject
 from training import distributed
+from training.checkpoint import newest_checkpoint
+from training.files import sha256_of
 from training.randomness import derive_seed
-from videodata.clips import ClipDataset
+from videodata.clips import ClipDataset, open_clips
+from videodata.errors import UserError
+from videodata.pixels import normalize
+
+logger = logging.getLogger(__name__)
+
+Watch = Callable[[Batch, Tensor, dict[str, Tensor]], None]
 
 
-def evaluate(subject: Subject, open_data: Callable[[int], ClipDataset], protocol: Protocol) -> list[Score]:
+@dataclass
+class Source:
+    """The clips of an evaluation. `num_clips`: evenly spread over the split's videos, one of each; 0: all."""
+
+    data: str
+    split: str | None = None  # train, val, test or all; None: test where the data declares one, else val
+    num_clips: int = 64
+
+    @property
+    def part(self) -> str:
+        """The split that is scored."""
+        return self.split or ("test" if "test" in declared_splits(self.data) else "val")
+
+    def open(self, spec: ClipSpec, seed: int) -> ClipDataset:
+        """The clips, their windows drawn from the seed. Raises UserError."""
+        split = None if self.part == "all" else self.part
+        arguments = (self.data, spec.frames, spec.size, spec.stride, split, seed)
+        try:
+            clips = open_clips(*arguments, **spec.reading)
+            if 0 < self.num_clips < len(clips):
+                clips = open_clips(*arguments, total_videos=self.num_clips, **spec.reading)
+        except UserError as error:
+            if self.split is None:
+                raise UserError(f"{error} (--split {self.part} is the default here; all: everything)") from error
+            raise
+        return clips
+
+
+def evaluate_model(name: str, subject: Subject, source: Source, protocol: Protocol, command: str = "") -> Report:
+    """Measure a model on the clips that it is made for. Raises UserError before anything is computed."""
+    spec, context = subject.clips, subject.context
+    if spec.frames <= context:
+        raise UserError(f"--frames {spec.frames}: {context} of them are given, so nothing is left to score")
+    height, width = spec.size
+    if "ssim" in protocol.metrics and min(height, width) < SMALLEST_SIDE:
+        raise UserError(
+            f"frames of {width}x{height} have no SSIM (at least {SMALLEST_SIDE} pixels); use other --metrics or --size"
+        )
+    protocol.check(metrics_of(subject), subject.random)
+    clips = source.open(spec, protocol.seed)
+    told = "" if source.split else ", the default"
+    logger.info("scoring %s on %d clips of %s (split %s%s)", name, len(clips), source.data, source.part, told)
+    checkpoint = subject.runs[0]
+    report = Report(name, str(checkpoint), source.data, spec.frames, spec.stride, height, width)
+    report.clips, report.clips_trained_on = len(clips), trained_on_of(subject.runs, clips)
+    report.excluded_frames, report.repetitions = context, protocol.repetitions
+    report.scores = evaluate(subject, lambda seed: source.open(spec, seed), protocol)
+    report.details = {
+        "command": command,
+        **checkpoint_facts(checkpoint),
+        "data_fingerprint": clips.fingerprint(),
+        "clips": len(clips),
+        "windows": clips.windows,
+        "reading": clips.reading,
+        "split": source.part,
+        "device": str(protocol.device),
+        "processes": distributed.world_size(),
+        **protocol.facts(),
+        **subject.facts(),
+    }
+    return report
+
+
+def evaluate(
+    subject: Subject, open_data: Callable[[int], Dataset], protocol: Protocol, watch: Watch | None = None
+) -> list[Score]:
     """The scores of a model on the clips that `open_data` gives for a seed; all processes get the same.
 
-    Processes deal the batches out in turn. Raises UserError before anything is computed where the protocol does not
-    fit the model or weights are missing.
+    Clips are float or uint8 (3, T, H, W), frames (3, H, W) are clips of one frame. Processes deal the batches out in
+    turn. `watch(batch, made (B, S, 3, T, H, W), rows)` sees what this process made, to keep it. Raises UserError before
+    anything is computed where the protocol does not fit the model or weights are missing.
     """
     protocol.check(metrics_of(subject), subject.random)
-    networks = protocol.open_networks()
+    distances = open_distances(protocol)
     runs = []
     for repetition in range(protocol.repetitions):
         seed = protocol.seed + repetition
-        runs.append(Pass(subject, open_data(seed), protocol, networks, seed).scores())
+        found = Pass(subject, open_data(seed), protocol, [distance.empty() for distance in distances], seed)
+        found.run(watch)
+        runs.append(found.scores())
     return merge_repetitions(runs)
 
 
 def metrics_of(subject: Subject) -> tuple[str, ...]:
     """The names of everything that can be measured of a model."""
+    if not subject.visible:
+        return subject.own_metrics
     paired = PAIRED_METRICS if subject.paired else ()
     borders = ("boundary",) if subject.paired and subject.window else ()
-    return (*paired, "fvd", "fid", *(("diversity",) if subject.random else ()), *borders, *subject.own_metrics)
+    return (*paired, *SET_METRICS, *(("diversity",) if subject.random else ()), *borders, *subject.own_metrics)
 
 
 class Pass:
-    """One evaluation of all clips."""
+    """One evaluation of all clips: `run`, or `update` with clips that are made elsewhere, then `scores`."""
 
     def __init__(
-        self, subject: Subject, clips: ClipDataset, protocol: Protocol, networks: list[Network], seed: int
+        self, subject: Subject, clips: Dataset, protocol: Protocol, distances: Sequence[SetDistance] = (), seed: int = 0
     ) -> None:
         self.subject, self.clips, self.protocol, self.seed = subject, clips, protocol, seed
         self.paired: dict[str, list[PairedScores]] = {}  # name of the row -> one collector per sample
+        self.frames = 0  # that are scored of each clip
         self.diversity = Diversity(protocol.lpips_network, protocol.lpips_weights, subject.context)
         self.ratios: list[list[float]] = []
-        self.sets = [SetScores(*network, clips, protocol, subject.context) for network in networks]
+        self.sets = [SetScores(distance, clips, protocol, subject.context) for distance in distances]
 
-    def scores(self) -> list[Score]:
-        """Every clip through the model, then the numbers."""
+    @torch.no_grad()
+    def run(self, watch: Watch | None = None) -> None:
+        """Every clip through the model."""
         for batch in self._batches():
-            made = torch.stack([self._make(batch, sample) for sample in range(self.protocol.samples)], dim=1)
-            self._score(batch.clips, made)
-            for distance in self.sets:
-                distance.update(batch.clips, made[:, 0], batch.items)
-        return self._collected()
+            made = [self._make(batch, sample) for sample in range(self.protocol.samples)]
+            if self.subject.visible:
+                rows = self.update(batch, torch.stack(made, dim=1))
+                if watch:
+                    watch(batch, torch.stack(made, dim=1), rows)
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of this process."""
@@ -72,38 +162,46 @@ class Pass:
         own = list(islice(starts, distributed.rank(), None, distributed.world_size()))
         for start in tqdm(own, desc="evaluating", unit="batch", disable=None if distributed.is_main() else True):
             items = list(range(start, min(start + size, len(self.clips))))
-            yield Batch(torch.stack([self.clips[item] for item in items]), items, self.seed)
+            yield Batch(as_clips(default_collate([self.clips[item] for item in items])), items, self.seed)
 
-    def _make(self, batch: Batch, sample: int) -> Tensor:
+    def _make(self, batch: Batch, sample: int) -> Tensor | None:
         seed = self.seed if sample == 0 else derive_seed(self.seed, "sample", sample)
         return self.subject.make(Batch(batch.clips, batch.items, seed, sample))
 
-    def _score(self, clips: Tensor, made: Tensor) -> None:
-        """Everything but FVD and FID, of clips (B, 3, T, H, W) and what was made of them (B, S, 3, T, H, W)."""
-        metrics = self.protocol.metrics
+    def update(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
+        """Take in clips and what was made of them (B, S, 3, T, H, W); gives the rows that the first was compared in."""
+        metrics, rows = self.protocol.metrics, {}
         if self.subject.paired and set(metrics) & set(PAIRED_METRICS):
-            for sample in range(made.shape[1]):
-                self._row("", sample).update(clips, made[:, sample])
-            for name, baseline in self.subject.baselines(clips).items():
-                self._row(name, 0).update(clips, baseline)
+            rows = self.subject.compared(batch, made[:, 0])
+            for name, clips in rows.items():
+                self._row(name, 0).update(batch.clips, clips)
+            for sample in range(1, made.shape[1]):
+                self._row("", sample).update(batch.clips, made[:, sample])
+            self.frames = made.shape[3] - self.subject.context
         if "diversity" in metrics:
             self.diversity.update(made)
         if "boundary" in metrics:
-            self.ratios.append(boundary_ratio(clips, made[:, 0], self.subject.window, quantize=self.protocol.quantize))
+            window, quantize = self.subject.window, self.protocol.quantize
+            self.ratios.append(boundary_ratio(batch.clips, made[:, 0], window, quantize=quantize))
+        for distance in self.sets:
+            distance.update(batch.clips, made[:, 0], batch.items)
+        return rows
 
     def _row(self, name: str, sample: int) -> PairedScores:
-        collectors = self.paired.setdefault(name, [])
+        collectors, protocol = self.paired.setdefault(name, []), self.protocol
         if sample == len(collectors):
-            collectors.append(self.protocol.paired_scores(self.subject.context))
+            collectors.append(
+                PairedScores(
+                    protocol.lpips_network, protocol.lpips_weights, protocol.quantize,
+                    ssim_definition=protocol.ssim_definition, excluded_frames=self.subject.context,
+                    metrics=protocol.metrics, device=protocol.device,
+                )
+            )  # fmt: skip
         return collectors[sample]
 
-    def _collected(self) -> list[Score]:
+    def scores(self) -> list[Score]:
         """All scores, over all processes."""
-        rows = dict(gather_batches([(name, len(samples)) for name, samples in self.paired.items()]))
-        for name, samples in rows.items():
-            for sample in range(samples):
-                self._row(name, sample)  # a process that had no batch asks for the same rows as the others
-        found = [score for name in rows for score in scores_over_samples(self.paired[name], name)]
+        found = self._paired_scores()
         found += [distance.score() for distance in self.sets]
         if "diversity" in self.protocol.metrics:
             found += self.diversity.over_processes().scores()
@@ -112,6 +210,18 @@ class Pass:
             found.append(Score("boundary-ratio", ratios, notes={"window": self.subject.window}))
         own = self.subject.own_scores()
         return found + [score for name, scores in own.items() if name in self.protocol.metrics for score in scores]
+
+    def _paired_scores(self) -> list[Score]:
+        found = []
+        # A process that had no batch asks for the same rows as the others: each of them is a meeting of all.
+        shapes = gather_batches([(name, len(samples), self.frames) for name, samples in self.paired.items()])
+        rows = {name: (samples, frames) for name, samples, frames in shapes}
+        for name, (samples, frames) in rows.items():
+            collectors = [self._row(name, sample) for sample in range(samples)]
+            for part, numbers in self.subject.parts(frames).items():
+                label = ", ".join(text for text in (part, name) if text)
+                found += scores_over_samples(collectors, label, numbers)
+        return found
 
 
 class SetScores:
@@ -122,13 +232,12 @@ class SetScores:
 
     def __init__(
         self,
-        kind: type[SetDistance],
-        extractor: FeatureExtractor,
+        distance: SetDistance,
         clips: ClipDataset,
         protocol: Protocol,
         context: int,
     ) -> None:
-        self.distance = kind(extractor, quantize=protocol.quantize, force=protocol.force)
+        self.distance = distance
         self.context, self.start = context, context if protocol.fvd_frames == "predicted" else 0
         self.per_clip = clips.frames - self.start if self.distance.counted == "frames" else 1
         self.distance.check_count(len(clips) * self.per_clip)
@@ -170,3 +279,47 @@ class SetScores:
             "windows": (clips.windows, clips.seed, clips.frames, clips.stride, clips.size, clips.reading),
             "preprocessing": (extractor.text, protocol.quantize, self.start),
         }
+
+
+def as_clips(items: Any) -> Any:
+    """Items of a data set, put together, as the clips (B, 3, T, H, W) in [-1, 1] that they are, if they are."""
+    if not isinstance(items, Tensor):
+        return items
+    if items.dtype == torch.uint8:
+        items = normalize(items)
+    return items[:, :, None] if items.dim() == 4 else items
+
+
+def declared_splits(data: str) -> Sequence[str]:
+    """The parts that the data itself is divided into."""
+    return getattr(videodata, "declared_splits", lambda path: ())(data) or ()
+
+
+def trained_on_of(runs: Sequence[Path | str], clips: ClipDataset) -> int | None:
+    """How many of the clips a model has seen in its training, which `runs` made together; None where that is unknown.
+
+    A run says in its folder what it was trained on; one that does not makes it unknown, unless another has seen some.
+    """
+    counts = [clips_seen(Path(path), clips) for path in runs]
+    seen = max((count for count in counts if count), default=None)
+    return seen if seen or None in counts or not counts else 0
+
+
+def clips_seen(path: Path, clips: ClipDataset) -> int | None:
+    """Of one run: its folder, or a file in it or in its checkpoints."""
+    read, overlap = getattr(training, "trained_on", None), getattr(videodata.clips, "overlap", None)
+    if read is None or overlap is None:
+        return None
+    records = (read(folder) for folder in (path, *list(path.parents)[:2]) if folder.is_dir())
+    record = next((record for record in records if record), None)
+    return overlap(record, clips) if record else None
+
+
+def checkpoint_facts(path: Path | str) -> dict[str, Any]:
+    """Which file was evaluated: its hash, and the step where it is a run's newest checkpoint."""
+    path = Path(path)
+    newest = newest_checkpoint(path / "checkpoints") if path.is_dir() else None
+    if newest is not None:
+        return {"checkpoint_sha256": newest.manifest["sha256"], "checkpoint_step": newest.step}
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return {"checkpoint_sha256": sha256_of(files[0]) if len(files) == 1 and files[0].is_file() else None}

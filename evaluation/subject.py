@@ -1,19 +1,28 @@
-"""What an evaluation needs of a model. Each model's folder has its own in `evaluate.py`."""
+"""What an evaluation needs of a model. Each model's folder has its own subjects in `evaluate.py`.
+
+Like the protocol, this module computes nothing and does not import torch.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from evaluation.report import Score
+    from evaluation.report import Score
 
 
 @dataclass
 class Batch:
-    """Clips (B, 3, T, H, W) in [-1, 1], their numbers in the data set, and which sample of them is asked for."""
+    """Clips (B, 3, T, H, W) in [-1, 1], their numbers in the data set, and which sample of them is asked for.
+
+    Of a data set whose items are no clips, such as windows of codes, `clips` is what the items are when put together.
+    """
 
     clips: Tensor
     items: list[int]
@@ -21,29 +30,55 @@ class Batch:
     sample: int = 0
 
 
+@dataclass(frozen=True)
+class ClipSpec:
+    """The clips that a model is made for, as `videodata.open_clips` takes them."""
+
+    frames: int
+    size: tuple[int, int]  # (height, width)
+    stride: int = 1
+    reading: dict[str, Any] = field(default_factory=dict)  # its further arguments
+
+
 class Subject(ABC):
-    """A trained model that makes a clip of each clip it is shown, with frozen weights.
+    """A trained model that makes a clip of each clip it is shown, with frozen weights: the only way to score a model.
 
     `paired`: what it makes is to equal what it is shown; otherwise only the sets can be compared. `context`: frames at
-    the start that are given to it, and not scored. `random`: other seeds give other clips.
+    the start that are given to it, and not scored. `random`: other seeds give other clips. `visible`: False for a model
+    of codes that only has metrics of its own. No method needs to turn gradients off: that is done around them.
     """
 
     paired = True
     context = 0
     random = False
-    own_metrics: tuple[str, ...] = ()  # beside those that only look at clips
+    visible = True
     window = 0  # frames from one window border to the next; 0: no windows
+    metrics: tuple[str, ...] = ("psnr", "ssim")  # what is measured unless asked otherwise
+    own_metrics: tuple[str, ...] = ()  # beside those that only look at clips
+    clips: ClipSpec | None = None  # what `evaluate.py` shows it unless asked otherwise
+    runs: tuple[Path | str, ...] = ()  # run folders or weight files, to know what it was trained on
 
     @abstractmethod
-    def make(self, batch: Batch) -> Tensor:
+    def make(self, batch: Batch) -> Tensor | None:
         """Clips like batch.clips, on the CPU; row b depends on its number, the seed and the number of the sample alone.
 
-        Numbers for `own_scores` are collected where batch.sample is 0.
+        Numbers for `own_scores` are collected where batch.sample is 0. None where the model is not `visible`.
         """
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
         """What costs nothing, by name: clips like those that are shown."""
         return {}
+
+    def compared(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
+        """Every row of the table, by name: what was made under the empty name, and what it has to beat.
+
+        To override where a baseline needs what was made, or the batch's numbers.
+        """
+        return {"": made, **self.baselines(batch.clips)}
+
+    def parts(self, frames: int) -> dict[str, Sequence[int] | None]:
+        """Frames that have rows of their own, of the `frames` after the given ones, by name. None: all of them."""
+        return {"": None}
 
     def own_scores(self) -> dict[str, list[Score]]:
         """The model's own metrics by their names, over the clips of all processes since the last call."""
@@ -52,3 +87,8 @@ class Subject(ABC):
     def facts(self) -> dict[str, Any]:
         """What a result should say about the model and about how it was used."""
         return {}
+
+    def made_for(self, frames: int, size: Sequence[int], stride: int = 1, **reading: Any) -> Subject:
+        """Set `clips`; gives itself."""
+        self.clips = ClipSpec(frames, tuple(size), stride, reading)
+        return self

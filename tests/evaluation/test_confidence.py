@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
-from evaluation.report import over_clips, over_repetitions, student_quantile
+from evaluation.report import over_clips, over_repetitions
 
 
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (9, 2.2622), (30, 2.0423)])
 def test_quantiles_of_students_t(freedom, expected):
-    """The printed table."""
-    assert student_quantile(0.975, freedom) == pytest.approx(expected, abs=5e-5)
+    """The printed table, out of the half width of an interval."""
+    values = list(range(freedom + 1))
+    interval = over_repetitions(values)
+    half = (interval.high - interval.low) / 2
+    assert half * len(values) ** 0.5 / np.std(values, ddof=1) == pytest.approx(expected, abs=5e-5)
 
 
 def test_interval_over_repetitions_by_hand():

@@ -35,7 +35,7 @@ def test_vqgan(tmp_path, capsys):
     save_model(tmp_path / "model.pt", model, config={"model": model_config(model)})
     grid = ("--patch_size", 16, "--num_patches_h", 2, "--num_patches_w", 2)
     stored = report(
-        tmp_path, "vqgan", "--checkpoint", tmp_path / "model.pt", "--data", CLIPS, *grid, *RANDOM,
+        tmp_path, "vqgan", "--checkpoint", tmp_path / "model.pt", "--data", CLIPS, "--split", "all", *grid, *RANDOM,
         "--metrics", "psnr", "fvd", "codebook",
     )  # fmt: skip
     scores = names(stored)
@@ -57,7 +57,7 @@ def test_vvae(tmp_path):
     model = AutoencoderKL2plus1D_1dcnn(ddconfig=small, ppconfig={"ch": 4, "hidden_channel": 32})
     model.freeze().save_pretrained(tmp_path / "vvae")
     stored = report(
-        tmp_path, "vvae", "--checkpoint", tmp_path / "vvae", "--data", CLIPS, "--num_clips", 1, "--frames", 10,
+        tmp_path, "vvae", "--checkpoint", tmp_path / "vvae", "--data", CLIPS, "--split", "all", "--num_clips", 1, "--frames", 10,
         "--size", 32, 32, "--chunk_size", 8, "--overlap", 4,
     )  # fmt: skip
     scores = names(stored)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from evaluation.frechet import FID, GaussianStatistics, frechet_distance
-from evaluation.networks import RandomFrameFeatures, open_inception
+from evaluation.networks import RandomFrameFeatures, open_extractor
 from evaluation.report import definition_of
 from videodata.errors import UserError
 
@@ -46,7 +46,7 @@ def test_inception_has_the_published_names_and_its_own_poolings(tmp_path):
     assert network.network.Mixed_7c.last and not network.network.Mixed_7b.last
     old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "inception.pth")
-    extractor = open_inception(tmp_path / "inception.pth")
+    extractor = open_extractor("inception", tmp_path / "inception.pth")
     clip = torch.rand(1, 3, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         expected = network(inception.resized(clip[:, :, 0]))
