@@ -1,12 +1,11 @@
-"""Curves of a training run: read from metrics.jsonl, drawn as SVG that follows the page's colours."""
+"""Curves of a training run: read from metrics.jsonl, and placed for the page's template, which draws them."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from videodata.errors import UserError
@@ -14,7 +13,7 @@ from videodata.errors import UserError
 WIDTH, HEIGHT = 520, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 30  # room for the axes
 MAX_POINTS = 400  # of one line; more cannot be seen
-COLORS = 6  # classes line-0 ... line-5 of the template
+COLORS = 6  # classes line-0 ... line-5 of the style
 
 
 @dataclass
@@ -52,20 +51,59 @@ def read_line(path: Path | str, key: str, label: str = "", x: str = "step", base
     return Line(label or key, points, baseline)
 
 
-def curve_figure(curve: Curve) -> str:
-    """HTML figure of a curve: title, legend with last values, diagram; everything escaped."""
+@dataclass
+class DrawnLine:
+    """A line in its place: `path` is SVG's points; a line without length is drawn as a dot."""
+
+    label: str
+    last: str  # value, rounded
+    css: str
+    path: str
+    is_dot: bool
+
+
+@dataclass
+class Drawing:
+    """A curve as the page's template draws it; without lines it says that there are no values yet."""
+
+    title: str
+    x_label: str = ""
+    lines: list[DrawnLine] = field(default_factory=list)
+    x_ticks: list[tuple[float, str]] = field(default_factory=list)  # (place, text)
+    y_ticks: list[tuple[float, str]] = field(default_factory=list)
+    y_low: str = ""  # the values at the bottom and at the top, for the readout under the pointer
+    y_high: str = ""
+    width, height, left, right, top, bottom = WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
+
+
+def draw(curve: Curve) -> Drawing:
+    """Place a curve's lines and ticks. Points that are not finite are left out."""
     lines = [Line(line.label, _finite(line.points), line.baseline) for line in curve.lines]
     lines = [line for line in lines if line.points]
-    title = escape(f"{curve.title} ({curve.unit})" if curve.unit else curve.title)
+    drawing = Drawing(f"{curve.title} ({curve.unit})" if curve.unit else curve.title, curve.x_label)
     if not lines:
-        return f'<figure class="curve"><figcaption>{title}</figcaption><p class="empty">no values yet</p></figure>'
-    keys = "".join(
-        f'<li class="{_line_class(index, line)}"><span class="swatch" aria-hidden="true"></span>'
-        f'<span class="text">{escape(line.label)}</span> <b>{line.points[-1][1]:.4g}</b></li>'
-        for index, line in enumerate(lines)
-    )
-    diagram = _diagram(lines, curve.x_label, title)
-    return f'<figure class="curve"><figcaption>{title}</figcaption>{diagram}<ul class="legend">{keys}</ul></figure>'
+        return drawing
+    x_low, x_high = _extent([x for line in lines for x, _ in line.points])
+    y_low, y_high = _extent([y for line in lines for _, y in line.points], margin=0.06)
+
+    def across(x: float) -> float:
+        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+
+    def down(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+
+    for index, line in enumerate(lines):
+        points = _thinned(line.points)
+        if line.baseline and len(points) == 1:
+            points = [(x_low, points[0][1]), (x_high, points[0][1])]
+        is_dot = len(points) == 1
+        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points * (1 + is_dot))
+        css = "baseline" if line.baseline else f"line-{index % COLORS}"
+        drawing.lines.append(DrawnLine(line.label, f"{line.points[-1][1]:.4g}", css, path, is_dot))
+    drawing.x_ticks = [(across(x), f"{x:g}") for x in nice_ticks(x_low, x_high)]
+    drawing.y_ticks = [(down(y), f"{y:g}") for y in nice_ticks(y_low, y_high)]
+    drawing.y_low, drawing.y_high = f"{y_low:.9g}", f"{y_high:.9g}"
+    return drawing
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -76,40 +114,6 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def _diagram(lines: Sequence[Line], x_label: str, title: str) -> str:
-    x_low, x_high = _extent([x for line in lines for x, _ in line.points])
-    y_low, y_high = _extent([y for line in lines for _, y in line.points], margin=0.06)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-
-    scale = f'data-y0="{y_low:.9g}" data-y1="{y_high:.9g}" data-top="{TOP}" data-bottom="{HEIGHT - BOTTOM}"'
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}" {scale}>']
-    for y in nice_ticks(y_low, y_high):
-        height = place(x_low, y)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in nice_ticks(x_low, x_high):
-        across = place(x, y_low)[0]
-        parts.append(f'<text class="tick" x="{across:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>')
-    for index, line in enumerate(lines):
-        points = _thinned(line.points)
-        if line.baseline and len(points) == 1:
-            points = [(x_low, points[0][1]), (x_high, points[0][1])]
-        dot = " dot" if len(points) == 1 else ""
-        points = points * 2 if dot else points  # a line without length is drawn as a dot
-        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
-        parts.append(f'<polyline class="{_line_class(index, line)}{dot}" points="{path}"/>')
-    probe = f'<line class="probe" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-    return "".join([*parts, probe, "</svg>"])
-
-
-def _line_class(index: int, line: Line) -> str:
-    return "baseline" if line.baseline else f"line-{index % COLORS}"
 
 
 def _extent(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:

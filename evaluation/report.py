@@ -128,14 +128,9 @@ class Report:
         """Whether what was scored had been trained on; empty for files, which no model is known of."""
         if self.clips is None:
             return ""
-        if self.clips_trained_on is None:
-            return f"whether any of these {self.clips} clips were trained on is not known: the model's run does not say"
-        if not self.clips_trained_on:
-            return f"none of these {self.clips} clips were in this run's training set"
-        return (
-            f"WARNING: of these {self.clips} clips, {self.clips_trained_on} were in this run's training set: "
-            "these numbers are not those of new clips"
-        )
+        seen = "it is not known how many" if self.clips_trained_on is None else self.clips_trained_on
+        note = f"of these {self.clips} clips, {seen} were in this run's training set"
+        return f"WARNING: {note}: the numbers are not those of new clips" if self.clips_trained_on else note
 
     def rows(self, meaning: bool = False) -> list[tuple[str, ...]]:
         """The scores as rows of text below a head; the last column is the definition's id, or its words."""

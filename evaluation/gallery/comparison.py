@@ -1,12 +1,17 @@
-"""Several runs side by side: where their configurations differ, their curves in one diagram, their clips together."""
+"""The page of one run, or of several side by side: where their configurations differ, their curves in one diagram,
+their clips together.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from evaluation.curves import Curve, Line
 from evaluation.gallery.content import Clip, Grid, Section, Table
+from evaluation.gallery.page import Gallery
 from evaluation.gallery.runs import (
     DURING_TRAINING,
     SHOWN_CURVES,
@@ -15,10 +20,33 @@ from evaluation.gallery.runs import (
     clip_groups,
     importance,
     protocol,
+    read_run,
     with_unit,
 )
+from videodata.errors import UserError
 
 ABSENT = "–"
+
+
+def write_page(folders: Sequence[Path], out: Path, title: str = "", most: int = 8) -> Path:
+    """A page of one run or of several side by side, with at most `most` clips of a kind. Raises UserError."""
+    runs = read_runs(folders)
+    gallery = Gallery(title or " and ".join(", ".join(run.name for run in runs).rsplit(", ", 1)))
+    if len(runs) > 1:
+        gallery.add(comparison_section(runs, most))
+    for run in runs:
+        gallery.add(run.section(most))
+    return gallery.write(out)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs under names that tell them apart."""
+    names = [folder.resolve().name for folder in folders]
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    names = [str(folder) if name in twice else name for folder, name in zip(folders, names, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError("a run folder is named twice; name each once")
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def comparison_section(runs: Sequence[Run], most: int) -> Section:

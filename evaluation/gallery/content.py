@@ -1,4 +1,6 @@
-"""What a page holds, before it is written."""
+"""What a page holds before it is written, and how its clips get there: copied where a browser plays them as they are,
+written anew where it does not.
+"""
 
 from __future__ import annotations
 
@@ -43,17 +45,13 @@ class Row:
 
 @dataclass
 class Grid:
-    """Clips played in step, one named row for each kind, one column for each clip.
-
-    `mosaic`: each video holds many clips and is shown as large as there is room.
-    """
+    """Clips played in step, one named row for each kind, one column for each clip."""
 
     label: str
     rows: Mapping[str, Sequence[Clip]]
     columns: Sequence[str] = ()
     given: int = 0
     note: str = ""
-    mosaic: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,16 @@ class Medium:
     fps: Fraction = Fraction(0)
     width: int = 0
     height: int = 0
+
+    @property
+    def wideness(self) -> float:
+        """How many tiles wide a clip is shown: panoramas get the room they need."""
+        return max(1.0, min(6.0, self.width / self.height)) if self.frames else 1.0
+
+    @property
+    def rate(self) -> str:
+        """Frames per second, as a decimal number."""
+        return f"{float(self.fps):.6f}".rstrip("0").rstrip(".")
 
 
 def place(clip: Clip, folder: Path, stem: str) -> Medium:

@@ -1,4 +1,7 @@
-"""The page itself: collects sections, places their clips, writes index.html."""
+"""The page itself: collects sections, places their clips, fills the template page.html, in which every text is escaped.
+
+Files in media/ are named by this module alone: what a run or a clip is called never becomes a path.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from html import escape
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from evaluation.curves import Curve, curve_figure
+from jinja2 import Environment, FileSystemLoader, Template
+
+from evaluation.curves import Curve, Drawing, draw
 from evaluation.gallery.content import Clip, Grid, Medium, Overview, Row, Section, Table, place
 from videodata.atomic import atomic_path
 
 HERE = Path(__file__).parent
 OURS = re.compile(r"\d+-[a-z0-9-]+\.(mp4|webm|png|jpg|jpeg|webp)")  # files of a page in its media folder
+LONG_TABLE = 25  # rows; longer ones are folded
+LONG_WORDS = 30  # letters of a cell; columns that have such are to the left
 
 
 class Gallery:
@@ -54,14 +60,12 @@ class Gallery:
         Raises UserError when a clip is missing, cannot be read, or is of a kind that a browser does not show.
         """
         folder = Path(folder)
-        sections = [section_html(section, number, folder / "media") for number, section in enumerate(self.sections)]
+        sections = [shown(section, number, folder / "media") for number, section in enumerate(self.sections)]
         script = (HERE / "player.js").read_text(encoding="utf-8")
-        page = Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
-            title=escape(self.title),
-            subtitle=escape(self.subtitle),
-            overview=overview_html(self.sections),
-            navigation=navigation_html(self.sections),
-            sections="\n".join(sections),
+        page = template().render(
+            title=self.title,
+            subtitle=self.subtitle,
+            sections=sections,
             style=(HERE / "style.css").read_text(encoding="utf-8"),
             script=script,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -72,97 +76,80 @@ class Gallery:
         return folder / "index.html"
 
 
-def _remove_old_media(media: Path, page: str) -> None:
-    """Files of an earlier page in the same folder that this one does not show."""
-    used = set(re.findall(r'"media/([^"]+)"', page))
-    for path in media.glob("*") if media.is_dir() else ():
-        if OURS.fullmatch(path.name) and path.name not in used:
-            path.unlink()
+def curve_figure(curve: Curve) -> str:
+    """HTML figure of a curve: title, legend with last values, diagram."""
+    return str(template().module.curve(draw(curve)))
 
 
-MOSAIC_TILES = 4.0  # width of a video that holds many clips
-LONG_TABLE = 25  # rows; longer ones are folded
-BUTTONS = {  # class: (what it does, drawing in a box of 14 x 14)
-    "back": ("previous frame", '<path d="M3 1h2v12H3zM13 1v12L5 7z"/>'),
-    "play": (
-        "play or pause",
-        '<path class="go" d="M3 1l10 6-10 6z"/><path class="pause" d="M3 1h3v12H3zM8 1h3v12H8z"/>',
-    ),
-    "next": ("next frame", '<path d="M9 1h2v12H9zM1 1v12l8-6z"/>'),
-}
+@cache
+def template() -> Template:
+    """The page's template; it also holds the macros of its parts."""
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, keep_trailing_newline=True)
+    environment.filters |= {"short": "{:.3g}".format, "cell": _text}
+    environment.globals |= {"long_table": LONG_TABLE, "sections": []}
+    return environment.get_template("page.html")
 
 
-def section_html(section: Section, number: int, media: Path) -> str:
+@dataclass
+class ShownGroup:
+    """Clips that play as one, in their places. Either `tiles` (caption, file), or `rows` of a matrix."""
+
+    label: str
+    note: str
+    given: int
+    frames: int = 0  # of the longest; 0: nothing moves
+    tiles: list[tuple[str, Medium]] = field(default_factory=list)
+    rows: dict[str, list[Medium]] = field(default_factory=dict)
+    columns: Sequence[str] = ()
+    wideness: float = 1.0  # tiles that a column takes
+
+    @property
+    def width(self) -> int:
+        """Columns of the matrix."""
+        return max(map(len, self.rows.values()), default=0)
+
+
+@dataclass
+class ShownTable:
+    """A table, and the numbers of the columns that hold long words."""
+
+    rows: Sequence[Sequence[object]]
+    caption: str
+    kind: str
+    wordy: set[int]
+
+
+@dataclass
+class ShownSection:
+    """A section whose clips lie in their places."""
+
+    anchor: str
+    name: str
+    intro: str
+    headline: Sequence[tuple[str, str]]
+    overview: Sequence[Overview]
+    groups: list[ShownGroup]
+    curves: list[Drawing]
+    more_curves: list[Drawing]
+    tables: list[ShownTable]
+    config: str
+
+
+def shown(section: Section, number: int, media: Path) -> ShownSection:
     """One section; its clips are placed in the folder `media`."""
     name = anchor(section.name, number)
-    parts = [
-        f'<section class="model" id="{name}">',
-        f"<h2>{escape(section.name)}</h2>",
-        f'<p class="intro">{escape(section.intro)}</p>' if section.intro else "",
-        _headline(section.headline),
-        *(group_html(group, media, f"{name}-{index}") for index, group in enumerate(section.clips)),
-        _curves(section.curves),
-        table_html(Table(section.table)),
-        *(table_html(table) for table in section.tables),
-        _folded("More curves", _curves(section.more_curves)),
-        _config(section.config),
-        "</section>",
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def overview_html(sections: Sequence[Section]) -> str:
-    """The results of all sections as links to them."""
-    tiles = [
-        f'<li><a href="#{anchor(section.name, number)}"><span class="name">{escape(section.name)}</span>'
-        f"{''.join(map(_tile, section.overview))}</a></li>"
-        for number, section in enumerate(sections)
-        if section.overview
-    ]
-    return f'<ul class="overview">{"".join(tiles)}</ul>' if tiles else ""
-
-
-def navigation_html(sections: Sequence[Section]) -> str:
-    """A link to each section; nothing where there is only one."""
-    links = [f'<a href="#{anchor(section.name, n)}">{escape(section.name)}</a>' for n, section in enumerate(sections)]
-    return "".join(links) if len(links) > 1 else ""
-
-
-def group_html(group: Row | Grid, media: Path, name: str) -> str:
-    """Clips that play as one, with their controls."""
-    if isinstance(group, Grid):
-        placed = {kind: _place(clips, media, f"{name}-{row}") for row, (kind, clips) in enumerate(group.rows.items())}
-        files = [medium for mediums in placed.values() for medium in mediums]
-        clips = _matrix(placed, group.columns, MOSAIC_TILES if group.mosaic else 1.0)
-    else:
-        files = _place([clip for _, clip in group.clips], media, name)
-        clips = _tiles(files, [caption for caption, _ in group.clips])
-    label, note = escape(group.label), f'<p class="note">{escape(group.note)}</p>' if group.note else ""
-    moving = [medium for medium in files if medium.frames]
-    focus = f' tabindex="0" role="group" aria-label="{label}"' if moving else ""
-    given = f' data-given="{group.given}"' if group.given else ""
-    controls = _controls(label, max(medium.frames for medium in moving)) if moving else ""
-    return f'<div class="group"{focus}{given}><div class="bar"><h3>{label}</h3>{controls}</div>{note}{clips}</div>'
-
-
-def table_html(table: Table) -> str:
-    """A table. Numbers are to the right, long words to the left."""
-    rows = table.rows
-    if not rows:
-        return ""
-    wordy = {i for i in range(1, len(rows[0])) if any(len(_text(row[i])) > 30 for row in rows[1:] if i < len(row))}
-    head = "".join(f'<th scope="col"{_words(i in wordy)}>{escape(str(cell))}</th>' for i, cell in enumerate(rows[0]))
-    body = ""
-    for first, *rest in rows[1:]:
-        cells = "".join(f"<td{_words(i in wordy)}>{escape(_text(cell))}</td>" for i, cell in enumerate(rest, 1))
-        body += f'<tr><th scope="row">{escape(_text(first))}</th>{cells}</tr>'
-    folded = len(rows) > LONG_TABLE
-    title = f"<caption>{escape(table.caption)}</caption>" if table.caption and not folded else ""
-    text = (
-        f'<div class="table{f" {table.kind}" if table.kind else ""}" tabindex="0">'
-        f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return ShownSection(
+        name,
+        section.name,
+        section.intro,
+        section.headline,
+        section.overview,
+        groups=[shown_group(group, media, f"{name}-{index}") for index, group in enumerate(section.clips)],
+        curves=[draw(curve) for curve in section.curves],
+        more_curves=[draw(curve) for curve in section.more_curves],
+        tables=[shown_table(table) for table in (Table(section.table), *section.tables) if table.rows],
+        config=json.dumps(section.config, indent=2, default=str, ensure_ascii=False) if section.config else "",
     )
-    return _folded(table.caption or f"{len(rows) - 1} rows", text) if folded else text
 
 
 def anchor(name: str, number: int) -> str:
@@ -170,92 +157,41 @@ def anchor(name: str, number: int) -> str:
     return f"{number}-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "section")
 
 
+def shown_group(group: Row | Grid, media: Path, name: str) -> ShownGroup:
+    """Clips that play as one, placed."""
+    found = ShownGroup(group.label, group.note, group.given)
+    if isinstance(group, Grid):
+        found.rows = {
+            kind: _place(clips, media, f"{name}-{row}") for row, (kind, clips) in enumerate(group.rows.items())
+        }
+        found.columns = group.columns
+        files = [file for placed in found.rows.values() for file in placed]
+        found.wideness = max((file.wideness for file in files), default=1.0)
+    else:
+        files = _place([clip for _, clip in group.clips], media, name)
+        found.tiles = list(zip([caption for caption, _ in group.clips], files, strict=True))
+    found.frames = max((file.frames for file in files), default=0)
+    return found
+
+
 def _place(clips: Sequence[Clip], media: Path, name: str) -> list[Medium]:
     return [place(clip, media, f"{name}-{index}") for index, clip in enumerate(clips)]
 
 
-def _tile(item: Overview) -> str:
-    return (
-        f'<span class="value">{escape(item.value)}</span><span class="meaning">{escape(item.meaning)}</span>'
-        f'<span class="baseline">{escape(item.baseline_meaning)}: '
-        f'<span class="number">{escape(item.baseline)}</span></span>'
-    )
-
-
-def _headline(numbers: Sequence[tuple[str, str]]) -> str:
-    tiles = "".join(f"<div><dd>{escape(value)}</dd><dt>{escape(meaning)}</dt></div>" for value, meaning in numbers)
-    return f'<dl class="headline">{tiles}</dl>' if tiles else ""
-
-
-def _tiles(files: Sequence[Medium], captions: Sequence[str]) -> str:
-    figures = "".join(
-        f'<figure style="--wide:{_wideness(medium):.3g}">{_medium(medium, caption)}'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for medium, caption in zip(files, captions, strict=True)
-    )
-    pictures = "" if any(medium.frames for medium in files) else " pictures"
-    return f'<div class="tiles{pictures}">{figures}</div>'
-
-
-def _matrix(placed: Mapping[str, Sequence[Medium]], columns: Sequence[str], least: float) -> str:
-    count = max((len(files) for files in placed.values()), default=0)
-    cells = []
-    if columns:
-        names = "".join(f'<span class="column">{escape(name)}</span>' for name in columns)
-        cells.append(f'<span class="corner"></span>{names}')
-    for kind, files in placed.items():
-        cells.append(f'<span class="kind">{escape(kind)}</span>')
-        for index, medium in enumerate(files):
-            label = f"{kind}, {columns[index]}" if columns else f"{kind} {index + 1}"
-            cells.append(f"<figure>{_medium(medium, label)}</figure>")
-        cells.append("<span></span>" * (count - len(files)))
-    wide = max(map(_wideness, (medium for files in placed.values() for medium in files)), default=1.0)
-    return f'<div class="matrix" style="--columns:{count};--wide:{wide:.3g}">{"".join(cells)}</div>'
-
-
-def _wideness(medium: Medium) -> float:
-    """How many tiles wide a clip is shown: panoramas get the room they need."""
-    return max(1.0, min(6.0, medium.width / medium.height)) if medium.frames else 1.0
-
-
-def _medium(medium: Medium, label: str) -> str:
-    text = escape(label)
-    if not medium.frames:
-        return f'<a href="media/{medium.name}"><img src="media/{medium.name}" alt="{text}"></a>'
-    size = f'width="{medium.width}" height="{medium.height}"'
-    rate = f"{float(Fraction(medium.fps)):.6f}".rstrip("0").rstrip(".")
-    return (
-        f'<video src="media/{medium.name}" {size} data-frames="{medium.frames}" data-fps="{rate}" '
-        f'muted playsinline preload="auto" aria-label="{text}"></video>'
-    )
-
-
-def _controls(label: str, frames: int) -> str:
-    buttons = "".join(
-        f'<button type="button" class="{name}" aria-label="{what}: {label}" title="{what}">'
-        f'<svg viewBox="0 0 14 14" aria-hidden="true">{drawing}</svg></button>'
-        for name, (what, drawing) in BUTTONS.items()
-    )
-    slider = f'<input type="range" min="0" max="{frames - 1}" step="1" value="0" aria-label="frame: {label}">'
-    return f'<div class="transport">{buttons}{slider}<span class="time"></span></div>'
-
-
-def _curves(curves: Sequence[Curve]) -> str:
-    return f'<div class="curves">{"".join(curve_figure(curve) for curve in curves)}</div>' if curves else ""
-
-
-def _folded(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
-
-
-def _config(config: Mapping[str, Any]) -> str:
-    text = escape(json.dumps(config, indent=2, default=str, ensure_ascii=False))
-    return _folded("Configuration", f'<pre tabindex="0">{text}</pre>' if config else "")
-
-
-def _words(yes: bool) -> str:
-    return ' class="words"' if yes else ""
+def shown_table(table: Table) -> ShownTable:
+    """Numbers are to the right, long words to the left."""
+    head, *body = table.rows
+    wordy = {i for i in range(1, len(head)) if any(len(_text(row[i])) > LONG_WORDS for row in body if i < len(row))}
+    return ShownTable(table.rows, table.caption, table.kind, wordy)
 
 
 def _text(cell: object) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _remove_old_media(media: Path, page: str) -> None:
+    """Files of an earlier page in the same folder that this one does not show."""
+    used = set(re.findall(r'"media/([^"]+)"', page))
+    for path in media.glob("*") if media.is_dir() else ():
+        if OURS.fullmatch(path.name) and path.name not in used:
+            path.unlink()

@@ -138,7 +138,8 @@ def protocol(report: dict[str, Any]) -> str:
     """What was scored, in a line."""
     excluded = f", the first {n} not scored" if (n := report.get("excluded_frames")) else ""
     split = report.get("details", {}).get("split") or "all"
-    return f"{report['frames']} frames of {report['width']}x{report['height']}{excluded}, split {split}"
+    seen = f", {n} of {report['clips']} clips trained on" if (n := report.get("clips_trained_on")) else ""
+    return f"{report['frames']} frames of {report['width']}x{report['height']}{excluded}, split {split}{seen}"
 
 
 def with_unit(score: dict[str, Any]) -> str:
@@ -198,12 +199,12 @@ def training_groups(samples: Path, name: str) -> list[Row | Grid]:
     names = {path: f"step {int(re.sub('[^0-9]', '', path.name) or 0)}" for path in steps}
     of, kinds, groups = f" of {name}" if name else "", seen_in(steps[-1]), []
     if kinds:
-        groups.append(Grid(f"Pictures{of}, {names[steps[-1]]}", {path.stem: [path] for path in kinds}, mosaic=True))
+        groups.append(Grid(f"Pictures{of}, {names[steps[-1]]}", {path.stem: [path] for path in kinds}))
     chosen = sorted({round(i * (len(steps) - 1) / (STEPS_SHOWN - 1)) for i in range(STEPS_SHOWN)})
     for path in kinds:
         earlier = {names[steps[i]]: [steps[i] / path.name] for i in chosen}
         if len(chosen) > 1 and path.stem != "original" and all(file.is_file() for (file,) in earlier.values()):
-            groups.append(Grid(f"{path.stem.capitalize()}{of} {DURING_TRAINING}", earlier, mosaic=True))
+            groups.append(Grid(f"{path.stem.capitalize()}{of} {DURING_TRAINING}", earlier))
     return groups
 
 

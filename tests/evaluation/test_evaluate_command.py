@@ -57,8 +57,8 @@ def test_vvae(tmp_path):
     model = AutoencoderKL2plus1D_1dcnn(ddconfig=small, ppconfig={"ch": 4, "hidden_channel": 32})
     model.freeze().save_pretrained(tmp_path / "vvae")
     stored = report(
-        tmp_path, "vvae", "--checkpoint", tmp_path / "vvae", "--data", CLIPS, "--split", "all", "--num_clips", 1, "--frames", 10,
-        "--size", 32, 32, "--chunk_size", 8, "--overlap", 4,
+        tmp_path, "vvae", "--checkpoint", tmp_path / "vvae", "--data", CLIPS, "--split", "all", "--num_clips", 1,
+        "--frames", 10, "--size", 32, 32, "--chunk_size", 8, "--overlap", 4,
     )  # fmt: skip
     scores = names(stored)
     assert {"PSNR", "SSIM", "PSNR of the mean colour", "boundary ratio"} <= set(scores)

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from evaluation.curves import Curve, Line, curve_figure, nice_ticks, read_line
+from evaluation.curves import Curve, Line, nice_ticks, read_line
 from evaluation.gallery import Gallery, Grid, Overview, Panel, Row
+from evaluation.gallery.page import curve_figure
 from tests.evaluation.browser import Browser, find_browser
 from videodata.errors import UserError
 from videodata.video import probe, read_video

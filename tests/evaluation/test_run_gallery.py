@@ -1,6 +1,7 @@
 """Pages of run folders: what is found in them, and several side by side."""
 
 import json
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -110,6 +111,24 @@ def test_several_runs_are_compared_and_escaped(tmp_path, capsys):
     assert [row[:3] for row in table.rows[1:]] == [("PSNR", "20 dB", "22 dB")]
     labels = {attributes.get("aria-label") for attributes in page.all("div") if attributes.get("class") == "group"}
     assert {"generated: original", "generated: sample 0", "Pictures, step 30: reconstruction"} < labels
+
+
+def test_names_of_files_folders_and_keys_are_text(tmp_path):
+    """Signs of HTML, quotes and braces of a template reach the page as they are written; files get plain names."""
+    evil = "<b> & \"q\" 'a' {{ 7*7 }}"
+    folder = make_run(tmp_path / evil, 64, 20.0)
+    video(folder / evil / f"{evil}.mp4")
+    picture(folder / evil / f"{evil} too.png")
+    (folder / "config.yaml").write_text(yaml.safe_dump({evil: evil}))
+    main([str(folder), str(make_run(tmp_path / "b", 96, 22.0)), "--out", str(tmp_path / "page"), "--title", evil])
+    text = (tmp_path / "page" / "index.html").read_text()
+    page = Page(text)
+    assert "<b>" not in text.replace("<b>0", "").replace("<b>3", "") and " 49 " not in page.text
+    assert evil in [attributes.get("alt", "").removesuffix(" too") for attributes in page.all("img")]
+    assert evil in [attributes.get("aria-label") for attributes in page.all("video")]
+    assert page.text.count(evil) >= 8
+    sources = [attributes["src"] for tag in ("video", "img") for attributes in page.all(tag)]
+    assert sources and all(re.fullmatch(r"media/[a-z0-9.-]+", source) for source in sources)
 
 
 def test_mistakes_are_one_line(tmp_path):
