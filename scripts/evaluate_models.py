@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.protocol import natural_int, positive_int
 from evaluation.subject import Batch, Subject
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from flow_pred.generate import Plan
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """One sub-command."""
 
     summary: str
