@@ -145,20 +145,16 @@ class Report:
 
     def table(self) -> str:
         """The scores as text for a terminal, each definition in words below."""
-        rows = [(*row[:2], *interval, *row[2:]) for row, interval in zip(self.rows(), self._intervals(), strict=True)]
+        rows, intervals = self.rows(), [score.interval for score in self.scores]
+        if any(intervals):
+            cells = ["interval", *(f"{i.low:.4g} ... {i.high:.4g}" if i else "" for i in intervals)]
+            rows = [(*row[:2], cell, *row[2:]) for row, cell in zip(rows, cells, strict=True)]
         used = dict.fromkeys(score.definition for score in self.scores)
         notes = [f"  {name}: {definition_of(name).text}" for name in used]
-        methods = dict.fromkeys(score.interval.method for score in self.scores if score.interval)
+        methods = dict.fromkeys(interval.method for interval in intervals if interval)
         notes += [f"  intervals hold 95 % of the probability: {method}" for method in methods]
         notes += [f"  {self.note}"] if self.note else []
         return "\n".join([format_table(rows), "", *notes])
-
-    def _intervals(self) -> list[tuple[str, ...]]:
-        """A column with the intervals of the scores, head included; no column where there are none."""
-        if not any(score.interval for score in self.scores):
-            return [()] * (len(self.scores) + 1)
-        cells = [f"{i.low:.4g} ... {i.high:.4g}" if i else "" for i in (score.interval for score in self.scores)]
-        return [("interval",), *((cell,) for cell in cells)]
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -173,17 +169,14 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the code and of what computes the numbers."""
-    packages = {name: package_version(name) for name in ("numpy", "torchvision", "lpips", "av")}
-    return {"code": code_version(), "python": platform.python_version(), "torch": str(torch.__version__), **packages}
-
-
-def package_version(name: str) -> str:
-    """The version of an installed package, "absent" without it."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "absent"
+    """Versions of the code and of what computes the numbers; "absent" for a package that is not installed."""
+    found = {"code": code_version(), "python": platform.python_version(), "torch": str(torch.__version__)}
+    for name in ("numpy", "torchvision", "lpips", "av"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
 
 
 def code_version() -> str:

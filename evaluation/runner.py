@@ -263,13 +263,9 @@ class SetScores:
             if distributed.is_main():
                 self.cache.write(torch.cat(batches))
         score = self.distance.over_processes().score()
-        score.notes |= {"sample": "the first of each clip", "given_frames": self._given_frames()}
+        given = "none" if not self.context else "left out of both sets" if self.start else "part of both sets"
+        score.notes |= {"sample": "the first of each clip", "given_frames": given}
         return score
-
-    def _given_frames(self) -> str:
-        if not self.context:
-            return "none"
-        return "left out of both sets" if self.start else "part of both sets"
 
     def _key(self, clips: ClipDataset, protocol: Protocol) -> dict[str, object]:
         extractor = self.distance.extractor

@@ -10,14 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template
 
-from evaluation.curves import Curve, Drawing, draw
+from evaluation.curves import Curve, draw
 from evaluation.gallery.content import Clip, Grid, Medium, Overview, Row, Section, Table, place
 from videodata.atomic import atomic_path
 
@@ -90,66 +89,18 @@ def template() -> Template:
     return environment.get_template("page.html")
 
 
-@dataclass
-class ShownGroup:
-    """Clips that play as one, in their places. Either `tiles` (caption, file), or `rows` of a matrix."""
-
-    label: str
-    note: str
-    given: int
-    frames: int = 0  # of the longest; 0: nothing moves
-    tiles: list[tuple[str, Medium]] = field(default_factory=list)
-    rows: dict[str, list[Medium]] = field(default_factory=dict)
-    columns: Sequence[str] = ()
-    wideness: float = 1.0  # tiles that a column takes
-
-    @property
-    def width(self) -> int:
-        """Columns of the matrix."""
-        return max(map(len, self.rows.values()), default=0)
-
-
-@dataclass
-class ShownTable:
-    """A table, and the numbers of the columns that hold long words."""
-
-    rows: Sequence[Sequence[object]]
-    caption: str
-    kind: str
-    wordy: set[int]
-
-
-@dataclass
-class ShownSection:
-    """A section whose clips lie in their places."""
-
-    anchor: str
-    name: str
-    intro: str
-    headline: Sequence[tuple[str, str]]
-    overview: Sequence[Overview]
-    groups: list[ShownGroup]
-    curves: list[Drawing]
-    more_curves: list[Drawing]
-    tables: list[ShownTable]
-    config: str
-
-
-def shown(section: Section, number: int, media: Path) -> ShownSection:
-    """One section; its clips are placed in the folder `media`."""
+def shown(section: Section, number: int, media: Path) -> dict[str, Any]:
+    """One section as the template takes it; its clips are placed in the folder `media`."""
     name = anchor(section.name, number)
-    return ShownSection(
-        name,
-        section.name,
-        section.intro,
-        section.headline,
-        section.overview,
-        groups=[shown_group(group, media, f"{name}-{index}") for index, group in enumerate(section.clips)],
-        curves=[draw(curve) for curve in section.curves],
-        more_curves=[draw(curve) for curve in section.more_curves],
-        tables=[shown_table(table) for table in (Table(section.table), *section.tables) if table.rows],
-        config=json.dumps(section.config, indent=2, default=str, ensure_ascii=False) if section.config else "",
-    )
+    return {
+        **vars(section),
+        "anchor": name,
+        "groups": [shown_group(group, media, f"{name}-{index}") for index, group in enumerate(section.clips)],
+        "curves": [draw(curve) for curve in section.curves],
+        "more_curves": [draw(curve) for curve in section.more_curves],
+        "tables": [shown_table(table) for table in (Table(section.table), *section.tables) if table.rows],
+        "config": json.dumps(section.config, indent=2, default=str, ensure_ascii=False) if section.config else "",
+    }
 
 
 def anchor(name: str, number: int) -> str:
@@ -157,32 +108,29 @@ def anchor(name: str, number: int) -> str:
     return f"{number}-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "section")
 
 
-def shown_group(group: Row | Grid, media: Path, name: str) -> ShownGroup:
-    """Clips that play as one, placed."""
-    found = ShownGroup(group.label, group.note, group.given)
+def shown_group(group: Row | Grid, media: Path, name: str) -> dict[str, Any]:
+    """Clips that play as one, placed: either `tiles` (caption, file), or `rows` of a matrix with `width` columns."""
+    found = {"label": group.label, "note": group.note, "given": group.given, "rows": {}}
     if isinstance(group, Grid):
-        found.rows = {
-            kind: _place(clips, media, f"{name}-{row}") for row, (kind, clips) in enumerate(group.rows.items())
-        }
-        found.columns = group.columns
-        files = [file for placed in found.rows.values() for file in placed]
-        found.wideness = max((file.wideness for file in files), default=1.0)
+        rows = {kind: _place(clips, media, f"{name}-{row}") for row, (kind, clips) in enumerate(group.rows.items())}
+        files = [file for placed in rows.values() for file in placed]
+        found |= {"rows": rows, "columns": group.columns, "width": max(map(len, rows.values()), default=0)}
+        found["wideness"] = max((file.wideness for file in files), default=1.0)
     else:
         files = _place([clip for _, clip in group.clips], media, name)
-        found.tiles = list(zip([caption for caption, _ in group.clips], files, strict=True))
-    found.frames = max((file.frames for file in files), default=0)
-    return found
+        found["tiles"] = list(zip([caption for caption, _ in group.clips], files, strict=True))
+    return {**found, "frames": max((file.frames for file in files), default=0)}  # of the longest; 0: nothing moves
 
 
 def _place(clips: Sequence[Clip], media: Path, name: str) -> list[Medium]:
     return [place(clip, media, f"{name}-{index}") for index, clip in enumerate(clips)]
 
 
-def shown_table(table: Table) -> ShownTable:
-    """Numbers are to the right, long words to the left."""
+def shown_table(table: Table) -> dict[str, Any]:
+    """A table and the numbers of its `wordy` columns: numbers are to the right, long words to the left."""
     head, *body = table.rows
     wordy = {i for i in range(1, len(head)) if any(len(_text(row[i])) > LONG_WORDS for row in body if i < len(row))}
-    return ShownTable(table.rows, table.caption, table.kind, wordy)
+    return {**vars(table), "wordy": wordy}
 
 
 def _text(cell: object) -> str:
