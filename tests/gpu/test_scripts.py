@@ -85,7 +85,7 @@ def test_video_vae(folder):
     clips = ["--data", "shapes:8,frames=4,size=32"]
     call(generate_video_vae.main, *common, *clips, "--num_samples", 2, "--steps", 2, "--num_clips", 2)
     assert np.load("generated/samples.npy").shape == (2, 4, 32, 32, 3)
-    call(evaluate.main, "video_vae", *common, *clips, "--num_clips", 2, "--metrics", "psnr", "ssim")
+    call(evaluate.main, "video_vae", *common, *clips, "--split", "all", "--num_clips", 2, "--metrics", "psnr", "ssim")
 
 
 def test_vqgan(folder):
@@ -99,7 +99,8 @@ def test_vqgan(folder):
     assert device_of("checkpoints/stage1") == device_of("checkpoints/stage2") == "cuda"
     common = ["--checkpoint", "checkpoints/best_model_gan.pt", "--device", "cuda"]
     data = "shapes:8,frames=8,size=32"
-    call(evaluate.main, "vqgan", *common, "--data", data, "--num_clips", 2, "--metrics", "psnr", "codebook")
+    clips = ["--data", data, "--split", "all", "--num_clips", 2]
+    call(evaluate.main, "vqgan", *common, *clips, "--metrics", "psnr", "codebook")
     call(visualize_vqgan.main, *common, "--data_path", data, "--output_dir", "pictures")
     assert list(folder.glob("pictures/**/*.png"))
 
@@ -133,8 +134,8 @@ def test_lvt(folder):
     assert device_of("vqvae") == device_of("vt") == "cuda"
     assert list(folder.glob("vt/inference/continuation/shapes-6-val/*_sample_1.mp4"))
     call(
-        evaluate.main, "lvt", "--checkpoint", "vt", "--data", "shapes:6", "--num_clips", 2, "--device", "cuda",
-        "--metrics", "psnr", "bits", "codebook", "fvd", *WITHOUT_WEIGHTS,
+        evaluate.main, "lvt", "--checkpoint", "vt", "--data", "shapes:6", "--split", "all", "--num_clips", 2,
+        "--device", "cuda", "--metrics", "psnr", "bits", "codebook", "fvd", *WITHOUT_WEIGHTS,
     )  # fmt: skip
 
 

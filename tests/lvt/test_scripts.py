@@ -69,7 +69,18 @@ def trained(tmp_path_factory):
 
 def test_both_networks_are_evaluated(trained, tmp_path):
     """evaluate.py lvt: continuations with bits, best of the samples and baselines; reconstructions of the VQ-VAE."""
-    common = ("--data", "shapes:6", "--num_clips", 2, "--device", "cpu", "--output", tmp_path / "e.json")
+    common = (
+        "--data",
+        "shapes:6",
+        "--split",
+        "all",
+        "--num_clips",
+        2,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "e.json",
+    )
     metrics = ("psnr", "bits", "codebook", "diversity", "fvd")
     assert call(
         evaluate.main, "lvt", "--checkpoint", trained["vt"], *common, "--metrics", *metrics, "--samples", 2,

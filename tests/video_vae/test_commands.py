@@ -205,7 +205,8 @@ def test_validation_clips_come_from_other_videos(folder):
 def test_evaluation_reports_each_level_and_the_mean_frame(folder):
     """scripts/evaluate.py video_vae writes PSNR, SSIM, the mean frame's PSNR and KL per level, in bits."""
     train("--num_epochs", 1, "--run_name", "r")
-    evaluate.main(["video_vae", "--checkpoint", "runs/r", "--data", "clips.npy", "--device", "cpu"])
+    common = ["video_vae", "--checkpoint", "runs/r", "--data", "clips.npy", "--split", "all", "--device", "cpu"]
+    evaluate.main(common)
     scores = {score["name"]: score["mean"] for score in json.loads(Path("evaluation.json").read_text())["scores"]}
     assert {"PSNR", "SSIM", "PSNR of the mean frame", "KL level 1", "KL level 2", "KL total"} <= set(scores)
     assert scores["KL total"] == pytest.approx(scores["KL level 1"] + scores["KL level 2"])
@@ -214,8 +215,7 @@ def test_evaluation_reports_each_level_and_the_mean_frame(folder):
     expected = (-10 * np.log10(error.mean(axis=(2, 3, 4)))).mean()
     assert scores["PSNR of the mean frame"] == pytest.approx(expected, abs=0.01)
     options = ["--metrics", "fvd", "diversity", "--samples", "2", "--allow-random-features", "--force"]
-    evaluate.main(["video_vae", "--checkpoint", "runs/r", "--data", "clips.npy", "--device", "cpu", "--generate",
-                   *options, "--feature_cache", "none"])  # fmt: skip
+    evaluate.main([*common, "--generate", *options, "--feature_cache", "none"])
     names = [score["name"] for score in json.loads(Path("evaluation.json").read_text())["scores"]]
     assert names == ["FVD-RANDOM", "diversity RMSE"]
 
