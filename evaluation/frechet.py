@@ -92,6 +92,10 @@ class SetDistance(ABC):
         quantize: bool = True,
         force: bool = False,
     ) -> None:
+        if extractor.counted != self.counted:
+            raise UserError(
+                f"{self.name} needs features of {self.counted}; {extractor.name} gives those of {extractor.counted}"
+            )
         self.extractor, self.value_range, self.quantize, self.force = extractor, value_range, quantize, force
         self.frames: int | None = None
         self._halves = {

@@ -36,6 +36,7 @@ class FeatureExtractor(ABC):
     text: str  # what happens to a clip, in words
     dimensions: int
     minimum_frames: int
+    counted = "clips"  # what has one feature: clips or frames
 
     def __init__(self, weights: Path | None) -> None:
         self.weights = weights
@@ -135,7 +136,7 @@ def centre_square(clips: Tensor, side: int) -> Tensor:
 class InceptionFeatures(FeatureExtractor):
     """Features of each frame from the published weights."""
 
-    name, dimensions, minimum_frames = "pytorch", 2048, 1
+    name, dimensions, minimum_frames, counted = "pytorch", 2048, 1, "frames"
     text = "whole frames, bilinear to 299x299 (corners not aligned, no antialiasing), [-1, 1], pool3 of Inception-v3"
 
     def __init__(self, weights: Path, device: torch.device) -> None:
@@ -155,7 +156,7 @@ class InceptionFeatures(FeatureExtractor):
 class RandomFrameFeatures(RandomFeatures):
     """The small random network, on each frame twice in place of on clips."""
 
-    minimum_frames = 1
+    minimum_frames, counted = 1, "frames"
 
     def __call__(self, clips: Tensor) -> Tensor:
         frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None]

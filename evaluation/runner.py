@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Source:
     split: str | None = None  # train, val, test or all; None: test where the data declares one, else val
     num_clips: int = 64
 
-    @property
+    @cached_property
     def part(self) -> str:
         """The split that is scored."""
         return self.split or ("test" if "test" in declared_splits(self.data) else "val")
@@ -230,13 +231,7 @@ class SetScores:
     Raises UserError where there are too few clips.
     """
 
-    def __init__(
-        self,
-        distance: SetDistance,
-        clips: ClipDataset,
-        protocol: Protocol,
-        context: int,
-    ) -> None:
+    def __init__(self, distance: SetDistance, clips: ClipDataset, protocol: Protocol, context: int) -> None:
         self.distance = distance
         self.context, self.start = context, context if protocol.fvd_frames == "predicted" else 0
         self.per_clip = clips.frames - self.start if self.distance.counted == "frames" else 1

@@ -199,6 +199,8 @@ def test_missing_and_wrong_weights_are_one_line_without_network(monkeypatch, tmp
         open_extractor("i3d-torchscript", tmp_path / "other.pt")
     with pytest.raises(UserError, match="choose one of i3d"):
         open_extractor("c3d")
+    with pytest.raises(UserError, match="FVD needs features of clips; RANDOM gives those of frames"):
+        FVD(open_extractor("inception", allow_random=True))
 
 
 def distance_of_a_share(real, generated):
