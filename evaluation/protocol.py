@@ -82,7 +82,7 @@ def positive_int(text: str) -> int:
     return _at_least(1, text)
 
 
-def natural_int(text: str) -> int:
+def nonnegative_int(text: str) -> int:
     """A flag's number, at least 0."""
     return _at_least(0, text)
 

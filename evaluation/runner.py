@@ -297,12 +297,11 @@ def trained_on_of(runs: Sequence[Path | str], clips: ClipDataset) -> int | None:
 
 
 def clips_seen(path: Path, clips: ClipDataset) -> int | None:
-    """Of one run: its folder, or a file in it or in its checkpoints."""
+    """Of one run: its folder, or one of its checkpoints."""
     read, overlap = getattr(training, "trained_on", None), getattr(videodata.clips, "overlap", None)
     if read is None or overlap is None:
         return None
-    records = (read(folder) for folder in (path, *list(path.parents)[:2]) if folder.is_dir())
-    record = next((record for record in records if record), None)
+    record = read(path)
     return overlap(record, clips) if record else None
 
 

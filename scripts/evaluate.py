@@ -19,7 +19,7 @@ from evaluation.protocol import (
     SET_METRICS,
     add_metric_arguments,
     add_protocol_arguments,
-    natural_int,
+    nonnegative_int,
     positive_int,
     protocol_from,
 )
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_videos_arguments(command)
     add_metric_arguments(command, FOLDER_METRICS, ("psnr", "ssim", "brightness"))
     for command in commands.choices.values():
-        command.add_argument("--seed", type=natural_int, default=0, help="of the windows and of the model's noise")
+        command.add_argument("--seed", type=nonnegative_int, default=0, help="of the windows and of the model's noise")
         command.add_argument("--output", type=Path, default=Path("evaluation.json"), help="the JSON file")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
@@ -59,7 +59,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("train", "val", "test", "all"),
         help="part of --data (default: test where the data declares one, else val)",
     )
-    parser.add_argument("--num_clips", type=natural_int, default=64, help="evenly spread over the split; 0: all")
+    parser.add_argument("--num_clips", type=nonnegative_int, default=64, help="evenly spread over the split; 0: all")
     parser.add_argument("--frames", type=positive_int, help="per clip, given ones included (default: as in training)")
     parser.add_argument("--stride", type=positive_int, help="frames from one to the next (default: as in training)")
     parser.add_argument("--batch_size", type=positive_int, default=4, help="clips at a time; changes no result")
@@ -70,14 +70,14 @@ def add_videos_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("originals", type=Path, help="video, or folder of videos")
     parser.add_argument("predictions", type=Path, help="the same, with the same names (but for fvd alone)")
     parser.add_argument(
-        "--window", type=natural_int, default=0, help="frames from one window border to the next, for boundary"
+        "--window", type=nonnegative_int, default=0, help="frames from one window border to the next, for boundary"
     )
-    parser.add_argument("--context", type=natural_int, default=0, help="given frames at the start, not scored")
+    parser.add_argument("--context", type=nonnegative_int, default=0, help="given frames at the start, not scored")
     group = parser.add_argument_group("clips for FVD and FID (the other metrics are of whole videos)")
     group.add_argument("--frames", type=positive_int, default=16, help="per clip")
     group.add_argument("--stride", type=positive_int, default=1, help="frames from one frame of a clip to the next")
     group.add_argument("--size", type=positive_int, nargs=2, default=(224, 224), metavar=("H", "W"), help="of frames")
-    group.add_argument("--num_clips", type=natural_int, default=0, help="evenly spread over each folder; 0: all")
+    group.add_argument("--num_clips", type=nonnegative_int, default=0, help="evenly spread over each folder; 0: all")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.protocol import natural_int, positive_int
+from evaluation.protocol import nonnegative_int, positive_int
 from evaluation.subject import Batch, Subject
 from videodata.errors import UserError
 
@@ -88,9 +88,11 @@ def add_lvt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vqvae", metavar="RUN", help="run folder of the VQ-VAE (default: the one in the configuration)"
     )
-    parser.add_argument("--given", type=natural_int, help="frames that are shown (default: TEST.VT_SAMPLER.N_PRIME)")
+    parser.add_argument(
+        "--given", type=nonnegative_int, help="frames that are shown (default: TEST.VT_SAMPLER.N_PRIME)"
+    )
     parser.add_argument("--temperature", type=float, help="of the sampler (default: of the configuration)")
-    parser.add_argument("--class_index", type=natural_int, help="class of a class-conditional model")
+    parser.add_argument("--class_index", type=nonnegative_int, help="class of a class-conditional model")
 
 
 def open_lvt(args: argparse.Namespace) -> Subject:
@@ -154,7 +156,7 @@ def add_vvae_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of weights and activations")
     parser.add_argument("--chunk_size", type=positive_int, default=16, help="frames of a window, a multiple of 4")
     parser.add_argument(
-        "--overlap", type=natural_int, default=4, help="frames shared by windows; 0: independent chunks"
+        "--overlap", type=nonnegative_int, default=4, help="frames shared by windows; 0: independent chunks"
     )
     parser.add_argument("--caption", help="one caption for all clips, for text-guided models; needs T5")
 

@@ -129,18 +129,15 @@ def memory(monkeypatch):
     """Runs that say what they were trained on: {folder's name: clips of it that any data set holds}."""
     known = {}
     monkeypatch.setattr(
-        training, "trained_on", lambda folder: {"run": folder.name} if folder.name in known else None, raising=False
+        training, "trained_on", lambda run: {"run": run.name} if run.name in known else None, raising=False
     )
     monkeypatch.setattr(videodata.clips, "overlap", lambda record, clips: known[record["run"]], raising=False)
     return known
 
 
 def test_clips_of_the_training_set_are_counted(memory, tmp_path):
-    """Of the run's folder or of a file in it; several parts of a model: the most; unknown unless all are known."""
-    for name in ("a", "b", "silent"):
-        (tmp_path / name / "checkpoints").mkdir(parents=True)
-    a, b, silent = tmp_path / "a", tmp_path / "b" / "checkpoints" / "step.pt", tmp_path / "silent"
-    b.write_bytes(b"")
+    """Several parts of a model: the most; unknown unless all are known, or some clips are."""
+    a, b, silent = (tmp_path / name for name in ("a", "b", "silent"))
     memory |= {"a": 0, "b": 3}
     assert trained_on_of([a], None) == 0 and trained_on_of([b], None) == 3 and trained_on_of([a, b], None) == 3
     assert trained_on_of([silent], None) is None and trained_on_of([], None) is None
