@@ -8,8 +8,7 @@ from training import add_training_arguments
 from training.cli import make_parser, run
 from training.distributed import print0
 from video_vae.config import PRESETS
-from video_vae.run import train_video_vae
-from video_vae.train import OPTIMIZERS
+from video_vae.train import OPTIMIZERS, train_video_vae
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -58,8 +58,8 @@ def add_video_vae_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_video_vae(args: argparse.Namespace) -> Opened:
-    from video_vae.epoch_files import load_network
     from video_vae.evaluate import Reconstructions, Samples
+    from video_vae.files import load_network
 
     network, config = load_network(args.checkpoint, resolve_device(args.device))
     data, size = config["data"], tuple(args.size or network.config.image_size)

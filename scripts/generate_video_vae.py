@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 
 from training.cli import make_parser, run
 from training.device import resolve_device
-from video_vae.epoch_files import load_network
+from video_vae.files import load_network
 from video_vae.generate import interpolate, reconstruct, sample, traverse, write_array, write_clips, write_strip
 from video_vae.model import TransformerNetwork
 from videodata.clips import open_clips

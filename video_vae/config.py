@@ -103,3 +103,21 @@ def load_preset(preset: str | None = None, config: str | None = None, overrides:
         raise UserError("--preset and --config exclude each other: each is a complete set of sizes")
     path = Path(config) if config else PRESETS_FOLDER / f"{preset or PRESETS[0]}.yaml"
     return load_config(path, overrides)
+
+
+@dataclass
+class LossConfig:
+    """Weights of the training objective.
+
+    total = recon_weight * MSE in [0, 1] units + kl_weight * KL in nats per pixel value + perceptual_weight * perceptual
+    With recon_weight 10, kl_weight is 20 times the variance of the pixel noise that the likelihood stands for.
+    """
+
+    recon_weight: float = 10.0
+    kl_weight: float = 1e-3
+    kl_warmup_steps: int = 0  # of a linear ramp of kl_weight from 0; 0: a tenth of the run, at least 100 steps
+    free_bits: float = 0.0  # bits per level and clip that cost nothing
+    frames_warmup_steps: int = 0  # training starts with 1 frame of each clip and doubles their number up to this step
+    perceptual: str = "vgg"  # a key of losses.perceptual.PERCEPTUAL_LOSSES
+    perceptual_weight: float = 1.0
+    perceptual_frames: int = 8  # random frames per clip that are compared; 0: all

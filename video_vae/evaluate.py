@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from evaluation.gather import gather_batches, merge_dicts
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
 from training.randomness import SampleNoise
-from video_vae.measures import kl_bits
 from video_vae.model import TransformerNetwork
 
 
@@ -72,3 +72,9 @@ def level_name(term: str) -> str:
     """`kl_bits_2` -> "level 2", `kl_bits` -> "total"."""
     level = term.removeprefix("kl_bits").lstrip("_")
     return f"level {level}" if level else "total"
+
+
+def kl_bits(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The KL terms of the network, nats (B,), as bits: `kl_bits_1`, ... per level, and their sum `kl_bits`."""
+    bits = {name.replace("kl_", "kl_bits_"): kl / math.log(2) for name, kl in terms.items()}
+    return {**bits, "kl_bits": sum(bits.values())}

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from training.files import write_file
 from training.randomness import SampleNoise
-from video_vae.latents import Latents
-from video_vae.model import TransformerNetwork
+from video_vae.model import Latents, TransformerNetwork
 from videodata.pixels import to_uint8
 from videodata.write_video import write_video
 

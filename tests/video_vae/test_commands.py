@@ -13,9 +13,9 @@ from scripts import evaluate, generate_video_vae
 from tests.video_vae.tiny import TINY, tiny_network
 from training.checkpoint import load_checkpoint, newest_checkpoint
 from training.recipe import Step
-from video_vae.clips import held_out_groups
-from video_vae.epoch_files import load_network, split_model_path
-from video_vae.train import LossConfig, VideoVAERecipe
+from video_vae.config import LossConfig
+from video_vae.files import load_network, split_model_path
+from video_vae.train import VideoVAERecipe, held_out_groups
 from videodata.errors import UserError
 
 SMALL = [

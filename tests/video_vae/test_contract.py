@@ -5,7 +5,8 @@ from torch.utils.data import Dataset
 from tests.contract import ModelContract
 from tests.video_vae.tiny import clips, tiny_network
 from training import Recipe
-from video_vae.train import LossConfig, VideoVAERecipe
+from video_vae.config import LossConfig
+from video_vae.train import VideoVAERecipe
 
 
 class TestVideoVAE(ModelContract):

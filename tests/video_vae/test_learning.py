@@ -4,9 +4,9 @@ import torch
 
 from training.randomness import SampleNoise
 from training.recipe import Step
-from video_vae.config import load_preset
+from video_vae.config import LossConfig, load_preset
 from video_vae.model import TransformerNetwork
-from video_vae.train import LossConfig, VideoVAERecipe
+from video_vae.train import VideoVAERecipe
 from videodata.clips import open_clips
 
 

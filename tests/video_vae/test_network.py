@@ -9,8 +9,7 @@ import torch
 from tests.video_vae.tiny import TINY, random_clip, tiny_network
 from training.randomness import SampleNoise
 from video_vae.config import PRESETS, load_preset
-from video_vae.model import TransformerNetwork
-from video_vae.posterior import LOG_VAR_RANGE
+from video_vae.model import LOG_VAR_RANGE, TransformerNetwork
 from videodata.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
