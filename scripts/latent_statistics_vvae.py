@@ -14,7 +14,7 @@ from training.cli import make_parser, run
 from videodata.errors import UserError
 from vvae.src.files import replaced
 from vvae.src.latent_files import SUFFIXES as LATENT_FILE_SUFFIXES
-from vvae.src.latent_statistics import latent_statistics
+from vvae.src.latent_files import latent_statistics
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,9 +17,9 @@ from training.device import resolve_device
 from training.explain import is_out_of_memory
 from videodata.errors import UserError
 from vvae import AutoencoderKL2plus1D_1dcnn, VVAEError, instantiate_from_config, load_config, load_text
-from vvae.src.caption_cache import CaptionCache, caption_embedder
+from vvae.src.captions import CaptionCache, caption_embedder
 from vvae.src.streaming import Streaming
-from vvae.src.windows import Windows
+from vvae.src.tiling import Windows
 
 logger = logging.getLogger(__name__)
 Pair = tuple[Path, Path]  # a file and the place of its result

@@ -11,12 +11,12 @@ from .src.distributions import DiagonalGaussianDistribution
 from .src.errors import CheckpointError, VideoFileError, VVAEError
 from .src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
 from .src.modules.t5 import load_text, save_text
-from .src.padding import crop_video, pad_video
+from .src.tiling import crop_video, pad_video
 from .utils.common_utils import instantiate_from_config, load_config
 
 _FILE_NAMES = {
     "Streaming": "streaming",
-    "Windows": "windows",
+    "Windows": "tiling",
     "decode_file": "streaming",
     "encode_file": "streaming",
     "read_video": "video_io",

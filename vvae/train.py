@@ -25,7 +25,7 @@ from training.recipe import Losses, Recipe, Step
 from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.pixels import normalize
-from vvae.src.caption_cache import CaptionCache, CaptionedClips, caption_embedder
+from vvae.src.captions import CaptionCache, CaptionedClips, caption_embedder
 from vvae.src.checkpoints import is_unused
 from vvae.src.distributions import DiagonalGaussianDistribution
 from vvae.src.errors import VVAEError

@@ -9,7 +9,7 @@ from scripts import encode_vvae
 from tests.vvae.conftest import make_tiny
 from tests.vvae.test_files import smooth_clip
 from vvae import load_text, save_text
-from vvae.src.caption_cache import CaptionCache
+from vvae.src.captions import CaptionCache
 from vvae.src.errors import VVAEError
 from vvae.src.latent_files import open_latents
 from vvae.src.modules.t5 import T5Embedder

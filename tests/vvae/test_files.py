@@ -21,13 +21,11 @@ from tests.vvae.live_memory import LiveMemory
 from videodata.errors import UserError
 from vvae.src.distributions import DiagonalGaussianDistribution
 from vvae.src.errors import VideoFileError, VVAEError
-from vvae.src.images import read_image, write_image
+from vvae.src.images import read_image, to_clip, to_frames, write_image
 from vvae.src.latent_files import LatentInfo, latent_writer, read_info
-from vvae.src.pixels import to_clip, to_frames
 from vvae.src.streaming import Streaming, _describe, _reconstructed, fitted, reconstruct
-from vvae.src.tiling import PIXEL
+from vvae.src.tiling import PIXEL, Windows
 from vvae.src.video_io import probe, read_frames, read_video, write_video
-from vvae.src.windows import Windows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -11,9 +11,8 @@ from tests.vvae.live_memory import peak_bytes
 from videodata.errors import UserError
 from vvae import AutoencoderKL2plus1D_1dcnn
 from vvae.src.errors import VVAEError
-from vvae.src.tiling import LATENT, PIXEL, Tiling, blend_tiles, blend_weights, spans
+from vvae.src.tiling import LATENT, PIXEL, Blender, Tiling, Windows, blend_tiles, blend_weights, cut, spans
 from vvae.src.video_io import write_video
-from vvae.src.windows import Blender, Windows, cut
 
 
 class Shrink(nn.Module):

@@ -18,9 +18,9 @@ from training.randomness import SampleNoise
 from training.state import flatten
 from videodata.errors import UserError
 from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
-from vvae.src.caption_cache import CaptionCache
+from vvae.src.captions import CaptionCache
+from vvae.src.images import to_clip
 from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D
-from vvae.src.pixels import to_clip
 from vvae.src.video_io import write_video
 from vvae.train import VVAERecipe, build_recipe, open_data
 

@@ -6,7 +6,7 @@ A .npy has its facts in a .json of the same name beside it, a .hdf5 in the attri
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .errors import VVAEError
 from .files import replaced
-from .padding import FRAMES, PIXELS, padded_length
+from .latent_files import open_latents
+from .tiling import FRAMES, PIXELS, padded_length
 
 SUFFIXES = (".npy", ".hdf5", ".h5")
 HEADER_BYTES = 128  # of a .npy: fixed, so that the number of frames can be filled in at the end
@@ -187,3 +188,30 @@ def _h5py() -> Any:
     except ImportError as error:
         raise VVAEError("an .hdf5 file needs the h5py package: pip install h5py, or write .npy") from error
     return h5py
+
+
+def latent_statistics(paths: Iterable[str | Path]) -> dict[str, Any]:
+    """`latents_mean`, `latents_std` (per channel) and `scaling_factor` (1 / overall deviation) over latent files.
+
+    One pass in float64. Raises VVAEError when the files differ in the number of channels or hold nothing.
+    """
+    count, total, square = 0, 0.0, 0.0
+    for path in paths:
+        with open_latents(path) as (_, frames):
+            for frame in frames:  # (z, h, w)
+                values = frame.reshape(len(frame), -1).astype(np.float64)
+                if count and len(values) != len(total):
+                    raise VVAEError(f"{path}: has {len(values)} channels, the files before it {len(total)}")
+                count += values.shape[1]
+                total = total + values.sum(axis=1)
+                square = square + np.square(values).sum(axis=1)
+    if not count:
+        raise VVAEError("no latents found")
+    mean = total / count
+    variance = np.maximum(square / count - mean**2, 0.0)
+    overall = np.sqrt(np.mean(variance + mean**2) - np.mean(mean) ** 2)
+    return {
+        "latents_mean": mean.tolist(),
+        "latents_std": np.sqrt(variance).tolist(),
+        "scaling_factor": float(1.0 / overall) if overall > 0 else 1.0,
+    }

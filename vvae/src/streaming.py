@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .images import to_clip, to_frames
 from .latent_files import LatentInfo, LatentWriter, latent_writer, open_latents
-from .padding import pad_video
-from .pixels import to_clip, to_frames
+from .tiling import Blender, Windows, cut, pad_video
 from .video_io import probe, read_frames, write_video
-from .windows import Blender, Windows, cut
 
 
 @dataclass

@@ -14,19 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint, load_image_checkpoint
+from ..captions import Captions
+from ..checkpoints import Saving, load_checkpoint, load_image_checkpoint
 from ..distributions import DiagonalGaussianDistribution
 from ..errors import VVAEError
 from ..modules.ae_modules import pointwise
 from ..modules.attention_temporal_videoae import Text
-from ..padding import FRAMES, PIXELS, check_video
-from ..tiling import LATENT, PIXEL, Tiling
+from ..tiling import FRAMES, LATENT, PIXEL, PIXELS, TiledCoding, Tiling, check_video
 from .autoencoder import Decoder2plus1D, Encoder2plus1D, Noise
 from .autoencoder_temporal import DecoderTemporal1DCNN, EncoderTemporal1DCNN
-from .captions import Captions
-from .saving import Saving
 from .settings import ModelSettings, SpatialSettings, TemporalSettings, from_mapping
-from .tiled import TiledCoding
 
 logger = logging.getLogger(__name__)
 
