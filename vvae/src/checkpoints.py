@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import infer_settings, load_checkpoint, read_checkpoint
 from .errors import CheckpointError, VVAEError
 from .files import replaced
 from .models.settings import ModelSettings
