@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .errors import VVAEError
 from .files import replaced
-from .latent_files import open_latents
 from .tiling import FRAMES, PIXELS, padded_length
 
 SUFFIXES = (".npy", ".hdf5", ".h5")

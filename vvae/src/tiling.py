@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import VVAEError
-from .tiling import LATENT, PIXEL, Span, Tiling, blend_tiles, ramp, spans
 
 FRAMES, PIXELS = 4, 8  # compression in time, and in height and width
 
