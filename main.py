@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 
-from training import add_training_arguments
 from training.cli import make_parser, run
-from training.distributed import print0
-from video_vae.config import PRESETS
-from video_vae.train import OPTIMIZERS, train_video_vae
+from training.settings import add_training_arguments
+from video_vae.config import LEARNING_RATE, OPTIMIZERS, PRESETS, WEIGHT_DECAY, LossConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every flag of the command."""
     parser = make_parser("Train the hierarchical transformer-LSTM video VAE.")
     parser.add_argument(
         "--npy_file", required=True, help="clips: the .npy of prepare_ucf101.py, or any source of videodata.open_clips"
     )
     parser.add_argument("--model_path", default="transformer_model.pth", help="<stem>_epoch_<N>.pth is written")
-    parser.add_argument("--learning_rate", type=float, default=1e-5, help="of the optimiser, after the warm-up")
+    parser.add_argument(
+        "--learning_rate", type=float, default=LEARNING_RATE, help="of the optimiser, after the warm-up"
+    )
     parser.add_argument("--num_epochs", type=int, default=50, help="with --load_model: this many more")
     parser.add_argument("--load_model", action="store_true", help="continue from the exact file --model_path")
     parser.add_argument(
@@ -51,24 +51,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("losses")
-    group.add_argument("--recon_weight", type=float, default=10.0, help="of the MSE in [0, 1] units")
-    group.add_argument("--kl_weight", type=float, default=1e-3, help="of the KL in nats per pixel value")
-    group.add_argument(
-        "--kl_warmup_steps", type=int, default=0, help="ramp of kl_weight; 0: a tenth of the run, at least 100 steps"
-    )
-    group.add_argument(
-        "--frames_warmup_steps", type=int, default=0, help="start with 1 frame per clip, double it up to this step"
-    )
-    group.add_argument("--free_bits", type=float, default=0.0, help="bits per level and clip without cost")
-    group.add_argument("--perceptual_weight", type=float, default=1.0, help="0 trains without VGG weights")
-    group.add_argument("--perceptual", default="vgg", help="vgg, vgg-conv5_3 (the original's), lpips or lpips-alex")
-    group.add_argument("--perceptual_frames", type=int, default=8, help="random frames compared per clip; 0: all")
+    for entry in fields(LossConfig):
+        group.add_argument(
+            f"--{entry.name}", type=type(entry.default), default=entry.default, help=entry.metadata["help"]
+        )
     group.add_argument("--vgg_weights", metavar="PATH", help="weight file, or folder with it (default: found by name)")
-    group.add_argument("--weight_decay", type=float, default=1e-4, help="of the optimiser")
+    group.add_argument("--weight_decay", type=float, default=WEIGHT_DECAY, help="of the optimiser")
     group.add_argument(
         "--optimizer",
         choices=OPTIMIZERS,
-        default="adamw",
+        default=OPTIMIZERS[0],
         help="muon learns from fewer clips at the same learning rate",
     )
 
@@ -86,7 +78,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the arguments say, or continue where the same command stopped."""
-    print0(train_video_vae(build_parser().parse_args(argv)))
+    args = build_parser().parse_args(argv)
+    from training.distributed import print0
+    from video_vae.train import train_video_vae
+
+    print0(train_video_vae(args))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Sizes and options of the video VAE."""
+"""Sizes of the video VAE and weights of its losses, checked before anything is built; needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from videodata.errors import UserError
 
 PRESETS = ("base", "small", "tiny")
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "configs" / "video_vae"
-GATES = ("exp_gelu", "xlstm", "sigmoid")
 PRIORS = ("standard", "hierarchical")
-DECODE_ORDERS = ("reverse", "forward")
+OPTIMIZERS = ("adamw", "muon")
+LEARNING_RATE, WEIGHT_DECAY = 1e-5, 1e-4
 LARGEST_WIDTH = 16384  # a wider layer is a slip of the keyboard; say so before memory is asked for
+# Former options with the only values that they still have: files that name them so can be read.
+FORMER = {"gate": "exp_gelu", "decode_order": "reverse", "warmup_frames": 0, "cell_noise": 0.0}
 
 
 @dataclass
@@ -43,11 +45,7 @@ class VideoVAEConfig:
     canvas_heads: int = 4
     head_dim: int = 32  # channels of the output head at pixel resolution
     gen_iterations: int = 3  # refinement iterations of the generator per frame
-    warmup_frames: int = 0  # decoded before the first frame and dropped
-    decode_order: str = "reverse"  # reverse: last frame first
-    gate: str = "exp_gelu"
-    prior: str = "standard"
-    cell_noise: float = 0.0  # standard deviation, in training only
+    prior: str = "standard"  # standard: N(0, 1) at every level; hierarchical: given the coarser levels
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,7 +58,8 @@ class VideoVAEConfig:
 
         Raises UserError naming the nearest known key for an unknown one.
         """
-        return from_dict(cls, settings.get("model", settings))
+        settings = settings.get("model", settings)
+        return from_dict(cls, {key: value for key, value in settings.items() if (key, value) not in FORMER.items()})
 
     @property
     def multiple(self) -> int:
@@ -68,17 +67,16 @@ class VideoVAEConfig:
         return self.stem_stride * 2 ** (len(self.levels) - 1)
 
     def _check_choices(self) -> None:
-        for name, choices in (("gate", GATES), ("prior", PRIORS), ("decode_order", DECODE_ORDERS)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        if self.prior not in PRIORS:
+            raise UserError(f"prior is {self.prior!r}; choose one of {', '.join(PRIORS)}")
         if self.stem_stride < 1 or self.stem_stride & (self.stem_stride - 1):
             raise UserError(f"stem_stride is {self.stem_stride}; it must be a power of two")
-        if not self.levels or self.gen_iterations < 1 or self.warmup_frames < 0:
-            raise UserError("the video VAE needs at least 1 level, gen_iterations >= 1 and warmup_frames >= 0")
+        if not self.levels or self.gen_iterations < 1:
+            raise UserError("the video VAE needs at least 1 level and gen_iterations >= 1")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise UserError(f"image_size is {self.image_size}; give (height, width)")
-        if self.cell_noise < 0 or not 0 <= self.dropout < 1:
-            raise UserError("cell_noise must be >= 0 and dropout in [0, 1)")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it must be in [0, 1)")
 
     def _check_widths(self) -> None:
         blocks = {f"level {i}": (level.dim, level.heads) for i, level in enumerate(self.levels, start=1)}
@@ -97,27 +95,32 @@ class VideoVAEConfig:
                 raise UserError(f"head_dim and latent_dim go from 1 to {LARGEST_WIDTH}, got {dim}")
 
 
+def setting(default: Any, meaning: str) -> Any:
+    """A field that is a flag of main.py as well."""
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass
+class LossConfig:
+    """Weights of the training objective; each field is a flag of main.py.
+
+    total = recon_weight * MSE in [0, 1] units + kl_weight * KL in nats per pixel value + perceptual_weight * perceptual
+    With recon_weight 10, kl_weight is 20 times the variance of the pixel noise that the likelihood stands for.
+    """
+
+    recon_weight: float = setting(10.0, "of the MSE in [0, 1] units")
+    kl_weight: float = setting(1e-3, "of the KL in nats per pixel value")
+    kl_warmup_steps: int = setting(0, "ramp of kl_weight; 0: a tenth of the run, at least 100 steps")
+    free_bits: float = setting(0.0, "bits per level and clip without cost")
+    frames_warmup_steps: int = setting(0, "start with 1 frame per clip, double it up to this step")
+    perceptual: str = setting("vgg", "vgg, vgg-conv5_3 (the original's), lpips or lpips-alex")
+    perceptual_weight: float = setting(1.0, "0 trains without VGG weights")
+    perceptual_frames: int = setting(8, "random frames compared per clip; 0: all")
+
+
 def load_preset(preset: str | None = None, config: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The settings of a preset (default base), or of a YAML file in its place, with `key=value` overrides."""
     if preset and config:
         raise UserError("--preset and --config exclude each other: each is a complete set of sizes")
     path = Path(config) if config else PRESETS_FOLDER / f"{preset or PRESETS[0]}.yaml"
     return load_config(path, overrides)
-
-
-@dataclass
-class LossConfig:
-    """Weights of the training objective.
-
-    total = recon_weight * MSE in [0, 1] units + kl_weight * KL in nats per pixel value + perceptual_weight * perceptual
-    With recon_weight 10, kl_weight is 20 times the variance of the pixel noise that the likelihood stands for.
-    """
-
-    recon_weight: float = 10.0
-    kl_weight: float = 1e-3
-    kl_warmup_steps: int = 0  # of a linear ramp of kl_weight from 0; 0: a tenth of the run, at least 100 steps
-    free_bits: float = 0.0  # bits per level and clip that cost nothing
-    frames_warmup_steps: int = 0  # training starts with 1 frame of each clip and doubles their number up to this step
-    perceptual: str = "vgg"  # a key of losses.perceptual.PERCEPTUAL_LOSSES
-    perceptual_weight: float = 1.0
-    perceptual_frames: int = 8  # random frames per clip that are compared; 0: all

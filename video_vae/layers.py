@@ -1,4 +1,14 @@
-"""What the video VAE is built of."""
+"""What the video VAE is built of: first weights, positions, the way from pixels to tokens and back, and the pyramid.
+
+Encoder, decoder and generator are each one `RecurrentPyramid`: levels of recurrent cells, each at half the resolution
+of the one below, under one transformer block. A cell is an LSTM whose memory is read by such a block.
+
+Every path from pixels to latents and back starts as a near-isometry. A product of independent random matrices passes a
+few directions and crushes the rest, so that a chain of layers learns the few first; a product of orthogonal ones treats
+all alike (Saxe et al. 2014, arXiv 1312.6120).
+
+Axes: B clips, H W pixels; h w tokens of a level, dim their width. Maps are (B, h, w, dim).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +22,16 @@ from torch import Tensor, nn
 from video_vae.config import VideoVAEConfig
 from videodata.errors import UserError
 
+Maps = list[Tensor]  # one map (B, h_l, w_l, dim_l) per level, level 1 (the finest) first
+
 RESIDUAL_GAIN = 0.2  # of layers that end a residual branch: blocks start close to the identity
+STEM_GAIN = 3.0  # pixels in [-1, 1] have small variance; the embedding should count beside the convolutions
+HEAD_GAIN = 0.5  # the first frames are grey rather than noise
+# Bias of the input gate: exp(-gelu(1)) = 0.43, so that at the start the frames of a clip weigh about alike in the final
+# state. At 0 each frame would halve the share of all frames before it.
+FIRST_ADMISSION = 1.0
+NARROWEST = 16  # channels at full resolution, where they are most expensive
+HIDDEN = 2  # width of the hidden layer, in widths of the block
 
 
 @torch.no_grad()
@@ -72,10 +91,6 @@ class TimeModulation(nn.Module):
         return x * (1 + scale) + shift
 
 
-STEM_GAIN = 3.0  # pixels in [-1, 1] have small variance; the embedding should count beside the convolutions
-NARROWEST = 16  # channels at full resolution, where they are most expensive
-
-
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with groups of about 16 channels, per sample: nothing depends on the rest of the batch."""
     groups = max(1, channels // 16)
@@ -107,9 +122,6 @@ class FrameStem(nn.Module):
         frame = frame.contiguous(memory_format=torch.channels_last)
         x = self.layers(frame) + self.patches(frame)
         return self.norm(x.permute(0, 2, 3, 1))
-
-
-HEAD_GAIN = 0.5  # the first frames are grey rather than noise
 
 
 class FrameHead(nn.Module):
@@ -162,9 +174,6 @@ def down(dim_in: int, dim_out: int) -> Resample:
 def up(dim_in: int, dim_out: int) -> Resample:
     """Twice the resolution, one level down: four tokens from one, at a quarter of a transposed convolution's cost."""
     return Resample(nn.Sequential(nn.Conv2d(dim_in, 4 * dim_out, 1, bias=False), nn.PixelShuffle(2)), dim_out)
-
-
-HIDDEN = 2  # width of the hidden layer, in widths of the block
 
 
 class ContextBlock(nn.Module):
@@ -227,20 +236,13 @@ class ContextBlock(nn.Module):
         return self.attention_out(attended.transpose(1, 2).reshape(x.shape))
 
 
-# Bias of the input gate: exp(-gelu(1)) = 0.43, so that at the start the frames of a clip weigh about alike in the final
-# state. At 0 each frame would halve the share of all frames before it.
-FIRST_ADMISSION = 1.0
-
-
 class TransformerLSTMCell(nn.Module):
-    """One recurrent level: input map z (B, h, w, input_dim), state (B, h, w, state_dim) -> new state.
+    """One recurrent level: input map z (B, h, w, input_dim), state (B, h, w, dim) -> new state.
 
-    memory  = LN(f * value + i * candidate)          gates and candidate are linear in [value, z]
+    i, f    = exp(-gelu(.)), in (0, 1.19]            gates and candidate are linear in [state, z]
+    memory  = LN(f * state + i * candidate)
     reading = Block(memory, contexts)
-    value   = LN(o * memory + (1 - o) * reading)     o = sigmoid(W [memory, reading])
-
-    Gates: "exp_gelu" i, f = exp(-gelu(.)), in (0, 1.19]; "sigmoid" the classic LSTM; "xlstm" exponential gates with
-    normaliser and stabiliser (Beck et al. 2024, arXiv 2405.04517, section 2.2), which add a log-weight to the state.
+    state   = LN(o * memory + (1 - o) * reading)     o = sigmoid(W [memory, reading])
     """
 
     def __init__(
@@ -249,59 +251,26 @@ class TransformerLSTMCell(nn.Module):
         heads: int,
         input_dim: int,
         context_dims: Sequence[int] = (),
-        gate: str = "exp_gelu",
-        noise: float = 0.0,
         dropout: float = 0.0,
         strong: int = 0,
     ) -> None:
         super().__init__()
-        self.dim, self.gate, self.noise = dim, gate, noise
         self.gates = nn.Linear(dim + input_dim, 3 * dim)
         # the candidate starts as the input alone, so that the memory is a plain sum of what was read
         nn.init.zeros_(self.gates.weight[2 * dim :, :dim])
         orthogonal_(self.gates.weight[2 * dim :, dim:])
-        nn.init.constant_(self.gates.bias[:dim], FIRST_ADMISSION if gate == "exp_gelu" else 0.0)
+        nn.init.constant_(self.gates.bias[:dim], FIRST_ADMISSION)
         self.memory_norm = nn.LayerNorm(dim)
         self.block = ContextBlock(dim, heads, context_dims, dropout, strong)
         self.output_gate = nn.Linear(2 * dim, dim)
         self.value_norm = nn.LayerNorm(dim)
 
-    def start(self, value: Tensor) -> Tensor:
-        """The state whose value is this map (B, h, w, dim)."""
-        return torch.cat([value, torch.zeros_like(value)], dim=-1) if self.gate == "xlstm" else value
-
-    def value(self, state: Tensor) -> Tensor:
-        """The part of a state that other levels see: (B, h, w, dim)."""
-        return state[..., : self.dim]
-
     def forward(self, z: Tensor, state: Tensor, contexts: Sequence[Tensor] = ()) -> Tensor:
-        value = self.value(state)
-        gates = self.gates(torch.cat([self.perturb(value), self.perturb(z)], dim=-1))
-        memory, log_weight = self.remember(gates, value, state[..., self.dim :])
-        memory = self.memory_norm(memory)
+        admit, forget, candidate = self.gates(torch.cat([state, z], dim=-1)).chunk(3, dim=-1)
+        memory = self.memory_norm(torch.exp(-F.gelu(forget)) * state + torch.exp(-F.gelu(admit)) * candidate)
         reading = self.block(memory, contexts)
         keep = torch.sigmoid(self.output_gate(torch.cat([memory, reading], dim=-1)))
-        value = self.value_norm(reading + keep * (memory - reading))
-        return torch.cat([value, log_weight], dim=-1) if self.gate == "xlstm" else value
-
-    def remember(self, gates: Tensor, value: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the old value and the candidate; `log_weight` is empty unless the gate is xlstm."""
-        admit, forget, candidate = gates.chunk(3, dim=-1)
-        if self.gate == "xlstm":
-            # normaliser times exp(stabiliser) is one weight; its logarithm alone gives the same stable recurrence
-            admit, kept = admit.float(), F.logsigmoid(forget.float()) + log_weight
-            log_weight = torch.logaddexp(kept, admit)
-            return (kept - log_weight).exp() * value + (admit - log_weight).exp() * candidate, log_weight
-        if self.gate == "sigmoid":
-            return torch.sigmoid(forget) * value + torch.sigmoid(admit) * candidate, log_weight
-        return torch.exp(-F.gelu(forget)) * value + torch.exp(-F.gelu(admit)) * candidate, log_weight
-
-    def perturb(self, x: Tensor) -> Tensor:
-        """x plus the regularising noise of training."""
-        return x + self.noise * torch.randn_like(x) if self.training and self.noise > 0 else x
-
-
-Maps = list[Tensor]  # one map (B, h_l, w_l, dim_l) per level, level 1 (the finest) first
+        return self.value_norm(reading + keep * (memory - reading))
 
 
 class RecurrentPyramid(nn.Module):
@@ -322,8 +291,6 @@ class RecurrentPyramid(nn.Module):
                 level.heads,
                 input_dim=in_dim if index == 0 else level.dim,
                 context_dims=[level.dim] * (extras + count - 1 - index),
-                gate=config.gate,
-                noise=config.cell_noise,
                 dropout=config.dropout,
                 strong=strong,
             )
@@ -337,32 +304,23 @@ class RecurrentPyramid(nn.Module):
         inputs = [in_dim, *dims[1:]]
         self.skips = nn.ModuleList(down(a, b) for a, b in zip(inputs, dims[1:], strict=False) if skip)
 
-    def start(self, values: Maps) -> Maps:
-        """States whose values are these maps."""
-        return [cell.start(value) for cell, value in zip(self.cells, values, strict=True)]
-
-    def values(self, states: Maps) -> Maps:
-        """The maps that other parts of the model see."""
-        return [cell.value(state) for cell, state in zip(self.cells, states, strict=True)]
-
     def step(self, x: Tensor, states: Maps, extras: Sequence[Maps] = ()) -> tuple[Tensor, Maps]:
         """Input x (B, h, w, in_dim) and states -> (output of the block, new states)."""
-        values = self.values(states)
-        from_above = self.contexts(values)
+        from_above = self.contexts(states)
         given = [[maps[level] for maps in extras] for level in range(len(states))]
-        z = self.block(x, [*given[0], values[0], *from_above[0]])
+        z = self.block(x, [*given[0], states[0], *from_above[0]])
         skips = self.skip_inputs(x)
         new_states: Maps = []
         for level, cell in enumerate(self.cells):
-            below = z if level == 0 else self.downs[level - 1](self.cells[level - 1].value(new_states[-1]))
+            below = z if level == 0 else self.downs[level - 1](new_states[-1])
             new_states.append(cell(below + skips[level], states[level], [*given[level], *from_above[level]]))
         return z, new_states
 
-    def contexts(self, values: Maps) -> list[Maps]:
-        """For each level, the values of all coarser levels brought to its grid and width."""
-        at_level: list[Maps] = [[] for _ in values]
+    def contexts(self, states: Maps) -> list[Maps]:
+        """For each level, the states of all coarser levels brought to its grid and width."""
+        at_level: list[Maps] = [[] for _ in states]
         for top, chain in enumerate(self.ups, start=1):
-            x = values[top]
+            x = states[top]
             for level, step_up in zip(range(top - 1, -1, -1), chain, strict=True):
                 x = step_up(x)
                 at_level[level].append(x)

@@ -1,4 +1,4 @@
-"""The hierarchical transformer-LSTM video VAE.
+"""The hierarchical transformer-LSTM video VAE: the network, its latents, their posterior and prior.
 
 Axes: B clips, T frames, H W pixels; h w tokens of a level, dim their width. Inside, maps are (B, h, w, dim).
 """
@@ -28,6 +28,10 @@ from video_vae.layers import (
 )
 
 Moment = tuple[int, int]  # frame t of T
+
+LOG_VAR_RANGE = (-10.0, 4.0)
+FIRST_LOG_VAR = -4.0  # so that the first reconstructions get signal through the noise
+PRIOR_WIDTH = 64  # channels of the convolutions between the levels of the prior
 
 
 class TransformerNetwork(nn.Module):
@@ -87,10 +91,10 @@ class TransformerNetwork(nn.Module):
         """Latents of a clip and, for each level, their KL from the prior in nats (B,)."""
         frames, size = clip.shape[2], tuple(clip.shape[3:])
         clip = self.pad(clip)
-        states = self.encoder.start([clip.new_zeros(len(clip), *grid, level.dim) for grid, level in self.levels(size)])
+        states = [clip.new_zeros(len(clip), *grid, level.dim) for grid, level in self.levels(size)]
         for index, moment in enumerate(moments or all_moments(frames)):
             states = self.recompute(self.read_frame, clip[:, :, index], moment, states)
-        levels, divergences = self.latents.infer(self.encoder.values(states), noise)
+        levels, divergences = self.latents.infer(states, noise)
         return Latents(levels, frames, size), divergences
 
     def read_frame(self, frame: Tensor, moment: Moment, states: Maps) -> Maps:
@@ -104,23 +108,19 @@ class TransformerNetwork(nn.Module):
         embedded = [
             layer(z.permute(0, 2, 3, 1)) for layer, z in zip(self.from_latents, latents.levels, strict=True)
         ]  # each (B, h, w, dim)
-        states, generated = self.decoder.start(embedded), embedded
-        clip: dict[Moment, Tensor] = {}
-        wanted = list(moments or all_moments(latents.frames))
-        for moment in self.decoding_order(wanted):
+        states = generated = embedded
+        (height, width), clip = latents.size, []
+        for moment in reversed(moments or all_moments(latents.frames)):  # the last frame is freshest in the latents
             states, generated, frame = self.decode_frame(moment, embedded, states, generated)
-            clip[moment] = frame
-        height, width = latents.size
-        return torch.stack([clip[moment][..., :height, :width] for moment in wanted], dim=2)
+            clip.append(frame[..., :height, :width])
+        return torch.stack(clip[::-1], dim=2)
 
     def decode_frame(self, moment: Moment, embedded: Maps, states: Maps, generated: Maps) -> tuple[Maps, Maps, Tensor]:
         """One step of the decoder, the generator's refinement, and the frame (B, 3, H, W) that comes of it."""
         canvas, states = self.recompute(self.step_decoder, moment, embedded, states, generated)
-        context = self.decoder.values(states)
-        generator_states = self.generator.start(context)
+        generated = states
         for _ in range(self.config.gen_iterations):
-            canvas, generator_states = self.recompute(self.generator.step, canvas, generator_states, [context])
-        generated = self.generator.values(generator_states)
+            canvas, generated = self.recompute(self.generator.step, canvas, generated, [states])
         frame = self.recompute(self.draw, canvas, generated[0])
         return states, generated, frame
 
@@ -135,13 +135,6 @@ class TransformerNetwork(nn.Module):
     def draw(self, canvas: Tensor, finest: Tensor) -> Tensor:
         """Refined canvas and the generator's finest state -> frame (B, 3, H, W), float32."""
         return self.head(torch.cat([canvas, finest], dim=-1)).float()
-
-    def decoding_order(self, moments: list[Moment]) -> list[Moment]:
-        """The moments in the order in which they are decoded, after the warm-up, which lies outside the clip."""
-        frames, extra = moments[0][1], range(1, self.config.warmup_frames + 1)
-        if self.config.decode_order == "reverse":
-            return [(frames - 1 + k, frames) for k in reversed(extra)] + moments[::-1]
-        return [(-k, frames) for k in reversed(extra)] + moments
 
     def generate(
         self,
@@ -178,7 +171,7 @@ class TransformerNetwork(nn.Module):
         """Call a function, keeping only its arguments for the backward pass when checkpointing is on."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return function(*arguments)
-        random = self.training and max(self.config.dropout, self.config.cell_noise) > 0
+        random = self.training and self.config.dropout > 0
         return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
 
 
@@ -203,11 +196,6 @@ class Latents:
         """Linear interpolation: self at weight 0, other at weight 1."""
         levels = [torch.lerp(a, b, weight) for a, b in zip(self.levels, other.levels, strict=True)]
         return replace(self, levels=levels)
-
-
-LOG_VAR_RANGE = (-10.0, 4.0)
-FIRST_LOG_VAR = -4.0  # so that the first reconstructions get signal through the noise
-PRIOR_WIDTH = 64
 
 
 class Noise(Protocol):

@@ -1,4 +1,4 @@
-"""How the video VAE is trained: 10 MSE + beta KL + a perceptual term, and the files of each epoch."""
+"""How the video VAE is trained: its losses (10 MSE + beta KL + a perceptual term), the command main.py, its clips."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from training.recipe import Losses, Recipe, Step
 from training.resume import FREE_KEYS
 from training.settings import TrainSettings
 from training.strict_load import strict_load
-from video_vae.config import LossConfig, VideoVAEConfig, load_preset
+from video_vae.config import LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY, LossConfig, VideoVAEConfig, load_preset
 from video_vae.evaluate import kl_bits
 from video_vae.files import StoredModel, epoch_file, model_settings, read_model, split_model_path, write_epoch_file
 from video_vae.layers import ContextBlock
@@ -41,9 +41,10 @@ from videodata.sources import open_source
 logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.99)
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon}
 SSIM_WINDOW = 11  # pixels; smaller frames have no SSIM
 SAMPLES_SHOWN = 4
+FRAMES = 16  # per clip, for sources of whole videos
+RUNS = Path("runs")
 
 
 class VideoVAERecipe(Recipe):
@@ -64,15 +65,16 @@ class VideoVAERecipe(Recipe):
         self,
         network: TransformerNetwork,
         loss: LossConfig,
-        learning_rate: float = 1e-5,
-        weight_decay: float = 1e-4,
-        optimizer: str = "adamw",
+        learning_rate: float = LEARNING_RATE,
+        weight_decay: float = WEIGHT_DECAY,
+        optimizer: str = OPTIMIZERS[0],
         vgg_weights: Path | str | None = None,
         epoch_stem: Path | None = None,
         epoch_offset: int = 0,
         epoch_every: int = 1,
     ) -> None:
-        chosen = OPTIMIZERS[optimizer](network.parameters(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay)
+        kind = {"adamw": torch.optim.AdamW, "muon": Muon}[optimizer]
+        chosen = kind(network.parameters(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay)
         super().__init__({"vae": network}, {"vae": chosen})
         self.loss = loss
         self.perceptual = build_perceptual(loss.perceptual, vgg_weights)
@@ -144,88 +146,6 @@ def as_float(clip: Tensor) -> Tensor:
     return normalize(clip) if clip.dtype == torch.uint8 else clip
 
 
-FRAMES = 16  # per clip, for sources of whole videos
-
-
-@dataclass
-class ClipSettings:
-    """How clips are cut from a source."""
-
-    path: str
-    frames: int  # per clip
-    size: tuple[int, int]  # (height, width)
-    stride: int = 1
-    flip: bool = False
-    val_fraction: float = 0.1  # of the groups of videos that belong together
-    seed: int = 0
-
-
-class ClipPart(Dataset):
-    """Some items of a ClipDataset."""
-
-    takes_positions = True
-
-    def __init__(self, clips: ClipDataset, items: list[int]) -> None:
-        self.clips, self.items = clips, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Tensor:
-        if isinstance(key, tuple):
-            return self.clips[(self.items[key[0]], key[1])]
-        return self.clips[self.items[key]]
-
-    def describe(self, index: int) -> dict:
-        """Where item `index` comes from."""
-        return self.clips.describe(self.items[index])
-
-    def fingerprint(self) -> str:
-        """Changes with the data and with the choice of items."""
-        items = hashlib.sha256(repr(self.items).encode()).hexdigest()[:8]
-        return f"{self.clips.fingerprint()}-{len(self.items)}-{items}"
-
-
-def stored_shape(path: str) -> tuple[int, tuple[int, int]]:
-    """Frames and (height, width) of the first clip or video of a source.
-
-    Raises UserError for one that is missing, with the command that makes it where it is an .npy.
-    """
-    if path.endswith(".npy") and not Path(path).exists():
-        raise UserError(f"{path}: no such file; make it with: python prepare_ucf101.py --output_npy_file {path}")
-    source = open_source(path)
-    if source.broken and not len(source):
-        raise source.broken[0]
-    if not len(source):
-        raise UserError(f"{path}: holds no clip; see what the preparation skipped, or name another source")
-    return source.length(0), source.size(0)
-
-
-def open_training_clips(settings: ClipSettings) -> tuple[ClipPart, ClipPart | None]:
-    """Clips to train on and to validate with, uint8 (3, T, H, W); None where there are too few videos to divide."""
-    clips = open_clips(
-        settings.path, settings.frames, settings.size, settings.stride, seed=settings.seed,
-        flip=settings.flip, dtype="uint8",
-    )  # fmt: skip
-    held_out = held_out_groups([clips.describe(item)["group"] for item in range(len(clips))], settings.val_fraction)
-    train = [item for item in range(len(clips)) if clips.describe(item)["group"] not in held_out]
-    validation = [item for item in range(len(clips)) if clips.describe(item)["group"] in held_out]
-    logger.info("%s: %d clips to train on, %d to validate with", settings.path, len(train), len(validation))
-    return ClipPart(clips, train), ClipPart(clips, validation) if validation else None
-
-
-def held_out_groups(groups: list[str], fraction: float) -> set[str]:
-    """That fraction of the distinct groups, chosen by a hash of their names; never all of them.
-
-    Clips of one group come from one video or one recording session: on both sides they would flatter the validation.
-    """
-    ordered = sorted(set(groups), key=lambda group: hashlib.sha256(str(group).encode()).digest())
-    return set(ordered[: min(round(fraction * len(ordered)), len(ordered) - 1)])
-
-
-RUNS = Path("runs")
-
-
 def train_video_vae(args: argparse.Namespace) -> str:
     """Train, or continue, and give a summary of one line. Raises UserError for what the user can put right."""
     stem, offset = split_model_path(Path(args.model_path))
@@ -240,18 +160,17 @@ def train_video_vae(args: argparse.Namespace) -> str:
             "use a smaller batch, or --val_fraction 0"
         )
     recipe = build_recipe(args, config, stored, stem, offset)
-    complete = complete_config(args, config, recipe, clip_settings)
+    complete = run_config(args, config, recipe.loss, clip_settings)
+    folder = run_folder(args, stem, complete)
     steps = args.num_epochs * -(-len(training) // args.batch_size)
-    settings = settings_from(args, Path(), steps)
-    settings.run_dir = run_folder(args, stem, complete, settings)
-    result = train(recipe, training, settings, complete, validation)
+    result = train(recipe, training, settings_from(args, folder, steps), complete, validation)
     if not result.finished:
-        return f"{settings.run_dir}: stopped at step {result.step} of {steps}; the same command continues"
+        return f"{folder}: stopped at step {result.step} of {steps}; the same command continues"
     last = epoch_file(stem, offset + args.num_epochs)
-    if distributed.is_main() and not last.exists():
-        write_epoch_file(stem, offset + args.num_epochs, load_checkpoint(settings.run_dir))
+    if distributed.is_main() and not last.exists():  # removed since, or not one of --epoch_every
+        write_epoch_file(stem, offset + args.num_epochs, load_checkpoint(folder))
     scores = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items() if name in ("psnr", "kl_bits"))
-    return f"{settings.run_dir}: finished after {result.step} steps{scores}; weights in {last}"
+    return f"{folder}: finished after {result.step} steps{scores}; weights in {last}"
 
 
 def read_start(args: argparse.Namespace) -> StoredModel:
@@ -271,9 +190,8 @@ def clips_and_model(args: argparse.Namespace, stored: StoredModel | None) -> tup
         model = dict(stored.config["model"])
     else:
         model = load_preset(args.preset, args.config, args.set)
-    frames, size = stored_shape(args.npy_file)
-    if not args.npy_file.endswith(".npy"):
-        frames, size = FRAMES, model["image_size"]
+    stored_clips = args.npy_file.endswith(".npy")  # whose own length and size are kept; others are whole videos
+    frames, size = stored_shape(args.npy_file) if stored_clips else (FRAMES, model["image_size"])
     size = tuple(args.size or size)
     clips = ClipSettings(
         args.npy_file, args.frames or frames, size, args.stride, args.flip, args.val_fraction, args.seed
@@ -318,13 +236,13 @@ def load_moments(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> No
         group.update(values)
 
 
-def complete_config(
-    args: argparse.Namespace, config: VideoVAEConfig, recipe: VideoVAERecipe, clips: ClipSettings
+def run_config(
+    args: argparse.Namespace, config: VideoVAEConfig, loss: LossConfig, clips: ClipSettings
 ) -> dict[str, Any]:
     """Everything that defines the run apart from the engine's settings."""
     return {
         "model": model_settings(config),
-        "loss": asdict(recipe.loss),
+        "loss": asdict(loss),
         "optimizer": {
             "name": args.optimizer,
             "learning_rate": args.learning_rate,
@@ -337,7 +255,7 @@ def complete_config(
     }
 
 
-def run_folder(args: argparse.Namespace, stem: Path, config: dict[str, Any], settings: TrainSettings) -> Path:
+def run_folder(args: argparse.Namespace, stem: Path, config: dict[str, Any]) -> Path:
     """The folder that the flags name, or one whose name is a hash of what defines the run.
 
     So the same command continues its run, a longer run continues it too, and another configuration starts its own.
@@ -346,15 +264,10 @@ def run_folder(args: argparse.Namespace, stem: Path, config: dict[str, Any], set
         return Path(args.run_dir)
     if args.run_name:
         return RUNS / args.run_name
-    defining = {**config, "training": asdict(settings)}
-    return RUNS / f"{stem.name}-{hashlib.sha256(canonical(defining).encode()).hexdigest()[:8]}"
-
-
-def canonical(config: dict[str, Any]) -> str:
-    """Text that is equal for configurations of the same run."""
-    free = FREE_KEYS | VideoVAERecipe.free_keys
-    plain = {key: without(value, free) for key, value in config.items() if key not in free}
-    return json.dumps(plain, sort_keys=True)
+    engine = {entry.name: getattr(args, entry.name, None) for entry in fields(TrainSettings)}
+    defining = without({**config, "training": engine}, FREE_KEYS | VideoVAERecipe.free_keys)
+    text = json.dumps(defining, sort_keys=True)
+    return RUNS / f"{stem.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def without(value: Any, keys: frozenset[str]) -> Any:
@@ -362,3 +275,76 @@ def without(value: Any, keys: frozenset[str]) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: without(entry, keys) for key, entry in value.items() if key not in keys}
+
+
+@dataclass
+class ClipSettings:
+    """How clips are cut from a source."""
+
+    path: str
+    frames: int  # per clip
+    size: tuple[int, int]  # (height, width)
+    stride: int
+    flip: bool
+    val_fraction: float  # of the groups of videos that belong together
+    seed: int
+
+
+class ClipPart(Dataset):
+    """Some items of a ClipDataset."""
+
+    takes_positions = True
+
+    def __init__(self, clips: ClipDataset, items: list[int]) -> None:
+        self.clips, self.items = clips, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Tensor:
+        if isinstance(key, tuple):
+            return self.clips[(self.items[key[0]], key[1])]
+        return self.clips[self.items[key]]
+
+    def describe(self, index: int) -> dict:
+        """Where item `index` comes from."""
+        return self.clips.describe(self.items[index])
+
+    def fingerprint(self) -> str:
+        """Changes with the data and with the choice of items."""
+        items = hashlib.sha256(repr(self.items).encode()).hexdigest()[:8]
+        return f"{self.clips.fingerprint()}-{len(self.items)}-{items}"
+
+
+def stored_shape(path: str) -> tuple[int, tuple[int, int]]:
+    """Frames and (height, width) of the clips in a .npy. Raises UserError, which names the command that makes one."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file; make it with: python prepare_ucf101.py --output_npy_file {path}")
+    source = open_source(path)
+    if source.broken and not len(source):
+        raise source.broken[0]
+    if not len(source):
+        raise UserError(f"{path}: holds no clip; see what the preparation skipped, or name another source")
+    return source.length(0), source.size(0)
+
+
+def open_training_clips(settings: ClipSettings) -> tuple[ClipPart, ClipPart | None]:
+    """Clips to train on and to validate with, uint8 (3, T, H, W); None where there are too few videos to divide."""
+    clips = open_clips(
+        settings.path, settings.frames, settings.size, settings.stride, seed=settings.seed,
+        flip=settings.flip, dtype="uint8",
+    )  # fmt: skip
+    held_out = held_out_groups([clips.describe(item)["group"] for item in range(len(clips))], settings.val_fraction)
+    train = [item for item in range(len(clips)) if clips.describe(item)["group"] not in held_out]
+    validation = [item for item in range(len(clips)) if clips.describe(item)["group"] in held_out]
+    logger.info("%s: %d clips to train on, %d to validate with", settings.path, len(train), len(validation))
+    return ClipPart(clips, train), ClipPart(clips, validation) if validation else None
+
+
+def held_out_groups(groups: list[str], fraction: float) -> set[str]:
+    """That fraction of the distinct groups, chosen by a hash of their names; never all of them.
+
+    Clips of one group come from one video or one recording session: on both sides they would flatter the validation.
+    """
+    ordered = sorted(set(groups), key=lambda group: hashlib.sha256(str(group).encode()).digest())
+    return set(ordered[: min(round(fraction * len(ordered)), len(ordered) - 1)])
