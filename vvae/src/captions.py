@@ -1,4 +1,8 @@
-"""Captions of the text-guided models: embeddings that are passed in, cached in a file, or made by T5."""
+"""Captions of the text-guided models: embeddings that are passed in, kept on disk, or made by T5.
+
+`Captions` is the part of the autoencoder class that takes them; `CaptionCache` keeps one file per caption, and
+`CaptionedClips` are clips that bring theirs along.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from .errors import VVAEError
 from .models.settings import ModelSettings
 from .modules.attention_temporal_videoae import TEXT_WIDTH, Text, mask_bias
 from .modules.t5 import NAME, T5Embedder, load_text, save_text
+
+Embed = Callable[[str], tuple[Tensor, Tensor]]
 
 
 class Captions:
@@ -71,9 +77,6 @@ class Captions:
                     f"save_text); the empty caption cannot be embedded here ({error})"
                 ) from error
         return self._no_caption
-
-
-Embed = Callable[[str], tuple[Tensor, Tensor]]
 
 
 class CaptionCache:

@@ -1,6 +1,8 @@
-"""Weights from files: published Lightning and DeepSpeed checkpoints, plain state dicts, .safetensors, image models.
+"""Weights from files and to files.
 
-Files are read as data, never unpickled. Loading is strict: what is missing, unexpected or of another shape is listed.
+Read are published Lightning and DeepSpeed checkpoints, plain state dicts, .safetensors and image models; as data, never
+unpickled. Loading is strict: what is missing, unexpected or of another shape is listed. `Saving` is the part of the
+autoencoder class that builds a model from such files and writes it to them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from .models.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
+PACKAGE = Path(__file__).resolve().parent.parent
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "diffusion_pytorch_model.safetensors"
 CONTAINERS = ("state_dict", "module", "model", "networks")
 PREFIXES = ("module.", "_forward_module.", "model.", "autoencoder.", "_orig_mod.")
 NOT_THE_MODEL = ("loss.", "discriminator.", "logvar")  # training parts that a checkpoint may hold beside the model
@@ -217,12 +221,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-PACKAGE = Path(__file__).resolve().parent.parent
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "diffusion_pytorch_model.safetensors"
-
-
 class Saving:
-    """Files of a model; mixed into the autoencoder."""
+    """Building the autoencoder from files, and writing it to them; mixed into its class."""
 
     config: ModelSettings
 

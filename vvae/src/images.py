@@ -1,4 +1,4 @@
-"""Single images through the model: files of any size, a batch at a time."""
+"""8-bit frames to clips and back, and single images through the model: files of any size, a batch at a time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ from .tiling import crop_video, pad_video
 
 SUFFIXES = frozenset(f".{suffix}" for suffix in ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"))
 JPEG_QUALITY = 95
+
+
+def to_clip(frames: np.ndarray | list[np.ndarray]) -> Tensor:
+    """Frames uint8 (T, H, W, 3) -> clip float32 (3, T, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(np.stack(frames) if isinstance(frames, list) else frames))
+    return pixels.permute(3, 0, 1, 2).to(torch.float32) / 127.5 - 1.0
+
+
+def to_frames(clip: Tensor) -> np.ndarray:
+    """Clip float (3, T, H, W) in [-1, 1] -> frames uint8 (T, H, W, 3): rounded to the nearest level, then clamped."""
+    pixels = ((clip.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -97,15 +109,3 @@ def _pillow() -> Any:
     except ImportError as error:
         raise VVAEError("images need the Pillow package: pip install pillow") from error
     return PIL
-
-
-def to_clip(frames: np.ndarray | list[np.ndarray]) -> Tensor:
-    """Frames uint8 (T, H, W, 3) -> clip float32 (3, T, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(np.ascontiguousarray(np.stack(frames) if isinstance(frames, list) else frames))
-    return pixels.permute(3, 0, 1, 2).to(torch.float32) / 127.5 - 1.0
-
-
-def to_frames(clip: Tensor) -> np.ndarray:
-    """Clip float (3, T, H, W) in [-1, 1] -> frames uint8 (T, H, W, 3): rounded to the nearest level, then clamped."""
-    pixels = ((clip.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()

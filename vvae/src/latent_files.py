@@ -1,5 +1,7 @@
 """Latents on disk: frame by frame (T/4, z, H/8, W/8) in .npy or .hdf5, with what is needed to make a video of them.
 
+Models that are trained on them want their mean and deviation: `latent_statistics`.
+
 A .npy has its facts in a .json of the same name beside it, a .hdf5 in the attributes of its data set `latents`.
 """
 

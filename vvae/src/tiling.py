@@ -1,4 +1,10 @@
-"""Clips of any size cut to what the model takes, and the parts blended into one again."""
+"""Clips of any size cut to what the model takes, and its results joined to that size again.
+
+Three ways, which go together: a clip is padded to whole latent cells (`pad_video`); a large one is cut into tiles that
+overlap (`Tiling`, `blend_tiles`); a stream of frames goes through in windows (`Windows`, `cut`, `Blender`), one at a
+time. Where parts overlap they are faded linearly into each other. Tiles are planned in latent units (4 frames, 8
+pixels), so that encoding and decoding cut at the same places.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,11 @@ from .errors import VVAEError
 
 FRAMES, PIXELS = 4, 8  # compression in time, and in height and width
 
+LATENT, PIXEL = (1, 1, 1), (FRAMES, PIXELS, PIXELS)  # size of a latent cell in latent and in pixel units
+
 Size = tuple[int, int, int]  # frames, height, width
+Span = tuple[int, int]  # start, end
+Item = TypeVar("Item")
 
 
 def padded_length(length: int, multiple: int) -> int:
@@ -57,11 +67,6 @@ def check_video(video: Tensor, image: bool = False) -> None:
     for name, length in (("height", height), ("width", width)):
         if length % PIXELS or length == 0:
             raise VVAEError(f"the {name} must be a multiple of {PIXELS}, found {length}; pad_video makes it one")
-
-
-Span = tuple[int, int]  # start, end
-
-LATENT, PIXEL = (1, 1, 1), (FRAMES, PIXELS, PIXELS)  # size of a latent cell in latent and in pixel units
 
 
 @dataclass(frozen=True)
@@ -212,9 +217,6 @@ class TiledCoding:
         """Apply `function` to every tile of a clip (or, to decode, of a latent) and blend the results."""
         pixel = (1, *PIXEL[1:]) if image else PIXEL
         return blend_tiles(function, x, cuts, *((LATENT, pixel) if decode else (pixel, LATENT)))
-
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Video files with PyAV: frames one at a time, exact frame rates, sound carried over.
 
-Frames are uint8 (H, W, 3) RGB, upright; a frame rate is a Fraction.
+Frames are uint8 (H, W, 3) RGB, upright; a frame rate is a Fraction. Sound is copied as packets, or encoded again as AAC
+where the container takes no other.
 """
 
 from __future__ import annotations

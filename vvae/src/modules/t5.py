@@ -1,4 +1,8 @@
-"""Caption embeddings with the encoder of google/flan-t5-large. transformers is imported only when one is made."""
+"""Caption embeddings with the encoder of google/flan-t5-large. transformers is imported only when one is made.
+
+Captions are normalised as in the training of the text-guided models (`clean_caption`, for web-image captions of their
+time).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VVAEError
+from ..files import replaced
 from .attention_temporal_videoae import TEXT_WIDTH
 
 NAME = "google/flan-t5-large"
@@ -81,8 +86,6 @@ def _transformers() -> ModuleType:
 def save_text(path: str | Path, embeddings: Tensor, mask: Tensor) -> None:
     """Keep the result of `encode_text` in a .safetensors file."""
     from safetensors.torch import save
-
-    from ..files import replaced
 
     with replaced(path) as temporary:
         temporary.write_bytes(
