@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from evaluation.subject import Batch, Subject
+from evaluation.subject import Subject
 from training.checkpoint import newest_checkpoint
 from training.device import resolve_device
 from training.files import sha256_of
 from videodata.errors import UserError
-from videodata.pixels import to_uint8
+from vvae import evaluate as vvae
 
 
 @dataclass
@@ -128,47 +125,9 @@ def open_lvt(args: argparse.Namespace) -> Opened:
     return Opened(subject, frames, (size, size), args.stride or 1)
 
 
-def add_vvae_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", help="configuration, such as config_16z.yaml (default: told by the checkpoint)")
-    parser.add_argument("--size", type=int, nargs=2, default=(216, 216), metavar=("H", "W"), help="of the frames")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of weights and activations")
-    parser.add_argument("--chunk_size", type=int, default=16, help="frames of a window, a multiple of 4")
-    parser.add_argument("--overlap", type=int, default=4, help="frames shared by windows; 0: independent chunks")
-    parser.add_argument("--caption", help="one caption for all clips, for text-guided models; needs T5")
-
-
-class VVAEReconstructions(Subject):
-    """Clips through VideoVAE+ and back, window by window as files go. Here, because vvae/ knows no other package."""
-
-    def __init__(self, model: torch.nn.Module, streaming: Any) -> None:
-        self.model, self.streaming = model, streaming
-        self.window = streaming.windows.size - streaming.windows.overlap
-
-    def make(self, batch: Batch) -> Tensor:
-        from vvae.src.streaming import reconstruct_clip
-
-        return torch.stack([reconstruct_clip(self.model, to_uint8(clip), self.streaming) for clip in batch.clips])
-
-    def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        return {"of the mean colour": clips.mean(dim=(2, 3, 4), keepdim=True).expand_as(clips)}
-
-    def facts(self) -> dict[str, Any]:
-        windows = self.streaming.windows
-        return {"chunk_size": windows.size, "overlap": windows.overlap}
-
-
 def open_vvae(args: argparse.Namespace) -> Opened:
-    from scripts.vvae_files import open_model, own_errors, streaming_from
-
-    args.ckpt, args.compile, args.slice_frames = args.checkpoint, False, None
-    model = open_model(args)
-    if args.caption is not None and not model.config.caption_guide:
-        raise UserError("this model takes no captions; leave out --caption")
-    with own_errors():
-        text = None if args.caption is None else model.encode_text(args.caption)
-    return Opened(
-        VVAEReconstructions(model, streaming_from(args, text)), args.frames or 16, tuple(args.size), args.stride or 1
-    )
+    args.device = resolve_device(args.device)
+    return Opened(vvae.open_subject(args), args.frames or 16, tuple(args.size), args.stride or 1)
 
 
 def add_flow_pred_arguments(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +186,7 @@ MODELS = {
         add_lvt_arguments, open_lvt, ("psnr", "ssim", "bits", "codebook"),
     ),
     "vvae": Model(
-        "reconstructions of VideoVAE+", add_vvae_arguments, open_vvae, ("psnr", "ssim", "boundary")
+        "reconstructions of VideoVAE+", vvae.add_arguments, open_vvae, ("psnr", "ssim", "boundary")
     ),
     "flow_pred": Model("predictions of RIVER or the neural SDE", add_flow_pred_arguments, open_flow_pred),
 }  # fmt: skip

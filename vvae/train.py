@@ -1,13 +1,16 @@
 """How the autoencoder is trained: reconstruction, KL, a perceptual term and, from a given step on, a discriminator.
 
-`VVAERecipe` turns a batch into losses; `build_recipe` and `open_data` make it and its clips from a configuration.
+`VVAERecipe` turns a batch into losses; `train_vvae` is the command scripts/train_vvae.py, with the recipe and the clips
+of a configuration; `Reconstructions` is what evaluations score.
 
 The only file of this package that needs the project around it. Axes: B clips, T frames, H and W pixels.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from evaluation.psnr import psnr
+from evaluation.subject import Batch, Subject
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from losses.discriminator import PatchGAN2D, PatchGAN3D
 from losses.perceptual import LPIPS
+from training.config import load_config
+from training.explain import is_out_of_memory
+from training.loop import train
 from training.muon import Muon
 from training.randomness import derive_seed
 from training.recipe import Losses, Recipe, Step
+from training.settings import settings_from
 from videodata.clips import open_clips
 from videodata.errors import UserError
-from videodata.pixels import normalize
+from videodata.pixels import normalize, to_uint8
 from vvae.src.captions import CaptionCache, CaptionedClips, caption_embedder
 from vvae.src.checkpoints import is_unused
 from vvae.src.distributions import DiagonalGaussianDistribution
@@ -34,10 +42,12 @@ from vvae.src.models.autoencoder2plus1d_1dcnn import AutoencoderKL2plus1D_1dcnn
 from vvae.src.models.isometric import start_isometric
 from vvae.src.modules.ae_modules import Downsample, Upsample
 from vvae.src.modules.losses.contperceptual import LPIPSWithDiscriminator, flatten_frames
+from vvae.src.streaming import Streaming, reconstruct_clip
 from vvae.utils.common_utils import instantiate_from_config
 
 BETAS = (0.5, 0.9)
 FREE_KEYS = frozenset({"checkpointing", "perceptual_weights"})
+LESS_MEMORY = "cut frames into tiles (--tile 256 256), use shorter windows (--chunk_size 8) or --dtype bf16"
 OPTIMIZERS = {  # of the autoencoder: the original's, or one that learns from fewer clips
     "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate, betas=BETAS),
     "muon": lambda parameters, rate: Muon(parameters, lr=rate, convolutions=True),
@@ -196,6 +206,21 @@ def as_images(
     return each[0], text, (each[1], each[1])
 
 
+def train_vvae(args: argparse.Namespace) -> str:
+    """Train, or continue, and give a summary of one line. Raises UserError for what the user can put right."""
+    config = load_config(args.config, args.overrides)
+    config["data"]["path"] = args.data or config["data"]["path"]
+    settings = settings_from(args, args.run_dir or Path("runs") / args.run_name, args.steps)
+    recipe = build_recipe(config, settings.seed)
+    training, validation = open_data(config["data"], recipe.bare["autoencoder"], settings.seed)
+    result = train(recipe, training, settings, config, validation)
+    state = (
+        f"finished after {result.step} steps" if result.finished else f"stopped at step {result.step} of {args.steps}"
+    )
+    scores = "".join(f", {name} {value:.4g}" for name, value in sorted(result.metrics.items()))
+    return f"{settings.run_dir}: {state}{scores}"
+
+
 def build_recipe(config: dict[str, Any], seed: int = 0) -> VVAERecipe:
     """The recipe of a configuration like those in configs/vvae. Raises UserError for what the user can put right."""
     loss, options = config["model"]["params"]["lossconfig"], config.get("optimization", {})
@@ -203,13 +228,11 @@ def build_recipe(config: dict[str, Any], seed: int = 0) -> VVAERecipe:
     if given and options.get("isometric_start"):
         raise UserError(f"optimization.isometric_start is for training from nothing, but model.params.{given} is set")
     torch.manual_seed(derive_seed(seed, "weights"))
-    try:
+    with own_errors():
         objective = instantiate_from_config(loss)
         autoencoder = instantiate_from_config(config["model"], prune_unused=not options.get("keep_unused", True))
         if options.get("isometric_start"):
             start_isometric(autoencoder)
-    except VVAEError as error:
-        raise UserError(str(error)) from error
     if options.get("checkpointing"):
         autoencoder.enable_gradient_checkpointing()
     recipe = VVAERecipe(
@@ -248,10 +271,8 @@ def open_data(data: dict[str, Any], model: AutoencoderKL2plus1D_1dcnn, seed: int
     if not model.config.caption_guide:
         return training, validation
     model.text_encoder = data.get("text_encoder") or model.text_encoder
-    try:
+    with own_errors():
         return tuple(captioned(clips, data.get("text_folder") or "captions", model) for clips in (training, validation))
-    except VVAEError as error:
-        raise UserError(str(error)) from error
 
 
 def captioned(clips: Dataset | None, folder: str, model: AutoencoderKL2plus1D_1dcnn) -> CaptionedClips | None:
@@ -261,3 +282,33 @@ def captioned(clips: Dataset | None, folder: str, model: AutoencoderKL2plus1D_1d
     dataset = CaptionedClips(clips, CaptionCache(folder))
     dataset.cache.fill(dataset.captions(), caption_embedder(model))
     return dataset
+
+
+class Reconstructions(Subject):
+    """Clips through the latents and back, window by window as files go."""
+
+    def __init__(self, model: nn.Module, streaming: Streaming) -> None:
+        self.model, self.streaming = model, streaming
+        self.window = streaming.windows.size - streaming.windows.overlap
+
+    def make(self, batch: Batch) -> Tensor:
+        return torch.stack([reconstruct_clip(self.model, to_uint8(clip), self.streaming) for clip in batch.clips])
+
+    def baselines(self, clips: Tensor) -> dict[str, Tensor]:
+        return {"of the mean colour": clips.mean(dim=(2, 3, 4), keepdim=True).expand_as(clips)}
+
+    def facts(self) -> dict[str, Any]:
+        return {"chunk_size": self.streaming.windows.size, "overlap": self.streaming.windows.overlap}
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Errors of the package, and lack of memory, as errors of the project, which scripts print in one line."""
+    try:
+        yield
+    except VVAEError as error:
+        raise UserError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {LESS_MEMORY}") from error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import evaluate, evaluate_vvae
+from scripts import evaluate
 from tests.vqgan.tiny import tiny_model
 from training.cli import run
 from videodata import write_video
@@ -93,16 +93,6 @@ def test_folders_of_videos(folders, tmp_path):
         report(tmp_path, "videos", folders / "a", folders / "c")
     same = report(tmp_path, "videos", folders / "a", folders / "c", "--metrics", "fvd", *clips, *RANDOM[:2])
     assert names(same)["FVD-RANDOM"]["mean"] < 1e-3
-
-
-def test_evaluate_vvae_is_the_comparison_of_videos(folders, tmp_path):
-    """The documented script gives the numbers of `evaluate.py videos`."""
-    evaluate_vvae.main([str(folders / "a"), str(folders / "b"), "--output", str(tmp_path / "vvae.json")])
-    stored = names(json.loads((tmp_path / "vvae.json").read_text()))
-    assert stored == names(report(tmp_path, "videos", folders / "a", folders / "b", "--window", 12,
-                                "--metrics", "psnr", "ssim", "boundary", "brightness"))  # fmt: skip
-    with pytest.raises(UserError, match="--window"):
-        report(tmp_path, "videos", folders / "a", folders / "b", "--metrics", "boundary")
 
 
 def test_missing_weights_end_in_one_line_and_status_2(folders, tmp_path, monkeypatch, capsys):

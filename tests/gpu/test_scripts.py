@@ -14,9 +14,7 @@ import torch
 
 import main as video_vae
 from scripts import (
-    decode_vvae,
     encode_latents,
-    encode_vvae,
     evaluate,
     generate_flow_videos,
     generate_video_vae,
@@ -27,6 +25,7 @@ from scripts import (
     train_vqgan,
     train_vvae,
     visualize_vqgan,
+    vvae,
 )
 from tests.conftest import ROOT
 from tests.lvt.test_scripts import VQVAE, VT
@@ -154,8 +153,8 @@ def test_vvae(folder):
         call(reconstruct_vvae.main, "in.mp4", "out.mp4", *common, "--save_latent", ".npy")
         made, fps = read_video("out.mp4")
         assert made.shape == frames.shape and str(fps) == "30000/1001"
-        call(encode_vvae.main, "in.mp4", "latent.npy", *common)
-        call(decode_vvae.main, "latent.npy", "decoded.mp4", *common)
+        call(vvae.main, "encode", "in.mp4", "latent.npy", *common)
+        call(vvae.main, "decode", "latent.npy", "decoded.mp4", *common)
         assert read_video("decoded.mp4")[0].shape == frames.shape
     call(reconstruct_vvae.main, "in.mp4", "cpu.mp4", "--ckpt", "model", "--device", "cpu")
     call(reconstruct_vvae.main, "in.mp4", "gpu.mp4", "--ckpt", "model", "--device", "cuda")

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from scripts import encode_vvae
+from scripts import vvae
 from tests.vvae.conftest import make_tiny
 from tests.vvae.test_files import smooth_clip
 from vvae import load_text, save_text
@@ -87,9 +87,9 @@ def test_files_are_encoded_with_stored_embeddings(captioned, monkeypatch, tmp_pa
     captioned.save_pretrained(tmp_path / "model")
     flags = ["--ckpt", str(tmp_path / "model"), "--device", "cpu"]
     with pytest.raises(Exception, match="1 of 2 files failed: captions without stored embeddings need the text enc"):
-        encode_vvae.main([str(tmp_path / "videos"), str(tmp_path / "out"), *flags, "--text", str(cache.folder)])
+        vvae.main(["encode", str(tmp_path / "videos"), str(tmp_path / "out"), *flags, "--text", str(cache.folder)])
     one = str(cache.path("a red car"))
-    encode_vvae.main([str(tmp_path / "videos" / "b.mp4"), str(tmp_path / "b.npy"), *flags, "--text", one])
+    vvae.main(["encode", str(tmp_path / "videos" / "b.mp4"), str(tmp_path / "b.npy"), *flags, "--text", one])
     stored = []
     for path in (tmp_path / "out" / "a.npy", tmp_path / "b.npy"):
         with open_latents(path) as (_, latents):
@@ -97,4 +97,4 @@ def test_files_are_encoded_with_stored_embeddings(captioned, monkeypatch, tmp_pa
     assert torch.equal(*stored)
     assert load_text(one)[0].shape == (1, 3, 1024)
     with pytest.raises(Exception, match="guided by captions: pass text_embeddings"):
-        encode_vvae.main([str(tmp_path / "videos" / "b.mp4"), str(tmp_path / "c.npy"), *flags])
+        vvae.main(["encode", str(tmp_path / "videos" / "b.mp4"), str(tmp_path / "c.npy"), *flags])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts import decode_vvae, encode_vvae, latent_statistics_vvae, reconstruct_vvae
+from scripts import reconstruct_vvae, vvae
 from tests.vvae.conftest import make_tiny
 from tests.vvae.live_memory import LiveMemory
 from videodata.errors import UserError
@@ -181,15 +181,15 @@ def test_latents_on_disk_give_the_same_video(tmp_path):
     common = ["--ckpt", str(tmp_path / "model"), "--device", "cpu", "--overlap", "0"]
     for suffix in ("npy", "hdf5"):
         latents, videos = tmp_path / suffix, tmp_path / f"from_{suffix}"
-        encode_vvae.main([str(tmp_path / "videos"), str(latents), "--format", suffix, *common])
-        decode_vvae.main([str(latents), str(videos), *common])
+        vvae.main(["encode", str(tmp_path / "videos"), str(latents), "--format", suffix, *common])
+        vvae.main(["decode", str(latents), str(videos), *common])
         assert read_video(videos / "in.mp4")[0].shape == (21, 24, 40, 3)
     stored = np.load(tmp_path / "npy" / "in.npy")
     assert stored.shape == (6, 4, 3, 5)
     facts = json.loads((tmp_path / "npy" / "in.json").read_text())
     assert facts["frames"] == 21 and facts["fps"] == "25"
     output = tmp_path / "model" / "config.json"
-    latent_statistics_vvae.main([str(tmp_path / "npy"), "--output", str(output)])
+    vvae.main(["statistics", str(tmp_path / "npy"), "--output", str(output)])
     both = np.concatenate([stored, np.load(tmp_path / "npy" / "second.npy")])
     found = json.loads(output.read_text())
     np.testing.assert_allclose(found["latents_mean"], both.mean(axis=(0, 2, 3)), rtol=1e-4)
