@@ -99,7 +99,7 @@ def open_latents(path: str | Path) -> Iterator[tuple[LatentInfo, Iterator[np.nda
     with file:
         latents = file.get("latents")
         if latents is None or "info" not in latents.attrs:
-            raise VVAEError(f"{path}: holds no data set `latents` with its facts; encode_vvae.py writes such files")
+            raise VVAEError(f"{path}: holds no data set `latents` with its facts; encode_file writes such files")
         info = LatentInfo.from_dict(_parsed(latents.attrs["info"], path), path)
         yield _fitting(info, latents.shape, path), (frame for frame in latents)
 
@@ -138,7 +138,7 @@ def _read_facts(path: Path) -> LatentInfo:
     try:
         return LatentInfo.from_dict(_parsed(facts.read_text(), facts), facts)
     except FileNotFoundError as error:
-        raise VVAEError(f"{facts}: no such file; encode_vvae.py writes it beside the latents") from error
+        raise VVAEError(f"{facts}: no such file; encode_file writes it beside the latents") from error
 
 
 class _NpyWriter:
