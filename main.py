@@ -13,7 +13,10 @@ from video_vae.config import LEARNING_RATE, OPTIMIZERS, PRESETS, WEIGHT_DECAY, L
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Train the hierarchical transformer-LSTM video VAE.")
     parser.add_argument(
-        "--npy_file", required=True, help="clips: the .npy of prepare_ucf101.py, or any source of videodata.open_clips"
+        "--npy_file",
+        "--data",
+        required=True,
+        help="clips: the .npy of prepare_ucf101.py, or any source of videodata.open_clips",
     )
     parser.add_argument("--model_path", default="transformer_model.pth", help="<stem>_epoch_<N>.pth is written")
     parser.add_argument(
@@ -36,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run folder")
     group.add_argument("--run_name", help="folder below runs/ (default: <model_path stem>-<hash of the configuration>)")
-    group.add_argument("--run_dir", help="the run folder itself, in place of runs/<run_name>")
+    group.add_argument("--run_dir", "--out", help="the run folder itself, in place of runs/<run_name>")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

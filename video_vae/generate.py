@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,13 +11,71 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from training.device import resolve_device
 from training.files import write_file
 from training.randomness import SampleNoise
+from video_vae.files import load_network
 from video_vae.model import Latents, TransformerNetwork
+from videodata.clips import open_clips
+from videodata.errors import UserError
 from videodata.pixels import to_uint8
 from videodata.write_video import write_video
 
+OF_CLIPS = ("reconstructions", "interpolation", "traversals")
 GAP = 2  # white pixels between the pictures of a strip
+
+
+def generate_files(args: argparse.Namespace) -> str:
+    """Everything that the flags of scripts/generate_video_vae.py ask for; returns a line that says where it is."""
+    wanted = args.only or (("samples", *OF_CLIPS) if args.data else ("samples",))
+    if set(wanted) & set(OF_CLIPS) and not args.data:
+        raise UserError(f"--only {' '.join(wanted)} needs clips: name a source with --data")
+    network, config = load_network(args.checkpoint, resolve_device(args.device))
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if "samples" in wanted and args.num_samples > 0:
+        write_samples(network, config, args, folder)
+    if set(wanted) & set(OF_CLIPS):
+        write_from_clips(network, config, args, folder, wanted)
+    return f"{', '.join(wanted)} written to {folder}"
+
+
+def write_samples(network: TransformerNetwork, config: dict, args: argparse.Namespace, folder: Path) -> None:
+    """Clips from the prior: samples.npy, samples.png, sample_<i>.mp4."""
+    frames = args.num_frames or config["data"]["frames"]
+    size = tuple(args.size or network.config.image_size)
+    if frames < 1 or min(size) < 1:
+        raise UserError(f"--num_frames {frames} and --size {size[0]} {size[1]} must be at least 1")
+    clips = sample(network, args.num_samples, frames, size, args.temperature, args.seed)
+    write_array(folder / "samples.npy", clips)
+    write_strip(folder / "samples.png", clips)
+    write_clips(folder, "sample", clips, Fraction(args.fps), args.gif)
+
+
+def write_from_clips(
+    network: TransformerNetwork, config: dict, args: argparse.Namespace, folder: Path, wanted: tuple[str, ...]
+) -> None:
+    """What the model makes of given clips."""
+    fps, data = Fraction(args.fps), config["data"]
+    source = open_clips(args.data, data["frames"], tuple(network.config.image_size), data["stride"], args.split)
+    needed = 2 if "interpolation" in wanted else 1
+    if len(source) < needed:
+        raise UserError(f"{args.data}: {needed} clips are needed, it has {len(source)}; leave out interpolation")
+    count = max(needed, min(args.num_clips, len(source)))
+    clips = torch.stack([source[index * len(source) // count] for index in range(count)]).to(network.canvas.device)
+    if "reconstructions" in wanted:
+        pairs = torch.cat([clips.cpu(), reconstruct(network, clips)], dim=4)  # original left, reconstruction right
+        write_strip(folder / "reconstructions.png", torch.stack(pairs.chunk(2, dim=4), dim=1).flatten(0, 1))
+        write_clips(folder, "reconstruction", pairs, fps, args.gif)
+    if "interpolation" in wanted:
+        between = interpolate(network, clips[0], clips[1], args.steps)
+        write_strip(folder / "interpolation.png", between)
+        write_clips(folder, "interpolation", torch.cat(list(between), dim=3)[None], fps, args.gif)
+    if "traversals" in wanted:
+        for level in range(1, len(network.config.levels) + 1):
+            row = traverse(network, clips[0], level, args.steps, args.seed)
+            write_strip(folder / f"traversal_level_{level}.png", row)
+            write_clips(folder, f"traversal_level_{level}", torch.cat(list(row), dim=3)[None], fps, args.gif)
 
 
 @torch.no_grad()
