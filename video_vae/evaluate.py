@@ -34,7 +34,8 @@ class Reconstructions(Subject):
         return reconstruction.cpu()
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        return {"of the mean frame": mean_frame(clips)}
+        # the best still picture of each clip: what a model that sees no motion can reach at most
+        return {"of the mean frame": clips.mean(dim=2, keepdim=True).expand_as(clips)}
 
     def own_scores(self) -> dict[str, list[Score]]:
         merged, self._bits = merge_dicts(gather_batches(self._bits)), []
@@ -61,11 +62,6 @@ class Samples(Subject):
 
     def facts(self) -> dict[str, Any]:
         return {"temperature": self.temperature}
-
-
-def mean_frame(clips: Tensor) -> Tensor:
-    """The best still picture of each clip, as a clip: what a model that sees no motion can reach at most."""
-    return clips.mean(dim=2, keepdim=True).expand_as(clips)
 
 
 def level_name(term: str) -> str:

@@ -47,7 +47,8 @@ def write_samples(network: TransformerNetwork, config: dict, args: argparse.Name
     if frames < 1 or min(size) < 1:
         raise UserError(f"--num_frames {frames} and --size {size[0]} {size[1]} must be at least 1")
     clips = sample(network, args.num_samples, frames, size, args.temperature, args.seed)
-    write_array(folder / "samples.npy", clips)
+    # the layout that main.py trains on: uint8 (N, T, H, W, 3)
+    write_file(folder / "samples.npy", lambda file: np.save(file, to_uint8(clips), allow_pickle=False))
     write_strip(folder / "samples.png", clips)
     write_clips(folder, "sample", clips, Fraction(args.fps), args.gif)
 
@@ -141,10 +142,4 @@ def write_strip(path: Path, rows: Tensor) -> Path:
     pixels = np.pad(pixels, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
     picture = np.concatenate([np.concatenate(list(clip), axis=1) for clip in pixels], axis=0)[:-GAP, :-GAP]
     write_file(path, lambda file: Image.fromarray(picture).save(file, format="PNG"))
-    return path
-
-
-def write_array(path: Path, clips: Tensor) -> Path:
-    """Clips as uint8 .npy (N, T, H, W, 3), the layout that main.py trains on."""
-    write_file(path, lambda file: np.save(file, to_uint8(clips), allow_pickle=False))
     return path

@@ -166,11 +166,17 @@ LAST = (
 
 def clean_caption(text: str) -> str:
     """One pass of the normalisation; needs ftfy and beautifulsoup4. Raises VVAEError when they are missing."""
+    try:
+        import ftfy
+        from bs4 import BeautifulSoup
+    except ImportError as error:
+        raise VVAEError("cleaning captions needs beautifulsoup4 and ftfy: install them, or pass clean=False") from error
     text = urllib.parse.unquote_plus(str(text)).strip().lower()
-    text = _replace(_without_tags(_replace(text, FIRST)), SECOND)
+    text = BeautifulSoup(_replace(text, FIRST), features="html.parser").text
+    text = _replace(text, SECOND)
     if len(re.findall(r"[-_]", text)) > 3:
         text = re.sub(r"[-_]", " ", text)
-    text = html.unescape(html.unescape(_repair(text))).strip()
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return _replace(_replace(text, THIRD).strip(), LAST).strip()
 
 
@@ -178,19 +184,3 @@ def _replace(text: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         text = re.sub(pattern, replacement, text)
     return text
-
-
-def _without_tags(text: str) -> str:
-    try:
-        from bs4 import BeautifulSoup
-    except ImportError as error:
-        raise VVAEError("cleaning captions needs beautifulsoup4 and ftfy: install them, or pass clean=False") from error
-    return BeautifulSoup(text, features="html.parser").text
-
-
-def _repair(text: str) -> str:
-    try:
-        import ftfy
-    except ImportError as error:
-        raise VVAEError("cleaning captions needs beautifulsoup4 and ftfy: install them, or pass clean=False") from error
-    return ftfy.fix_text(text)
