@@ -68,13 +68,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dead_code_fraction", type=float, default=0.1, help="share of the mean usage below which a code is revived"
     )
-    group.add_argument(
-        "--attention_factors",
-        type=int,
-        nargs="*",
-        default=[],
-        help="downsampling factors with attention; none: latents",
-    )
     group.add_argument("--upsample", choices=UPSAMPLINGS, default="transpose", help="how the decoder upsamples")
     group.add_argument("--dropout", type=float, default=0.0, help="of whole channels, in residual blocks")
     group.add_argument("--ldm", metavar="NAME", help="train f8_small, f8, f16, or the ddconfig in a YAML file, instead")
@@ -98,8 +91,6 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
                        "fifth of the stage)")  # fmt: skip
     group.add_argument("--disc_limit", type=float, default=0.8, help="the discriminator rests while it tells a larger "
                        "share of patches right; 1: never")  # fmt: skip
-    group.add_argument("--r1", type=float, default=0.0, help="weight of the discriminator's gradient penalty")
-    group.add_argument("--diff_augment", action="store_true", help="show the discriminator augmented patches")
 
 
 def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:

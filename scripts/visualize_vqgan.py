@@ -29,13 +29,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--video_idx", type=int, default=0, help="video of the sequence")
     parser.add_argument("--start_frame", type=int, default=0, help="first frame of the sequence")
     parser.add_argument("--num_frames", type=int, default=8, help="frames of the sequence")
+    parser.add_argument("--seed", type=int, default=42, help="of the noise in the latents' variations")
     parser.add_argument("--output_dir", type=Path, default=Path("results/visualization"), help="where to write")
     args = parser.parse_args(argv)
     model = open_model(args)
     settle_grid(args)
     window = args.video_idx, args.start_frame, args.num_frames
     grid = args.num_patches_h, args.num_patches_w
-    files = visualize(model, open_footage(args), *grid, args.num_samples, window, args.output_dir)
+    files = visualize(model, open_footage(args), *grid, args.num_samples, window, args.seed, args.output_dir)
     print(f"{len(files)} pictures in {args.output_dir}")
 
 

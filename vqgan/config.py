@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from videodata.errors import UserError
 
-QUANTIZERS = ("ema", "ema_cosine", "fsq", "simvq", "lfq")
+QUANTIZERS = ("ema", "fsq", "lfq")
 UPSAMPLINGS = ("transpose", "nearest")
 
 
@@ -24,7 +24,6 @@ class VQGANConfig:
     decay: float = 0.99  # of the codebook's running means
     dead_code_fraction: float = 0.1  # share of the mean usage below which a code is revived; 0: never
     fsq_levels: tuple[int, ...] = ()  # quantizer fsq: levels per channel; empty: chosen for num_embeddings
-    attention_factors: tuple[int, ...] = ()  # downsampling factors with attention; empty: once, at the latents
     attention_heads: int = 4
     upsample: str = "transpose"
     dropout: float = 0.0
@@ -59,10 +58,8 @@ class VQGANConfig:
         return self.downsample_factor.bit_length() - 1
 
     def attends(self, level: int) -> bool:
-        """Whether the transition `level` from one width to the next one has attention."""
-        if not self.attention_factors:
-            return level == len(self.hidden_dims) - 2
-        return 2 ** min(level + 1, self.halvings) in self.attention_factors
+        """Whether the transition `level` from one width to the next one has attention: the last one, at the latents."""
+        return level == len(self.hidden_dims) - 2
 
 
 def fsq_levels_for(size: int) -> list[int]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LARGEST_BLOCK = 2**24  # distances that are in memory at a time
 
 
 @torch.no_grad()
-def kmeans(
-    vectors: Tensor, clusters: int, iterations: int = 10, seed: int = 0, spherical: bool = False
-) -> tuple[Tensor, Tensor]:
+def kmeans(vectors: Tensor, clusters: int, iterations: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Centres (K, D) and members per centre (K,) of vectors (N, D), after Lloyd's iterations from random vectors.
 
-    A centre without members stays where it is. `spherical`: centres of unit length. With fewer vectors than centres,
-    some centres start at the same vector.
+    A centre without members stays where it is. With fewer vectors than centres, some centres start at the same vector.
     """
     order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
     centres = vectors[order.repeat(-(-clusters // len(vectors)))[:clusters].to(vectors.device)]
@@ -25,7 +21,6 @@ def kmeans(
         counts = torch.bincount(members, minlength=clusters).to(vectors.dtype)
         sums = torch.zeros_like(centres).index_add_(0, members, vectors)
         means = sums / counts.clamp(min=1)[:, None]
-        means = F.normalize(means, dim=1) if spherical else means
         centres = torch.where(counts[:, None] > 0, means, centres)
     return centres, torch.bincount(nearest(vectors, centres), minlength=clusters)
 

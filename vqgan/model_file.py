@@ -23,12 +23,13 @@ from vqgan.weights import read_tensors, state_dict_in
 FORMAT = "vqgan-weights"
 VQGAN_KEYS = tuple(VQGANConfig.__dataclass_fields__)
 LDM_KEYS = ("ddconfig", "n_embed", "embed_dim", "commitment_cost")
+REMOVED_KEYS = ("attention_factors",)  # files of earlier versions hold it, empty
 Model = VQGAN | LDMVQModel
 
 
 def build_model(config: Mapping[str, Any]) -> Model:
     """VQGAN for `type: vqgan`, LDMVQModel for `type: ldm`; the other keys are their arguments. Raises UserError."""
-    values = {key: value for key, value in config.items() if key != "type"}
+    values = {key: v for key, v in config.items() if key != "type" and not (key in REMOVED_KEYS and not v)}
     kinds = {"vqgan": (VQGAN, VQGAN_KEYS), "ldm": (LDMVQModel, LDM_KEYS)}
     kind = config.get("type", "vqgan")
     if kind not in kinds:

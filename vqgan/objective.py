@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from losses.ramp import linear_ramp
@@ -29,8 +28,6 @@ class Objective:
     disc_start: int = 0  # first step of stage 2 at which the generator hears the discriminator
     disc_ramp: int = 1000  # steps from there to the full weight
     disc_limit: float = 0.8  # the discriminator rests while it tells a larger share of patches right; 1: never
-    r1: float = 0.0  # weight of the gradient penalty on real frames (arXiv 1801.04406)
-    diff_augment: bool = False  # show the discriminator augmented frames (arXiv 2006.10738)
     optimizer: str = "adam"  # of stage 1; or muon, which learns from fewer frames at the same lr
     lr: float = 1e-4  # stage 1
     lr_g: float = 5e-5  # stage 2, generator
@@ -59,9 +56,3 @@ def reconstruction_error(frames: Tensor, reconstruction: Tensor, kind: str) -> T
     """Error per frame, float32 (N,), of pixels in [0, 1]: the mean square ("mse") or the mean absolute value ("l1")."""
     difference = (reconstruction.float() - frames.float()) / 2  # [-1, 1] is twice as wide as [0, 1]
     return (difference.square() if kind == "mse" else difference.abs()).mean(dim=(1, 2, 3))
-
-
-def gradient_penalty(logits: Tensor, frames: Tensor) -> Tensor:
-    """R1: half the mean squared norm of the gradient of the logits by the (real) frames, a scalar."""
-    (gradient,) = torch.autograd.grad(logits.float().sum(), frames, create_graph=True)
-    return 0.5 * gradient.float().square().sum(dim=(1, 2, 3)).mean()

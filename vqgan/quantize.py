@@ -1,29 +1,25 @@
-"""The quantiser: five kinds of codebook behind one interface, built on vector-quantize-pytorch.
+"""The quantiser: three kinds of codebook behind one interface, built on vector-quantize-pytorch.
 
-ema         codebook of running means of the latents (VQ-VAE, arXiv 1711.00937, appendix A.1)
-ema_cosine  the same for latents projected to 8 channels of unit length (ViT-VQGAN, arXiv 2110.04627)
-fsq         a fixed grid, no codebook to collapse (arXiv 2309.15505)
-simvq       a fixed random codebook behind a learned linear map (arXiv 2411.02038)
-lfq         signs of log2(K) channels, with an entropy loss (MAGVIT-v2, arXiv 2310.05737)
+ema  codebook of running means of the latents (VQ-VAE, arXiv 1711.00937, appendix A.1)
+fsq  a fixed grid, no codebook to collapse (arXiv 2309.15505)
+lfq  signs of log2(K) channels, with an entropy loss (MAGVIT-v2, arXiv 2310.05737)
 
 Axes: B batch, D latent channels, h w positions, N = B*h*w latents, K codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
+from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
 
 from vqgan.config import fsq_levels_for
 from vqgan.kmeans import kmeans
 from vqgan.revival import CodeRevival, all_sum_
-
-COSINE_DIM = 8
 
 
 class Quantized(NamedTuple):
@@ -37,7 +33,7 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module):
     """Latents (B, D, h, w) -> Quantized. Computes in float32 whatever the autocast.
 
-    In training mode a call also moves the codebook (`ema`, `ema_cosine`), unless `update` is False.
+    In training mode a call also moves the codebook (`ema`), unless `update` is False.
     """
 
     needs_start = False  # whether the codebook must begin near the latents, or it may never be used
@@ -76,18 +72,14 @@ class Quantizer(nn.Module):
 
 
 class AverageQuantizer(Quantizer):
-    """`ema` and `ema_cosine`: running means of the latents, with revival of codes that nothing falls on."""
+    """`ema`: running means of the latents, with revival of codes that nothing falls on."""
 
     needs_start = True
 
-    def __init__(
-        self, dim: int, size: int, commitment_cost: float, decay: float, dead_code_fraction: float, cosine: bool
-    ) -> None:
+    def __init__(self, dim: int, size: int, commitment_cost: float, decay: float, dead_code_fraction: float) -> None:
         layer = VectorQuantize(
             dim=dim,
             codebook_size=size,
-            codebook_dim=min(dim, COSINE_DIM) if cosine else None,
-            use_cosine_sim=cosine,
             decay=decay,
             eps=1e-5,
             commitment_weight=commitment_cost,
@@ -97,15 +89,10 @@ class AverageQuantizer(Quantizer):
             threshold_ema_dead_code=0,  # CodeRevival does it: the library's counts fall too slowly at decay 0.99
         )
         super().__init__(layer, size)
-        self.cosine = cosine
         self.decay = decay  # the one that `set_decay` may lower for a while
         self.revival = CodeRevival(size, dead_code_fraction)
-        self.set_codebook(F.normalize(torch.randn(size, self.codebook_dim), dim=1), torch.ones(size))
-
-    @property
-    def codebook_dim(self) -> int:
-        """Channels of the stored codes."""
-        return self.layer._codebook.embed.shape[-1]
+        self.codebook_dim = dim
+        self.set_codebook(F.normalize(torch.randn(size, dim), dim=1), torch.ones(size))
 
     def set_decay(self, decay: float) -> None:
         """Set the decay of the running means."""
@@ -132,24 +119,21 @@ class AverageQuantizer(Quantizer):
 
     def bypass(self, latents: Tensor) -> Quantized:
         """What the decoder would get if each latent had a code of its own; moves nothing."""
-        vectors = self.project(latents.float())
-        indices = torch.zeros_like(latents[:, 0], dtype=torch.long)
-        unquantized = self.layer.project_out(vectors).movedim(-1, 1)
-        return Quantized(unquantized, indices, zero(latents))
+        return Quantized(latents.float(), torch.zeros_like(latents[:, 0], dtype=torch.long), zero(latents))
 
     def project(self, latents: Tensor) -> Tensor:
-        """Latents (B, D, h, w) as they are compared with the codes: (B, h, w, codebook_dim)."""
-        return self.layer._codebook.transform_input(self.layer.project_in(latents.movedim(1, -1)))
+        """Latents (B, D, h, w) as they are compared with the codes: (B, h, w, D)."""
+        return latents.float().movedim(1, -1)
 
     @torch.no_grad()
     def start(self, vectors: Tensor, tokens: int) -> None:
-        """Move the codebook to the k-means of vectors (N, codebook_dim); `tokens`: latents per training batch."""
-        centres, counts = kmeans(vectors.float(), self.size, seed=self.seed, spherical=self.cosine)
+        """Move the codebook to the k-means of vectors (N, D); `tokens`: latents per training batch."""
+        centres, counts = kmeans(vectors.float(), self.size, seed=self.seed)
         self.set_codebook(centres, counts * (tokens / len(vectors)))
 
     @torch.no_grad()
     def set_codebook(self, codes: Tensor, hits: Tensor) -> None:
-        """Set the codes (K, codebook_dim) and the running mean (K,) of the hits per batch that they stand for."""
+        """Set the codes (K, D) and the running mean (K,) of the hits per batch that they stand for."""
         book = self.layer._codebook
         book.embed[0].copy_(codes)
         book.embed_avg[0].copy_(codes * hits[:, None])
@@ -157,7 +141,7 @@ class AverageQuantizer(Quantizer):
         self.revival.usage.fill_(1.0)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return self.layer.project_out(self.layer.codebook[indices]).movedim(-1, 1)
+        return self.layer.codebook[indices].movedim(-1, 1)
 
 
 def build_quantizer(
@@ -170,20 +154,11 @@ def build_quantizer(
     fsq_levels: Sequence[int] | None = None,
 ) -> Quantizer:
     """The quantiser of that kind for latents with `dim` channels and `size` codes."""
-    if kind in ("ema", "ema_cosine"):
-        return AverageQuantizer(dim, size, commitment_cost, decay, dead_code_fraction, kind == "ema_cosine")
-    layers: dict[str, Callable[[], nn.Module]] = {
-        "fsq": lambda: FSQ(levels=list(fsq_levels or fsq_levels_for(size)), dim=dim),
-        "simvq": lambda: SimVQ(
-            dim=dim,
-            codebook_size=size,
-            channel_first=True,
-            rotation_trick=True,
-            input_to_quantize_commit_loss_weight=commitment_cost,
-        ),
-        "lfq": lambda: LFQ(dim=dim, codebook_size=size, commitment_loss_weight=commitment_cost),
-    }
-    return Quantizer(layers[kind](), size)
+    if kind == "ema":
+        return AverageQuantizer(dim, size, commitment_cost, decay, dead_code_fraction)
+    if kind == "fsq":
+        return Quantizer(FSQ(levels=list(fsq_levels or fsq_levels_for(size)), dim=dim), size)
+    return Quantizer(LFQ(dim=dim, codebook_size=size, commitment_loss_weight=commitment_cost), size)
 
 
 def commitment(latents: Tensor, codes: Tensor) -> Tensor:

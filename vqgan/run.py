@@ -32,7 +32,7 @@ JITTER = 0.05  # brightness, contrast, saturation, hue
 OF_STAGE1 = ("lr", "vq_warmup", "decay_ramp")
 OF_STAGE2 = (
     *("adv_weight", "gan_loss", "adaptive_weight", "adaptive_max", "disc_start", "disc_ramp", "disc_limit"),
-    *("r1", "diff_augment", "lr_g", "lr_d"),
+    *("lr_g", "lr_d"),
 )
 OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # parts of the objective that the other stage may change
 STAGE1_FILE, GAN_FILE, DISCRIMINATOR_FILE = "best_model_stage1.pt", "best_model_gan.pt", "best_discriminator.pt"

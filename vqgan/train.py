@@ -19,10 +19,9 @@ from losses.discriminator import discriminator_accuracy
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step, derive_seed
 from training.muon import Muon
-from vqgan.diff_augment import diff_augment
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction
-from vqgan.objective import GAN_LOSSES, Objective, gradient_penalty, reconstruction_error
+from vqgan.objective import GAN_LOSSES, Objective, reconstruction_error
 from vqgan.referee import Referee
 from vqgan.reservoir import LatentReservoir
 from vqgan.revival import CodeRevival, world_size
@@ -207,14 +206,14 @@ class AdversarialRecipe(ReconstructionRecipe):
         total, terms = self.reconstruction_losses(batch, out)
         share = self.objective.adversarial_share(step.index)
         if share > 0 and self.objective.adv_weight > 0:
-            adversarial = generator_loss(self.networks["discriminator"](self.shown(out.frames, step)), self.kind)
+            adversarial = generator_loss(self.networks["discriminator"](out.frames), self.kind)
             weight = share * self.objective.adv_weight * self.balance(total, adversarial)
             terms |= {"adversarial": adversarial, "adversarial_weight": weight}
             total = total + weight * adversarial
         terms |= self.quantizer_terms(out, step)
         terms["discriminator_accuracy"] = self.networks["referee"].accuracy.clone()
         yield Losses(total + out.loss, terms)
-        yield self.discriminator_losses(batch, out.frames.detach(), step)
+        yield self.discriminator_losses(batch, out.frames.detach())
 
     def balance(self, reconstruction_loss: Tensor, adversarial: Tensor) -> Tensor:
         """The adaptive weight, or 1."""
@@ -223,29 +222,18 @@ class AdversarialRecipe(ReconstructionRecipe):
         last_layer = self.bare["model"].last_layer
         return adaptive_weight(reconstruction_loss, adversarial, last_layer, maximum=self.objective.adaptive_max)
 
-    def discriminator_losses(self, real: Tensor, fake: Tensor, step: Step) -> Losses | None:
+    def discriminator_losses(self, real: Tensor, fake: Tensor) -> Losses | None:
         """The discriminator's loss on real frames and (detached) reconstructions; None while it rests."""
         resting = bool(self.networks["referee"].accuracy > self.objective.disc_limit)
         with torch.set_grad_enabled(not resting):
-            real = self.shown(real, step)
-            if self.objective.r1 > 0:
-                real = real.detach().requires_grad_()
-            both = torch.cat([real, self.shown(fake, step).to(real)])
+            both = torch.cat([real, fake.to(real)])
             logits_real, logits_fake = self.networks["discriminator"](both).chunk(2)
         on_real, on_fake = discriminator_accuracy(logits_real, logits_fake)
         self.networks["referee"](on_real, on_fake)
         if resting:
             return None
         loss = discriminator_loss(logits_real, logits_fake, self.kind)
-        terms = {"discriminator": loss, "accuracy_real": on_real, "accuracy_fake": on_fake}
-        if self.objective.r1 > 0:
-            terms["r1"] = gradient_penalty(logits_real, real)
-            loss = loss + self.objective.r1 * terms["r1"]
-        return Losses(loss, terms)
-
-    def shown(self, frames: Tensor, step: Step) -> Tensor:
-        """Frames as the discriminator sees them."""
-        return diff_augment(frames, step.noise) if self.objective.diff_augment else frames
+        return Losses(loss, {"discriminator": loss, "accuracy_real": on_real, "accuracy_fake": on_fake})
 
     def evaluate(self, batch: Tensor, step: Step) -> dict[str, Tensor]:
         """The metrics of stage 1, and the share of patches that the discriminator tells right (0.5 is chance)."""

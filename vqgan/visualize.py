@@ -1,4 +1,4 @@
-"""Pictures of what a VQGAN has learnt: reconstructions, latents, codebook, interpolations, a sequence, whole frames."""
+"""Pictures of what a VQGAN has learnt: reconstructions, latents, codebook, interpolations, sequence, whole frames."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ INTERPOLATION_STEPS = 8
 DOTS = 4000  # in a scatter plot
 PATCHES_AT_A_TIME = 16
 GRID_CELL = (1, 1)  # row and column of the patch that is followed through time
+NOISE_SCALES = 8
+LARGEST_NOISE = 0.5  # of the latents' standard deviation
 
 
 @dataclass
@@ -133,6 +135,17 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
     return model.decode_indices(indices).float().clamp(-1, 1).cpu()
 
 
+def draw_variations(model: Model, original: Tensor, latents: Tensor, seed: int, folder: Path) -> list[Path]:
+    """The latents (1, D, h, w) with more and more of the same Gaussian noise, quantised again and decoded."""
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+    scales = torch.linspace(0, LARGEST_NOISE, NOISE_SCALES)
+    varied = latents + scales[:, None, None, None] * latents.std() * noise
+    device = next(model.parameters()).device
+    frames = [original, *decode_latents(model, varied.to(device))]
+    captions = ["original", *(f"noise {float(scale):.2f}" for scale in scales)]
+    return [save(grid(frames, 3, captions), folder / "latent_variations.png")]
+
+
 def draw_sequence(encoded: Encoded, rows: int, columns: int, folder: Path) -> list[Path]:
     """One patch through time; `encoded` holds the patches of consecutive frames."""
     cell = min(GRID_CELL[0], rows - 1) * columns + min(GRID_CELL[1], columns - 1)
@@ -165,9 +178,13 @@ def draw_whole_frames(encoded: Encoded, rows: int, columns: int, fps: Fraction |
 
 
 def visualize(
-    model: Model, footage: Footage, rows: int, columns: int, samples: int, window: tuple[int, int, int], folder: Path
-) -> list[Path]:
-    """All pictures, for `samples` patches of as many videos and a window (video, start, frames); gives their paths."""
+    model: Model, footage: Footage, rows: int, columns: int, samples: int, window: tuple[int, int, int], seed: int,
+    folder: Path,
+) -> list[Path]:  # fmt: skip
+    """All pictures, for `samples` patches of as many videos and a window (video, start, frames); gives their paths.
+
+    `seed` is that of the noise in the latents' variations, which are those of the window's first frame.
+    """
     sequence = encode_patches(model, split(footage.read(*window), rows, columns))
     count = len(footage)
     chosen = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
@@ -182,6 +199,8 @@ def visualize(
     files += draw_latent_space(everything, model.num_embeddings, folder / "latent_space.png")
     files += draw_codebook(model, everything, folder / "codebook")
     files += draw_interpolation(model, shown, folder / "interpolation")
+    first, latents = sequence.patches[centre], sequence.latents[centre : centre + 1]
+    files += draw_variations(model, first, latents, seed, folder / "latent_manipulation")
     files += draw_sequence(sequence, rows, columns, folder / "sequence")
     files += draw_whole_frames(sequence, rows, columns, footage.fps(window[0]), folder / "whole_frame")
     return files

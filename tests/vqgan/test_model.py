@@ -54,7 +54,7 @@ def test_attention_starts_as_the_identity():
 
 def test_configuration_makes_the_same_network():
     """`build_model(model_config(model))` has the same keys and shapes; an unknown key names the nearest one."""
-    model = VQGAN((8, 16), 4, 16, 2, quantizer="fsq", upsample="nearest", attention_factors=(1,))
+    model = VQGAN((8, 16), 4, 16, 2, quantizer="fsq", upsample="nearest")
     again = build_model(model_config(model))
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     assert {key: value.shape for key, value in again.state_dict().items()} == shapes

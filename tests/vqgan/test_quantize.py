@@ -23,7 +23,7 @@ def test_running_means_equal_the_stored_steps(fixtures):
     """Codes, errors and codebooks of five training steps are those of an explicit EMA of counts and sums."""
     stored = np.load(fixtures / "vqgan" / "ema_vq_steps.npz")
     codes, dim = stored["codebook0"].shape
-    quantizer = AverageQuantizer(dim, codes, 0.25, float(stored["decay"]), 0.0, cosine=False).train()
+    quantizer = AverageQuantizer(dim, codes, 0.25, float(stored["decay"]), 0.0).train()
     quantizer.set_codebook(torch.from_numpy(stored["codebook0"]), torch.ones(codes))
     for step, latents in enumerate(torch.from_numpy(stored["z"])):
         quantized = quantizer(latents.requires_grad_())
@@ -71,7 +71,7 @@ def test_collapsed_codebook_comes_back_to_life():
     used = {}
     for fraction in (0.1, 0.0):
         torch.manual_seed(0)
-        quantizer = AverageQuantizer(8, 128, 0.25, 0.99, fraction, cosine=False).train()
+        quantizer = AverageQuantizer(8, 128, 0.25, 0.99, fraction).train()
         codes = torch.full((128, 8), 50.0)
         codes[:3] = torch.randn(3, 8)
         quantizer.set_codebook(codes, torch.ones(128))
@@ -100,7 +100,7 @@ def test_only_training_moves_the_codebook():
 
 def test_bf16_latents_keep_a_float32_codebook():
     """Under autocast the codebook and its statistics stay float32 and count exactly."""
-    quantizer = AverageQuantizer(8, 32, 0.25, 0.9, 0.1, cosine=False).train()
+    quantizer = AverageQuantizer(8, 32, 0.25, 0.9, 0.1).train()
     with torch.autocast("cpu", torch.bfloat16):
         quantized = quantizer(spread_latents(0).bfloat16())
     assert quantized.latents.dtype == torch.float32
@@ -111,7 +111,7 @@ def test_start_puts_the_codes_among_the_latents():
     """After the k-means start, the codes are the clusters and their hits are those of one batch."""
     centres = torch.eye(8)[:4] * 10
     vectors = centres.repeat_interleave(50, 0) + 0.01 * torch.randn(200, 8)
-    quantizer = AverageQuantizer(8, 4, 0.25, 0.99, 0.1, cosine=False)
+    quantizer = AverageQuantizer(8, 4, 0.25, 0.99, 0.1)
     quantizer.start(vectors[torch.randperm(200)], tokens=64)
     assert torch.cdist(centres, quantizer.codebook).min(dim=1).values.max() < 0.1
     assert quantizer.layer._codebook.cluster_size.sum().item() == pytest.approx(64)

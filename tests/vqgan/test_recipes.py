@@ -14,9 +14,8 @@ from training.randomness import SampleNoise
 from training.recipe import Step
 from videodata.errors import UserError
 from vqgan import LDMVQModel
-from vqgan.diff_augment import diff_augment
 from vqgan.model import Reconstruction
-from vqgan.objective import Objective, gradient_penalty, reconstruction_error
+from vqgan.objective import Objective, reconstruction_error
 from vqgan.train import ReconstructionRecipe
 
 
@@ -178,7 +177,7 @@ def test_quantiser_starts_after_the_warm_up():
     assert decays == pytest.approx([0.8, 0.895, 0.99, 0.99])
 
 
-@pytest.mark.parametrize("kind", ["ema_cosine", "fsq", "simvq", "lfq"])
+@pytest.mark.parametrize("kind", ["fsq", "lfq"])
 def test_every_quantiser_trains(kind):
     """A step gives finite gradients to encoder and decoder with each kind of codebook, in and after the warm-up."""
     for index in (0, 5):
@@ -194,26 +193,6 @@ def test_reconstruction_errors_are_of_unit_pixels():
     black, white = torch.full((2, 3, 4, 4), -1.0), torch.ones(2, 3, 4, 4)
     assert reconstruction_error(black, white, "mse").tolist() == reconstruction_error(black, white, "l1").tolist()
     assert reconstruction_error(black, white, "mse").tolist() == [1.0, 1.0]
-
-
-def test_gradient_penalty_of_a_plane():
-    """For logits that are linear in the pixels it is half the squared norm of the slope."""
-    frames = torch.randn(2, 3, 4, 4, requires_grad=True)
-    assert gradient_penalty(frames.sum(dim=(1, 2, 3)) * 2, frames).item() == pytest.approx(0.5 * 48 * 4)
-
-
-def test_r1_and_augmentation_reach_the_discriminator():
-    """With r1 and diff_augment the step has their terms, and gradients flow to the generator through both."""
-    generator, discriminator = run_step(stage2(r1=1.0, diff_augment=True))
-    assert "r1" in discriminator.terms and "adversarial" in generator.terms
-
-
-def test_diff_augment_moves_whole_pixels_and_is_repeatable():
-    """The same noise gives the same frames, and with gray content only the zero border and brightness change."""
-    frames = torch.rand(3, 3, 16, 16)
-    one = diff_augment(frames, SampleNoise(0, range(3)))
-    assert torch.equal(one, diff_augment(frames, SampleNoise(0, range(3))))
-    assert one.shape == frames.shape and not torch.equal(one, frames)
 
 
 def test_validation_counts_codes_over_the_whole_set():
