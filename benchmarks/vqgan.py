@@ -32,7 +32,7 @@ from training.randomness import SampleNoise
 from training.recipe import Step
 from videodata.shapes import Shapes
 from vqgan import VQGAN, Discriminator
-from vqgan.objective import OPTIMIZERS, Objective
+from vqgan.config import OPTIMIZERS, Objective
 from vqgan.train import AdversarialRecipe, ReconstructionRecipe
 
 DIMS, LATENT, CODES = (16, 32, 64, 128), 8, 128

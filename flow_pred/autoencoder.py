@@ -86,7 +86,7 @@ def settings_of(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the type reads. Raises UserError for one that no type reads."""
     read, known = dict(SETTINGS), {key for keys in SETTINGS.values() for key in keys}
     if kind == "vqgan" or not known.issuperset(settings):
-        from vqgan.model_file import VQGAN_KEYS
+        from vqgan.files import VQGAN_KEYS
 
         read["vqgan"] = VQGAN_KEYS
         known.update(VQGAN_KEYS)
@@ -122,8 +122,8 @@ def build_ldm_vq(settings: dict[str, Any], path: str | None) -> nn.Module:
 
 def build_vqgan(settings: dict[str, Any], path: str | None) -> nn.Module:
     """A VQGAN of ours: from `ckpt_path`, which knows its configuration, or from the settings."""
+    from vqgan.files import build_model, load_model
     from vqgan.ldm import LDMVQModel
-    from vqgan.model_file import build_model, load_model
 
     model = load_model(path, settings or None) if path else build_model(settings)
     return model if isinstance(model, LDMVQModel) else ContinuousVQGAN(model)

@@ -19,8 +19,7 @@ from training import Losses, Recipe, Step
 from training.muon import Muon
 from videodata.errors import UserError
 from videodata.pixels import normalize
-from vqgan.kmeans import kmeans
-from vqgan.reservoir import LatentReservoir
+from vqgan.quantize import LatentReservoir, kmeans
 
 BETAS = (0.9, 0.99)
 SHOWN = 8

@@ -75,8 +75,7 @@ def add_vqgan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_vqgan(args: argparse.Namespace) -> Opened:
     from vqgan.evaluate import Reconstructions
-    from vqgan.model_file import load_model
-    from vqgan.trained import settle_grid
+    from vqgan.files import load_model, settle_grid
 
     model = load_model(args.checkpoint).to(resolve_device(args.device))
     settle_grid(args)

@@ -8,10 +8,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import make_parser, run
+from vqgan.config import add_grid_arguments, add_model_arguments
 from vqgan.data import open_frames, open_videos
-from vqgan.model_file import model_identity
+from vqgan.files import model_identity, open_model, settle_grid
 from vqgan.project import Projection, project
-from vqgan.trained import add_grid_arguments, add_model_arguments, open_model, settle_grid
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import make_parser, run
-from vqgan.batch_files import write_batch_files
+from vqgan.data import write_batch_files
 
 
 def main(argv: list[str] | None = None) -> None:

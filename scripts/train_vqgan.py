@@ -12,8 +12,7 @@ from training import add_training_arguments
 from training.cli import make_parser, run
 from training.config import load_config, unknown_key
 from training.distributed import print0
-from vqgan.config import QUANTIZERS, UPSAMPLINGS
-from vqgan.objective import GAN_LOSSES, OPTIMIZERS, RECONSTRUCTIONS
+from vqgan.config import GAN_LOSSES, OPTIMIZERS, QUANTIZERS, RECONSTRUCTIONS, UPSAMPLINGS
 from vqgan.run import train_vqgan
 
 PRESETS = ("base", "optimized", "test")

@@ -8,14 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import make_parser, run
-from vqgan.trained import (
-    add_grid_arguments,
-    add_model_arguments,
-    add_part_arguments,
-    open_footage,
-    open_model,
-    settle_grid,
-)
+from vqgan.config import add_grid_arguments, add_model_arguments, add_part_arguments
+from vqgan.data import open_footage
+from vqgan.files import open_model, settle_grid
 from vqgan.visualize import visualize
 
 

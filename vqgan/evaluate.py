@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from evaluation.codebook_usage import CodebookUsage
+from evaluation.psnr import psnr
 from evaluation.report import Score
+from evaluation.ssim import ssim
 from evaluation.subject import Batch, Subject
-from vqgan.model_file import Model
-from vqgan.patches import merge, split
+from training.device import resolve_device
+from training.files import write_json
+from vqgan.data import PatchDataset, merge, split
+from vqgan.files import Model, load_model
 
 PATCHES_AT_A_TIME = 16
 
@@ -67,3 +73,25 @@ def reconstruct(model: Model, clips: Tensor, rows: int, columns: int) -> tuple[T
     frames = merge(torch.cat([part.frames.float().cpu() for part in parts]), rows, columns)
     indices = torch.cat([part.indices.cpu() for part in parts])
     return frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2).clamp(-1, 1), indices
+
+
+BATCH = 4
+
+
+@torch.no_grad()
+def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: str = "auto") -> dict:
+    """PSNR and SSIM (means over patches) and codebook usage over all test patches, also as a JSON file."""
+    target = resolve_device(device)
+    model = load_model(model_file).to(target)
+    usage, totals = CodebookUsage(model.num_embeddings), {"psnr": 0.0, "ssim": 0.0}
+    for batch in DataLoader(patches, batch_size=BATCH):
+        out = model(batch.to(target))
+        pair = batch[:, :, None], out.frames.clamp(-1, 1).cpu()[:, :, None]
+        totals["psnr"] += float(psnr(*pair).sum())
+        totals["ssim"] += float(ssim(*pair).sum())
+        usage.update(out.indices)
+    scores = {name: value / len(patches) for name, value in totals.items()}
+    scores |= {"codes_used": usage.used, "perplexity": usage.perplexity, "patches": len(patches)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"model": str(model_file), **scores})
+    return scores

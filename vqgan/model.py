@@ -1,10 +1,11 @@
-"""VQGAN (Esser et al. 2021, arXiv 2012.09841): frames <-> maps of code indices.
+"""VQGAN (Esser et al. 2021, arXiv 2012.09841): frames <-> maps of code indices; and its discriminator.
 
-Axes: N frames, H W pixels, D latent channels, h w latent positions (h = H / downsample_factor), K codes.
+Axes: N frames, H W pixels, C channels, D latent channels, h w latent positions (h = H / downsample_factor), K codes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -14,10 +15,71 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from evaluation.codebook_usage import CodebookUsage
+from losses.discriminator import PatchGAN2D
 from videodata.errors import UserError
-from vqgan.blocks import AttentionBlock, ResidualBlock, downsample, normalization, upsample
 from vqgan.config import VQGANConfig
 from vqgan.quantize import Quantized, build_quantizer, commitment
+
+GROUPS = 8  # of the group norms
+
+
+def normalization(channels: int) -> nn.GroupNorm:
+    """Group norm with 8 groups, or one group per channel where there are fewer than 8."""
+    return nn.GroupNorm(min(GROUPS, channels), channels)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block (He et al. 2016, arXiv 1603.05027): (B, C_in, H, W) -> (B, C_out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = normalization(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = normalization(out_channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the positions of a feature map, with a residual connection that starts as the identity."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        if channels % heads:
+            raise UserError(f"attention over {channels} channels cannot have {heads} heads; use a divisor")
+        self.heads = heads
+        self.norm = normalization(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.project = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        tokens = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H*W, 3*C)
+        tokens = tokens.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, H*W, C/heads)
+        q, k, v = tokens.unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # scaled by (C/heads)^-1/2
+        mixed = mixed.permute(0, 1, 3, 2).flatten(1, 2).unflatten(2, (height, width))  # (B, C, H, W)
+        return x + self.project(mixed)
+
+
+def downsample(channels: int) -> nn.Conv2d:
+    """Half the resolution, by a strided convolution."""
+    return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+
+def upsample(channels: int, kind: str) -> nn.Module:
+    """Twice the resolution: kind "transpose" (transposed convolution) or "nearest" (repeat, then convolve)."""
+    if kind == "transpose":
+        return nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels, 3, padding=1))
 
 
 class Reconstruction(NamedTuple):
@@ -179,3 +241,24 @@ def check_frames(frames: Tensor, factor: int) -> None:
     height, width = frames.shape[-2:]
     if height % factor or width % factor:
         raise UserError(f"frames of {width}x{height} cannot be encoded: both sides must be multiples of {factor}")
+
+
+class Discriminator(PatchGAN2D):
+    """Frames (N, 3, H, W) -> a logit for each patch, (N, 1, h, w); real is large.
+
+    `hidden_dims`: the first is the width of the first layer, and there is a halving of the resolution for each step
+    to the next one, at which the width doubles. Four give patches of 70x70 pixels: 80x80 frames have 8x8 logits.
+    Spectral norm (arXiv 1802.05957) keeps it from winning.
+    """
+
+    def __init__(self, hidden_dims: Sequence[int] = VQGANConfig.hidden_dims, in_channels: int = 3) -> None:
+        super().__init__(in_channels, width=hidden_dims[0], layers=len(hidden_dims) - 1, norm="spectral")
+        self.layers = len(hidden_dims) - 1
+
+    @property
+    def receptive_field(self) -> int:
+        """Side in pixels of the square that one logit sees."""
+        size = 1
+        for stride in [1, 1, *[2] * self.layers]:  # from the logit back to the frame
+            size = (size - 1) * stride + 4
+        return size

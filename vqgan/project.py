@@ -30,8 +30,8 @@ from videodata.geometry import Size
 from videodata.lock import exclusive
 from videodata.pixels import to_float
 from videodata.sources import ClipSource
-from vqgan.model_file import Model
-from vqgan.patches import merge, split
+from vqgan.data import merge, split
+from vqgan.files import Model
 
 logger = logging.getLogger(__name__)
 FORMAT = "lvt-codes"

@@ -4,8 +4,7 @@ ema  codebook of running means of the latents (VQ-VAE, arXiv 1711.00937, appendi
 fsq  a fixed grid, no codebook to collapse (arXiv 2309.15505)
 lfq  signs of log2(K) channels, with an entropy loss (MAGVIT-v2, arXiv 2310.05737)
 
-Axes: B batch, D latent channels, h w positions, N = B*h*w latents, K codes.
-"""
+Axes: B batch, D latent channels, h w positions, N = B*h*w latents, K codes."""
 
 from __future__ import annotations
 
@@ -13,13 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
 
 from vqgan.config import fsq_levels_for
-from vqgan.kmeans import kmeans
-from vqgan.revival import CodeRevival, all_sum_
 
 
 class Quantized(NamedTuple):
@@ -169,3 +167,125 @@ def commitment(latents: Tensor, codes: Tensor) -> Tensor:
 def zero(like: Tensor) -> Tensor:
     """A float32 scalar 0 on the device of `like`."""
     return like.new_zeros((), dtype=torch.float32)
+
+
+LARGEST_BLOCK = 2**24  # distances that are in memory at a time
+
+
+@torch.no_grad()
+def kmeans(vectors: Tensor, clusters: int, iterations: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Centres (K, D) and members per centre (K,) of vectors (N, D), after Lloyd's iterations from random vectors.
+
+    A centre without members stays where it is. With fewer vectors than centres, some centres start at the same vector.
+    """
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
+    centres = vectors[order.repeat(-(-clusters // len(vectors)))[:clusters].to(vectors.device)]
+    for _ in range(iterations):
+        members = nearest(vectors, centres)
+        counts = torch.bincount(members, minlength=clusters).to(vectors.dtype)
+        sums = torch.zeros_like(centres).index_add_(0, members, vectors)
+        means = sums / counts.clamp(min=1)[:, None]
+        centres = torch.where(counts[:, None] > 0, means, centres)
+    return centres, torch.bincount(nearest(vectors, centres), minlength=clusters)
+
+
+def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
+    """Index (N,) of the centre with the smallest Euclidean distance to each vector (N, D)."""
+    block = max(1, LARGEST_BLOCK // len(centres))
+    norms = centres.square().sum(dim=1)
+    return torch.cat([(norms - 2 * part @ centres.T).argmin(dim=1) for part in vectors.split(block)])
+
+
+PER_CODE = 8  # latents kept for each code
+
+
+class LatentReservoir(nn.Module):
+    """A ring of the newest latents of all processes; part of the checkpoint, so that a resumed run starts alike."""
+
+    def __init__(self, codes: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(PER_CODE * codes, dim))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # latents seen so far
+        self.register_buffer("used", torch.zeros((), dtype=torch.bool))  # the codebook has started
+
+    @torch.no_grad()
+    def forward(self, vectors: Tensor) -> None:
+        """Take in latents (..., dim)."""
+        new = gather(vectors.flatten(0, -2).float().contiguous())[-len(self.vectors) :]
+        places = (self.count + torch.arange(len(new), device=new.device)) % len(self.vectors)
+        self.vectors[places] = new
+        self.count += len(new)
+
+    def newest(self) -> Tensor:
+        """What is kept, (N, dim)."""
+        return self.vectors[: int(self.count.clamp(max=len(self.vectors)))]
+
+
+USAGE_DECAY = 0.97  # per batch; a code that nothing falls on is dead after about 75
+
+
+class Revived(NamedTuple):
+    """Which codes begin anew, and where."""
+
+    dead: Tensor  # (K,) bool
+    vectors: Tensor  # (number of dead codes, D)
+    hits: float  # per code and batch, if all codes were used alike
+
+
+class CodeRevival(nn.Module):
+    """Finds dead codes and draws latents of the batch for them (Jukebox, arXiv 2005.00341).
+
+    `usage` is a running mean of each code's hits, 1 if all were used alike; a code is dead when it falls below
+    `fraction`. All processes count and draw over the whole batch, so that they agree.
+    """
+
+    def __init__(self, codes: int, fraction: float) -> None:
+        super().__init__()
+        self.fraction = fraction
+        self.register_buffer("usage", torch.ones(codes))
+
+    @torch.no_grad()
+    def forward(self, vectors: Tensor, indices: Tensor, seed: int) -> Revived | None:
+        """Count the codes `indices` of a batch's latents `vectors` (..., D); gives what is to change, if anything is.
+
+        A code that begins anew has its usage back at 1 and so the time to be found.
+        """
+        if self.fraction <= 0:
+            return None
+        hits = all_sum_(torch.bincount(indices.reshape(-1), minlength=len(self.usage)).float())
+        per_code = hits.mean()
+        self.usage.lerp_(hits / per_code, 1 - USAGE_DECAY)
+        dead = self.usage < self.fraction
+        count = int(dead.sum())
+        if not count:
+            return None
+        self.usage[dead] = 1.0
+        return Revived(dead, draw(vectors.flatten(0, -2), count, seed), float(per_code))
+
+
+def draw(vectors: Tensor, count: int, seed: int) -> Tensor:
+    """`count` of the vectors (N, D) of all processes; some repeatedly when there are fewer."""
+    pool = gather(vectors.float().contiguous())
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+    return pool[order.repeat(-(-count // len(pool)))[:count].to(pool.device)]
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(vectors: Tensor) -> Tensor:
+    """The vectors (N, D) of all processes, in the order of the processes; each has equally many."""
+    if world_size() == 1:
+        return vectors
+    parts = [torch.empty_like(vectors) for _ in range(world_size())]
+    dist.all_gather(parts, vectors)
+    return torch.cat(parts)
+
+
+def all_sum_(values: Tensor) -> Tensor:
+    """Add up over the processes, in place; gives its argument."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values

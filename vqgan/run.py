@@ -18,13 +18,12 @@ from training.distributed import barrier, is_main, join_processes
 from training.loop import TrainResult
 from training.saving import best_checkpoint
 from videodata.errors import UserError
-from vqgan.config import VQGANConfig
+from vqgan.config import Objective, VQGANConfig
 from vqgan.data import PatchDataset, open_frames
-from vqgan.discriminator import Discriminator
+from vqgan.evaluate import write_test_scores
+from vqgan.files import Model, build_model, load_discriminator, load_model, model_config, save_model
 from vqgan.ldm import LDM_CONFIGS
-from vqgan.model_file import Model, build_model, load_discriminator, load_model, model_config, save_model
-from vqgan.objective import Objective
-from vqgan.testing import write_test_scores
+from vqgan.model import Discriminator
 from vqgan.train import AdversarialRecipe, ReconstructionRecipe
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """The two recipes: stage 1 learns to reconstruct, stage 2 adds a discriminator.
 
-Batches are frames (N, 3, H, W) in [-1, 1]. The generator runs once per step, and its codebook moves once.
-"""
+Batches are frames (N, 3, H, W) in [-1, 1]. The generator runs once per step, and its codebook moves once."""
 
 from __future__ import annotations
 
@@ -19,12 +18,10 @@ from losses.discriminator import discriminator_accuracy
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step, derive_seed
 from training.muon import Muon
+from vqgan.config import GAN_LOSSES, Objective
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction
-from vqgan.objective import GAN_LOSSES, Objective, reconstruction_error
-from vqgan.referee import Referee
-from vqgan.reservoir import LatentReservoir
-from vqgan.revival import CodeRevival, world_size
+from vqgan.quantize import CodeRevival, LatentReservoir, all_sum_, world_size
 
 SMALLEST_SSIM = 11  # pixels; the window of SSIM
 
@@ -242,3 +239,26 @@ class AdversarialRecipe(ReconstructionRecipe):
         real, fake = self.networks["discriminator"](batch), self.networks["discriminator"](reconstruction)
         right = ((real > 0).float() + (fake < 0).float()) / 2
         return {**metrics, "discriminator_accuracy": right.mean(dim=(1, 2, 3))}
+
+
+def reconstruction_error(frames: Tensor, reconstruction: Tensor, kind: str) -> Tensor:
+    """Error per frame, float32 (N,), of pixels in [0, 1]: the mean square ("mse") or the mean absolute value ("l1")."""
+    difference = (reconstruction.float() - frames.float()) / 2  # [-1, 1] is twice as wide as [0, 1]
+    return (difference.square() if kind == "mse" else difference.abs()).mean(dim=(1, 2, 3))
+
+
+MEMORY = 0.9  # decay of the running accuracy, per batch
+
+
+class Referee(nn.Module):
+    """Running accuracy of the discriminator over the batches of all processes; part of the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("accuracy", torch.tensor(0.5))  # chance
+
+    @torch.no_grad()
+    def forward(self, on_real: Tensor, on_fake: Tensor) -> None:
+        """Take in the shares of real and of reconstructed patches that were told right in a batch, two scalars."""
+        share = all_sum_(((on_real + on_fake) / 2).float().clone()) / world_size()
+        self.accuracy.lerp_(share, 1 - MEMORY)

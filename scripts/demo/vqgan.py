@@ -14,8 +14,8 @@ from evaluation.curves import Curve, Line, read_line
 from evaluation.gallery import Gallery, Grid, Overview, Row
 from scripts.demo.stage import ROOT, Stage, clip_names, read_scores
 from videodata.write_video import write_video
-from vqgan.model_file import load_model
-from vqgan.patches import merge, split
+from vqgan.data import merge, split
+from vqgan.files import load_model
 
 INTRO = (
     "A vector-quantised autoencoder of single frames. Each frame becomes {indices} indices of a codebook of {codes}, "

@@ -11,7 +11,7 @@ from tests.vqgan.tiny import tiny_model
 from training.cli import run
 from videodata import write_video
 from videodata.errors import UserError
-from vqgan.model_file import model_config, save_model
+from vqgan.files import model_config, save_model
 from vvae import AutoencoderKL2plus1D_1dcnn
 
 CLIPS = "shapes:6,frames=16,size=32"

@@ -45,7 +45,7 @@ def command(script: str, *arguments: object) -> None:
 
 def stored_autoencoder(kind: str, folder: Path) -> Path:
     """The file of an autoencoder as its own training or its publisher writes it."""
-    from vqgan.model_file import model_config, save_model
+    from vqgan.files import model_config, save_model
 
     torch.manual_seed(0)
     autoencoder, path = build_autoencoder({"type": kind, **SETTINGS}), folder / f"{kind}.ckpt"

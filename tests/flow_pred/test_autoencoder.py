@@ -78,7 +78,7 @@ def test_every_type_encodes_and_decodes_frame_by_frame(kind):
 def test_a_trained_vqgan_is_named_by_its_file_alone(tmp_path):
     """The file knows its configuration."""
     from vqgan import VQGAN as Model
-    from vqgan.model_file import model_config, save_model
+    from vqgan.files import model_config, save_model
 
     model = Model(**VQGAN).eval()
     save_model(tmp_path / "best.pt", model, config={"model": model_config(model)})

@@ -24,9 +24,9 @@ from videodata.shapes import Shapes
 from videodata.video import read_video
 from videodata.write_video import write_video
 from vqgan import VQGAN, Discriminator
-from vqgan.blocks import AttentionBlock, ResidualBlock
-from vqgan.model_file import load_model
-from vqgan.patches import merge, split
+from vqgan.data import merge, split
+from vqgan.files import load_model
+from vqgan.model import AttentionBlock, ResidualBlock
 from vqgan.project import decode_codes
 from vqgan.quantize import AverageQuantizer
 

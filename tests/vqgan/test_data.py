@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from videodata.errors import UserError
-from vqgan.batch_files import find_batch_files, write_batch_files
-from vqgan.data import PatchDataset, open_frames, open_videos
-from vqgan.jitter import color_jitter
-from vqgan.patches import merge, split
+from vqgan.data import (
+    PatchDataset,
+    color_jitter,
+    find_batch_files,
+    merge,
+    open_frames,
+    open_videos,
+    split,
+    write_batch_files,
+)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from videodata.errors import UserError
 from vqgan import LDMVQModel
-from vqgan.model_file import load_model, model_config, save_model
+from vqgan.files import load_model, model_config, save_model
 
 GOLDEN = 0x9E3779B97F4A7C15
 TINY = {"z_channels": 4, "resolution": 32, "ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (16,)}

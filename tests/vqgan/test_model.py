@@ -6,8 +6,8 @@ from torch import nn
 
 from videodata.errors import UserError
 from vqgan import VQGAN, Discriminator
-from vqgan.blocks import AttentionBlock
-from vqgan.model_file import build_model, model_config
+from vqgan.files import build_model, model_config
+from vqgan.model import AttentionBlock
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])

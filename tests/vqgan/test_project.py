@@ -11,7 +11,7 @@ from tests.vqgan.tiny import TINY_LDM
 from videodata.errors import UserError
 from videodata.shapes import Shapes
 from vqgan import VQGAN, LDMVQModel
-from vqgan.patches import merge, split
+from vqgan.data import merge, split
 from vqgan.project import Projection, decode_codes, progress, project
 
 

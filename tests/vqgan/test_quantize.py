@@ -9,9 +9,7 @@ import torch
 from evaluation.codebook_usage import CodebookUsage
 from vqgan import VQGAN
 from vqgan.config import QUANTIZERS, fsq_levels_for
-from vqgan.kmeans import kmeans, nearest
-from vqgan.quantize import AverageQuantizer, build_quantizer
-from vqgan.reservoir import LatentReservoir
+from vqgan.quantize import AverageQuantizer, LatentReservoir, build_quantizer, kmeans, nearest
 
 
 def spread_latents(seed: int, batch: int = 4) -> torch.Tensor:
@@ -121,7 +119,7 @@ def test_kmeans_does_not_depend_on_the_block_size(monkeypatch):
     """Computing distances in small blocks gives the same centres."""
     vectors = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     whole, counts = kmeans(vectors, 16)
-    monkeypatch.setattr("vqgan.kmeans.LARGEST_BLOCK", 16 * 7)
+    monkeypatch.setattr("vqgan.quantize.LARGEST_BLOCK", 16 * 7)
     assert torch.equal(nearest(vectors, whole), torch.cdist(vectors, whole).argmin(dim=1))
     assert torch.allclose(kmeans(vectors, 16)[0], whole, atol=1e-5)
     assert counts.sum() == 300

@@ -14,9 +14,9 @@ from training.randomness import SampleNoise
 from training.recipe import Step
 from videodata.errors import UserError
 from vqgan import LDMVQModel
+from vqgan.config import Objective
 from vqgan.model import Reconstruction
-from vqgan.objective import Objective, reconstruction_error
-from vqgan.train import ReconstructionRecipe
+from vqgan.train import ReconstructionRecipe, reconstruction_error
 
 
 class TestStage1(ModelContract):

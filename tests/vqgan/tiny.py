@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqgan import VQGAN, Discriminator, LDMVQModel
-from vqgan.objective import Objective
+from vqgan.config import Objective
 from vqgan.train import AdversarialRecipe, ReconstructionRecipe
 
 TINY_LDM = {"z_channels": 4, "resolution": 16, "ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "attn_resolutions": ()}

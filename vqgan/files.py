@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,13 @@ from torch import Tensor, nn
 
 from training.checkpoint import load_checkpoint, newest_checkpoint
 from training.config import unknown_key
+from training.device import resolve_device
 from training.files import sha256_of, write_file
 from training.strict_load import strict_load
 from videodata.errors import UserError
 from vqgan.config import VQGANConfig
-from vqgan.discriminator import Discriminator
-from vqgan.ldm import LDMVQModel
-from vqgan.model import VQGAN
-from vqgan.weights import read_tensors, state_dict_in
+from vqgan.ldm import LDMVQModel, read_tensors, state_dict_in
+from vqgan.model import VQGAN, Discriminator
 
 FORMAT = "vqgan-weights"
 VQGAN_KEYS = tuple(VQGANConfig.__dataclass_fields__)
@@ -111,3 +112,24 @@ def model_identity(path: Path) -> str:
             raise UserError(f"{path}: holds no valid checkpoint; train first, or name a file")
         return newest.manifest["sha256"]
     return sha256_of(path)
+
+
+GRID = {"patch_size": 80, "num_patches_h": 3, "num_patches_w": 4}
+
+
+def open_model(args: argparse.Namespace) -> Model:
+    """The model on its device, in eval mode. Raises UserError."""
+    names = [entry.name for entry in fields(VQGANConfig)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if args.no_cuda:
+        args.device = "cpu"
+    device = resolve_device(f"cuda:{args.gpu}" if args.device == "auto" and args.gpu else args.device)
+    return load_model(args.checkpoint, {"type": "vqgan", **given} if given else None).to(device)
+
+
+def settle_grid(args: argparse.Namespace) -> None:
+    """Fill in the grid that the flags leave open: that of the training, else the documented one."""
+    stored: dict[str, Any] = stored_data(Path(args.checkpoint))
+    for name, documented in GRID.items():
+        if getattr(args, name) is None:
+            setattr(args, name, stored.get(name, documented))
