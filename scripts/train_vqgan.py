@@ -8,12 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training import add_training_arguments
 from training.cli import make_parser, run
 from training.config import load_config, unknown_key
-from training.distributed import print0
-from vqgan.config import GAN_LOSSES, OPTIMIZERS, QUANTIZERS, RECONSTRUCTIONS, UPSAMPLINGS
-from vqgan.run import train_vqgan
+from training.settings import add_training_arguments
+from vqgan.config import GAN_LOSSES, OPTIMIZERS, QUANTIZERS, RECONSTRUCTIONS, UPSAMPLINGS, add_gpu_arguments
 
 PRESETS = ("base", "optimized", "test")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vqgan"
@@ -37,9 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data_path", default="data/UCFData", help="folder of batch files <name>_batch_<k>.npy, or any source of clips"
-    )
+    group.add_argument("--data_path", "--data", default="data/UCFData", help="folder of batch files "
+                       "<name>_batch_<k>.npy, or any source of clips")  # fmt: skip
     group.add_argument("--test_batch", type=int, default=13, help="number of the batch file that is kept for testing")
     group.add_argument("--patch_size", type=int, default=80, help="side of a patch; frames are resized to the grid")
     group.add_argument("--num_patches_h", type=int, default=3, help="patches below each other; 1 1 for whole frames")
@@ -118,6 +115,8 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
+    group.add_argument("--run_dir", type=Path, metavar="DIR", help="one folder for all: DIR, DIR/logs and DIR/results "
+                       "in place of the three below")  # fmt: skip
     group.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="run folders and best models")
     group.add_argument("--log_dir", type=Path, default=Path("logs"), help="TensorBoard: <log_dir>/stage1 and stage2")
     group.add_argument("--results_dir", type=Path, default=Path("results"), help="pictures and test scores")
@@ -127,11 +126,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "start from",
     )  # fmt: skip
     group.add_argument("--resume_disc", metavar="FILE", help="weights of the discriminator to start stage 2 from")
-    group.add_argument("--gpu", type=int, default=0, help="number of the GPU, where there is one")
-    group.add_argument("--no_cuda", action="store_true", help="same as --device cpu")
+    add_gpu_arguments(group)
     group.add_argument(
         "--fp16", action=argparse.BooleanOptionalAction, default=False,
-        help="on a GPU, mixed precision with bf16, which needs no loss scaling",
+        help="mixed precision on a GPU, in bf16, which needs no loss scaling (float16: --precision fp16)",
     )  # fmt: skip
 
 
@@ -146,12 +144,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             if key not in known:
                 raise unknown_key(key, known, f"flag in {path}:")
             parser.set_defaults(**{key: Path(value) if key.endswith("_dir") else value})
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.run_dir:
+        args.checkpoint_dir = args.run_dir
+        args.log_dir, args.results_dir = args.run_dir / "logs", args.run_dir / "results"
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train."""
-    print0(train_vqgan(parse(argv)))
+    args = parse(argv)
+    from training.distributed import print0
+    from vqgan.run import train_vqgan
+
+    print0(train_vqgan(args))
 
 
 if __name__ == "__main__":

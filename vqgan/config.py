@@ -1,17 +1,39 @@
-"""What defines a VQGAN, and what its two stages minimise."""
+"""What defines a VQGAN, what its two stages minimise, and the flags that its scripts share.
+
+Nothing here imports torch, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from losses.ramp import linear_ramp
+import losses
 from videodata.errors import UserError
-from videodata.splits import SPLITS
 
 QUANTIZERS = ("ema", "fsq", "lfq")
 UPSAMPLINGS = ("transpose", "nearest")
+OPTIMIZERS = ("adam", "muon")
+RECONSTRUCTIONS = ("mse", "l1")
+GAN_LOSSES = {"hinge": "hinge", "bce": "non_saturating"}  # flag -> name in losses.adversarial
+FIRST_DECAY = 0.8  # of the codebook's running means, right after the start: the latents still move fast then
+
+
+def check_range(owner: object, names: Iterable[str], low: float = 0, high: float = math.inf) -> None:
+    """Raises UserError for a value of `owner` that lies outside; None stands for a value that is not given."""
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and not low <= value <= high:
+            allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise UserError(f"{name} {value}: must be {allowed}")
+
+
+def check_choice(value: str, known: Iterable[str], what: str) -> None:
+    """Raises UserError for a value that is none of the known ones."""
+    if value not in known:
+        raise UserError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -32,10 +54,11 @@ class VQGANConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.quantizer not in QUANTIZERS:
-            raise UserError(f"unknown quantizer {self.quantizer!r}; choose one of {', '.join(QUANTIZERS)}")
-        if self.upsample not in UPSAMPLINGS:
-            raise UserError(f"unknown upsampling {self.upsample!r}; choose one of {', '.join(UPSAMPLINGS)}")
+        check_choice(self.quantizer, QUANTIZERS, "quantizer")
+        check_choice(self.upsample, UPSAMPLINGS, "upsampling")
+        check_range(self, ("latent_dim", "num_embeddings", "attention_heads"), 1)
+        check_range(self, ("commitment_cost",))
+        check_range(self, ("decay", "dead_code_fraction", "dropout"), 0, 1)
         if not self.hidden_dims or self.downsample_factor not in (allowed := self.possible_factors()):
             raise UserError(
                 f"downsample_factor {self.downsample_factor} needs more than {len(self.hidden_dims)} hidden_dims; "
@@ -74,12 +97,6 @@ def fsq_levels_for(size: int) -> list[int]:
     return {0: [8] * eights, 1: [8] * (eights - 1) + [4, 4], 2: [8] * eights + [4]}[rest]
 
 
-OPTIMIZERS = ("adam", "muon")
-RECONSTRUCTIONS = ("mse", "l1")
-GAN_LOSSES = {"hinge": "hinge", "bce": "non_saturating"}  # flag -> name in losses.adversarial
-FIRST_DECAY = 0.8  # of the codebook's running means, right after the start
-
-
 @dataclass(frozen=True)
 class Objective:
     """Weights, schedules and learning rates of both stages. Steps are counted within a stage."""
@@ -101,44 +118,54 @@ class Objective:
     decay_ramp: int = 2000  # steps over which the codebook's decay grows from 0.8
 
     def __post_init__(self) -> None:
-        if self.recon not in RECONSTRUCTIONS:
-            raise UserError(f"unknown reconstruction loss {self.recon!r}; choose one of {', '.join(RECONSTRUCTIONS)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"unknown optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
-        if self.gan_loss not in GAN_LOSSES:
-            raise UserError(f"unknown GAN loss {self.gan_loss!r}; choose one of {', '.join(GAN_LOSSES)}")
+        check_choice(self.recon, RECONSTRUCTIONS, "reconstruction loss")
+        check_choice(self.optimizer, OPTIMIZERS, "optimizer")
+        check_choice(self.gan_loss, GAN_LOSSES, "GAN loss")
+        check_range(self, ("perceptual_weight", "adv_weight", "adaptive_max", "lr", "lr_g", "lr_d"))
+        check_range(self, ("disc_start", "disc_ramp", "vq_warmup", "decay_ramp"))
+        check_range(self, ("disc_limit",), 0, 1)
 
     def codebook_decay(self, step: int, final: float) -> float:
         """Decay of the codebook at a step of stage 1: fast while the latents move, slow later."""
-        return FIRST_DECAY + (final - FIRST_DECAY) * linear_ramp(step, self.vq_warmup, self.decay_ramp)
+        return FIRST_DECAY + (final - FIRST_DECAY) * losses.linear_ramp(step, self.vq_warmup, self.decay_ramp)
 
     def adversarial_share(self, step: int) -> float:
         """Share of the adversarial weight that holds at a step of stage 2."""
-        return linear_ramp(step, self.disc_start, self.disc_ramp)
+        return losses.linear_ramp(step, self.disc_start, self.disc_ramp)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, checkpoint: str) -> None:
-    """Flags that name the model; its sizes are needed for bare weights only, other files know them."""
-    parser.add_argument("--checkpoint", default=checkpoint, help="best_model_*.pt, run folder, or bare weights")
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that name a trained model; its sizes are needed for bare weights only, other files know them."""
+    parser.add_argument(
+        "--checkpoint", default="checkpoints/best_model_gan.pt", help="best_model_*.pt, run folder, or bare weights"
+    )
     group = parser.add_argument_group("model, for bare weights alone")
     group.add_argument("--hidden_dims", type=int, nargs="+", help="widths, top to bottom")
     group.add_argument("--latent_dim", type=int, help="channels of a code")
     group.add_argument("--num_embeddings", type=int, help="number of codes")
     group.add_argument("--downsample_factor", type=int, help="pixels per code along each side")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--gpu", type=int, default=0, help="number of the GPU, where there is one")
+    add_gpu_arguments(parser)
+
+
+def add_gpu_arguments(parser: argparse._ActionsContainer) -> None:
+    """The original's flags for the device, beside `--device`."""
+    parser.add_argument(
+        "--gpu", type=int, default=0, help="same as --device cuda:N; no effect without a GPU or beside --device"
+    )
     parser.add_argument("--no_cuda", action="store_true", help="same as --device cpu")
 
 
-def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that name the data; the grid is that of the training unless given."""
-    parser.add_argument("--data_path", default="data/UCFData", help="folder of batch files, or any source of clips")
+    parser.add_argument(
+        "--data_path", "--data", default="data/UCFData", help="folder of batch files, or any source of clips"
+    )
+    add_grid_arguments(parser)
+
+
+def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how frames are cut, each from 1."""
     parser.add_argument("--patch_size", type=int, help="side of a patch (default: as in training)")
     parser.add_argument("--num_patches_h", type=int, help="patches below each other (default: as in training)")
     parser.add_argument("--num_patches_w", type=int, help="patches beside each other (default: as in training)")
-
-
-def add_part_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that choose a part of the data."""
-    parser.add_argument("--batch_idx", type=int, default=0, help="number of the batch file")
-    parser.add_argument("--split", choices=SPLITS, help="part of data that is not in batch files (default: all of it)")

@@ -1,14 +1,15 @@
-"""Patches of frames as a torch data set, from batch files or from anything that `open_clips` reads."""
+"""Patches of frames as a torch data set, from batch files or from anything that `open_clips` reads.
+
+Batch files are a data set cut into `<name>_batch_<k>.npy`, each uint8 (videos, frames, H, W, 3); the original's layout.
+"""
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import json
 import logging
 import math
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -24,145 +25,16 @@ from videodata.clips import ClipDataset
 from videodata.errors import UserError, VideoError
 from videodata.geometry import Size
 from videodata.npy_source import FORMAT, VERSION, NpySource, check_layout, map_array
-from videodata.pixels import to_float
 from videodata.sources import ClipSource
 from videodata.splits import hashed_split, open_split
 
 logger = logging.getLogger(__name__)
-
-
-def split(frames: Tensor, rows: int, columns: int) -> Tensor:
-    """Frames (N, ..., H, W) -> patches (N * rows * columns, ..., H / rows, W / columns); columns vary fastest.
-
-    Raises UserError for a grid that does not divide the frame.
-    """
-    height, width = frames.shape[-2:]
-    if height % rows or width % columns:
-        raise UserError(f"frames of {width}x{height} cannot be cut into {columns}x{rows} patches; change the grid")
-    grid = frames.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))  # (N, ..., rows, h, columns, w)
-    return grid.movedim((-4, -2), (1, 2)).flatten(0, 2)
-
-
-def merge(patches: Tensor, rows: int, columns: int) -> Tensor:
-    """The inverse of `split`: patches (N * rows * columns, ..., h, w) -> frames (N, ..., rows * h, columns * w)."""
-    grid = patches.unflatten(0, (-1, rows, columns)).movedim((1, 2), (-4, -2))  # (N, ..., rows, h, columns, w)
-    return grid.flatten(-2, -1).flatten(-3, -2)
-
-
-NAME = re.compile(r".*_batch_(\d+)\.npy")
-PREFIX = "ucf101_subset"
-
-
-def find_batch_files(folder: str | Path) -> dict[int, Path]:
-    """Number -> path of the batch files in a folder, in order; empty if there are none."""
-    if str(folder).startswith("shapes:") or not Path(folder).is_dir():
-        return {}
-    found = {int(match[1]): path for path in Path(folder).iterdir() if (match := NAME.fullmatch(path.name))}
-    return dict(sorted(found.items()))
-
-
-class BatchFiles(ClipSource):
-    """The videos of several batch files, numbered through."""
-
-    def __init__(self, paths: list[Path], color: str | None = None) -> None:
-        self.path = str(paths[0].parent)
-        self._files = [NpySource(path, color) for path in paths]
-        self._ends = list(accumulate(len(file) for file in self._files))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def _locate(self, index: int) -> tuple[NpySource, int]:
-        """The file that holds video `index`, and the video's number in it."""
-        file = bisect.bisect_right(self._ends, index)
-        return self._files[file], index - (self._ends[file - 1] if file else 0)
-
-    def id(self, index: int) -> str:
-        file, local = self._locate(index)
-        return file.id(local)
-
-    def label(self, index: int) -> str | None:
-        file, local = self._locate(index)
-        return file.label(local)
-
-    def group(self, index: int) -> str:
-        file, local = self._locate(index)
-        return file.group(local)
-
-    def fps(self, index: int) -> Fraction | None:
-        file, local = self._locate(index)
-        return file.fps(local)
-
-    def length(self, index: int) -> int:
-        file, local = self._locate(index)
-        return file.length(local)
-
-    def size(self, index: int) -> Size:
-        file, local = self._locate(index)
-        return file.size(local)
-
-    def stamp(self, index: int) -> str:
-        file, local = self._locate(index)
-        return file.stamp(local)
-
-    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
-        file, local = self._locate(index)
-        return file.read(local, start, count, step)
-
-
-def write_batch_files(npy_file: str | Path, folder: str | Path, shard_size: int = 812) -> list[Path]:
-    """Cut a .npy (N, T, H, W, 3), and its .json if there is one, into batch files of at most `shard_size` sequences.
-
-    Raises UserError for a file of another layout and for a folder that holds batch files already.
-    """
-    source, folder = Path(npy_file), Path(folder)
-    array = map_array(str(source))
-    check_layout(source, array)
-    if array.ndim != 5:
-        raise VideoError(source, "holds one video; batch files need (N, T, H, W, 3)")
-    if shard_size < 1:
-        raise UserError(f"--shard_size must be at least 1, found {shard_size}")
-    if find_batch_files(folder):
-        raise UserError(f"{folder}: holds batch files already; remove them or name another folder")
-    written = []
-    for number, first in enumerate(range(0, len(array), shard_size)):
-        path = folder / f"{PREFIX}_batch_{number}.npy"
-        with atomic_path(path) as temporary:
-            copy_sequences(array, first, min(first + shard_size, len(array)), temporary)
-        write_sidecar(source, path, first, min(first + shard_size, len(array)))
-        written.append(path)
-    return written
-
-
-def copy_sequences(array: np.ndarray, first: int, last: int, path: Path) -> None:
-    """Write array[first:last] as a .npy, one sequence in memory at a time."""
-    target = np.lib.format.open_memmap(path, "w+", dtype=array.dtype, shape=(last - first, *array.shape[1:]))
-    for index in range(first, last):
-        target[index - first] = array[index]
-    target.flush()
-
-
-def write_sidecar(source: Path, path: Path, first: int, last: int) -> None:
-    """The part of the source's .json that describes sequences first to last, for the batch file `path`."""
-    sidecar = source.with_suffix(".json")
-    if not sidecar.is_file():
-        return
-    content = json.loads(sidecar.read_text())
-    if content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise VideoError(sidecar, f"does not describe {source.name}; remove or rename it")
-    content["videos"] = [part for video in content["videos"] if (part := clipped(video, first, last))]
-    with atomic_path(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
-
-
-def clipped(video: dict, first: int, last: int) -> dict | None:
-    """The entry of a video for sequences first to last alone, renumbered; None if it has none there."""
-    start = max(video["first_sequence"], first)
-    stop = min(video["first_sequence"] + video["sequences"], last)
-    return {**video, "first_sequence": start - first, "sequences": stop - start} if stop > start else None
-
-
+BATCH_FILE = re.compile(r".*_batch_(\d+)\.npy")
+BATCH_PREFIX = "ucf101_subset"
 READING = {"resize": "crop", "interpolation": None, "short_side": None}
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+# RGB -> luma and the two colour differences I and Q of NTSC, in which a change of hue is a rotation.
+YIQ = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 
 
 def open_frames(
@@ -258,9 +130,22 @@ class PatchDataset(Dataset):
         return f"{self.clips.fingerprint()}-{self.rows}x{self.columns}"
 
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-# RGB -> luma and the two colour differences I and Q of NTSC, in which a change of hue is a rotation.
-YIQ = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
+def split_patches(frames: Tensor, rows: int, columns: int) -> Tensor:
+    """Frames (N, ..., H, W) -> patches (N * rows * columns, ..., H / rows, W / columns); columns vary fastest.
+
+    Raises UserError for a grid that does not divide the frame.
+    """
+    height, width = frames.shape[-2:]
+    if height % rows or width % columns:
+        raise UserError(f"frames of {width}x{height} cannot be cut into {columns}x{rows} patches; change the grid")
+    grid = frames.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))  # (N, ..., rows, h, columns, w)
+    return grid.movedim((-4, -2), (1, 2)).flatten(0, 2)
+
+
+def merge_patches(patches: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse: patches (N * rows * columns, ..., h, w) -> frames (N, ..., rows * h, columns * w)."""
+    grid = patches.unflatten(0, (-1, rows, columns)).movedim((1, 2), (-4, -2))  # (N, ..., rows, h, columns, w)
+    return grid.flatten(-2, -1).flatten(-3, -2)
 
 
 def color_jitter(picture: Tensor, draws: Tensor, strength: float) -> Tensor:
@@ -283,42 +168,110 @@ def color_matrix(saturation: float, angle: float) -> Tensor:
     return torch.linalg.inv(YIQ) @ rotation @ YIQ
 
 
-@dataclass
-class Footage:
-    """Numbered videos to show, at the size of the grid."""
+def find_batch_files(folder: str | Path) -> dict[int, Path]:
+    """Number -> path of the batch files in a folder, in order; empty if there are none."""
+    if str(folder).startswith("shapes:") or not Path(folder).is_dir():
+        return {}
+    found = {int(match[1]): path for path in Path(folder).iterdir() if (match := BATCH_FILE.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
-    source: ClipSource
-    videos: list[int]
-    size: Size
+
+class BatchFiles(ClipSource):
+    """The videos of several batch files, numbered through."""
+
+    def __init__(self, paths: list[Path], color: str | None = None) -> None:
+        self.path = str(paths[0].parent)
+        self._files = [NpySource(path, color) for path in paths]
+        self._ends = list(accumulate(len(file) for file in self._files))
 
     def __len__(self) -> int:
-        return len(self.videos)
+        return self._ends[-1]
 
-    def read(self, number: int, start: int, count: int) -> Tensor:
-        """Frames (count, 3, H, W) in [-1, 1] of a video. Raises UserError when there are none or too few."""
-        if not 0 <= number < len(self):
-            raise UserError(f"--video_idx {number}: {self.source.path} has videos 0 to {len(self) - 1}")
-        length = self.source.length(self.videos[number])
-        if start + count > length:
-            raise UserError(
-                f"--num_frames {count}: {self.source.id(self.videos[number])} has {length} frames, and frame {start} "
-                f"is the first one shown; ask for at most {max(0, length - start)}"
-            )
-        return to_float(self.source.read_clip(self.videos[number], start, count, 1, self.size)).movedim(1, 0)
+    def _locate(self, index: int) -> tuple[NpySource, int]:
+        """The file that holds video `index`, and the video's number in it."""
+        file = bisect.bisect_right(self._ends, index)
+        return self._files[file], index - (self._ends[file - 1] if file else 0)
 
-    def fps(self, number: int) -> Fraction | None:
-        """Frames per second, where the source knows."""
-        return self.source.fps(self.videos[number])
+    def id(self, index: int) -> str:
+        file, local = self._locate(index)
+        return file.id(local)
+
+    def label(self, index: int) -> str | None:
+        file, local = self._locate(index)
+        return file.label(local)
+
+    def group(self, index: int) -> str:
+        file, local = self._locate(index)
+        return file.group(local)
+
+    def fps(self, index: int) -> Fraction | None:
+        file, local = self._locate(index)
+        return file.fps(local)
+
+    def length(self, index: int) -> int:
+        file, local = self._locate(index)
+        return file.length(local)
+
+    def size(self, index: int) -> Size:
+        file, local = self._locate(index)
+        return file.size(local)
+
+    def stamp(self, index: int) -> str:
+        file, local = self._locate(index)
+        return file.stamp(local)
+
+    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
+        file, local = self._locate(index)
+        return file.read(local, start, count, step)
 
 
-def open_footage(args: argparse.Namespace) -> Footage:
-    """The videos of the batch file or source that the flags name."""
-    files = find_batch_files(args.data_path)
-    if files and args.batch_idx not in files:
-        raise UserError(f"--batch_idx {args.batch_idx}: {args.data_path} has {', '.join(map(str, files))}")
-    if files:
-        source = BatchFiles([files[args.batch_idx]])
-        videos = list(range(len(source)))
-    else:
-        source, videos = open_split(args.data_path, args.split)
-    return Footage(source, videos, (args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size))
+def write_batch_files(npy_file: str | Path, folder: str | Path, shard_size: int = 812) -> list[Path]:
+    """Cut a .npy (N, T, H, W, 3), and its .json if there is one, into batch files of at most `shard_size` sequences.
+
+    Raises UserError for a file of another layout and for a folder that holds batch files already.
+    """
+    source, folder = Path(npy_file), Path(folder)
+    array = map_array(str(source))
+    check_layout(source, array)
+    if array.ndim != 5:
+        raise VideoError(source, "holds one video; batch files need (N, T, H, W, 3)")
+    if shard_size < 1:
+        raise UserError(f"--shard_size must be at least 1, found {shard_size}")
+    if find_batch_files(folder):
+        raise UserError(f"{folder}: holds batch files already; remove them or name another folder")
+    written = []
+    for number, first in enumerate(range(0, len(array), shard_size)):
+        path = folder / f"{BATCH_PREFIX}_batch_{number}.npy"
+        with atomic_path(path) as temporary:
+            copy_sequences(array, first, min(first + shard_size, len(array)), temporary)
+        write_sidecar(source, path, first, min(first + shard_size, len(array)))
+        written.append(path)
+    return written
+
+
+def copy_sequences(array: np.ndarray, first: int, last: int, path: Path) -> None:
+    """Write array[first:last] as a .npy, one sequence in memory at a time."""
+    target = np.lib.format.open_memmap(path, "w+", dtype=array.dtype, shape=(last - first, *array.shape[1:]))
+    for index in range(first, last):
+        target[index - first] = array[index]
+    target.flush()
+
+
+def write_sidecar(source: Path, path: Path, first: int, last: int) -> None:
+    """The part of the source's .json that describes sequences first to last, for the batch file `path`."""
+    sidecar = source.with_suffix(".json")
+    if not sidecar.is_file():
+        return
+    content = json.loads(sidecar.read_text())
+    if content.get("format") != FORMAT or content.get("version") != VERSION:
+        raise VideoError(sidecar, f"does not describe {source.name}; remove or rename it")
+    content["videos"] = [part for video in content["videos"] if (part := clipped(video, first, last))]
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
+
+
+def clipped(video: dict, first: int, last: int) -> dict | None:
+    """The entry of a video for sequences first to last alone, renumbered; None if it has none there."""
+    start = max(video["first_sequence"], first)
+    stop = min(video["first_sequence"] + video["sequences"], last)
+    return {**video, "first_sequence": start - first, "sequences": stop - start} if stop > start else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,24 @@ from evaluation.ssim import ssim
 from evaluation.subject import Batch, Subject
 from training.device import resolve_device
 from training.files import write_json
-from vqgan.data import PatchDataset, merge, split
-from vqgan.files import Model, load_model
+from vqgan.config import add_grid_arguments
+from vqgan.data import PatchDataset, merge_patches, split_patches
+from vqgan.files import Model, load_model, settle_grid
 
 PATCHES_AT_A_TIME = 16
+TEST_BATCH = 4  # patches at a time of the test scores
+SMALLEST_SSIM = 11  # pixels; the window of SSIM
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `scripts/evaluate.py vqgan` beside those of every model."""
+    add_grid_arguments(parser)
+
+
+def open_subject(args: argparse.Namespace) -> Reconstructions:
+    """The model that `--checkpoint` names, on the grid of its training unless the flags say otherwise."""
+    model = load_model(args.checkpoint).to(resolve_device(args.device))
+    return Reconstructions(model, *settle_grid(args))
 
 
 class Reconstructions(Subject):
@@ -34,13 +50,14 @@ class Reconstructions(Subject):
         self.usage = CodebookUsage(model.num_embeddings)
         self._usage = CodebookUsage(model.num_embeddings)  # since the last call of own_scores
 
-    @torch.no_grad()
     def make(self, batch: Batch) -> Tensor:
-        reconstruction, indices = reconstruct(self.model, batch.clips, self.rows, self.columns)
+        frames = batch.clips.transpose(1, 2)  # (B, T, 3, H, W)
+        encoded = encode_patches(self.model, split_patches(frames.flatten(0, 1), self.rows, self.columns))
         if batch.sample == 0:
-            self._usage.update(indices)
-            self.codes_per_frame = indices[0].numel() * self.rows * self.columns
-        return reconstruction
+            self._usage.update(encoded.indices)
+            self.codes_per_frame = encoded.indices[0].numel() * self.rows * self.columns
+        made = merge_patches(encoded.reconstruction, self.rows, self.columns)
+        return made.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
         return {"of the mean colour": clips.mean(dim=(3, 4), keepdim=True).expand_as(clips)}
@@ -65,33 +82,48 @@ class Reconstructions(Subject):
         }
 
 
-def reconstruct(model: Model, clips: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Clips (B, 3, T, H, W) -> (their reconstruction, the indices (B * T * rows * columns, h, w) of its patches)."""
-    device = next(model.parameters()).device
-    patches = split(clips.transpose(1, 2).flatten(0, 1), rows, columns)
-    parts = [model(part.to(device)) for part in patches.split(PATCHES_AT_A_TIME)]
-    frames = merge(torch.cat([part.frames.float().cpu() for part in parts]), rows, columns)
-    indices = torch.cat([part.indices.cpu() for part in parts])
-    return frames.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2).clamp(-1, 1), indices
+@dataclass
+class Encoded:
+    """Patches of some frames and what the model makes of them, all on the CPU."""
 
-
-BATCH = 4
+    patches: Tensor  # (N, 3, h, w) in [-1, 1]
+    latents: Tensor  # (N, D, h, w) before the quantiser
+    indices: Tensor  # (N, h, w)
+    reconstruction: Tensor  # (N, 3, h, w), clamped to [-1, 1]
 
 
 @torch.no_grad()
-def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: str = "auto") -> dict:
-    """PSNR and SSIM (means over patches) and codebook usage over all test patches, also as a JSON file."""
-    target = resolve_device(device)
-    model = load_model(model_file).to(target)
-    usage, totals = CodebookUsage(model.num_embeddings), {"psnr": 0.0, "ssim": 0.0}
-    for batch in DataLoader(patches, batch_size=BATCH):
-        out = model(batch.to(target))
-        pair = batch[:, :, None], out.frames.clamp(-1, 1).cpu()[:, :, None]
-        totals["psnr"] += float(psnr(*pair).sum())
-        totals["ssim"] += float(ssim(*pair).sum())
-        usage.update(out.indices)
-    scores = {name: value / len(patches) for name, value in totals.items()}
-    scores |= {"codes_used": usage.used, "perplexity": usage.perplexity, "patches": len(patches)}
+def encode_patches(model: Model, patches: Tensor) -> Encoded:
+    """Run the model over patches (N, 3, h, w), a few at a time."""
+    device = next(model.parameters()).device
+    parts = [model(part.to(device)) for part in patches.split(PATCHES_AT_A_TIME)]
+    latents, indices = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("latents", "indices"))
+    frames = torch.cat([part.frames.float().clamp(-1, 1).cpu() for part in parts])
+    return Encoded(patches, latents.float(), indices, frames)
+
+
+def frame_scores(frames: Tensor, made: Tensor) -> dict[str, Tensor]:
+    """PSNR of clips (B, 3, T, H, W) in [-1, 1], and SSIM where they are large enough for its window, each (B,)."""
+    scores = {"psnr": psnr(frames, made)}
+    if min(frames.shape[-2:]) >= SMALLEST_SSIM:
+        scores["ssim"] = ssim(frames, made)
+    return scores
+
+
+def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: str = "auto") -> dict[str, Any]:
+    """PSNR and SSIM (means over patches) and codebook usage over all test patches, also as a JSON file.
+
+    A patch is scored as a clip of one frame, because a test split of a few videos has few frames but many patches.
+    """
+    subject = Reconstructions(load_model(model_file).to(resolve_device(device)), rows=1, columns=1)
+    totals: dict[str, float] = {}
+    for batch in DataLoader(patches, batch_size=TEST_BATCH):
+        clips = batch[:, :, None]
+        for name, values in frame_scores(clips, subject.make(Batch(clips, [], seed=0))).items():
+            totals[name] = totals.get(name, 0.0) + float(values.sum())
+    subject.own_scores()
+    scores: dict[str, Any] = {name: value / len(patches) for name, value in totals.items()}
+    scores |= {"codes_used": subject.usage.used, "perplexity": subject.usage.perplexity, "patches": len(patches)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"model": str(model_file), **scores})
     return scores

@@ -17,7 +17,7 @@ from training.device import resolve_device
 from training.files import sha256_of, write_file
 from training.strict_load import strict_load
 from videodata.errors import UserError
-from vqgan.config import VQGANConfig
+from vqgan.config import VQGANConfig, check_range
 from vqgan.ldm import LDMVQModel, read_tensors, state_dict_in
 from vqgan.model import VQGAN, Discriminator
 
@@ -25,12 +25,13 @@ FORMAT = "vqgan-weights"
 VQGAN_KEYS = tuple(VQGANConfig.__dataclass_fields__)
 LDM_KEYS = ("ddconfig", "n_embed", "embed_dim", "commitment_cost")
 REMOVED_KEYS = ("attention_factors",)  # files of earlier versions hold it, empty
+GRID = {"patch_size": 80, "num_patches_h": 3, "num_patches_w": 4}  # 240x320 frames, as the original cuts them
 Model = VQGAN | LDMVQModel
 
 
 def build_model(config: Mapping[str, Any]) -> Model:
     """VQGAN for `type: vqgan`, LDMVQModel for `type: ldm`; the other keys are their arguments. Raises UserError."""
-    values = {key: v for key, v in config.items() if key != "type" and not (key in REMOVED_KEYS and not v)}
+    values = {key: value for key, value in config.items() if key != "type" and (value or key not in REMOVED_KEYS)}
     kinds = {"vqgan": (VQGAN, VQGAN_KEYS), "ldm": (LDMVQModel, LDM_KEYS)}
     kind = config.get("type", "vqgan")
     if kind not in kinds:
@@ -114,22 +115,31 @@ def model_identity(path: Path) -> str:
     return sha256_of(path)
 
 
-GRID = {"patch_size": 80, "num_patches_h": 3, "num_patches_w": 4}
-
-
 def open_model(args: argparse.Namespace) -> Model:
-    """The model on its device, in eval mode. Raises UserError."""
+    """The model that the flags of `add_model_arguments` name, on its device, in eval mode. Raises UserError."""
     names = [entry.name for entry in fields(VQGANConfig)]
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    settle_device(args)
+    model = load_model(args.checkpoint, {"type": "vqgan", **given} if given else None)
+    return model.to(resolve_device(args.device))
+
+
+def settle_device(args: argparse.Namespace) -> None:
+    """Let --no_cuda and --gpu have their say: afterwards `args.device` alone counts."""
     if args.no_cuda:
         args.device = "cpu"
-    device = resolve_device(f"cuda:{args.gpu}" if args.device == "auto" and args.gpu else args.device)
-    return load_model(args.checkpoint, {"type": "vqgan", **given} if given else None).to(device)
+    elif args.device == "auto" and args.gpu and torch.cuda.is_available():
+        args.device = f"cuda:{args.gpu}"
 
 
-def settle_grid(args: argparse.Namespace) -> None:
-    """Fill in the grid that the flags leave open: that of the training, else the documented one."""
-    stored: dict[str, Any] = stored_data(Path(args.checkpoint))
+def settle_grid(args: argparse.Namespace) -> tuple[int, int]:
+    """Fill in the grid that the flags leave open: that of the training, else the documented one; gives (rows, columns).
+
+    Raises UserError for a side that is not positive.
+    """
+    stored = stored_data(Path(args.checkpoint))
     for name, documented in GRID.items():
         if getattr(args, name) is None:
             setattr(args, name, stored.get(name, documented))
+    check_range(args, GRID, 1)
+    return args.num_patches_h, args.num_patches_w

@@ -1,7 +1,8 @@
 """The VQGAN of taming-transformers and latent-diffusion, with the keys of the published files.
 
 Esser et al. 2021 (arXiv 2012.09841), Rombach et al. 2022 (arXiv 2112.10752): the first stages vq-f8, vq-f16 and any
-other `ddconfig`. Axes: N frames, H W pixels, D latent channels, h w latent positions, K codes."""
+other `ddconfig`. Axes: N frames, H W pixels, D latent channels, h w latent positions, K codes.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from training.config import from_dict, unknown_key
 from training.strict_load import strict_load
 from videodata.errors import UserError
-from vqgan.model import Reconstruction, check_frames
+from vqgan.model import Reconstruction, check_frames, run_part
 from vqgan.quantize import Quantized, Revived, kmeans, nearest, zero
 
 
@@ -159,11 +159,6 @@ def has_attention(config: DDConfig, level: int) -> bool:
     return config.resolution // 2**level in config.attn_resolutions
 
 
-def run(part: nn.Module, h: Tensor, checkpointing: bool) -> Tensor:
-    """One part of a network, recomputed in the backward pass where checkpointing is on."""
-    return checkpoint(part, h, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else part(h)
-
-
 class ResnetBlock(nn.Module):
     """(N, C_in, H, W) -> (N, C_out, H, W)."""
 
@@ -277,7 +272,7 @@ class Encoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         h = self.conv_in(frames)
         for part in (*self.down, self.mid):
-            h = run(part, h, self.checkpointing)
+            h = run_part(part, h, self.checkpointing)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -304,7 +299,7 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         h = self.conv_in(latents)
         for part in (self.mid, *reversed(self.up)):
-            h = run(part, h, self.checkpointing)
+            h = run_part(part, h, self.checkpointing)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

@@ -18,7 +18,7 @@ from evaluation.codebook_usage import CodebookUsage
 from losses.discriminator import PatchGAN2D
 from videodata.errors import UserError
 from vqgan.config import VQGANConfig
-from vqgan.quantize import Quantized, build_quantizer, commitment
+from vqgan.quantize import Quantized, build_quantizer
 
 GROUPS = 8  # of the group norms
 
@@ -91,6 +91,11 @@ class Reconstruction(NamedTuple):
     loss: Tensor  # the quantiser's own loss, a scalar
 
 
+def run_part(part: nn.Module, h: Tensor, checkpointing: bool) -> Tensor:
+    """One part of a network, recomputed in the backward pass where checkpointing is on."""
+    return checkpoint(part, h, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else part(h)
+
+
 class Encoder(nn.Module):
     """Frames (N, 3, H, W) -> latents (N, D, h, w)."""
 
@@ -111,7 +116,9 @@ class Encoder(nn.Module):
         self.checkpointing = False
 
     def forward(self, frames: Tensor) -> Tensor:
-        h = run_levels(self, self.input(frames))
+        h = self.input(frames)
+        for level in self.levels:
+            h = run_part(level, h, self.checkpointing)
         return self.output(F.silu(self.norm(h)))
 
 
@@ -136,17 +143,11 @@ class Decoder(nn.Module):
         self.checkpointing = False
 
     def forward(self, latents: Tensor) -> Tensor:
-        h = run_levels(self, self.input(latents))
+        h = self.input(latents)
+        for level in self.levels:
+            h = run_part(level, h, self.checkpointing)
         # The logistic function on [-1, 1]. Without it, the first hundreds of steps reach 1 dB less.
         return torch.tanh(self.output(F.silu(self.norm(h))) / 2)
-
-
-def run_levels(network: Encoder | Decoder, h: Tensor) -> Tensor:
-    """The levels one after another, recomputed in the backward pass where checkpointing is on."""
-    for level in network.levels:
-        recompute = network.checkpointing and torch.is_grad_enabled()
-        h = checkpoint(level, h, use_reentrant=False) if recompute else level(h)
-    return h
 
 
 class VQGAN(nn.Module):
@@ -217,7 +218,7 @@ class VQGAN(nn.Module):
         codes, indices = self.quantize(latents)
         usage = CodebookUsage(self.num_embeddings).update(indices)
         stats = {"codes_used": torch.tensor(usage.used), "perplexity": torch.tensor(usage.perplexity)}
-        return codes, indices, {"commitment": commitment(latents, codes), **stats}
+        return codes, indices, {"commitment": F.mse_loss(codes.float(), latents.float()), **stats}
 
     def decode(self, latents: Tensor) -> Tensor:
         """Quantised latents (N, D, h, w) -> frames (N, 3, H, W) in [-1, 1]."""

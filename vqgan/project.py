@@ -11,6 +11,7 @@ While an array is made it is <split>.npy.partial, and <split>.npy.progress says 
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -30,12 +31,32 @@ from videodata.geometry import Size
 from videodata.lock import exclusive
 from videodata.pixels import to_float
 from videodata.sources import ClipSource
-from vqgan.data import merge, split
-from vqgan.files import Model
+from vqgan.config import check_range
+from vqgan.data import merge_patches, open_frames, open_videos, split_patches
+from vqgan.files import Model, model_identity, open_model, settle_grid
 
 logger = logging.getLogger(__name__)
 FORMAT = "lvt-codes"
 LARGEST = np.iinfo(np.int16).max + 1  # codes that 16 bits can number
+
+
+def project_splits(args: argparse.Namespace) -> Iterator[str]:
+    """Write <output_path>/<split>.npy for each split that the flags name, or go on with them; a line for each."""
+    check_range(args, ("batch_size",), 1)
+    model, (rows, columns) = open_model(args), settle_grid(args)
+    size = rows * args.patch_size, columns * args.patch_size
+    for name in args.splits:
+        split = None if name == "all" else name
+        source, videos = open_videos(args.data_path, split, args.test_batch)
+        made_from = {
+            "data": open_frames(args.data_path, split, size, test_batch=args.test_batch).fingerprint(),
+            "model": model_identity(Path(args.checkpoint)),
+            "size": list(size),
+            "grid": [rows, columns],
+        }
+        projection = Projection(model, source, videos, size, rows, columns, made_from, args.batch_size)
+        path = project(projection, args.output_path, name)
+        yield f"{path}: {len(projection.videos)} videos, {sum(projection.lengths)} frames"
 
 
 @dataclass
@@ -65,9 +86,9 @@ class Projection:
     def encode(self, frames: Tensor) -> np.ndarray:
         """Frames (T, 3, H, W) in [-1, 1] -> indices int16 (T, 1, h, w)."""
         device = next(self.model.parameters()).device
-        patches = split(frames, self.rows, self.columns)
+        patches = split_patches(frames, self.rows, self.columns)
         indices = self.model.quantize(self.model.latents(patches.to(device)))[1]
-        return merge(indices, self.rows, self.columns)[:, None].cpu().numpy().astype(np.int16)
+        return merge_patches(indices, self.rows, self.columns)[:, None].cpu().numpy().astype(np.int16)
 
     def codes_of(self, video: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first frame, indices) of consecutive pieces of a video."""
@@ -173,8 +194,8 @@ def write_codebook(model: Model, path: Path) -> None:
 def decode_codes(model: Model, codes: np.ndarray, rows: int, columns: int) -> Tensor:
     """Indices (T, 1, h, w) of whole frames, as projected -> frames (T, 3, H, W), clamped to [-1, 1]."""
     device = next(model.parameters()).device
-    indices = split(torch.from_numpy(np.asarray(codes[:, 0], dtype=np.int64)), rows, columns)
-    return merge(model.decode_indices(indices.to(device)).float().clamp(-1, 1).cpu(), rows, columns)
+    indices = split_patches(torch.from_numpy(np.asarray(codes[:, 0], dtype=np.int64)), rows, columns)
+    return merge_patches(model.decode_indices(indices.to(device)).float().clamp(-1, 1).cpu(), rows, columns)
 
 
 def partial(path: Path) -> Path:

@@ -4,7 +4,8 @@ ema  codebook of running means of the latents (VQ-VAE, arXiv 1711.00937, appendi
 fsq  a fixed grid, no codebook to collapse (arXiv 2309.15505)
 lfq  signs of log2(K) channels, with an entropy loss (MAGVIT-v2, arXiv 2310.05737)
 
-Axes: B batch, D latent channels, h w positions, N = B*h*w latents, K codes."""
+Axes: B batch, D latent channels, h w positions, N = B*h*w latents, K codes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
 
+from training.distributed import all_sum, world_size
 from vqgan.config import fsq_levels_for
+
+USAGE_DECAY = 0.97  # per batch; a code that nothing falls on is dead after about 75
+PER_CODE = 8  # latents that the reservoir keeps for each code: k-means with fewer finds empty clusters
+LARGEST_BLOCK = 2**24  # distances that are in memory at a time
 
 
 class Quantized(NamedTuple):
@@ -159,69 +165,9 @@ def build_quantizer(
     return Quantizer(LFQ(dim=dim, codebook_size=size, commitment_loss_weight=commitment_cost), size)
 
 
-def commitment(latents: Tensor, codes: Tensor) -> Tensor:
-    """Mean squared distance of latents and their codes, a float32 scalar."""
-    return F.mse_loss(codes.float(), latents.float())
-
-
 def zero(like: Tensor) -> Tensor:
     """A float32 scalar 0 on the device of `like`."""
     return like.new_zeros((), dtype=torch.float32)
-
-
-LARGEST_BLOCK = 2**24  # distances that are in memory at a time
-
-
-@torch.no_grad()
-def kmeans(vectors: Tensor, clusters: int, iterations: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Centres (K, D) and members per centre (K,) of vectors (N, D), after Lloyd's iterations from random vectors.
-
-    A centre without members stays where it is. With fewer vectors than centres, some centres start at the same vector.
-    """
-    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
-    centres = vectors[order.repeat(-(-clusters // len(vectors)))[:clusters].to(vectors.device)]
-    for _ in range(iterations):
-        members = nearest(vectors, centres)
-        counts = torch.bincount(members, minlength=clusters).to(vectors.dtype)
-        sums = torch.zeros_like(centres).index_add_(0, members, vectors)
-        means = sums / counts.clamp(min=1)[:, None]
-        centres = torch.where(counts[:, None] > 0, means, centres)
-    return centres, torch.bincount(nearest(vectors, centres), minlength=clusters)
-
-
-def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
-    """Index (N,) of the centre with the smallest Euclidean distance to each vector (N, D)."""
-    block = max(1, LARGEST_BLOCK // len(centres))
-    norms = centres.square().sum(dim=1)
-    return torch.cat([(norms - 2 * part @ centres.T).argmin(dim=1) for part in vectors.split(block)])
-
-
-PER_CODE = 8  # latents kept for each code
-
-
-class LatentReservoir(nn.Module):
-    """A ring of the newest latents of all processes; part of the checkpoint, so that a resumed run starts alike."""
-
-    def __init__(self, codes: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("vectors", torch.zeros(PER_CODE * codes, dim))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # latents seen so far
-        self.register_buffer("used", torch.zeros((), dtype=torch.bool))  # the codebook has started
-
-    @torch.no_grad()
-    def forward(self, vectors: Tensor) -> None:
-        """Take in latents (..., dim)."""
-        new = gather(vectors.flatten(0, -2).float().contiguous())[-len(self.vectors) :]
-        places = (self.count + torch.arange(len(new), device=new.device)) % len(self.vectors)
-        self.vectors[places] = new
-        self.count += len(new)
-
-    def newest(self) -> Tensor:
-        """What is kept, (N, dim)."""
-        return self.vectors[: int(self.count.clamp(max=len(self.vectors)))]
-
-
-USAGE_DECAY = 0.97  # per batch; a code that nothing falls on is dead after about 75
 
 
 class Revived(NamedTuple):
@@ -252,7 +198,7 @@ class CodeRevival(nn.Module):
         """
         if self.fraction <= 0:
             return None
-        hits = all_sum_(torch.bincount(indices.reshape(-1), minlength=len(self.usage)).float())
+        hits = all_sum(torch.bincount(indices.reshape(-1), minlength=len(self.usage)).float())
         per_code = hits.mean()
         self.usage.lerp_(hits / per_code, 1 - USAGE_DECAY)
         dead = self.usage < self.fraction
@@ -270,9 +216,50 @@ def draw(vectors: Tensor, count: int, seed: int) -> Tensor:
     return pool[order.repeat(-(-count // len(pool)))[:count].to(pool.device)]
 
 
-def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+class LatentReservoir(nn.Module):
+    """A ring of the newest latents of all processes; part of the checkpoint, so that a resumed run starts alike."""
+
+    def __init__(self, codes: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(PER_CODE * codes, dim))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # latents seen so far
+        self.register_buffer("used", torch.zeros((), dtype=torch.bool))  # the codebook has started
+
+    @torch.no_grad()
+    def forward(self, vectors: Tensor) -> None:
+        """Take in latents (..., dim)."""
+        new = gather(vectors.flatten(0, -2).float().contiguous())[-len(self.vectors) :]
+        places = (self.count + torch.arange(len(new), device=new.device)) % len(self.vectors)
+        self.vectors[places] = new
+        self.count += len(new)
+
+    def newest(self) -> Tensor:
+        """What is kept, (N, dim)."""
+        return self.vectors[: int(self.count.clamp(max=len(self.vectors)))]
+
+
+@torch.no_grad()
+def kmeans(vectors: Tensor, clusters: int, iterations: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Centres (K, D) and members per centre (K,) of vectors (N, D), after Lloyd's iterations from random vectors.
+
+    A centre without members stays where it is. With fewer vectors than centres, some centres start at the same vector.
+    """
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
+    centres = vectors[order.repeat(-(-clusters // len(vectors)))[:clusters].to(vectors.device)]
+    for _ in range(iterations):
+        members = nearest(vectors, centres)
+        counts = torch.bincount(members, minlength=clusters).to(vectors.dtype)
+        sums = torch.zeros_like(centres).index_add_(0, members, vectors)
+        means = sums / counts.clamp(min=1)[:, None]
+        centres = torch.where(counts[:, None] > 0, means, centres)
+    return centres, torch.bincount(nearest(vectors, centres), minlength=clusters)
+
+
+def nearest(vectors: Tensor, centres: Tensor) -> Tensor:
+    """Index (N,) of the centre with the smallest Euclidean distance to each vector (N, D)."""
+    block = max(1, LARGEST_BLOCK // len(centres))
+    norms = centres.square().sum(dim=1)
+    return torch.cat([(norms - 2 * part @ centres.T).argmin(dim=1) for part in vectors.split(block)])
 
 
 def gather(vectors: Tensor) -> Tensor:
@@ -285,7 +272,7 @@ def gather(vectors: Tensor) -> Tensor:
 
 
 def all_sum_(values: Tensor) -> Tensor:
-    """Add up over the processes, in place; gives its argument."""
+    """Add up over the processes, in place, as vector-quantize-pytorch wants it; gives its argument."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values

@@ -18,10 +18,10 @@ from training.distributed import barrier, is_main, join_processes
 from training.loop import TrainResult
 from training.saving import best_checkpoint
 from videodata.errors import UserError
-from vqgan.config import Objective, VQGANConfig
+from vqgan.config import Objective, VQGANConfig, check_range
 from vqgan.data import PatchDataset, open_frames
 from vqgan.evaluate import write_test_scores
-from vqgan.files import Model, build_model, load_discriminator, load_model, model_config, save_model
+from vqgan.files import Model, build_model, load_discriminator, load_model, model_config, save_model, settle_device
 from vqgan.ldm import LDM_CONFIGS
 from vqgan.model import Discriminator
 from vqgan.train import AdversarialRecipe, ReconstructionRecipe
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 JITTER = 0.05  # brightness, contrast, saturation, hue
 OF_STAGE1 = ("lr", "vq_warmup", "decay_ramp")
 OF_STAGE2 = (
-    *("adv_weight", "gan_loss", "adaptive_weight", "adaptive_max", "disc_start", "disc_ramp", "disc_limit"),
-    *("lr_g", "lr_d"),
+    *("adv_weight", "gan_loss", "adaptive_weight", "adaptive_max"),
+    *("disc_start", "disc_ramp", "disc_limit", "lr_g", "lr_d"),
 )
 OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # parts of the objective that the other stage may change
 STAGE1_FILE, GAN_FILE, DISCRIMINATOR_FILE = "best_model_stage1.pt", "best_model_gan.pt", "best_discriminator.pt"
@@ -41,6 +41,7 @@ def train_vqgan(args: argparse.Namespace) -> str:
     """Train both stages, or continue them, and give a summary of one line. Raises UserError."""
     check(args)
     settle_device(args)
+    settle_precision(args)
     join_processes(args.device, args.process_timeout)
     training, validation, testing = (open_patches(args, split) for split in ("train", "val", "test"))
     per_epoch = -(-len(training) // args.batch_size)
@@ -69,24 +70,25 @@ def train_vqgan(args: argparse.Namespace) -> str:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that do not go together."""
+    """Raises UserError for flags that do not go together, and for numbers out of range that no configuration checks."""
+    if args.cache_mode:
+        logger.info("--cache_mode: no effect; data files are memory-mapped anyway")
     if args.gan_mode and args.resume in ("auto", "never") and not (args.checkpoint_dir / STAGE1_FILE).is_file():
         raise UserError(
             f"--gan_mode needs a model of stage 1: name it with --resume FILE, or train {STAGE1_FILE} in "
             f"{args.checkpoint_dir} first"
         )
-    if min(args.patch_size, args.num_patches_h, args.num_patches_w) < 1:
-        raise UserError("--patch_size, --num_patches_h and --num_patches_w must be at least 1")
+    check_range(args, ("patch_size", "num_patches_h", "num_patches_w"), 1)
+    check_range(args, ("steps", "num_epoch", "epochs_per_batch", "batch_size", "accumulation"), 1)
+    check_range(args, ("gan_steps", "gan_epochs_per_batch", "test_batch", "checkpoint_freq", "vis_freq"))
 
 
-def settle_device(args: argparse.Namespace) -> None:
-    """Let --no_cuda, --gpu and --fp16 have their say."""
-    if args.no_cuda:
-        args.device = "cpu"
-    elif args.device == "auto" and args.gpu and torch.cuda.is_available():
-        args.device = f"cuda:{args.gpu}"
-    if args.fp16 and args.precision == "fp32" and args.device != "cpu" and torch.cuda.is_available():
-        args.precision = "bf16"
+def settle_precision(args: argparse.Namespace) -> None:
+    """Let --fp16 have its say: mixed precision on a GPU, in bf16, whose range the adaptive weight's gradients need."""
+    if args.fp16 and args.precision == "fp32":
+        on_gpu = args.device != "cpu" and torch.cuda.is_available()
+        args.precision = "bf16" if on_gpu else "fp32"
+        logger.info("--fp16: %s", "mixed precision in bf16" if on_gpu else "no effect on a CPU")
 
 
 def open_patches(args: argparse.Namespace, split: str) -> PatchDataset:

@@ -1,6 +1,7 @@
 """The two recipes: stage 1 learns to reconstruct, stage 2 adds a discriminator.
 
-Batches are frames (N, 3, H, W) in [-1, 1]. The generator runs once per step, and its codebook moves once."""
+Batches are frames (N, 3, H, W) in [-1, 1]. The generator runs once per step, and its codebook moves once.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.codebook_usage import CodebookUsage, code_usage
-from evaluation.psnr import psnr
-from evaluation.ssim import ssim
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from losses.discriminator import discriminator_accuracy
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step, derive_seed
+from training.distributed import all_mean, world_size
 from training.muon import Muon
 from vqgan.config import GAN_LOSSES, Objective
+from vqgan.evaluate import frame_scores
 from vqgan.ldm import LDMVQModel
 from vqgan.model import VQGAN, Reconstruction
-from vqgan.quantize import CodeRevival, LatentReservoir, all_sum_, world_size
+from vqgan.quantize import CodeRevival, LatentReservoir
 
-SMALLEST_SSIM = 11  # pixels; the window of SSIM
+REFEREE_MEMORY = 0.9  # decay of the discriminator's running accuracy, per batch
 
 
 class ReconstructionRecipe(Recipe):
@@ -136,12 +137,8 @@ class ReconstructionRecipe(Recipe):
         out: Reconstruction = self.networks["model"](batch)
         self.usage.update(out.indices)
         frames, reconstruction = batch[:, :, None].float(), out.frames[:, :, None].float().clamp(-1, 1)
-        metrics = {
-            "mse": reconstruction_error(batch, reconstruction[:, :, 0], "mse"),
-            "psnr": psnr(frames, reconstruction),
-        }
-        if min(batch.shape[-2:]) >= SMALLEST_SSIM:
-            metrics["ssim"] = ssim(frames, reconstruction)
+        error = reconstruction_error(batch, reconstruction[:, :, 0], "mse")
+        metrics = {"mse": error, **frame_scores(frames, reconstruction)}
         if self.objective.perceptual_weight > 0:
             metrics["lpips"] = self.perceptual(batch, reconstruction[:, :, 0])
         return metrics
@@ -247,9 +244,6 @@ def reconstruction_error(frames: Tensor, reconstruction: Tensor, kind: str) -> T
     return (difference.square() if kind == "mse" else difference.abs()).mean(dim=(1, 2, 3))
 
 
-MEMORY = 0.9  # decay of the running accuracy, per batch
-
-
 class Referee(nn.Module):
     """Running accuracy of the discriminator over the batches of all processes; part of the checkpoint."""
 
@@ -260,5 +254,4 @@ class Referee(nn.Module):
     @torch.no_grad()
     def forward(self, on_real: Tensor, on_fake: Tensor) -> None:
         """Take in the shares of real and of reconstructed patches that were told right in a batch, two scalars."""
-        share = all_sum_(((on_real + on_fake) / 2).float().clone()) / world_size()
-        self.accuracy.lerp_(share, 1 - MEMORY)
+        self.accuracy.lerp_(all_mean(((on_real + on_fake) / 2).float()), 1 - REFEREE_MEMORY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,39 +14,102 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from evaluation.codebook_usage import CodebookUsage
-from videodata.pixels import denormalize
+from videodata.errors import UserError
+from videodata.geometry import Size
+from videodata.pixels import denormalize, to_float
+from videodata.sources import ClipSource
+from videodata.splits import open_split
 from videodata.write_video import write_video
-from vqgan.data import Footage, merge, split
-from vqgan.files import Model
+from vqgan.config import check_range
+from vqgan.data import BatchFiles, find_batch_files, merge_patches, split_patches
+from vqgan.evaluate import PATCHES_AT_A_TIME, Encoded, encode_patches
+from vqgan.files import Model, open_model, settle_grid
 
 SHOWN_CODES = 64
 TOP_CODES = 50
 INTERPOLATION_STEPS = 8
 DOTS = 4000  # in a scatter plot
-PATCHES_AT_A_TIME = 16
 GRID_CELL = (1, 1)  # row and column of the patch that is followed through time
 NOISE_SCALES = 8
 LARGEST_NOISE = 0.5  # of the latents' standard deviation
 
+GAP = 4  # pixels between the frames of a grid
+CAPTION = 16  # pixels of height for a caption
+SMALLEST = 96  # pixels; smaller frames are enlarged for the eye
+PANEL = (520, 380)  # width and height of a chart
+LEFT, TOP, RIGHT, BOTTOM = 64, 34, 18, 44  # margins of a chart
+INK, FAINT, FILL = (30, 30, 30), (200, 200, 200), (52, 101, 164)
+
+
+def visualize(args: argparse.Namespace) -> list[Path]:
+    """All pictures that the flags of scripts/visualize_vqgan.py ask for; gives their paths. Raises UserError."""
+    check_range(args, ("num_samples", "num_frames"), 1)
+    check_range(args, ("start_frame",))
+    model, (rows, columns), folder = open_model(args), settle_grid(args), args.output_dir
+    footage = open_footage(args)
+    sequence = encode_patches(
+        model, split_patches(footage.read(args.video_idx, args.start_frame, args.num_frames), rows, columns)
+    )
+    count = len(footage)
+    chosen = np.linspace(0, count - 1, min(args.num_samples, count)).round().astype(int)
+    first_frames = torch.cat([footage.read(int(video), 0, 1) for video in chosen])
+    everything = encode_patches(model, split_patches(first_frames, rows, columns))
+    centre = (rows // 2) * columns + columns // 2
+    places = range(centre, len(everything.patches), rows * columns)  # one patch of each frame, so that they differ
+    if args.num_samples > count:
+        places = range(min(args.num_samples, len(everything.patches)))
+    shown = Encoded(*(getattr(everything, name)[list(places)] for name in Encoded.__dataclass_fields__))
+    patch, latents = sequence.patches[centre], sequence.latents[centre : centre + 1]
+    return [
+        *draw_reconstructions(shown, folder / "reconstructions"),
+        *draw_latent_space(everything, model.num_embeddings, folder / "latent_space.png"),
+        *draw_codebook(model, everything, folder / "codebook"),
+        *draw_interpolation(model, shown, folder / "interpolation"),
+        *draw_variations(model, patch, latents, args.seed, folder / "latent_manipulation"),
+        *draw_sequence(sequence, rows, columns, folder / "sequence"),
+        *draw_whole_frames(sequence, rows, columns, footage.fps(args.video_idx), folder / "whole_frame"),
+    ]
+
 
 @dataclass
-class Encoded:
-    """Patches of some frames and what the model makes of them, all on the CPU."""
+class Footage:
+    """Numbered videos to show, at the size of the grid."""
 
-    patches: Tensor  # (N, 3, h, w) in [-1, 1]
-    latents: Tensor  # (N, D, h, w) before the quantiser
-    indices: Tensor  # (N, h, w)
-    reconstruction: Tensor  # (N, 3, h, w), clamped to [-1, 1]
+    source: ClipSource
+    videos: list[int]
+    size: Size
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def read(self, number: int, start: int, count: int) -> Tensor:
+        """Frames (count, 3, H, W) in [-1, 1] of a video. Raises UserError when there are none or too few."""
+        if not 0 <= number < len(self):
+            raise UserError(f"--video_idx {number}: {self.source.path} has videos 0 to {len(self) - 1}")
+        length = self.source.length(self.videos[number])
+        if start + count > length:
+            raise UserError(
+                f"--num_frames {count}: {self.source.id(self.videos[number])} has {length} frames, and frame {start} "
+                f"is the first one shown; ask for at most {max(0, length - start)}"
+            )
+        return to_float(self.source.read_clip(self.videos[number], start, count, 1, self.size)).movedim(1, 0)
+
+    def fps(self, number: int) -> Fraction | None:
+        """Frames per second, where the source knows."""
+        return self.source.fps(self.videos[number])
 
 
-@torch.no_grad()
-def encode_patches(model: Model, patches: Tensor) -> Encoded:
-    """Run the model over patches (N, 3, h, w), a few at a time."""
-    device = next(model.parameters()).device
-    parts = [model(part.to(device)) for part in patches.split(PATCHES_AT_A_TIME)]
-    latents, indices = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("latents", "indices"))
-    frames = torch.cat([part.frames.float().clamp(-1, 1).cpu() for part in parts])
-    return Encoded(patches, latents.float(), indices, frames)
+def open_footage(args: argparse.Namespace) -> Footage:
+    """The videos of the batch file or source that the flags name."""
+    files = find_batch_files(args.data_path)
+    if files and args.batch_idx not in files:
+        raise UserError(f"--batch_idx {args.batch_idx}: {args.data_path} has {', '.join(map(str, files))}")
+    if files:
+        source = BatchFiles([files[args.batch_idx]])
+        videos = list(range(len(source)))
+    else:
+        source, videos = open_split(args.data_path, args.split)
+    return Footage(source, videos, (args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size))
 
 
 def save(image: Image.Image, path: Path) -> Path:
@@ -166,8 +230,11 @@ def draw_sequence(encoded: Encoded, rows: int, columns: int, folder: Path) -> li
 
 def draw_whole_frames(encoded: Encoded, rows: int, columns: int, fps: Fraction | None, folder: Path) -> list[Path]:
     """The patches put together again: frames, index maps, and the clip as mp4 and GIF beside its original."""
-    originals, copies = merge(encoded.patches, rows, columns), merge(encoded.reconstruction, rows, columns)
-    maps = merge(encoded.indices, rows, columns).numpy()
+    originals, copies = (
+        merge_patches(encoded.patches, rows, columns),
+        merge_patches(encoded.reconstruction, rows, columns),
+    )
+    maps = merge_patches(encoded.indices, rows, columns).numpy()
     both = torch.cat([originals, copies], dim=3).movedim(0, 1)  # (3, T, H, 2 * W)
     rate = fps or Fraction(25)
     files = [save(grid([originals[0], copies[0]], 2, ("original", "reconstruction")), folder / "frame_00.png")]
@@ -175,43 +242,6 @@ def draw_whole_frames(encoded: Encoded, rows: int, columns: int, fps: Fraction |
     files.append(write_video(folder / "reconstruction.mp4", copies.movedim(0, 1), rate))
     files += [write_video(folder / name, both, rate) for name in ("comparison.mp4", "comparison.gif")]
     return files
-
-
-def visualize(
-    model: Model, footage: Footage, rows: int, columns: int, samples: int, window: tuple[int, int, int], seed: int,
-    folder: Path,
-) -> list[Path]:  # fmt: skip
-    """All pictures, for `samples` patches of as many videos and a window (video, start, frames); gives their paths.
-
-    `seed` is that of the noise in the latents' variations, which are those of the window's first frame.
-    """
-    sequence = encode_patches(model, split(footage.read(*window), rows, columns))
-    count = len(footage)
-    chosen = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
-    first_frames = torch.cat([footage.read(int(video), 0, 1) for video in chosen])
-    everything = encode_patches(model, split(first_frames, rows, columns))
-    centre = (rows // 2) * columns + columns // 2
-    places = range(centre, len(everything.patches), rows * columns)  # one patch of each frame, so that they differ
-    if samples > count:
-        places = range(min(samples, len(everything.patches)))
-    shown = Encoded(*(getattr(everything, name)[list(places)] for name in Encoded.__dataclass_fields__))
-    files = draw_reconstructions(shown, folder / "reconstructions")
-    files += draw_latent_space(everything, model.num_embeddings, folder / "latent_space.png")
-    files += draw_codebook(model, everything, folder / "codebook")
-    files += draw_interpolation(model, shown, folder / "interpolation")
-    first, latents = sequence.patches[centre], sequence.latents[centre : centre + 1]
-    files += draw_variations(model, first, latents, seed, folder / "latent_manipulation")
-    files += draw_sequence(sequence, rows, columns, folder / "sequence")
-    files += draw_whole_frames(sequence, rows, columns, footage.fps(window[0]), folder / "whole_frame")
-    return files
-
-
-GAP = 4  # pixels between the frames of a grid
-CAPTION = 16  # pixels of height for a caption
-SMALLEST = 96  # pixels; smaller frames are enlarged for the eye
-PANEL = (520, 380)  # width and height of a chart
-LEFT, TOP, RIGHT, BOTTOM = 64, 34, 18, 44  # margins of a chart
-INK, FAINT, FILL = (30, 30, 30), (200, 200, 200), (52, 101, 164)
 
 
 def font(size: int = 12) -> ImageFont.FreeTypeFont:

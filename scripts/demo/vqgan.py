@@ -14,7 +14,7 @@ from evaluation.curves import Curve, Line, read_line
 from evaluation.gallery import Gallery, Grid, Overview, Row
 from scripts.demo.stage import ROOT, Stage, clip_names, read_scores
 from videodata.write_video import write_video
-from vqgan.data import merge, split
+from vqgan.data import merge_patches, split_patches
 from vqgan.files import load_model
 
 INTRO = (
@@ -80,7 +80,7 @@ def write_clips(stage: Stage, checkpoint: Path, rows: int, columns: int, folder:
     model, data = load_model(checkpoint), stage.validation(SIZE)
     for number in range(stage.shown):
         frames = data[number].movedim(1, 0)  # (T, 3, H, W)
-        made = merge(model(split(frames, rows, columns)).frames, rows, columns).float().clamp(-1, 1)
+        made = merge_patches(model(split_patches(frames, rows, columns)).frames, rows, columns).float().clamp(-1, 1)
         for name, values in (("original", frames), ("reconstruction", made)):
             write_video(folder / f"{name}_{number}.mp4", values.movedim(0, 1), Fraction(8))
 

@@ -24,7 +24,7 @@ from videodata.shapes import Shapes
 from videodata.video import read_video
 from videodata.write_video import write_video
 from vqgan import VQGAN, Discriminator
-from vqgan.data import merge, split
+from vqgan.data import merge_patches, split_patches
 from vqgan.files import load_model
 from vqgan.model import AttentionBlock, ResidualBlock
 from vqgan.project import decode_codes
@@ -211,10 +211,10 @@ def test_09_stage_2_adds_the_adversarial_terms(trained):
 
 
 def test_10_patches_tile_the_frame():
-    """`merge(split(x)) == x` for a 240x320 frame in 3 x 4 patches of 80 pixels."""
+    """`merge_patches(split_patches(x)) == x` for a 240x320 frame in 3 x 4 patches of 80 pixels."""
     frames = torch.arange(2 * 3 * 240 * 320).reshape(2, 3, 240, 320)
-    patches = split(frames, 3, 4)
-    assert patches.shape == (24, 3, 80, 80) and torch.equal(merge(patches, 3, 4), frames)
+    patches = split_patches(frames, 3, 4)
+    assert patches.shape == (24, 3, 80, 80) and torch.equal(merge_patches(patches, 3, 4), frames)
 
 
 def test_11_each_key_parameter_changes_the_model():
@@ -256,9 +256,9 @@ def test_13_variations_and_projection(trained):
     assert codes.dtype == np.int16 and codes.shape == (4, 3, 1, 8, 8)
     model = load_model(trained / "checkpoints" / "best_model_gan.pt")
     frames = np.load(trained / "data" / "ucf101_subset_batch_2.npy")[1]
-    patches = split(torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1, 2, 2)
+    patches = split_patches(torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1, 2, 2)
     with torch.no_grad():
-        expected = merge(model(patches).frames.clamp(-1, 1), 2, 2)
+        expected = merge_patches(model(patches).frames.clamp(-1, 1), 2, 2)
     assert torch.allclose(decode_codes(model, codes[1], 2, 2), expected, atol=1e-5)
 
 

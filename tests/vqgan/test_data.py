@@ -11,10 +11,10 @@ from vqgan.data import (
     PatchDataset,
     color_jitter,
     find_batch_files,
-    merge,
+    merge_patches,
     open_frames,
     open_videos,
-    split,
+    split_patches,
     write_batch_files,
 )
 
@@ -95,15 +95,15 @@ def test_a_grid_that_does_not_fit_is_one_line(npy):
     with pytest.raises(UserError, match="5x5 patches"):
         PatchDataset(open_frames(npy, None, None), 5, 5)
     with pytest.raises(UserError, match="5x5 patches"):
-        split(torch.zeros(1, 3, 12, 16), 5, 5)
+        split_patches(torch.zeros(1, 3, 12, 16), 5, 5)
 
 
 def test_maps_of_indices_are_cut_and_merged_like_frames():
-    """`merge(split(x)) == x` for pictures and for index maps."""
+    """`merge_patches(split_patches(x)) == x` for pictures and for index maps."""
     for value in (torch.randn(2, 3, 12, 16), torch.arange(2 * 12 * 16).reshape(2, 12, 16)):
-        pieces = split(value, 3, 4)
-        assert pieces.shape[0] == 24 and torch.equal(merge(pieces, 3, 4), value)
-    assert torch.equal(split(value, 3, 4)[5], value[0, 4:8, 4:8])
+        pieces = split_patches(value, 3, 4)
+        assert pieces.shape[0] == 24 and torch.equal(merge_patches(pieces, 3, 4), value)
+    assert torch.equal(split_patches(value, 3, 4)[5], value[0, 4:8, 4:8])
 
 
 def test_only_numbered_files_are_batch_files(tmp_path):

@@ -11,7 +11,7 @@ from tests.vqgan.tiny import TINY_LDM
 from videodata.errors import UserError
 from videodata.shapes import Shapes
 from vqgan import VQGAN, LDMVQModel
-from vqgan.data import merge, split
+from vqgan.data import merge_patches, split_patches
 from vqgan.project import Projection, decode_codes, progress, project
 
 
@@ -43,9 +43,9 @@ def test_codes_are_those_of_the_frames_and_decode_exactly(model, tmp_path):
     assert codes.dtype == np.int16 and codes.shape == (3, 3, 1, 8, 8)
     frames = torch.from_numpy(Shapes(4, frames=3, size=16).read(3)[:2]).movedim(-1, 1) / 127.5 - 1
     with torch.no_grad():
-        quantized, indices = model.quantize(model.latents(split(frames, 2, 1)))
-        decoded = merge(model.decode(quantized).clamp(-1, 1), 2, 1)
-    assert np.array_equal(merge(indices, 2, 1).numpy(), codes[2, :2, 0])
+        quantized, indices = model.quantize(model.latents(split_patches(frames, 2, 1)))
+        decoded = merge_patches(model.decode(quantized).clamp(-1, 1), 2, 1)
+    assert np.array_equal(merge_patches(indices, 2, 1).numpy(), codes[2, :2, 0])
     assert torch.equal(decode_codes(model, codes[2, :2], 2, 1), decoded)
     assert np.array_equal(np.load(tmp_path / "codebook.npy"), model.quantizer.codebook.numpy())
 
