@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 import json
-import logging
 import math
 import re
 from fractions import Fraction
@@ -28,7 +27,6 @@ from videodata.npy_source import FORMAT, VERSION, NpySource, check_layout, map_a
 from videodata.sources import ClipSource
 from videodata.splits import hashed_split, open_split
 
-logger = logging.getLogger(__name__)
 BATCH_FILE = re.compile(r".*_batch_(\d+)\.npy")
 BATCH_PREFIX = "ucf101_subset"
 READING = {"resize": "crop", "interpolation": None, "short_side": None}
@@ -42,20 +40,18 @@ def open_frames(
     split: str | None,
     size: tuple[int, int] | None,
     *,
-    frames: int = 1,
-    windows: str = "consecutive",
     test_batch: int = 13,
     seed: int = 0,
     flip: bool = False,
 ) -> ClipDataset:
-    """Clips of `frames` frames in (height, width) `size`, one after another; None keeps the stored size.
+    """Clips of one frame in (height, width) `size`, one after another; None keeps the stored size.
 
     In a folder of batch files, file number `test_batch` is the test split and the others are divided by group; other
     data is divided by `videodata.splits`. Raises UserError.
     """
     source, videos = open_videos(path, split, test_batch)
     return ClipDataset(
-        source, videos, frames, size, 1, seed, windows=windows, flip=flip, dtype="float32", on_error="raise",
+        source, videos, 1, size, 1, seed, windows="consecutive", flip=flip, dtype="float32", on_error="raise",
         reading=READING,
     )  # fmt: skip
 
