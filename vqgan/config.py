@@ -59,7 +59,8 @@ class VQGANConfig:
         check_range(self, ("latent_dim", "num_embeddings", "attention_heads"), 1)
         check_range(self, ("commitment_cost",))
         check_range(self, ("decay", "dead_code_fraction", "dropout"), 0, 1)
-        if not self.hidden_dims or self.downsample_factor not in (allowed := self.possible_factors()):
+        allowed = [2**halvings for halvings in range(len(self.hidden_dims))]
+        if self.downsample_factor not in allowed:
             raise UserError(
                 f"downsample_factor {self.downsample_factor} needs more than {len(self.hidden_dims)} hidden_dims; "
                 f"choose one of {', '.join(map(str, allowed))}, or give more hidden_dims"
@@ -73,10 +74,6 @@ class VQGANConfig:
             fsq_levels_for(self.num_embeddings)
         if self.quantizer == "lfq" and self.num_embeddings & (self.num_embeddings - 1):
             raise UserError(f"quantizer lfq needs a power of two of codes, found num_embeddings {self.num_embeddings}")
-
-    def possible_factors(self) -> list[int]:
-        """Downsampling factors that this many widths allow."""
-        return [2**halvings for halvings in range(len(self.hidden_dims))]
 
     @property
     def halvings(self) -> int:

@@ -128,7 +128,7 @@ class LDMVQModel(nn.Module):
 
         Raises UserError naming missing, unexpected and misshapen keys; then nothing is loaded.
         """
-        strict_load(self, published_weights(Path(path)), path)
+        strict_load(self, state_dict_in(read_tensors(Path(path)), Path(path)), path)
 
 
 @dataclass(frozen=True)
@@ -323,17 +323,13 @@ class LDMQuantizer(nn.Module):
         """Codes, indices and loss. In training mode gradients pass straight through."""
         with torch.autocast(latents.device.type, enabled=False):
             vectors = latents.float().movedim(1, -1)  # (N, h, w, D)
-            indices = self.nearest_code(vectors)
+            with torch.no_grad():  # of the distances; only the codes that were chosen learn
+                indices = nearest(vectors.flatten(0, 2), self.embedding.weight).unflatten(0, vectors.shape[:3])
             codes = self.embedding(indices)
             loss = self.loss(vectors, codes) if self.training else zero(latents)
             if self.training:
                 codes = vectors + (codes - vectors).detach()
         return Quantized(codes.movedim(-1, 1), indices, loss)
-
-    @torch.no_grad()
-    def nearest_code(self, vectors: Tensor) -> Tensor:
-        """Indices (N, h, w) of the codes nearest to vectors (N, h, w, D)."""
-        return nearest(vectors.flatten(0, 2), self.embedding.weight).unflatten(0, vectors.shape[:3])
 
     def loss(self, vectors: Tensor, codes: Tensor) -> Tensor:
         """Codebook and commitment terms of VQ-VAE (arXiv 1711.00937, equation 3).
@@ -372,11 +368,6 @@ class LDMQuantizer(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (N, h, w) -> codes (N, D, h, w)."""
         return self.embedding(indices).movedim(-1, 1)
-
-
-def published_weights(path: Path) -> dict[str, Tensor]:
-    """The generator's weights in a published file. Raises UserError."""
-    return state_dict_in(read_tensors(path), path)
 
 
 def state_dict_in(content: dict[str, Any], path: Path) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ class AttentionBlock(nn.Module):
         self.norm = normalization(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.project = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.weight)  # the identity at first: attention joins when it has something to say
         nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from vqgan.files import Model, model_identity, open_model, settle_grid
 
 logger = logging.getLogger(__name__)
 FORMAT = "lvt-codes"
-LARGEST = np.iinfo(np.int16).max + 1  # codes that 16 bits can number
+LARGEST = np.iinfo(np.int16).max + 1  # codes that 16 bits can number; the published 16384 fit
 
 
 def project_splits(args: argparse.Namespace) -> Iterator[str]:
@@ -115,7 +115,8 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
             return path
         check_neighbours(folder, projection.made_from)
         array, done = open_partial(projection, path)
-        write_codebook(projection.model, folder / "codebook.npy")
+        codebook = projection.model.quantizer.codebook.float().cpu().numpy()
+        write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
         fill(projection, path, array, done)
         write_json(path.with_suffix(".json"), describe(projection))
         os.replace(partial(path), path)
@@ -183,11 +184,6 @@ def check_neighbours(folder: Path, made_from: dict[str, Any]) -> None:
         noted = json.loads(sidecar.read_text()).get("made_from", {}) if sidecar.is_file() else {}
         if noted.get("model", made_from.get("model")) != made_from.get("model"):
             raise UserError(f"{array}: holds codes of another model, {noted['model']}; name another folder")
-
-
-def write_codebook(model: Model, path: Path) -> None:
-    """The latents that the indices stand for, float32 (K, D)."""
-    write_file(path, lambda file: np.save(file, model.quantizer.codebook.float().cpu().numpy(), allow_pickle=False))
 
 
 @torch.no_grad()

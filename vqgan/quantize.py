@@ -96,7 +96,7 @@ class AverageQuantizer(Quantizer):
         self.decay = decay  # the one that `set_decay` may lower for a while
         self.revival = CodeRevival(size, dead_code_fraction)
         self.codebook_dim = dim
-        self.set_codebook(F.normalize(torch.randn(size, dim), dim=1), torch.ones(size))
+        self.set_codebook(F.normalize(torch.randn(size, dim), dim=1), torch.ones(size))  # the original's start
 
     def set_decay(self, decay: float) -> None:
         """Set the decay of the running means."""

@@ -33,7 +33,7 @@ OF_STAGE2 = (
     *("adv_weight", "gan_loss", "adaptive_weight", "adaptive_max"),
     *("disc_start", "disc_ramp", "disc_limit", "lr_g", "lr_d"),
 )
-OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # parts of the objective that the other stage may change
+OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # not in a stage's configuration: a resumed run may change the other's part
 STAGE1_FILE, GAN_FILE, DISCRIMINATOR_FILE = "best_model_stage1.pt", "best_model_gan.pt", "best_discriminator.pt"
 
 
@@ -102,6 +102,7 @@ def open_patches(args: argparse.Namespace, split: str) -> PatchDataset:
 def build_objective(args: argparse.Namespace, steps: int, gan_steps: int, per_epoch: int) -> Objective:
     """The objective that the flags describe, with schedules that fit into the run."""
     chosen = {entry.name: getattr(args, entry.name) for entry in fields(Objective) if hasattr(args, entry.name)}
+    # The defaults are for long runs: in a short one the quantiser would never start, nor the adversarial term.
     limits = {"vq_warmup": steps // 5, "decay_ramp": steps // 2, "disc_ramp": gan_steps // 5}
     for name, limit in limits.items():
         if chosen[name] > limit:

@@ -68,7 +68,7 @@ class ReconstructionRecipe(Recipe):
         parameters, settings = self.model.parameters(), {"lr": self.objective.lr, "betas": (0.9, 0.999)}
         if self.objective.optimizer == "adam":
             return {"generator": torch.optim.Adam(parameters, **settings)}
-        tables = self.model.quantizer.parameters()
+        tables = self.model.quantizer.parameters()  # of codes, which are no maps: Adam moves them
         return {"generator": Muon(parameters, **settings, convolutions=True, tables=tables)}
 
     @property
@@ -115,6 +115,7 @@ class ReconstructionRecipe(Recipe):
         reservoir = self.networks.get("reservoir")
         if reservoir is None or step.index < self.warmup_steps or reservoir.used or not reservoir.count:
             return
+        # The hits that the start stands for are those of one batch, or the first updates would hardly move the codes.
         pixels = batch.shape[0] * batch.shape[-2] * batch.shape[-1] * world_size()
         quantizer.start(reservoir.newest(), tokens=pixels // self.model.downsample_factor**2)
         reservoir.used.fill_(True)
@@ -220,7 +221,7 @@ class AdversarialRecipe(ReconstructionRecipe):
         """The discriminator's loss on real frames and (detached) reconstructions; None while it rests."""
         resting = bool(self.networks["referee"].accuracy > self.objective.disc_limit)
         with torch.set_grad_enabled(not resting):
-            both = torch.cat([real, fake.to(real)])
+            both = torch.cat([real, fake.to(real)])  # one pass, so that spectral norm's power iteration moves once
             logits_real, logits_fake = self.networks["discriminator"](both).chunk(2)
         on_real, on_fake = discriminator_accuracy(logits_real, logits_fake)
         self.networks["referee"](on_real, on_fake)
