@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from lvt import config as configuration
+from lvt.cached_decoder import SampleStreams, SamplingRule
+from lvt.files import build_transformer
 from lvt.generate import ClipSampler
-from lvt.run import build_transformer
-from lvt.sampling import SampleStreams, SamplingRule
 from lvt.subscale import slice_size
 from training.cli import make_parser, run
 

@@ -1,21 +1,205 @@
-"""Windows of codes for training and evaluation, from either layout on disk."""
+"""Codes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from lvt.codes_file import CodesFile
-from lvt.codes_folder import CodesFolder
+from training.files import write_json
 from videodata.errors import UserError
+from videodata.lock import exclusive
+from videodata.natural_order import natural_key
 
 logger = logging.getLogger(__name__)
+
+FORMAT = "lvt-codes"
+LARGEST = np.iinfo(np.int16).max + 1  # codes per codebook that fit
+NOTE_EVERY, LOG_EVERY = 100, 1000  # videos between notes of the progress, and between lines of the log
+Listed = tuple[str, str | None, int]  # id, label and frames of a video
+
+
+@dataclass(frozen=True)
+class CodedVideo:
+    """Where the codes of one video lie among those of all."""
+
+    id: str
+    label: str | None
+    first_frame: int
+    frames: int
+
+
+def write_codes(
+    path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], size: int, made_from: str = ""
+) -> None:
+    """Write the codes (T_i, C, h, w) of all videos, codes_of(i) each; a call that was killed is continued.
+
+    size: codes per codebook. made_from names the weights: a partial array from other ones is begun again. Raises
+    UserError when the codes do not fit int16, or codes and videos do not agree.
+    """
+    if size > LARGEST:
+        raise UserError(f"{path}: codebooks of {size} codes do not fit 16 bits")
+    if not videos:
+        raise UserError(f"{path}: there is no video to encode")
+    with exclusive(path, "writing"):
+        fill(path, videos, codes_of, made_from)
+        entries, first = [], 0
+        for name, label, frames in videos:
+            entries.append(asdict(CodedVideo(name, label, first, frames)))
+            first += frames
+        os.replace(partial(path), path)
+        write_json(path.with_suffix(".json"), {"format": FORMAT, "version": 1, "size": size, "videos": entries})
+        progress(path).unlink(missing_ok=True)
+
+
+def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], made_from: str) -> None:
+    """Encode the videos that the partial array does not hold yet."""
+    identity = {"made_from": made_from, "videos": [list(video) for video in videos]}
+    done = videos_done(path, identity)
+    if done:
+        logger.info("%s: %d of %d videos are there already", path, done, len(videos))
+    array = np.lib.format.open_memmap(partial(path), "r+") if done else None
+    starts = np.cumsum([0, *(frames for _, _, frames in videos)])
+    bar = {"desc": path.parent.name, "total": len(videos), "initial": done, "unit": "video", "disable": None}
+    for number in tqdm(range(done, len(videos)), **bar):
+        values, frames = codes_of(number), videos[number][2]
+        if len(values) != frames:
+            raise UserError(f"{path}: video {videos[number][0]} has {len(values)} frames in place of {frames}")
+        if array is None:
+            shape = final_shape(videos, values.shape[1:])
+            array = np.lib.format.open_memmap(partial(path), "w+", np.int16, shape)
+        array.reshape(-1, *values.shape[1:])[starts[number] : starts[number] + frames] = values
+        if number % NOTE_EVERY == NOTE_EVERY - 1 or number == len(videos) - 1:
+            array.flush()
+            write_json(progress(path), {**identity, "done": number + 1})
+        if number % LOG_EVERY == LOG_EVERY - 1:
+            logger.info("encoded %d of %d videos", number + 1, len(videos))
+
+
+def videos_done(path: Path, identity: dict) -> int:
+    """How many videos the partial array holds; 0 where there is none, or one made from something else."""
+    try:
+        noted = json.loads(progress(path).read_text())
+    except (OSError, ValueError):
+        return 0
+    same = partial(path).exists() and {key: noted.get(key) for key in identity} == identity
+    return noted["done"] if same else 0
+
+
+def final_shape(videos: list[Listed], frame: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the array: with an axis for the videos when all have the same length."""
+    lengths = [frames for _, _, frames in videos]
+    return (len(videos), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
+
+
+def partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def progress(path: Path) -> Path:
+    return path.with_name(path.name + ".progress")
+
+
+class CodesFile:
+    """Reads what `write_codes` wrote; a picklable list of videos."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            facts = json.loads(self.path.with_suffix(".json").read_text())
+            if facts.get("format") != FORMAT:
+                raise UserError(f"{self.path}: not a file of codes (its .json says {facts.get('format')!r})")
+            self.videos = [CodedVideo(**entry) for entry in facts["videos"]]
+            self.size = int(facts["size"])
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: missing; codes are an .npy with a .json beside it") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path.with_suffix('.json')}: damaged ({error}); encode the videos again") from error
+        self._array: np.ndarray | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_array": None}  # each loader worker maps the file itself
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Codes of all frames, int16 (F, C, h, w), memory-mapped."""
+        if self._array is None:
+            try:
+                array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{self.path}: cannot be read ({error}); encode the videos again") from error
+            self._array = array.reshape(-1, *array.shape[-3:])
+            if len(self._array) != sum(video.frames for video in self.videos):
+                raise UserError(f"{self.path}: has other frames than its .json says; encode the videos again")
+        return self._array
+
+    def read(self, video: int, start: int, count: int) -> np.ndarray:
+        """Codes of `count` frames of a video: (count, C, h, w)."""
+        first = self.videos[video].first_frame + start
+        return np.array(self.frames[first : first + count])
+
+
+class CodesFolder:
+    """Every folder below `root` that holds .npy files alone is a video; its class is the folder above, if any.
+
+    The original keeps its scan in latent_video_paths.npy; that file is not read.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.path = Path(root)
+        found = {Path(folder): names for folder, names in scan(self.path)}
+        self._folders = sorted(found, key=lambda folder: natural_key(folder.relative_to(self.path)))
+        self._names = [sorted(found[folder], key=natural_key) for folder in self._folders]
+        if not self._folders:
+            raise UserError(f"{root}: holds no codes: neither codes.npy nor folders of <frame>.npy files")
+        self.videos = []
+        first = 0
+        for folder, names in zip(self._folders, self._names, strict=True):
+            parts = folder.relative_to(self.path).parts
+            label = parts[-2] if len(parts) > 1 else None
+            self.videos.append(CodedVideo("/".join(parts), label, first, len(names)))
+            first += len(names)
+
+    def read(self, video: int, start: int, count: int) -> np.ndarray:
+        """Codes of `count` frames of a video: (count, C, h, w)."""
+        folder = self._folders[video]
+        frames = [read_frame(folder / name) for name in self._names[video][start : start + count]]
+        if len({frame.shape for frame in frames}) > 1:
+            raise UserError(f"{folder}: its frames have codes of different shapes")
+        return np.stack(frames)
+
+
+def read_frame(path: Path) -> np.ndarray:
+    """Codes (C, h, w) of one frame."""
+    try:
+        codes = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a .npy of codes ({error})") from error
+    if codes.ndim != 3 or not np.issubdtype(codes.dtype, np.integer):
+        raise UserError(f"{path}: codes of a frame are integers (codebooks, h, w), found {codes.dtype} {codes.shape}")
+    return codes
+
+
+def scan(root: Path) -> list[tuple[str, list[str]]]:
+    """(folder, names) of all folders that hold nothing but .npy files."""
+    found = []
+    for folder, children, names in os.walk(root, followlinks=True):
+        names = [name for name in names if not name.startswith(".")]
+        if names and not children and Path(folder) != root and all(name.endswith(".npy") for name in names):
+            found.append((folder, names))
+    return found
+
+
 CODES_NAME = "codes.npy"  # of the array that extraction writes into a data set's folder
 
 

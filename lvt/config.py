@@ -1,14 +1,18 @@
-"""Configuration files and KEY VALUE overrides -> one nested dictionary with every key."""
+"""Configuration files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lvt.defaults import DEFAULTS
-from training.config import dotted_keys, load_config, split_overrides, unknown_key
+import yaml
+
+from training.config import dotted_keys, from_dict, load_config, split_overrides, unknown_key
+from training.files import write_file
 from videodata.errors import UserError
 
 OF_A_RUN = ("model", "training")  # what the training loop adds to the config.yaml of a run
@@ -60,3 +64,313 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
     for part in reversed(dotted.split(".")):
         value = {part: value}
     return value
+
+
+def convnet(in_channels: int, out_channels: int) -> dict[str, Any]:
+    """ENCODER or GENERATOR node."""
+    return {
+        "WEIGHTS": "",  # netE, netG: a published .pth, or a checkpoint or run folder of this project
+        "NAME": "",
+        "IN_CHANNELS": in_channels,
+        "NF": 16,  # width
+        "RES_CHANNELS": 0,  # width inside residual blocks
+        "OUT_CHANNELS": out_channels,
+        "NORM": "",
+        "N_LAYERS": 0,  # residual blocks
+        "SPECTRAL": False,
+        "OUT_ACTIVATION": "",
+    }
+
+
+TRANSFORMER = {
+    "NC": 0,  # codebooks
+    "NV": 0,  # codes per codebook
+    "KERNEL": [],
+    "STRIDE": [],  # of the subscale slices
+    "D": 0,  # width
+    "DA": 0,  # width of one head
+    "DE": 0,  # width of embeddings
+    "BLOCKS_E": [],  # attention block (t, h, w) of each layer
+    "N_HEAD_E": [],
+    "BLOCKS_D": [],
+    "N_HEAD_D": [],
+    "N_PRIME": 0,  # first frames that are neither trained nor counted
+    "PAD_VALUE": -1,
+    "SHARE_P": True,
+    "SHARE_EMBEDDINGS": False,
+    "CLASS_NUM": 0,  # > 0: class-conditional
+    "DROPOUT": 0.0,  # (new)
+    "QKV_INIT": "matrix",  # (new) "tensor": the original's smaller scale
+    "ATTENTION": "auto",  # (new) auto, sdpa, flex
+}
+
+DEFAULTS: dict[str, Any] = {
+    "MODEL": {
+        "DEVICE": "auto",  # auto, cpu, cuda, cuda:N
+        "META_ARCHITECTURE": "",  # VQVAEModel or VideoTransformerModel
+        "PIXEL_MEAN": [0.0],
+        "PIXEL_STD": [1.0],
+        "IGNORE_INDEX": -100,  # (unused)
+        "INIT_TYPE": "normal",  # xavier_uniform
+        "INIT_VARIANCE": 0.02,  # (unused)
+        "GRADIENT_CHECKPOINTING": False,  # (new) transformer: less memory, a third more time
+        "AUTOREGRESSIVE": {"NAME": "", "VT": TRANSFORMER},
+        "ENCODER": convnet(1, 16),
+        "GENERATOR": convnet(16, 3),  # WEIGHTS: also the transformer's
+        "CODEBOOK": {
+            "NUM": 1,
+            "SIZE": 512,
+            "DIM": 256,
+            "WEIGHTS": "",
+            "EMA": False,
+            "BETA": 1.0,  # of the commitment loss
+            "INIT_FROM_DATA": True,  # (new) begin with vectors of the first batch
+            "START_AFTER": 0.0,  # (new) share of the training before the codebooks begin; nothing is quantised before
+            "RESTART_BELOW": 0.0,  # (new) replace codes that get fewer vectors per batch; 0: never
+        },
+    },
+    "INPUT": {
+        "FORMAT": "L",  # RGB; L only in files that are meant as a base
+        "N_FRAMES_PER_VIDEO_TRAIN": -1,  # -1: all frames of a video, as single frames or as a whole
+        "N_FRAMES_PER_VIDEO_TEST": -1,
+        "SCALE_TO_ZEROONE": True,  # (unused) frames always are scaled, codes never
+        "PREPARE_SLICES_TRAIN": False,  # (unused) the transformer always trains on slices
+        "SIZE": 64,  # (new) side of the frames
+    },
+    "GAN_MODE_ON": False,  # (unused)
+    "DATASETS": {
+        "ROOT": "datasets",  # (new) folder of the named data sets
+        "TRAIN": [],  # names, or anything that videodata.open_clips takes, or files of codes
+        "TEST": [],
+        "VIDEOS": [],  # (new) data sets of frames that ContinuationEvaluator continues
+    },
+    "DATALOADER": {"NUM_WORKERS": 4, "SAMPLER_TRAIN": "TrainingSampler"},
+    "SOLVER": {
+        "MAX_ITER": 40000,
+        "SUPERVISED_MAX_ITER": -1,  # (unused)
+        "LR_SCHEDULER_NAME": "Identity",  # WarmupMultiStepLR, WarmupCosineLR
+        "GAMMA": 0.1,
+        "STEPS": [],
+        "WARMUP_ITERS": -1,
+        "WARMUP_FACTOR": 0.01,
+        "WARMUP_METHOD": "linear",  # constant
+        "OPTIMIZER_NAME": "adam",  # adamw (new), rmsprop
+        "LR_G": 1e-4,
+        "LR_D": 4e-4,  # (unused)
+        "WEIGHT_DECAY": {"BASE_G": 0.0, "BIAS_G": 0.0, "NORM_G": 0.0, "BASE_D": 0.0, "BIAS_D": 0.0, "NORM_D": 0.0},
+        "ADAM": {"BETA1_G": 0.9, "BETA2_G": 0.9, "BETA1_D": 0.9, "BETA2_D": 0.999},
+        "RMSPROP": {"ALPHA_G": 0.99, "ALPHA_D": 0.99, "MOMENTUM_G": 0.0, "MOMENTUM_D": 0.0},
+        "ACCUMULATION_STEPS": 1,  # micro-batches per step; the batch is IMS_PER_BATCH all the same
+        "CHECKPOINT_PERIOD": 50000,
+        "IMS_PER_BATCH": 32,
+        "D_UPDATE_RATIO": 1,  # (unused)
+        "D_INIT_ITERS": -1,  # (unused)
+        "MAXUP": False,  # (unused)
+        "SLICES_PER_CLIP": 1,  # (new) slices trained per clip and step; -1: all
+        "CLIP_NORM": 0.0,  # (new) gradient norm; 0: no clipping
+        "EMA": 0.0,  # (new) decay of averaged weights; 0: none
+        "PRECISION": "fp32",  # (new) bf16, fp16
+        "COMPILE": False,  # (new) torch.compile
+    },
+    "LOSS": {
+        "PIXEL": {"ONN": False, "LAMBDA": 1.0, "MODE": "l2"},
+        "PERCEPTUAL": {"LAMBDA": 0.0, "WEIGHTS": ""},  # (new) LPIPS in the VQ-VAE's loss
+        "GAN": {  # (unused)
+            "ONN": False, "LAMBDA_G": 1.0, "LAMBDA_D": 1.0, "REAL_LABEL": 1.0, "FAKE_LABEL": 0.0, "MODE": "wgan",
+        },
+    },
+    "TEST": {
+        "EXPECTED_RESULTS": [],  # (task, metric, value, tolerance); a miss ends with status 1
+        "EVAL_PERIOD": 0,  # steps between evaluations while training; 0: at the end
+        "N_SAMPLES": 0,  # > 0: evaluate that many items, evenly spread
+        "EVALUATORS": "",  # of MSEEvaluator, CodesExtractor, BitsEvaluator, VTSampler, separated by commas
+        "VT_SAMPLER": {
+            "VQ_VAE": {"CFG": "", "ENCODER_WEIGHTS": "", "GENERATOR_WEIGHTS": "", "CODEBOOK_WEIGHTS": ""},
+            "N_PRIME": 5,  # frames that are given
+            "NUM_SAMPLES": 10,  # samples per clip, all at once
+            "TEMPERATURE": 1.0,  # (new)
+            "TOP_K": 0,  # (new) 0: all codes
+            "TOP_P": 1.0,  # (new)
+        },
+    },
+    "OUTPUT_DIR": "./output",
+    "SEED": -1,  # -1: 0
+    "CUDNN_BENCHMARK": True,  # (unused)
+    "VIS_PERIOD": 100000000000,  # steps between pictures
+    "LOG_PERIOD": 20,  # (new) steps between lines of the log
+    "MAX_MINUTES": 0.0,  # (new) save and stop after this time; 0: no limit
+    "VERSION": 1,
+    "GLOBAL": {"HACK": 1.0},  # (unused)
+}  # fmt: skip
+
+
+Triple = tuple[int, int, int]  # (time, height, width)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a VideoTransformer; the comment of each field is its key in the VT node of a file."""
+
+    nc: int  # NC: codebooks, that is codes per position
+    nv: int  # NV: codes per codebook
+    kernel: Triple  # KERNEL of the encoder's strided convolution, odd
+    stride: Triple  # STRIDE of the subscale slices
+    d: int  # D: width
+    da: int  # DA: width of one head
+    de: int  # DE: width of code and slice embeddings
+    blocks_e: tuple[Triple, ...]  # BLOCKS_E: attention block of each encoder layer
+    n_head_e: tuple[int, ...]  # N_HEAD_E
+    blocks_d: tuple[Triple, ...]  # BLOCKS_D
+    n_head_d: tuple[int, ...]  # N_HEAD_D
+    n_prime: int = 0  # N_PRIME: frames at the start that are neither trained nor counted
+    pad_value: int = -1  # PAD_VALUE: stands for "outside the clip or not yet known"
+    share_p: bool = True  # SHARE_P: one output layer for all codebooks
+    share_embeddings: bool = False  # SHARE_EMBEDDINGS: the code embeddings are the output layer
+    class_num: int = 0  # CLASS_NUM: classes to condition on; 0: none
+    dropout: float = 0.0  # DROPOUT after attention and after the feed-forward layer
+    qkv_init: Literal["matrix", "tensor"] = "matrix"  # QKV_INIT, see lvt.initialization
+    attention: Literal["auto", "sdpa", "flex"] = "auto"  # ATTENTION, see lvt.attention
+
+    def __post_init__(self) -> None:
+        if not self.blocks_d or len(self.blocks_e) != len(self.n_head_e) or len(self.blocks_d) != len(self.n_head_d):
+            raise UserError("VT: BLOCKS_E and N_HEAD_E, BLOCKS_D and N_HEAD_D need one entry per layer")
+        if any(size % 2 == 0 for size in self.kernel) or min(self.stride) < 1:
+            raise UserError(f"VT: KERNEL must be odd and STRIDE positive, found {self.kernel} and {self.stride}")
+        if min(self.nc, self.nv, self.d, self.da, self.de) < 1:
+            raise UserError("VT: NC, NV, D, DA and DE must be positive")
+        if self.share_p and self.share_embeddings:
+            raise UserError("VT: SHARE_EMBEDDINGS needs SHARE_P False")
+        if self.pad_value >= 0:
+            raise UserError(f"VT: PAD_VALUE must be negative, found {self.pad_value}")
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of a clip, one for each offset of the stride."""
+        return self.stride[0] * self.stride[1] * self.stride[2]
+
+
+@dataclass(frozen=True)
+class ConvNetConfig:
+    """ENCODER or GENERATOR node: one half of the VQ-VAE."""
+
+    name: str = ""
+    in_channels: int = 1
+    nf: int = 16  # width
+    res_channels: int = 0  # width inside the residual blocks
+    out_channels: int = 16  # the encoder's output always has NF channels
+    norm: str = ""
+    n_layers: int = 0  # residual blocks
+    spectral: bool = False
+    out_activation: str = ""
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        if self.norm or self.spectral:
+            raise UserError("NORM and SPECTRAL are not supported: no published model uses them, leave them empty")
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """CODEBOOK node."""
+
+    num: int = 1  # codebooks; each quantises DIM / NUM channels
+    size: int = 512  # codes per codebook
+    dim: int = 256  # channels of all codebooks together
+    ema: bool = False  # codes follow the mean of their vectors, in place of gradients
+    beta: float = 1.0  # weight of the commitment loss
+    init_from_data: bool = True  # a fresh codebook starts from vectors of the first batch
+    start_after: float = 0.0  # share of the training in which nothing is quantised yet
+    restart_below: float = 0.0  # a code that gets fewer vectors per batch (running mean) is replaced; 0: never
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.dim % self.num:
+            raise UserError(f"CODEBOOK: NUM {self.num} must divide DIM {self.dim}")
+        if not 0 <= self.start_after < 1 or (self.start_after and not (self.ema and self.init_from_data)):
+            raise UserError("CODEBOOK: START_AFTER is a share below 1, and needs EMA and INIT_FROM_DATA")
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Shape and loss of a VQVAE."""
+
+    encoder: ConvNetConfig
+    generator: ConvNetConfig
+    codebook: CodebookConfig
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_loss: Literal["l1", "l2"] = "l2"
+    pixel_weight: float = 1.0
+    perceptual_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.encoder.nf != self.codebook.dim or self.generator.in_channels != self.codebook.dim:
+            raise UserError(
+                f"ENCODER.NF {self.encoder.nf}, CODEBOOK.DIM {self.codebook.dim} and GENERATOR.IN_CHANNELS "
+                f"{self.generator.in_channels} must be equal"
+            )
+
+
+def transformer_config(node: Mapping[str, Any]) -> TransformerConfig:
+    """The config of a VT node, or of a configuration that holds one. Raises UserError for unknown keys."""
+    for path in (("MODEL", "AUTOREGRESSIVE", "VT"), ("AUTOREGRESSIVE", "VT"), ("VT",)):
+        found: Any = node
+        for key in path:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None:
+            node = found
+            break
+    return from_dict(TransformerConfig, lower_keys(node, TransformerConfig, "VT"), "VT")
+
+
+def vqvae_config(node: Mapping[str, Any]) -> VQVAEConfig:
+    """The config of a MODEL node, or of a configuration that holds one. Raises UserError for unknown keys.
+
+    The keys of the loss are read from LOSS.PIXEL and LOSS.PERCEPTUAL of a whole configuration, or from
+    LOSS_PIXEL_MODE.
+    """
+    model = node.get("MODEL", node)
+    try:
+        halves = {name: model[name] for name in ("ENCODER", "GENERATOR", "CODEBOOK")}
+    except KeyError as error:
+        raise UserError(f"a VQVAE needs the node {error} in its configuration") from error
+    pixel = node.get("LOSS", {}).get("PIXEL", {})
+    perceptual = node.get("LOSS", {}).get("PERCEPTUAL", {})
+    return VQVAEConfig(
+        encoder=from_dict(ConvNetConfig, lower_keys(halves["ENCODER"], ConvNetConfig, "ENCODER")),
+        generator=from_dict(ConvNetConfig, lower_keys(halves["GENERATOR"], ConvNetConfig, "GENERATOR")),
+        codebook=from_dict(CodebookConfig, lower_keys(halves["CODEBOOK"], CodebookConfig, "CODEBOOK")),
+        pixel_mean=tuple(model.get("PIXEL_MEAN", (0.5, 0.5, 0.5))),
+        pixel_std=tuple(model.get("PIXEL_STD", (0.5, 0.5, 0.5))),
+        pixel_loss=model.get("LOSS_PIXEL_MODE", pixel.get("MODE", "l2")),
+        pixel_weight=float(pixel.get("LAMBDA", 1.0)),
+        perceptual_weight=float(perceptual.get("LAMBDA", 0.0)),
+    )
+
+
+def lower_keys(node: Mapping[str, Any], kind: type, where: str) -> dict[str, Any]:
+    """The node with the field names of `kind`. Raises UserError naming the nearest known key for an unknown one."""
+    known = {entry.name.upper() for entry in fields(kind)}
+    for key in node:
+        if key not in known:
+            raise unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known])
+    return {key.lower(): value for key, value in node.items()}
+
+
+DOWNSAMPLING = 4  # pixels per code, in height and in width
+
+
+def is_transformer(config: dict[str, Any]) -> bool:
+    """Which network a configuration is for. Raises UserError when it does not say."""
+    name = config["MODEL"]["META_ARCHITECTURE"]
+    if name not in ("VQVAEModel", "VideoTransformerModel"):
+        raise UserError(f"MODEL.META_ARCHITECTURE {name!r}: use VQVAEModel or VideoTransformerModel")
+    return name == "VideoTransformerModel"
+
+
+def write_config(config: dict[str, Any]) -> None:
+    """The merged configuration as OUTPUT_DIR/config.yaml."""
+    folder = Path(config["OUTPUT_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
+    write_file(folder / "config.yaml", lambda file: file.write(text.encode()))

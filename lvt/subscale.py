@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lvt.model_config import Triple
+from lvt.config import Triple
 from videodata.errors import UserError
 
 

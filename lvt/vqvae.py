@@ -1,4 +1,4 @@
-"""The frame-wise VQ-VAE whose codes the transformer models."""
+"""VQ-VAE."""
 
 from __future__ import annotations
 
@@ -6,15 +6,229 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvt.codebook import Quantizer
-from lvt.convnets import Decoder, Encoder
-from lvt.initialization import initialize_convolutions
-from lvt.model_config import vqvae_config
+from lvt.config import DOWNSAMPLING, CodebookConfig, ConvNetConfig, vqvae_config
+from lvt.layers import initialize_convolutions
+from training import distributed
 from training.strict_load import strict_load
 from videodata.errors import UserError
+
+ACTIVATIONS = {"": None, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
+
+
+class ResidualBlock(nn.Module):
+    """y = r + conv1x1(relu(conv3x3(r))) with r = relu(x).
+
+    The skip carries the rectified input: the published weights were trained with a first ReLU that works in place.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(width, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        rectified = F.relu(x)
+        return rectified + self.block(rectified)
+
+
+class Encoder(nn.Module):
+    """Frames (N, in_channels, H, W) -> vectors (N, nf, H / 4, W / 4)."""
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        width = config.nf
+        self.layers = nn.Sequential(
+            nn.Conv2d(config.in_channels, width // 2, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            *(ResidualBlock(width, config.res_channels) for _ in range(config.n_layers)),
+            *activation(config.out_activation),
+        )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        if frames.shape[-2] % DOWNSAMPLING or frames.shape[-1] % DOWNSAMPLING:
+            raise UserError(f"frames of {tuple(frames.shape[-2:])} pixels: height and width must be multiples of 4")
+        return self.layers(frames)
+
+
+class Decoder(nn.Module):
+    """Vectors (N, in_channels, h, w) -> frames (N, out_channels, 4 h, 4 w)."""
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        width = config.nf
+        self.layers = nn.Sequential(
+            nn.Conv2d(config.in_channels, width, 3, padding=1),
+            *(ResidualBlock(width, config.res_channels) for _ in range(config.n_layers)),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width // 2, config.out_channels, 4, stride=2, padding=1),
+            *activation(config.out_activation),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution."""
+        return [layer for layer in self.layers if isinstance(layer, nn.ConvTranspose2d)][-1].weight
+
+
+def activation(name: str) -> list[nn.Module]:
+    """The output activation as a list of no or one module. Raises UserError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"OUT_ACTIVATION {name!r}: use one of {', '.join(map(repr, ACTIVATIONS))}")
+    kind = ACTIVATIONS[name]
+    return [] if kind is None else [kind()]
+
+
+DECAY = 0.99
+EPSILON = 1e-5  # of the Laplace smoothing of the counts
+
+
+class CodeVectors(nn.Module):
+    """The vectors (K, D) of a codebook: a parameter, or a buffer when moving averages set them."""
+
+    def __init__(self, size: int, dim: int, trained: bool) -> None:
+        super().__init__()
+        values = torch.empty(size, dim).uniform_(-1 / size, 1 / size)
+        if trained:
+            self.weight = nn.Parameter(values)
+        else:
+            self.register_buffer("weight", values)
+
+
+class Codebook(nn.Module):
+    """K codes of D numbers. `quantize` finds the nearest, `look_up` gives their vectors, `update` learns them."""
+
+    def __init__(self, size: int, dim: int, ema: bool, init_from_data: bool = True, restart_below: float = 0.0) -> None:
+        super().__init__()
+        self.ema, self.init_from_data, self.restart_below = ema, init_from_data, restart_below
+        self.embedding = CodeVectors(size, dim, trained=not ema)
+        if ema:
+            self.register_buffer("running_size", torch.zeros(size))
+            self.register_buffer("running_sum", self.embedding.weight.clone())  # memory of its own
+
+    @torch.no_grad()
+    def quantize(self, vectors: Tensor) -> Tensor:
+        """Index of the nearest code (squared Euclidean distance, the first one on a tie): (N, D) -> int64 (N,)."""
+        codes = self.embedding.weight.float()
+        with torch.autocast(vectors.device.type, enabled=False):
+            products = vectors.float() @ codes.t()  # (N, K)
+        return (codes.square().sum(1) - 2 * products).argmin(1)
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """Vectors of the codes: int64 (...) -> (..., D)."""
+        return F.embedding(indices, self.embedding.weight)
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor, indices: Tensor) -> None:
+        """Move each code towards the mean of its vectors (N, D), over all processes of the run."""
+        vectors = vectors.float()
+        size, total = self.running_size, self.running_sum
+        one_hot = F.one_hot(indices, len(size)).to(vectors.dtype)  # (N, K): a product is the same each time, unlike
+        counts = distributed.all_sum(one_hot.sum(0))  # adding by index on a GPU
+        sums = distributed.all_sum(one_hot.t() @ vectors)
+        size.mul_(DECAY).add_(counts, alpha=1 - DECAY)
+        total.mul_(DECAY).add_(sums, alpha=1 - DECAY)
+        everything = size.sum()
+        smoothed = (size + EPSILON) / (everything + len(size) * EPSILON) * everything
+        self.embedding.weight.copy_(total / smoothed[:, None])
+        if self.restart_below > 0:
+            self.replace((size < self.restart_below) & (counts == 0), vectors)
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor) -> None:
+        """Begin a codebook that was never updated from vectors of a batch, each counted once."""
+        if self.ema and self.init_from_data and not bool(self.running_size.any()):
+            self.replace(torch.ones_like(self.running_size, dtype=torch.bool), vectors.float())
+
+    def replace(self, chosen: Tensor, vectors: Tensor) -> None:
+        """Set the codes of the mask (K,) to random vectors of the batch of all processes."""
+        fresh = random_rows(vectors, len(chosen))  # (K, D)
+        self.running_size.masked_fill_(chosen, 1.0)
+        self.running_sum.copy_(torch.where(chosen[:, None], fresh, self.running_sum))
+        self.embedding.weight.copy_(torch.where(chosen[:, None], fresh, self.embedding.weight))
+
+
+class Quantizer(nn.Module):
+    """`num` codebooks side by side, each for its share of the channels, in order.
+
+    Codes are (N, h, w) for one codebook and (N, num, h, w) for several.
+    """
+
+    def __init__(self, config: CodebookConfig) -> None:
+        super().__init__()
+        self.num = config.num
+        options = (config.size, config.dim // config.num, config.ema, config.init_from_data, config.restart_below)
+        self.ve = nn.ModuleList(Codebook(*options) for _ in range(config.num))
+
+    def quantize(self, z: Tensor) -> Tensor:
+        """Channels first vectors (N, D, h, w) -> codes."""
+        codes = [book.quantize(part).view(shape_of(z)) for book, part in zip(self.ve, self.split(z), strict=True)]
+        return codes[0] if self.num == 1 else torch.stack(codes, 1)
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """Codes -> vectors (N, D, h, w)."""
+        each = [codes] if self.num == 1 else codes.unbind(1)
+        return torch.cat([book.look_up(c) for book, c in zip(self.ve, each, strict=True)], -1).permute(0, 3, 1, 2)
+
+    def start_from(self, z: Tensor) -> None:
+        """Begin codebooks that were never updated from the vectors (N, D, h, w)."""
+        for book, part in zip(self.ve, self.split(z), strict=True):
+            book.start_from(part)
+
+    def update(self, z: Tensor, codes: Tensor) -> None:
+        """Learn from the vectors (N, D, h, w) and their codes."""
+        each = [codes] if self.num == 1 else codes.unbind(1)
+        for book, part, own in zip(self.ve, self.split(z), each, strict=True):
+            book.update(part, own.reshape(-1))
+
+    def usage(self, codes: Tensor) -> dict[str, Tensor]:
+        """Mean over the codebooks: perplexity of these codes, and how many occur of those that could."""
+        each = [codes] if self.num == 1 else list(codes.unbind(1))
+        size = len(self.ve[0].embedding.weight)
+        counts = torch.stack([torch.bincount(c.reshape(-1), minlength=size) for c in each]).double()
+        share = counts / counts.sum(1, keepdim=True)
+        entropy = -torch.xlogy(share, share).sum(1)
+        used = (counts > 0).sum(1) / min(size, each[0].numel())
+        return {"perplexity": entropy.exp().mean(), "code_usage": used.double().mean()}
+
+    def split(self, z: Tensor) -> list[Tensor]:
+        """The vectors (N h w, D / num) of each codebook."""
+        return [part.reshape(-1, part.shape[-1]) for part in z.detach().permute(0, 2, 3, 1).chunk(self.num, -1)]
+
+
+def shape_of(z: Tensor) -> tuple[int, int, int]:
+    """(N, h, w) of vectors (N, D, h, w)."""
+    return z.shape[0], z.shape[2], z.shape[3]
+
+
+def random_rows(vectors: Tensor, count: int) -> Tensor:
+    """`count` different rows of (N, D), or drawn with repetition where there are fewer.
+
+    With several processes, N counts the rows of all of them in the order of the processes, and the main one's random
+    numbers decide: the same rows as one process with all samples would draw.
+    """
+    own = len(vectors)
+    order = torch.randperm(own * distributed.world_size(), device=vectors.device)
+    order = order.repeat(-(-count // len(order)))[:count]
+    if distributed.world_size() == 1:
+        return vectors[order]
+    dist.broadcast(order, src=0)
+    place = order - distributed.rank() * own
+    mine = (place >= 0) & (place < own)
+    return distributed.all_sum(torch.where(mine[:, None], vectors[place.clamp(0, own - 1)], 0.0))
+
 
 NETWORKS = {"netE": "encoder", "netG": "decoder", "netC": "quantizer"}  # folder of the published files -> our name
 
@@ -125,3 +339,20 @@ class VQVAE(nn.Module):
         if self.config.codebook.num == 1:
             groups["netC"] = {key.removeprefix("ve.0."): value for key, value in groups["netC"].items()}
         return groups
+
+
+@torch.no_grad()
+def encode_clips(vqvae: VQVAE, clips: Tensor) -> Tensor:
+    """uint8 clips (B, 3, T, H, W) -> codes int64 (B, C, T, h, w)."""
+    codes = vqvae.encode(clips.transpose(1, 2))  # (B, T, C, h, w), or (B, T, h, w) for one codebook
+    return codes[:, None] if codes.ndim == 4 else codes.transpose(1, 2)
+
+
+@torch.no_grad()
+def decode_clips(vqvae: VQVAE, codes: Tensor) -> Tensor:
+    """Codes int64 (B, C, T, h, w) -> clips (B, 3, T, H, W) in [-1, 1]."""
+    frames = codes.transpose(1, 2)  # (B, T, C, h, w)
+    if vqvae.config.codebook.num == 1:
+        frames = frames[:, :, 0]
+    pixels = torch.stack([vqvae.denormalize(vqvae.decode(clip)) for clip in frames])  # (B, T, 3, H, W) in [0, 1]
+    return (2 * pixels - 1).transpose(1, 2)

@@ -97,10 +97,10 @@ def add_lvt_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_lvt(args: argparse.Namespace) -> Opened:
     from lvt import config as configuration
+    from lvt.config import is_transformer
     from lvt.evaluate import Continuations, Reconstructions
-    from lvt.evaluators import sampling_options
-    from lvt.run import build_transformer, build_vqvae, is_transformer, needed_vqvae
-    from lvt.weights import load_transformer, load_vqvae
+    from lvt.files import build_transformer, build_vqvae, load_transformer, load_vqvae, needed_vqvae
+    from lvt.generate import sampling_options
 
     file = Path(args.config_file or Path(args.checkpoint) / "config.yaml")
     if not file.is_file():

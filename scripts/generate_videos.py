@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lvt import config as configuration
-from lvt.generate_videos import Wishes, generate_videos
+from lvt.generate import Wishes, generate_videos
 from training.cli import make_parser, run
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lvt import config as configuration
+from lvt.evaluate import evaluate_lvt, missed_expectations
 from lvt.launch import relaunch
-from lvt.run import evaluate_lvt, missed_expectations, train_lvt
+from lvt.train import train_lvt
 from training.cli import make_parser, run
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lvt import generate_codes
-from lvt.attention import LARGE_BLOCK, BlockLocalAttention
+from lvt.layers import LARGE_BLOCK, BlockLocalAttention
 from tests.flow_pred.tiny import RandomClips, tiny_recipe
 from tests.lvt.test_generate import random_model
 from training import TrainSettings, train

@@ -3,8 +3,8 @@
 import torch
 from torch.testing import assert_close
 
-from lvt.codebook import Codebook, Quantizer
-from lvt.model_config import CodebookConfig
+from lvt.config import CodebookConfig
+from lvt.vqvae import Codebook, Quantizer
 
 
 def clustered(count, dim=4, clusters=3, seed=0):

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lvt import codes_file
+from lvt import codes as codes_file
 from lvt import config as configuration
-from lvt.codes import CodeWindows, open_codes
-from lvt.codes_file import write_codes
+from lvt.codes import CodeWindows, open_codes, write_codes
 from lvt.datasets import open_code_windows
-from lvt.run import shape_of_model
+from lvt.train import shape_of_model
 from tests.lvt.test_config import CONFIGS
 from videodata.errors import UserError
 

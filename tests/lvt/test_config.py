@@ -8,8 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from lvt import config as configuration
-from lvt.run import build_transformer, build_vqvae, is_transformer
-from lvt.schedule import learning_rate_factor
+from lvt.config import is_transformer
+from lvt.files import build_transformer, build_vqvae
+from lvt.train import learning_rate_factor
 from training.config import dotted_keys
 from videodata.errors import UserError
 

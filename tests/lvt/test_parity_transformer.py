@@ -7,12 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from lvt.attention import BlockLocalAttention
-from lvt.original_buffers import attention_tables, recomputable
-from lvt.position_signal import inverse_timescales, position_signal
-from lvt.slice_decoder import CausalConv3d
+from lvt.layers import BlockLocalAttention, inverse_timescales, position_signal
 from lvt.subscale import context_ids, put_slice, slice_ids, slice_of_position, slice_offset, take_slices
-from lvt.transformer import VideoTransformer, cross_entropy
+from lvt.transformer import CausalConv3d, VideoTransformer, attention_tables, cross_entropy, recomputable
 
 FILES = ["vt_dsf", "vt_dss", "vt_dst", "vt_dsf_nc1_sharep", "vt_share_embeddings", "vt_class"]
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from lvt.sampling import SamplingRule, inverse_cdf
+from lvt.cached_decoder import SamplingRule, inverse_cdf
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0, -1.0, 0.5]])
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lvt import config as configuration
-from lvt.codes_file import CodesFile
+from lvt.codes import CodesFile
+from lvt.files import load_for_evaluation
 from lvt.generate import generate_codes
-from lvt.run import load_for_evaluation, train_lvt
+from lvt.train import train_lvt
 from tests.lvt.test_config import CONFIGS
 from training.checkpoint import load_checkpoint
 from training.state import weights_digest

@@ -5,9 +5,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from lvt import config as configuration
-from lvt.codes import CodeWindows
-from lvt.codes_file import CodesFile, write_codes
-from lvt.run import build_transformer, build_vqvae
+from lvt.codes import CodesFile, CodeWindows, write_codes
+from lvt.files import build_transformer, build_vqvae
 from lvt.subscale import slice_frames
 from lvt.train import TransformerRecipe, VQVAERecipe
 from tests.contract import ModelContract
@@ -106,8 +105,7 @@ def test_training_on_all_slices_is_the_likelihood():
 
 def test_the_published_evaluation_is_reproduced(load_fixture):
     """Bits per code over the codes after the first N_PRIME frames."""
-    from lvt.likelihood import bits_per_code, clip_nats
-    from lvt.transformer import VideoTransformer
+    from lvt.transformer import VideoTransformer, bits_per_code, clip_nats
 
     for name in ("vt_dsf", "vt_dss", "vt_dst", "vt_dsf_nc1_sharep", "vt_share_embeddings", "vt_class"):
         fixture = load_fixture(name)

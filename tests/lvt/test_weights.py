@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from lvt.original_buffers import drop_recomputable
-from lvt.transformer import VideoTransformer
+from lvt.files import load_transformer, load_vqvae, original_groups, read_weights, write_original
+from lvt.transformer import VideoTransformer, drop_recomputable
 from lvt.vqvae import VQVAE
-from lvt.weights import load_transformer, load_vqvae, original_groups, read_weights, write_original
 from videodata.errors import UserError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvt.codes_file import CodesFile
+from lvt.codes import CodesFile
 from tests.vqgan.tiny import TINY_LDM
 from videodata.errors import UserError
 from videodata.shapes import Shapes

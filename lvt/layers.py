@@ -1,22 +1,105 @@
-"""Self-attention inside blocks of a slice, with learned relative positions.
-
-Names of parameters are those of the published checkpoints. Axes: B slices, (t, h, w) slice, (bt, bh, bw) block,
-n = bt bh bw tokens of a block in raster order, N blocks of all slices, M heads, D width, A width of a head.
-"""
+"""Layers."""
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from lvt.flex import flex_block_attention
-from lvt.initialization import initialize_heads
-from lvt.model_config import Triple
+from lvt.config import Triple
 from videodata.errors import UserError
+
+
+def initialize_convolutions(module: nn.Module, kind: str = "xavier_uniform") -> None:
+    """Random weights and zero biases for every convolution and linear layer, as INIT_TYPE says.
+
+    "normal" has the standard deviation (1.04 times all dimensions of the weight but the last)^(-1/2), the original's.
+    Raises UserError for another kind.
+    """
+    if kind not in ("xavier_uniform", "normal"):
+        raise UserError(f"MODEL.INIT_TYPE {kind!r}: use xavier_uniform or normal")
+    for layer in module.modules():
+        name, weight = type(layer).__name__, getattr(layer, "weight", None)
+        if weight is None or not ("Conv" in name or "Linear" in name):
+            continue
+        if kind == "normal":
+            nn.init.normal_(weight, std=1 / math.sqrt((1 + 0.2**2) * math.prod(weight.shape[:-1])))
+        else:
+            nn.init.xavier_uniform_(weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def initialize_heads(weight: torch.Tensor, kind: str) -> None:
+    """Normal weights (heads, D, head width) of a query, key or value projection.
+
+    "matrix": the Xavier standard deviation of the D -> heads * head width matrix that they are. "tensor": that of the
+    original, which counts the fans on the three-dimensional tensor and so starts several times smaller.
+    """
+    heads, width, head_width = weight.shape
+    fans = width + heads * head_width if kind == "matrix" else (width + heads) * head_width
+    weight.normal_(std=math.sqrt(2 / fans))
+
+
+def inverse_timescales(width: int) -> Tensor:
+    """10000^(-i/m), i = 0 .. m - 1, with m = width // 6 frequencies per axis."""
+    count = width // 6
+    return 10000.0 ** (-torch.arange(count, dtype=torch.float32) / max(count, 1))
+
+
+def position_signal(size: Triple, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Signal (t, h, w, width): per axis a sixth of the channels sine, a sixth cosine; channels left over are 0."""
+    rates = inverse_timescales(width).to(device)
+    signal = torch.zeros(*size, width, device=device)
+    for axis, length in enumerate(size):
+        angles = torch.arange(length, device=device)[:, None] * rates  # (length, m)
+        waves = torch.cat([angles.sin(), angles.cos()], 1)  # (length, 2 m)
+        shape = [1, 1, 1, waves.shape[1]]
+        shape[axis] = length
+        signal[..., axis * waves.shape[1] : (axis + 1) * waves.shape[1]] = waves.view(shape)
+    return signal
+
+
+def flex_block_attention(
+    query: Tensor, key: Tensor, value: Tensor, banks: tuple[Tensor, Tensor, Tensor], block: Triple, causal: bool
+) -> Tensor:
+    """Attention of (N, M, n, A) with the bias banks (M, 2 b - 1) of the three axes of a block."""
+    bt, bh, bw = block
+    dt_bank, dh_bank, dw_bank = banks
+
+    def relative(score: Tensor, batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        dt = i // (bh * bw) - j // (bh * bw) + bt - 1
+        dh = i // bw % bh - j // bw % bh + bh - 1
+        dw = i % bw - j % bw + bw - 1
+        return score + dt_bank[head, dt] + dh_bank[head, dh] + dw_bank[head, dw]
+
+    mask = causal_mask(prod(block), str(query.device)) if causal else None
+    attend = compiled_flex_attention() if query.is_cuda else flex_attention
+    return attend(query, key, value, score_mod=relative, block_mask=mask)
+
+
+def not_later(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    return j <= i
+
+
+@lru_cache(maxsize=16)
+def causal_mask(tokens: int, device: str) -> BlockMask:
+    """Lets a query see itself and what is before it."""
+    return create_block_mask(not_later, None, None, tokens, tokens, device=device)
+
+
+@lru_cache(maxsize=1)
+def compiled_flex_attention() -> object:
+    """Compiled once for the process."""
+    return torch.compile(flex_attention)
+
 
 LARGE_BLOCK = 1024  # tokens from which a bias of (M, n, n) numbers costs more than computing it on the fly
 

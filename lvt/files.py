@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvt.original_buffers import drop_recomputable, recomputable
-from lvt.transformer import VideoTransformer
+from lvt import config as configuration
+from lvt.config import is_transformer
+from lvt.layers import initialize_convolutions
+from lvt.transformer import VideoTransformer, drop_recomputable, recomputable
 from lvt.vqvae import NETWORKS, VQVAE
 from training.checkpoint import load_checkpoint, migrate
 from training.files import write_file
@@ -94,3 +96,72 @@ def write_original(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ite
         content = {"model": {key: value.detach().cpu() for key, value in weights.items()}, "iteration": iteration}
         write_file(target / f"{name}.pth", lambda file, content=content: torch.save(content, file))
         write_file(target / "last_checkpoint", lambda file: file.write(f"{name}.pth".encode()))
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def build_transformer(config: dict[str, Any]) -> VideoTransformer:
+    """The transformer of a configuration, with fresh weights."""
+    node = config["MODEL"]
+    model = VideoTransformer(node["AUTOREGRESSIVE"]["VT"], node["GRADIENT_CHECKPOINTING"])
+    initialize_convolutions(model, node["INIT_TYPE"])
+    return model
+
+
+def build_vqvae(config: dict[str, Any]) -> VQVAE:
+    """The VQ-VAE of a configuration, with fresh weights. Raises UserError for a file that is only a base."""
+    channels = config["MODEL"]["ENCODER"]["IN_CHANNELS"]
+    if channels != 3 or config["INPUT"]["FORMAT"] != "RGB":
+        raise UserError("this configuration is only a base for others: frames need IN_CHANNELS 3 and INPUT.FORMAT RGB")
+    model = VQVAE(config)
+    initialize_convolutions(model, config["MODEL"]["INIT_TYPE"])
+    return model
+
+
+def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
+    """The VQ-VAE that TEST.VT_SAMPLER.VQ_VAE names, ready to decode; None when no weights are named."""
+    node = config["TEST"]["VT_SAMPLER"]["VQ_VAE"]
+    paths = {"netE": node["ENCODER_WEIGHTS"], "netG": node["GENERATOR_WEIGHTS"], "netC": node["CODEBOOK_WEIGHTS"]}
+    if not any(paths.values()):
+        return None
+    file = Path(node["CFG"])
+    file = file if file.is_file() or file.is_absolute() else ROOT / file
+    model = build_vqvae(configuration.load(file))
+    return load_vqvae(model, paths).to(device).eval()
+
+
+def load_final(model: VQVAE | VideoTransformer, run_dir: Path) -> None:
+    """Put the weights that count, the averaged ones where there are any, into the network."""
+    if isinstance(model, VQVAE):
+        load_vqvae(model, dict.fromkeys(("netE", "netG", "netC"), run_dir))
+    else:
+        load_transformer(model, run_dir)
+
+
+def load_for_evaluation(config: dict[str, Any]) -> VQVAE | VideoTransformer:
+    """The network with the weights of MODEL.*.WEIGHTS, else those of the run in OUTPUT_DIR.
+
+    Raises UserError when there are neither: random weights are never evaluated.
+    """
+    node, run_dir = config["MODEL"], Path(config["OUTPUT_DIR"])
+    if is_transformer(config):
+        return load_transformer(build_transformer(config), node["GENERATOR"]["WEIGHTS"] or run_dir)
+    model = build_vqvae(config)
+    given = {
+        "netE": node["ENCODER"]["WEIGHTS"],
+        "netG": node["GENERATOR"]["WEIGHTS"],
+        "netC": node["CODEBOOK"]["WEIGHTS"],
+    }
+    return load_vqvae(model, given if any(given.values()) else dict.fromkeys(given, run_dir))
+
+
+def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
+    """The VQ-VAE that decodes samples. Raises UserError when none is named."""
+    model = load_sampler_vqvae(config, device)
+    if model is None:
+        raise UserError(
+            "frames need the VQ-VAE: set TEST.VT_SAMPLER.VQ_VAE.{CFG,ENCODER_WEIGHTS,GENERATOR_WEIGHTS,"
+            "CODEBOOK_WEIGHTS}; the three weights may be one run folder"
+        )
+    return model
