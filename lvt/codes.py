@@ -1,4 +1,12 @@
-"""Codes."""
+"""Clips of codes on disk: two layouts that are read as windows for training, and one that is written.
+
+<name>.npy    int16, (N, T, C, h, w) when all videos have T frames, else (frames of all videos, C, h, w)
+<name>.json   which video begins where: {"format": "lvt-codes", "size": codes per codebook, "videos": [{"id", "label",
+              "first_frame", "frames"}, ...]}
+
+While an array is made it is <name>.npy.partial, and <name>.npy.progress says how many videos it holds. The original's
+layout, which is only read, is one folder per video with one int64 .npy (C, h, w) per frame.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +30,77 @@ from videodata.lock import exclusive
 from videodata.natural_order import natural_key
 
 logger = logging.getLogger(__name__)
-
+CODES_NAME = "codes.npy"  # of the array that extraction writes into a data set's folder
 FORMAT = "lvt-codes"
 LARGEST = np.iinfo(np.int16).max + 1  # codes per codebook that fit
 NOTE_EVERY, LOG_EVERY = 100, 1000  # videos between notes of the progress, and between lines of the log
 Listed = tuple[str, str | None, int]  # id, label and frames of a video
+
+
+def open_codes(path: str | Path) -> CodesFile | CodesFolder:
+    """Codes of a split: an .npy of `write_codes`, a folder with codes.npy, or the original's folders of frames."""
+    path = Path(path)
+    if path.suffix == ".npy":
+        return CodesFile(path)
+    if (path / CODES_NAME).is_file():
+        return CodesFile(path / CODES_NAME)
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: no such codes; make them with scripts/train_lvt.py --eval-only TEST.EVALUATORS CodesExtractor"
+        )
+    return CodesFolder(path)
+
+
+class CodeWindows(Dataset):
+    """Items {"codes": int16 (C, T, h, w), "class_index": int64}; the class is -1 where there are no labels.
+
+    `frames` consecutive frames of each video: from a start drawn from (seed, position), or the first ones; all frames
+    for -1. Videos that are shorter are left out with a warning. `classes` numbers the labels; those of the source in
+    alphabetical order by default. Raises UserError when no video is left, and for labels that are none of the classes.
+    """
+
+    takes_positions = True  # the training loop's loader asks for (index, position)
+
+    def __init__(
+        self, source: CodesFile | CodesFolder, frames: int, random: bool, seed: int = 0,
+        classes: list[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.source, self.random, self.seed = source, random, seed
+        lengths = [video.frames for video in source.videos]
+        self.frames = frames if frames > 0 else min(lengths)
+        self._videos = [index for index, length in enumerate(lengths) if length >= self.frames]
+        if not self._videos:
+            raise UserError(f"{source.path}: no video has {self.frames} frames, the longest has {max(lengths)}")
+        if len(self._videos) < len(lengths):
+            logger.warning("%s: %d videos are too short", source.path, len(lengths) - len(self._videos))
+        found = {video.label for video in source.videos if video.label is not None}
+        self.classes = sorted(found) if classes is None else classes
+        if unknown := sorted(found - set(self.classes)):
+            raise UserError(f"{source.path}: class {unknown[0]!r} is not among those that the model was trained on")
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        item, position = index if isinstance(index, tuple) else (index, index)
+        video = self._videos[item]
+        entry = self.source.videos[video]
+        start = 0
+        if self.random:
+            start = int(np.random.default_rng((self.seed, position)).integers(entry.frames - self.frames + 1))
+        codes = self.source.read(video, start, self.frames).astype(np.int16)  # (T, C, h, w)
+        label = -1 if entry.label is None else self.classes.index(entry.label)
+        return {"codes": torch.from_numpy(codes.swapaxes(0, 1).copy()), "class_index": label}
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Id and label of item `index`."""
+        entry = self.source.videos[self._videos[index]]
+        return {"id": entry.id, "label": entry.label}
+
+    def fingerprint(self) -> str:
+        """Hash of the ids, labels and lengths of the videos."""
+        facts = [(entry.id, entry.label, entry.frames) for entry in map(self.source.videos.__getitem__, self._videos)]
+        return f"{len(facts)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -37,77 +111,6 @@ class CodedVideo:
     label: str | None
     first_frame: int
     frames: int
-
-
-def write_codes(
-    path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], size: int, made_from: str = ""
-) -> None:
-    """Write the codes (T_i, C, h, w) of all videos, codes_of(i) each; a call that was killed is continued.
-
-    size: codes per codebook. made_from names the weights: a partial array from other ones is begun again. Raises
-    UserError when the codes do not fit int16, or codes and videos do not agree.
-    """
-    if size > LARGEST:
-        raise UserError(f"{path}: codebooks of {size} codes do not fit 16 bits")
-    if not videos:
-        raise UserError(f"{path}: there is no video to encode")
-    with exclusive(path, "writing"):
-        fill(path, videos, codes_of, made_from)
-        entries, first = [], 0
-        for name, label, frames in videos:
-            entries.append(asdict(CodedVideo(name, label, first, frames)))
-            first += frames
-        os.replace(partial(path), path)
-        write_json(path.with_suffix(".json"), {"format": FORMAT, "version": 1, "size": size, "videos": entries})
-        progress(path).unlink(missing_ok=True)
-
-
-def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], made_from: str) -> None:
-    """Encode the videos that the partial array does not hold yet."""
-    identity = {"made_from": made_from, "videos": [list(video) for video in videos]}
-    done = videos_done(path, identity)
-    if done:
-        logger.info("%s: %d of %d videos are there already", path, done, len(videos))
-    array = np.lib.format.open_memmap(partial(path), "r+") if done else None
-    starts = np.cumsum([0, *(frames for _, _, frames in videos)])
-    bar = {"desc": path.parent.name, "total": len(videos), "initial": done, "unit": "video", "disable": None}
-    for number in tqdm(range(done, len(videos)), **bar):
-        values, frames = codes_of(number), videos[number][2]
-        if len(values) != frames:
-            raise UserError(f"{path}: video {videos[number][0]} has {len(values)} frames in place of {frames}")
-        if array is None:
-            shape = final_shape(videos, values.shape[1:])
-            array = np.lib.format.open_memmap(partial(path), "w+", np.int16, shape)
-        array.reshape(-1, *values.shape[1:])[starts[number] : starts[number] + frames] = values
-        if number % NOTE_EVERY == NOTE_EVERY - 1 or number == len(videos) - 1:
-            array.flush()
-            write_json(progress(path), {**identity, "done": number + 1})
-        if number % LOG_EVERY == LOG_EVERY - 1:
-            logger.info("encoded %d of %d videos", number + 1, len(videos))
-
-
-def videos_done(path: Path, identity: dict) -> int:
-    """How many videos the partial array holds; 0 where there is none, or one made from something else."""
-    try:
-        noted = json.loads(progress(path).read_text())
-    except (OSError, ValueError):
-        return 0
-    same = partial(path).exists() and {key: noted.get(key) for key in identity} == identity
-    return noted["done"] if same else 0
-
-
-def final_shape(videos: list[Listed], frame: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the array: with an axis for the videos when all have the same length."""
-    lengths = [frames for _, _, frames in videos]
-    return (len(videos), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
-
-
-def partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def progress(path: Path) -> Path:
-    return path.with_name(path.name + ".progress")
 
 
 class CodesFile:
@@ -200,70 +203,72 @@ def scan(root: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-CODES_NAME = "codes.npy"  # of the array that extraction writes into a data set's folder
+def write_codes(
+    path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], size: int, made_from: str = ""
+) -> None:
+    """Write the codes (T_i, C, h, w) of all videos, codes_of(i) each; a call that was killed is continued.
 
-
-def open_codes(path: str | Path) -> CodesFile | CodesFolder:
-    """Codes of a split: an .npy of `write_codes`, a folder with codes.npy, or the original's folders of frames."""
-    path = Path(path)
-    if path.suffix == ".npy":
-        return CodesFile(path)
-    if (path / CODES_NAME).is_file():
-        return CodesFile(path / CODES_NAME)
-    if not path.is_dir():
-        raise UserError(
-            f"{path}: no such codes; make them with scripts/train_lvt.py --eval-only TEST.EVALUATORS CodesExtractor"
-        )
-    return CodesFolder(path)
-
-
-class CodeWindows(Dataset):
-    """Items {"codes": int16 (C, T, h, w), "class_index": int64}; the class is -1 where there are no labels.
-
-    `frames` consecutive frames of each video: from a start drawn from (seed, position), or the first ones; all frames
-    for -1. Videos that are shorter are left out with a warning. `classes` numbers the labels; those of the source in
-    alphabetical order by default. Raises UserError when no video is left, and for labels that are none of the classes.
+    size: codes per codebook. made_from names the weights: a partial array from other ones is begun again. Raises
+    UserError when the codes do not fit int16, or codes and videos do not agree.
     """
+    if size > LARGEST:
+        raise UserError(f"{path}: codebooks of {size} codes do not fit 16 bits")
+    if not videos:
+        raise UserError(f"{path}: there is no video to encode")
+    with exclusive(path, "writing"):
+        fill(path, videos, codes_of, made_from)
+        entries, first = [], 0
+        for name, label, frames in videos:
+            entries.append(asdict(CodedVideo(name, label, first, frames)))
+            first += frames
+        os.replace(partial(path), path)
+        write_json(path.with_suffix(".json"), {"format": FORMAT, "version": 1, "size": size, "videos": entries})
+        progress(path).unlink(missing_ok=True)
 
-    takes_positions = True  # the training loop's loader asks for (index, position)
 
-    def __init__(
-        self, source: CodesFile | CodesFolder, frames: int, random: bool, seed: int = 0,
-        classes: list[str] | None = None,
-    ) -> None:  # fmt: skip
-        self.source, self.random, self.seed = source, random, seed
-        lengths = [video.frames for video in source.videos]
-        self.frames = frames if frames > 0 else min(lengths)
-        self._videos = [index for index, length in enumerate(lengths) if length >= self.frames]
-        if not self._videos:
-            raise UserError(f"{source.path}: no video has {self.frames} frames, the longest has {max(lengths)}")
-        if len(self._videos) < len(lengths):
-            logger.warning("%s: %d videos are too short", source.path, len(lengths) - len(self._videos))
-        found = {video.label for video in source.videos if video.label is not None}
-        self.classes = sorted(found) if classes is None else classes
-        if unknown := sorted(found - set(self.classes)):
-            raise UserError(f"{source.path}: class {unknown[0]!r} is not among those that the model was trained on")
+def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], made_from: str) -> None:
+    """Encode the videos that the partial array does not hold yet."""
+    identity = {"made_from": made_from, "videos": [list(video) for video in videos]}
+    done = videos_done(path, identity)
+    if done:
+        logger.info("%s: %d of %d videos are there already", path, done, len(videos))
+    array = np.lib.format.open_memmap(partial(path), "r+") if done else None
+    starts = np.cumsum([0, *(frames for _, _, frames in videos)])
+    bar = {"desc": path.parent.name, "total": len(videos), "initial": done, "unit": "video", "disable": None}
+    for number in tqdm(range(done, len(videos)), **bar):
+        values, frames = codes_of(number), videos[number][2]
+        if len(values) != frames:
+            raise UserError(f"{path}: video {videos[number][0]} has {len(values)} frames in place of {frames}")
+        if array is None:
+            shape = final_shape(videos, values.shape[1:])
+            array = np.lib.format.open_memmap(partial(path), "w+", np.int16, shape)
+        array.reshape(-1, *values.shape[1:])[starts[number] : starts[number] + frames] = values
+        if number % NOTE_EVERY == NOTE_EVERY - 1 or number == len(videos) - 1:
+            array.flush()
+            write_json(progress(path), {**identity, "done": number + 1})
+        if number % LOG_EVERY == LOG_EVERY - 1:
+            logger.info("encoded %d of %d videos", number + 1, len(videos))
 
-    def __len__(self) -> int:
-        return len(self._videos)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        item, position = index if isinstance(index, tuple) else (index, index)
-        video = self._videos[item]
-        entry = self.source.videos[video]
-        start = 0
-        if self.random:
-            start = int(np.random.default_rng((self.seed, position)).integers(entry.frames - self.frames + 1))
-        codes = self.source.read(video, start, self.frames).astype(np.int16)  # (T, C, h, w)
-        label = -1 if entry.label is None else self.classes.index(entry.label)
-        return {"codes": torch.from_numpy(codes.swapaxes(0, 1).copy()), "class_index": label}
+def videos_done(path: Path, identity: dict) -> int:
+    """How many videos the partial array holds; 0 where there is none, or one made from something else."""
+    try:
+        noted = json.loads(progress(path).read_text())
+    except (OSError, ValueError):
+        return 0
+    same = partial(path).exists() and {key: noted.get(key) for key in identity} == identity
+    return noted["done"] if same else 0
 
-    def describe(self, index: int) -> dict[str, Any]:
-        """Id and label of item `index`."""
-        entry = self.source.videos[self._videos[index]]
-        return {"id": entry.id, "label": entry.label}
 
-    def fingerprint(self) -> str:
-        """Hash of the ids, labels and lengths of the videos."""
-        facts = [(entry.id, entry.label, entry.frames) for entry in map(self.source.videos.__getitem__, self._videos)]
-        return f"{len(facts)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+def final_shape(videos: list[Listed], frame: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the array: with an axis for the videos when all have the same length."""
+    lengths = [frames for _, _, frames in videos]
+    return (len(videos), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
+
+
+def partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def progress(path: Path) -> Path:
+    return path.with_name(path.name + ".progress")

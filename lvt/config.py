@@ -1,21 +1,22 @@
-"""Configuration files."""
+"""Configuration files and KEY VALUE overrides -> one nested dictionary with every key -> the shape of the two networks.
+
+The keys are those of the original, so that its files work here. A file names those that differ from `DEFAULTS`.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from training.config import dotted_keys, from_dict, load_config, split_overrides, unknown_key
-from training.files import write_file
 from videodata.errors import UserError
 
 OF_A_RUN = ("model", "training")  # what the training loop adds to the config.yaml of a run
+DOWNSAMPLING = 4  # pixels per code, in height and in width
+Triple = tuple[int, int, int]  # (time, height, width)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -66,6 +67,14 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def is_transformer(config: dict[str, Any]) -> bool:
+    """Which network a configuration is for. Raises UserError when it does not say."""
+    name = config["MODEL"]["META_ARCHITECTURE"]
+    if name not in ("VQVAEModel", "VideoTransformerModel"):
+        raise UserError(f"MODEL.META_ARCHITECTURE {name!r}: use VQVAEModel or VideoTransformerModel")
+    return name == "VideoTransformerModel"
+
+
 def convnet(in_channels: int, out_channels: int) -> dict[str, Any]:
     """ENCODER or GENERATOR node."""
     return {
@@ -103,7 +112,6 @@ TRANSFORMER = {
     "QKV_INIT": "matrix",  # (new) "tensor": the original's smaller scale
     "ATTENTION": "auto",  # (new) auto, sdpa, flex
 }
-
 DEFAULTS: dict[str, Any] = {
     "MODEL": {
         "DEVICE": "auto",  # auto, cpu, cuda, cuda:N
@@ -202,9 +210,6 @@ DEFAULTS: dict[str, Any] = {
     "VERSION": 1,
     "GLOBAL": {"HACK": 1.0},  # (unused)
 }  # fmt: skip
-
-
-Triple = tuple[int, int, int]  # (time, height, width)
 
 
 @dataclass(frozen=True)
@@ -355,22 +360,3 @@ def lower_keys(node: Mapping[str, Any], kind: type, where: str) -> dict[str, Any
         if key not in known:
             raise unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known])
     return {key.lower(): value for key, value in node.items()}
-
-
-DOWNSAMPLING = 4  # pixels per code, in height and in width
-
-
-def is_transformer(config: dict[str, Any]) -> bool:
-    """Which network a configuration is for. Raises UserError when it does not say."""
-    name = config["MODEL"]["META_ARCHITECTURE"]
-    if name not in ("VQVAEModel", "VideoTransformerModel"):
-        raise UserError(f"MODEL.META_ARCHITECTURE {name!r}: use VQVAEModel or VideoTransformerModel")
-    return name == "VideoTransformerModel"
-
-
-def write_config(config: dict[str, Any]) -> None:
-    """The merged configuration as OUTPUT_DIR/config.yaml."""
-    folder = Path(config["OUTPUT_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
-    write_file(folder / "config.yaml", lambda file: file.write(text.encode()))

@@ -1,13 +1,15 @@
-"""Weights from and to files: the original's (.pth, {"model": ..., "iteration": ...}) and this project's own."""
+"""The networks from and to files: the original's (.pth, {"model": ..., "iteration": ...}) and this project's own."""
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from lvt import config as configuration
@@ -20,7 +22,100 @@ from training.files import write_file
 from training.strict_load import strict_load
 from videodata.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 WEIGHT_NODES = {"netE": "ENCODER", "netG": "GENERATOR", "netC": "CODEBOOK"}
+
+
+def build_vqvae(config: dict[str, Any]) -> VQVAE:
+    """The VQ-VAE of a configuration, with fresh weights. Raises UserError for a file that is only a base."""
+    channels = config["MODEL"]["ENCODER"]["IN_CHANNELS"]
+    if channels != 3 or config["INPUT"]["FORMAT"] != "RGB":
+        raise UserError("this configuration is only a base for others: frames need IN_CHANNELS 3 and INPUT.FORMAT RGB")
+    model = VQVAE(config)
+    initialize_convolutions(model, config["MODEL"]["INIT_TYPE"])
+    return model
+
+
+def build_transformer(config: dict[str, Any]) -> VideoTransformer:
+    """The transformer of a configuration, with fresh weights."""
+    node = config["MODEL"]
+    model = VideoTransformer(node["AUTOREGRESSIVE"]["VT"], node["GRADIENT_CHECKPOINTING"])
+    initialize_convolutions(model, node["INIT_TYPE"])
+    return model
+
+
+def load_for_evaluation(config: dict[str, Any]) -> VQVAE | VideoTransformer:
+    """The network with the weights of MODEL.*.WEIGHTS, else those of the run in OUTPUT_DIR.
+
+    Raises UserError when there are neither: random weights are never evaluated.
+    """
+    node, run_dir = config["MODEL"], Path(config["OUTPUT_DIR"])
+    if is_transformer(config):
+        return load_transformer(build_transformer(config), node["GENERATOR"]["WEIGHTS"] or run_dir)
+    model = build_vqvae(config)
+    given = {
+        "netE": node["ENCODER"]["WEIGHTS"],
+        "netG": node["GENERATOR"]["WEIGHTS"],
+        "netC": node["CODEBOOK"]["WEIGHTS"],
+    }
+    return load_vqvae(model, given if any(given.values()) else dict.fromkeys(given, run_dir))
+
+
+def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
+    """The VQ-VAE that decodes samples. Raises UserError when none is named."""
+    model = load_sampler_vqvae(config, device)
+    if model is None:
+        raise UserError(
+            "frames need the VQ-VAE: set TEST.VT_SAMPLER.VQ_VAE.{CFG,ENCODER_WEIGHTS,GENERATOR_WEIGHTS,"
+            "CODEBOOK_WEIGHTS}; the three weights may be one run folder"
+        )
+    return model
+
+
+def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
+    """The VQ-VAE that TEST.VT_SAMPLER.VQ_VAE names, ready to decode; None when no weights are named."""
+    node = config["TEST"]["VT_SAMPLER"]["VQ_VAE"]
+    paths = {"netE": node["ENCODER_WEIGHTS"], "netG": node["GENERATOR_WEIGHTS"], "netC": node["CODEBOOK_WEIGHTS"]}
+    if not any(paths.values()):
+        return None
+    file = Path(node["CFG"])
+    file = file if file.is_file() or file.is_absolute() else ROOT / file
+    model = build_vqvae(configuration.load(file))
+    return load_vqvae(model, paths).to(device).eval()
+
+
+def load_vqvae(model: VQVAE, paths: Mapping[str, str | Path]) -> VQVAE:
+    """Load {"netE": file, "netG": file, "netC": file}; all three may be the same checkpoint of this project.
+
+    Raises UserError for files that are missing or do not fit.
+    """
+    groups = {}
+    for name, attribute in NETWORKS.items():
+        if not paths.get(name):
+            raise UserError(f"the VQVAE needs weights for {name}: set MODEL.{WEIGHT_NODES[name]}.WEIGHTS")
+        weights = read_weights(paths[name], "vqvae")
+        own = {key.removeprefix(f"{attribute}."): v for key, v in weights.items() if key.startswith(f"{attribute}.")}
+        if own and name == "netC" and model.config.codebook.num == 1:
+            own = {key.removeprefix("ve.0."): value for key, value in own.items()}
+        groups[name] = own or weights
+    try:
+        return model.load_original(groups)
+    except UserError as error:
+        raise UserError(f"{', '.join(sorted({str(path) for path in paths.values()}))}: {error}") from error
+
+
+def load_transformer(model: VideoTransformer, path: str | Path) -> VideoTransformer:
+    """Load a published file (its index tables are left out) or a checkpoint of this project, strictly."""
+    strict_load(model, drop_recomputable(dict(read_weights(path, "transformer"))), path)
+    return model
+
+
+def load_final(model: VQVAE | VideoTransformer, run_dir: Path) -> None:
+    """Put the weights that count, the averaged ones where there are any, into the network."""
+    if isinstance(model, VQVAE):
+        load_vqvae(model, dict.fromkeys(("netE", "netG", "netC"), run_dir))
+    else:
+        load_transformer(model, run_dir)
 
 
 def read_weights(path: str | Path, network: str) -> dict[str, dict[str, Tensor]] | dict[str, Tensor]:
@@ -55,32 +150,6 @@ def own_network(state: dict[str, Any], network: str, path: Path) -> dict[str, Te
     return networks[network]
 
 
-def load_vqvae(model: VQVAE, paths: Mapping[str, str | Path]) -> VQVAE:
-    """Load {"netE": file, "netG": file, "netC": file}; all three may be the same checkpoint of this project.
-
-    Raises UserError for files that are missing or do not fit.
-    """
-    groups = {}
-    for name, attribute in NETWORKS.items():
-        if not paths.get(name):
-            raise UserError(f"the VQVAE needs weights for {name}: set MODEL.{WEIGHT_NODES[name]}.WEIGHTS")
-        weights = read_weights(paths[name], "vqvae")
-        own = {key.removeprefix(f"{attribute}."): v for key, v in weights.items() if key.startswith(f"{attribute}.")}
-        if own and name == "netC" and model.config.codebook.num == 1:
-            own = {key.removeprefix("ve.0."): value for key, value in own.items()}
-        groups[name] = own or weights
-    try:
-        return model.load_original(groups)
-    except UserError as error:
-        raise UserError(f"{', '.join(sorted({str(path) for path in paths.values()}))}: {error}") from error
-
-
-def load_transformer(model: VideoTransformer, path: str | Path) -> VideoTransformer:
-    """Load a published file (its index tables are left out) or a checkpoint of this project, strictly."""
-    strict_load(model, drop_recomputable(dict(read_weights(path, "transformer"))), path)
-    return model
-
-
 def original_groups(model: VQVAE | VideoTransformer) -> dict[str, dict[str, Tensor]]:
     """The weights as the original's files hold them, by folder, index tables included."""
     if isinstance(model, VQVAE):
@@ -98,70 +167,9 @@ def write_original(folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ite
         write_file(target / "last_checkpoint", lambda file: file.write(f"{name}.pth".encode()))
 
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def build_transformer(config: dict[str, Any]) -> VideoTransformer:
-    """The transformer of a configuration, with fresh weights."""
-    node = config["MODEL"]
-    model = VideoTransformer(node["AUTOREGRESSIVE"]["VT"], node["GRADIENT_CHECKPOINTING"])
-    initialize_convolutions(model, node["INIT_TYPE"])
-    return model
-
-
-def build_vqvae(config: dict[str, Any]) -> VQVAE:
-    """The VQ-VAE of a configuration, with fresh weights. Raises UserError for a file that is only a base."""
-    channels = config["MODEL"]["ENCODER"]["IN_CHANNELS"]
-    if channels != 3 or config["INPUT"]["FORMAT"] != "RGB":
-        raise UserError("this configuration is only a base for others: frames need IN_CHANNELS 3 and INPUT.FORMAT RGB")
-    model = VQVAE(config)
-    initialize_convolutions(model, config["MODEL"]["INIT_TYPE"])
-    return model
-
-
-def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
-    """The VQ-VAE that TEST.VT_SAMPLER.VQ_VAE names, ready to decode; None when no weights are named."""
-    node = config["TEST"]["VT_SAMPLER"]["VQ_VAE"]
-    paths = {"netE": node["ENCODER_WEIGHTS"], "netG": node["GENERATOR_WEIGHTS"], "netC": node["CODEBOOK_WEIGHTS"]}
-    if not any(paths.values()):
-        return None
-    file = Path(node["CFG"])
-    file = file if file.is_file() or file.is_absolute() else ROOT / file
-    model = build_vqvae(configuration.load(file))
-    return load_vqvae(model, paths).to(device).eval()
-
-
-def load_final(model: VQVAE | VideoTransformer, run_dir: Path) -> None:
-    """Put the weights that count, the averaged ones where there are any, into the network."""
-    if isinstance(model, VQVAE):
-        load_vqvae(model, dict.fromkeys(("netE", "netG", "netC"), run_dir))
-    else:
-        load_transformer(model, run_dir)
-
-
-def load_for_evaluation(config: dict[str, Any]) -> VQVAE | VideoTransformer:
-    """The network with the weights of MODEL.*.WEIGHTS, else those of the run in OUTPUT_DIR.
-
-    Raises UserError when there are neither: random weights are never evaluated.
-    """
-    node, run_dir = config["MODEL"], Path(config["OUTPUT_DIR"])
-    if is_transformer(config):
-        return load_transformer(build_transformer(config), node["GENERATOR"]["WEIGHTS"] or run_dir)
-    model = build_vqvae(config)
-    given = {
-        "netE": node["ENCODER"]["WEIGHTS"],
-        "netG": node["GENERATOR"]["WEIGHTS"],
-        "netC": node["CODEBOOK"]["WEIGHTS"],
-    }
-    return load_vqvae(model, given if any(given.values()) else dict.fromkeys(given, run_dir))
-
-
-def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
-    """The VQ-VAE that decodes samples. Raises UserError when none is named."""
-    model = load_sampler_vqvae(config, device)
-    if model is None:
-        raise UserError(
-            "frames need the VQ-VAE: set TEST.VT_SAMPLER.VQ_VAE.{CFG,ENCODER_WEIGHTS,GENERATOR_WEIGHTS,"
-            "CODEBOOK_WEIGHTS}; the three weights may be one run folder"
-        )
-    return model
+def write_config(config: dict[str, Any]) -> None:
+    """The merged configuration as OUTPUT_DIR/config.yaml."""
+    folder = Path(config["OUTPUT_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
+    write_file(folder / "config.yaml", lambda file: file.write(text.encode()))

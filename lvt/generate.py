@@ -1,4 +1,7 @@
-"""Generate."""
+"""Generation: slice by slice, position by position, a whole batch at once; and the command that continues frames.
+
+Axes: B samples, C codebooks, (T, H, W) clip of codes, (t, h, w) slice.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvt.cached_decoder import CachedDecoder, SampleStreams, SamplingRule, sample_seeds
-from lvt.config import DOWNSAMPLING, write_config
-from lvt.files import load_for_evaluation, needed_vqvae
+from lvt.config import DOWNSAMPLING
+from lvt.files import load_for_evaluation, needed_vqvae, write_config
 from lvt.subscale import put_slice, slice_offset, slice_size
 from lvt.transformer import VideoTransformer, visible_taps
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
@@ -32,8 +35,8 @@ from videodata.pixels import channels_first, to_uint8
 from videodata.write_video import write_video
 
 logger = logging.getLogger(__name__)
-
 Progress = Callable[[int, int], None]  # (positions done, positions in all)
+FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
 
 
 @torch.no_grad()
@@ -97,6 +100,63 @@ def generate_long(
     return clip[:, :, :frames]
 
 
+def continue_codes(
+    transformer: VideoTransformer, codes: Tensor, n_prime: int, frames: int, window: int, **options: object
+) -> Tensor:
+    """Clips of `frames` frames of codes that begin with the first `n_prime` of codes (B, C, >= n_prime, h, w).
+
+    Longer clips than `window` are made window by window. options: as for `generate_codes`.
+    """
+    if frames > window:
+        return generate_long(transformer, codes, n_prime, frames, window, **options)
+    room = codes.new_zeros(*codes.shape[:2], frames, *codes.shape[3:])
+    room[:, :, :n_prime] = codes[:, :, :n_prime]
+    return generate_codes(transformer, room, n_prime, **options)
+
+
+def sample_frames(
+    transformer: VideoTransformer, vqvae: VQVAE, codes: Tensor, n_prime: int, frames: int, *,
+    window: int | None = None, seeds: Sequence[int], class_index: Tensor | None = None, **options: object,
+) -> Tensor:  # fmt: skip
+    """Decoded continuations (B, 3, frames, H, W) in [-1, 1], given frames included (as their reconstructions).
+
+    codes int64 (B, C, >= n_prime, h, w); seeds: one per clip; window: see `continue_codes` (default: all frames).
+    """
+    made = continue_codes(
+        transformer, codes, n_prime, frames, window or frames, seeds=list(seeds), class_idx=class_index, **options
+    )
+    return decode_clips(vqvae, made)
+
+
+def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
+    """Options of `generate_codes` from a VT_SAMPLER node."""
+    top_p = sampler["TOP_P"]
+    return {
+        "temperature": sampler["TEMPERATURE"],
+        "top_k": sampler["TOP_K"] or None,
+        "top_p": top_p if top_p < 1 else None,
+    }
+
+
+def check_classes(model: VideoTransformer, class_index: Tensor | None) -> None:
+    """Raises UserError for classes that the model does not know."""
+    count = model.config.class_num
+    if count and class_index is not None and not (int(class_index.min()) >= 0 and int(class_index.max()) < count):
+        raise UserError(f"classes must be 0 .. {count - 1}, found {class_index.tolist()}")
+
+
+def check_codes(model: VideoTransformer, codes: Tensor, n_prime: int) -> None:
+    """Raises UserError for codes of the wrong shape or range, and for more known frames than there are."""
+    config = model.config
+    if codes.ndim != 5 or codes.shape[1] != config.nc or codes.dtype != torch.int64:
+        raise UserError(f"codes must be int64 (B, {config.nc}, T, H, W), found {codes.dtype} {tuple(codes.shape)}")
+    if not 0 <= n_prime <= codes.shape[2]:
+        raise UserError(f"{n_prime} known frames do not fit a clip of {codes.shape[2]} frames")
+    known = codes[:, :, :n_prime]
+    if known.numel() and not (int(known.min()) >= 0 and int(known.max()) < config.nv):
+        raise UserError(f"codes must be 0 .. {config.nv - 1}, found {int(known.min())} .. {int(known.max())}")
+
+
 class ClipSampler:
     """Fills in a batch of clips (B, C, T, H, W) in place."""
 
@@ -143,76 +203,6 @@ class ClipSampler:
         """Frames of slice `number` that lie within the first n_prime frames of the clip."""
         first = slice_offset(number, self.stride)[0]
         return min(self.size[0], max(0, -(-(self.n_prime - first) // self.stride[0])))
-
-
-def check_classes(model: VideoTransformer, class_index: Tensor | None) -> None:
-    """Raises UserError for classes that the model does not know."""
-    count = model.config.class_num
-    if count and class_index is not None and not (int(class_index.min()) >= 0 and int(class_index.max()) < count):
-        raise UserError(f"classes must be 0 .. {count - 1}, found {class_index.tolist()}")
-
-
-def check_codes(model: VideoTransformer, codes: Tensor, n_prime: int) -> None:
-    """Raises UserError for codes of the wrong shape or range, and for more known frames than there are."""
-    config = model.config
-    if codes.ndim != 5 or codes.shape[1] != config.nc or codes.dtype != torch.int64:
-        raise UserError(f"codes must be int64 (B, {config.nc}, T, H, W), found {codes.dtype} {tuple(codes.shape)}")
-    if not 0 <= n_prime <= codes.shape[2]:
-        raise UserError(f"{n_prime} known frames do not fit a clip of {codes.shape[2]} frames")
-    known = codes[:, :, :n_prime]
-    if known.numel() and not (int(known.min()) >= 0 and int(known.max()) < config.nv):
-        raise UserError(f"codes must be 0 .. {config.nv - 1}, found {int(known.min())} .. {int(known.max())}")
-
-
-FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
-
-
-def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
-    """Options of `generate_codes` from a VT_SAMPLER node."""
-    top_p = sampler["TOP_P"]
-    return {
-        "temperature": sampler["TEMPERATURE"],
-        "top_k": sampler["TOP_K"] or None,
-        "top_p": top_p if top_p < 1 else None,
-    }
-
-
-def write_clip(folder: Path, clip: Tensor, rate: Fraction = FRAMES_PER_SECOND) -> None:
-    """Write a clip (3, T, H, W) in [-1, 1] as 0.png, 1.png, ... and video.mp4."""
-    folder.mkdir(parents=True, exist_ok=True)
-    frames = to_uint8(clip.cpu())
-    for number, frame in enumerate(frames):
-        with atomic_path(folder / f"{number}.png") as temporary:
-            Image.fromarray(np.asarray(frame)).save(temporary, format="PNG")
-    write_video(folder / "video.mp4", frames, rate)
-
-
-def continue_codes(
-    transformer: VideoTransformer, codes: Tensor, n_prime: int, frames: int, window: int, **options: object
-) -> Tensor:
-    """Clips of `frames` frames of codes that begin with the first `n_prime` of codes (B, C, >= n_prime, h, w).
-
-    Longer clips than `window` are made window by window. options: as for `generate_codes`.
-    """
-    if frames > window:
-        return generate_long(transformer, codes, n_prime, frames, window, **options)
-    room = codes.new_zeros(*codes.shape[:2], frames, *codes.shape[3:])
-    room[:, :, :n_prime] = codes[:, :, :n_prime]
-    return generate_codes(transformer, room, n_prime, **options)
-
-
-def sample_frames(
-    transformer: VideoTransformer, vqvae: VQVAE, codes: Tensor, n_prime: int, frames: int, *,
-    window: int | None = None, seeds: Sequence[int], class_index: Tensor | None = None, **options: object,
-) -> Tensor:  # fmt: skip
-    """Decoded continuations (B, 3, frames, H, W) in [-1, 1], given frames included (as their reconstructions).
-
-    codes int64 (B, C, >= n_prime, h, w); seeds: one per clip; window: see `continue_codes` (default: all frames).
-    """
-    made = continue_codes(
-        transformer, codes, n_prime, frames, window or frames, seeds=list(seeds), class_idx=class_index, **options
-    )
-    return decode_clips(vqvae, made)
 
 
 @dataclass
@@ -309,3 +299,13 @@ def read_given(folder: Path | None, count: int, size: int) -> Tensor:
     if len({frame.shape for frame in frames}) > 1:
         raise UserError(f"--video-dir {folder}: its images have different sizes")
     return channels_first(np.stack(frames))
+
+
+def write_clip(folder: Path, clip: Tensor, rate: Fraction = FRAMES_PER_SECOND) -> None:
+    """Write a clip (3, T, H, W) in [-1, 1] as 0.png, 1.png, ... and video.mp4."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = to_uint8(clip.cpu())
+    for number, frame in enumerate(frames):
+        with atomic_path(folder / f"{number}.png") as temporary:
+            Image.fromarray(np.asarray(frame)).save(temporary, format="PNG")
+    write_video(folder / "video.mp4", frames, rate)

@@ -1,4 +1,8 @@
-"""Layers."""
+"""What the networks are made of: fresh weights, the position signal, and self-attention inside blocks of a slice.
+
+Names of parameters are those of the published checkpoints. Axes: B slices, (t, h, w) slice, (bt, bh, bw) block,
+n = bt bh bw tokens of a block in raster order, N blocks of all slices, M heads, D width, A width of a head.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lvt.config import Triple
 from videodata.errors import UserError
+
+LARGE_BLOCK = 1024  # tokens from which a bias of (M, n, n) numbers costs more than computing it on the fly
 
 
 def initialize_convolutions(module: nn.Module, kind: str = "xavier_uniform") -> None:
@@ -65,43 +71,6 @@ def position_signal(size: Triple, width: int, device: torch.device | str = "cpu"
         shape[axis] = length
         signal[..., axis * waves.shape[1] : (axis + 1) * waves.shape[1]] = waves.view(shape)
     return signal
-
-
-def flex_block_attention(
-    query: Tensor, key: Tensor, value: Tensor, banks: tuple[Tensor, Tensor, Tensor], block: Triple, causal: bool
-) -> Tensor:
-    """Attention of (N, M, n, A) with the bias banks (M, 2 b - 1) of the three axes of a block."""
-    bt, bh, bw = block
-    dt_bank, dh_bank, dw_bank = banks
-
-    def relative(score: Tensor, batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        dt = i // (bh * bw) - j // (bh * bw) + bt - 1
-        dh = i // bw % bh - j // bw % bh + bh - 1
-        dw = i % bw - j % bw + bw - 1
-        return score + dt_bank[head, dt] + dh_bank[head, dh] + dw_bank[head, dw]
-
-    mask = causal_mask(prod(block), str(query.device)) if causal else None
-    attend = compiled_flex_attention() if query.is_cuda else flex_attention
-    return attend(query, key, value, score_mod=relative, block_mask=mask)
-
-
-def not_later(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    return j <= i
-
-
-@lru_cache(maxsize=16)
-def causal_mask(tokens: int, device: str) -> BlockMask:
-    """Lets a query see itself and what is before it."""
-    return create_block_mask(not_later, None, None, tokens, tokens, device=device)
-
-
-@lru_cache(maxsize=1)
-def compiled_flex_attention() -> object:
-    """Compiled once for the process."""
-    return torch.compile(flex_attention)
-
-
-LARGE_BLOCK = 1024  # tokens from which a bias of (M, n, n) numbers costs more than computing it on the fly
 
 
 class HeadProjections(nn.Module):
@@ -208,3 +177,37 @@ def from_blocks(tokens: Tensor, block: Triple, size: Triple) -> Tensor:
     nt, nh, nw = blocks_along(size, block)
     x = tokens.view(-1, nt, nh, nw, *block, tokens.shape[-1])
     return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, *size, tokens.shape[-1])
+
+
+def flex_block_attention(
+    query: Tensor, key: Tensor, value: Tensor, banks: tuple[Tensor, Tensor, Tensor], block: Triple, causal: bool
+) -> Tensor:
+    """Attention of (N, M, n, A) with the bias banks (M, 2 b - 1) of the three axes of a block."""
+    bt, bh, bw = block
+    dt_bank, dh_bank, dw_bank = banks
+
+    def relative(score: Tensor, batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        dt = i // (bh * bw) - j // (bh * bw) + bt - 1
+        dh = i // bw % bh - j // bw % bh + bh - 1
+        dw = i % bw - j % bw + bw - 1
+        return score + dt_bank[head, dt] + dh_bank[head, dh] + dw_bank[head, dw]
+
+    mask = causal_mask(prod(block), str(query.device)) if causal else None
+    attend = compiled_flex_attention() if query.is_cuda else flex_attention
+    return attend(query, key, value, score_mod=relative, block_mask=mask)
+
+
+def not_later(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    return j <= i
+
+
+@lru_cache(maxsize=16)
+def causal_mask(tokens: int, device: str) -> BlockMask:
+    """Lets a query see itself and what is before it."""
+    return create_block_mask(not_later, None, None, tokens, tokens, device=device)
+
+
+@lru_cache(maxsize=1)
+def compiled_flex_attention() -> object:
+    """Compiled once for the process."""
+    return torch.compile(flex_attention)

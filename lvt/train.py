@@ -1,4 +1,4 @@
-"""Train."""
+"""How the two networks are trained: the VQ-VAE on frames, the transformer on slices of clips of codes."""
 
 from __future__ import annotations
 
@@ -35,43 +35,6 @@ from training.recipe import Losses, Recipe, Step
 from videodata.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-
-def warmup(step: int, steps: int, factor: float, method: str) -> float:
-    """Factor during the first `steps` steps: `factor` itself ("constant") or from it to 1 ("linear")."""
-    if step >= steps:
-        return 1.0
-    return factor if method == "constant" else factor * (1 - step / steps) + step / steps
-
-
-def learning_rate_factor(solver: dict[str, Any], step: int) -> float:
-    """Factor on LR_G at optimiser step 0, 1, ... for a SOLVER node. Raises UserError for an unknown schedule."""
-    name = solver["LR_SCHEDULER_NAME"]
-    if name == "Identity":
-        return 1.0
-    start = warmup(step, solver["WARMUP_ITERS"], solver["WARMUP_FACTOR"], solver["WARMUP_METHOD"])
-    if name == "WarmupMultiStepLR":
-        return start * solver["GAMMA"] ** bisect_right(solver["STEPS"], step)
-    if name == "WarmupCosineLR":
-        return start * 0.5 * (1 + math.cos(math.pi * step / solver["MAX_ITER"]))
-    raise UserError(f"SOLVER.LR_SCHEDULER_NAME {name!r}: use Identity, WarmupMultiStepLR or WarmupCosineLR")
-
-
-class ScheduledOptimizers:
-    """Applies the schedule right before each step of an optimiser; `step` is set by the recipe."""
-
-    def __init__(self, solver: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        learning_rate_factor(solver, 0)
-        self.solver, self.step = solver, 0
-        optimizer.register_step_pre_hook(self.scale)
-
-    def scale(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Multiply the rates that the training loop has just set to their base values."""
-        factor = learning_rate_factor(self.solver, self.step)
-        for group in optimizer.param_groups:
-            group["lr"] *= factor
-
-
 CLIPS_SHOWN = 4
 FREE_KEYS = frozenset(
     {
@@ -83,23 +46,87 @@ FREE_KEYS = frozenset(
 )  # last parts of the configuration keys that a continued run may change
 
 
-def build_optimizer(model: nn.Module, solver: dict[str, Any]) -> torch.optim.Optimizer:
-    """The optimiser of a SOLVER node. Raises UserError for an unknown name."""
-    decay = solver["WEIGHT_DECAY"]
-    groups: dict[float, list[nn.Parameter]] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            kind = "NORM_G" if isinstance(module, nn.LayerNorm) else "BIAS_G" if name == "bias" else "BASE_G"
-            groups.setdefault(decay[kind], []).append(parameter)
-    parameters = [{"params": members, "weight_decay": amount} for amount, members in groups.items()]
-    betas = (solver["ADAM"]["BETA1_G"], solver["ADAM"]["BETA2_G"])
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if solver["OPTIMIZER_NAME"] in kinds:
-        return kinds[solver["OPTIMIZER_NAME"]](parameters, lr=solver["LR_G"], betas=betas, eps=1e-8)
-    if solver["OPTIMIZER_NAME"] == "rmsprop":
-        options = {"alpha": solver["RMSPROP"]["ALPHA_G"], "momentum": solver["RMSPROP"]["MOMENTUM_G"]}
-        return torch.optim.RMSprop(parameters, lr=solver["LR_G"], eps=1e-8, **options)
-    raise UserError(f"SOLVER.OPTIMIZER_NAME {solver['OPTIMIZER_NAME']!r}: use adam, adamw or rmsprop")
+def train_lvt(config: dict[str, Any], resume: bool = False, allow_config_change: bool = False) -> dict[str, Any]:
+    """Train the network of a configuration in OUTPUT_DIR, write it in the original's layout too, evaluate it.
+
+    `resume` continues the run that the folder holds; without it, such a folder is refused. Gives the results by
+    task. Raises UserError.
+    """
+    seed_everything(max(config["SEED"], 0))
+    evaluators_of(config)  # a mistake there shall not wait for the end of the training
+    recipe, data, validation = build_run(config)
+    chosen = replace(settings(config, resume), allow_config_change=allow_config_change)
+    refuse_used_folder(chosen)
+    result = train(recipe, data, chosen, {**config, "model": shape_of_model(config)}, validation)
+    if not result.finished:
+        logger.info("stopped at step %d; --resume continues", result.step)
+        return {}
+    if not distributed.is_main():
+        return {}
+    (model,) = recipe.networks.values()
+    load_final(model, chosen.run_dir)
+    write_original(chosen.run_dir, original_groups(model), result.step - 1, "model_final")
+    return evaluate_lvt(config, model)
+
+
+def refuse_used_folder(chosen: TrainSettings) -> None:
+    """Raises UserError when the folder holds a run that is not to be continued."""
+    used = (chosen.run_dir / "metrics.jsonl").exists() or any((chosen.run_dir / "checkpoints").glob("step-*.pt"))
+    if used and chosen.resume == "never":
+        raise UserError(f"{chosen.run_dir}: holds a run already; add --resume to continue it, or set OUTPUT_DIR")
+
+
+def build_run(config: dict[str, Any]) -> tuple[VQVAERecipe | TransformerRecipe, Any, Any]:
+    """Recipe, training data and validation data of a configuration."""
+    names = config["DATASETS"]
+    if is_transformer(config):
+        data = together([open_code_windows(config, name, training=True) for name in names["TRAIN"]])
+        tests = [open_code_windows(config, name, training=False) for name in names["TEST"]]
+        shown = (
+            load_sampler_vqvae(config, torch.device("cpu"))
+            if config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
+            else None
+        )
+        recipe = TransformerRecipe(build_transformer(config), config, shown)
+    else:
+        data = together([open_frames(config, name, training=True) for name in names["TRAIN"]])
+        tests = [open_frames(config, name, training=False) for name in names["TEST"]]
+        recipe = VQVAERecipe(build_vqvae(config), config)
+    return recipe, data, thinned(together(tests), config["TEST"]["N_SAMPLES"]) if tests else None
+
+
+def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of the configuration that a continued run must share."""
+    model = config["MODEL"]
+    if is_transformer(config):
+        shape = {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": model["AUTOREGRESSIVE"]["VT"]}
+        classes = class_names(config)
+        return shape if classes is None else {**shape, "CLASSES": classes}
+    return {name: model[name] for name in ("META_ARCHITECTURE", "ENCODER", "GENERATOR", "CODEBOOK")}
+
+
+def settings(config: dict[str, Any], resume: bool) -> TrainSettings:
+    """The settings of the training loop."""
+    solver = config["SOLVER"]
+    return TrainSettings(
+        run_dir=Path(config["OUTPUT_DIR"]),
+        steps=solver["MAX_ITER"],
+        batch_size=solver["IMS_PER_BATCH"],
+        accumulation=solver["ACCUMULATION_STEPS"],
+        seed=max(config["SEED"], 0),
+        device=config["MODEL"]["DEVICE"],
+        precision=solver["PRECISION"],
+        compile=solver["COMPILE"],
+        clip=solver["CLIP_NORM"],
+        ema=solver["EMA"],
+        resume="auto" if resume else "never",
+        save_every=solver["CHECKPOINT_PERIOD"],
+        log_every=config["LOG_PERIOD"],
+        evaluate_every=config["TEST"]["EVAL_PERIOD"] or solver["MAX_ITER"],
+        pictures_every=config["VIS_PERIOD"],
+        max_minutes=config["MAX_MINUTES"],
+        workers=config["DATALOADER"]["NUM_WORKERS"],
+    )
 
 
 class VQVAERecipe(Recipe):
@@ -230,84 +257,55 @@ def frames_of(clips: Tensor) -> Tensor:
     return clips.transpose(1, 2).flatten(0, 1)
 
 
-def settings(config: dict[str, Any], resume: bool) -> TrainSettings:
-    """The settings of the training loop."""
-    solver = config["SOLVER"]
-    return TrainSettings(
-        run_dir=Path(config["OUTPUT_DIR"]),
-        steps=solver["MAX_ITER"],
-        batch_size=solver["IMS_PER_BATCH"],
-        accumulation=solver["ACCUMULATION_STEPS"],
-        seed=max(config["SEED"], 0),
-        device=config["MODEL"]["DEVICE"],
-        precision=solver["PRECISION"],
-        compile=solver["COMPILE"],
-        clip=solver["CLIP_NORM"],
-        ema=solver["EMA"],
-        resume="auto" if resume else "never",
-        save_every=solver["CHECKPOINT_PERIOD"],
-        log_every=config["LOG_PERIOD"],
-        evaluate_every=config["TEST"]["EVAL_PERIOD"] or solver["MAX_ITER"],
-        pictures_every=config["VIS_PERIOD"],
-        max_minutes=config["MAX_MINUTES"],
-        workers=config["DATALOADER"]["NUM_WORKERS"],
-    )
+def build_optimizer(model: nn.Module, solver: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimiser of a SOLVER node. Raises UserError for an unknown name."""
+    decay = solver["WEIGHT_DECAY"]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            kind = "NORM_G" if isinstance(module, nn.LayerNorm) else "BIAS_G" if name == "bias" else "BASE_G"
+            groups.setdefault(decay[kind], []).append(parameter)
+    parameters = [{"params": members, "weight_decay": amount} for amount, members in groups.items()]
+    betas = (solver["ADAM"]["BETA1_G"], solver["ADAM"]["BETA2_G"])
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if solver["OPTIMIZER_NAME"] in kinds:
+        return kinds[solver["OPTIMIZER_NAME"]](parameters, lr=solver["LR_G"], betas=betas, eps=1e-8)
+    if solver["OPTIMIZER_NAME"] == "rmsprop":
+        options = {"alpha": solver["RMSPROP"]["ALPHA_G"], "momentum": solver["RMSPROP"]["MOMENTUM_G"]}
+        return torch.optim.RMSprop(parameters, lr=solver["LR_G"], eps=1e-8, **options)
+    raise UserError(f"SOLVER.OPTIMIZER_NAME {solver['OPTIMIZER_NAME']!r}: use adam, adamw or rmsprop")
 
 
-def train_lvt(config: dict[str, Any], resume: bool = False, allow_config_change: bool = False) -> dict[str, Any]:
-    """Train the network of a configuration in OUTPUT_DIR, write it in the original's layout too, evaluate it.
+class ScheduledOptimizers:
+    """Applies the schedule right before each step of an optimiser; `step` is set by the recipe."""
 
-    `resume` continues the run that the folder holds; without it, such a folder is refused. Gives the results by
-    task. Raises UserError.
-    """
-    seed_everything(max(config["SEED"], 0))
-    evaluators_of(config)  # a mistake there shall not wait for the end of the training
-    recipe, data, validation = build_run(config)
-    chosen = replace(settings(config, resume), allow_config_change=allow_config_change)
-    refuse_used_folder(chosen)
-    result = train(recipe, data, chosen, {**config, "model": shape_of_model(config)}, validation)
-    if not result.finished:
-        logger.info("stopped at step %d; --resume continues", result.step)
-        return {}
-    if not distributed.is_main():
-        return {}
-    (model,) = recipe.networks.values()
-    load_final(model, chosen.run_dir)
-    write_original(chosen.run_dir, original_groups(model), result.step - 1, "model_final")
-    return evaluate_lvt(config, model)
+    def __init__(self, solver: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        learning_rate_factor(solver, 0)
+        self.solver, self.step = solver, 0
+        optimizer.register_step_pre_hook(self.scale)
+
+    def scale(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Multiply the rates that the training loop has just set to their base values."""
+        factor = learning_rate_factor(self.solver, self.step)
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
 
 
-def refuse_used_folder(chosen: TrainSettings) -> None:
-    """Raises UserError when the folder holds a run that is not to be continued."""
-    used = (chosen.run_dir / "metrics.jsonl").exists() or any((chosen.run_dir / "checkpoints").glob("step-*.pt"))
-    if used and chosen.resume == "never":
-        raise UserError(f"{chosen.run_dir}: holds a run already; add --resume to continue it, or set OUTPUT_DIR")
+def learning_rate_factor(solver: dict[str, Any], step: int) -> float:
+    """Factor on LR_G at optimiser step 0, 1, ... for a SOLVER node. Raises UserError for an unknown schedule."""
+    name = solver["LR_SCHEDULER_NAME"]
+    if name == "Identity":
+        return 1.0
+    start = warmup(step, solver["WARMUP_ITERS"], solver["WARMUP_FACTOR"], solver["WARMUP_METHOD"])
+    if name == "WarmupMultiStepLR":
+        return start * solver["GAMMA"] ** bisect_right(solver["STEPS"], step)
+    if name == "WarmupCosineLR":
+        return start * 0.5 * (1 + math.cos(math.pi * step / solver["MAX_ITER"]))
+    raise UserError(f"SOLVER.LR_SCHEDULER_NAME {name!r}: use Identity, WarmupMultiStepLR or WarmupCosineLR")
 
 
-def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of the configuration that a continued run must share."""
-    model = config["MODEL"]
-    if is_transformer(config):
-        shape = {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": model["AUTOREGRESSIVE"]["VT"]}
-        classes = class_names(config)
-        return shape if classes is None else {**shape, "CLASSES": classes}
-    return {name: model[name] for name in ("META_ARCHITECTURE", "ENCODER", "GENERATOR", "CODEBOOK")}
-
-
-def build_run(config: dict[str, Any]) -> tuple[VQVAERecipe | TransformerRecipe, Any, Any]:
-    """Recipe, training data and validation data of a configuration."""
-    names = config["DATASETS"]
-    if is_transformer(config):
-        data = together([open_code_windows(config, name, training=True) for name in names["TRAIN"]])
-        tests = [open_code_windows(config, name, training=False) for name in names["TEST"]]
-        shown = (
-            load_sampler_vqvae(config, torch.device("cpu"))
-            if config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
-            else None
-        )
-        recipe = TransformerRecipe(build_transformer(config), config, shown)
-    else:
-        data = together([open_frames(config, name, training=True) for name in names["TRAIN"]])
-        tests = [open_frames(config, name, training=False) for name in names["TEST"]]
-        recipe = VQVAERecipe(build_vqvae(config), config)
-    return recipe, data, thinned(together(tests), config["TEST"]["N_SAMPLES"]) if tests else None
+def warmup(step: int, steps: int, factor: float, method: str) -> float:
+    """Factor during the first `steps` steps: `factor` itself ("constant") or from it to 1 ("linear")."""
+    if step >= steps:
+        return 1.0
+    return factor if method == "constant" else factor * (1 - step / steps) + step / steps

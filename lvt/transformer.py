@@ -1,4 +1,13 @@
-"""Transformer."""
+"""The video transformer: an autoregressive model of clips of codes, slice by slice, and the likelihood it gives them.
+
+Rakhimov et al. 2020 (arXiv 2006.10704) after Weissenborn et al. 2020 (arXiv 1906.02634). An encoder turns what is known
+of the clip into features at the positions of a slice; a causal decoder adds the slice's own earlier codes; a head
+predicts the codes of a position, one codebook after the other. Names of modules and parameters are those of the
+published checkpoints.
+
+Axes: B clips or slices, C codebooks, V codes per codebook, (T, H, W) clip of codes, (T', H', W') context of a slice,
+(t, h, w) slice, E embedding width, D width.
+"""
 
 from __future__ import annotations
 
@@ -17,43 +26,57 @@ from lvt.layers import BlockLocalAttention, initialize_convolutions, inverse_tim
 from lvt.subscale import context_ids, put_slice, slice_frames, take_contexts, take_slices
 from videodata.errors import UserError
 
+IGNORED = -100  # target of positions that do not count
+TAPS = 25  # live taps of the causal kernel: all before the position itself, in raster order of 3 x 3 x 3
+TAPS_OF_ONE_FRAME = 7  # those in the last of the three frames
 TABLES = ("dt", "dh", "dw", "mask")
 TIMESCALES = "inv_timescales"
 
 
-def drop_recomputable(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without the index tables of attention layers and without the timescales."""
-    return {key: value for key, value in state.items() if not is_recomputable(key)}
+class VideoTransformer(nn.Module):
+    """`model_config` is the VT node of a configuration, or a configuration that holds one.
 
+    `load_state_dict` takes the published keys; the index tables in those files are left out, because they follow from
+    the configuration. gradient_checkpointing recomputes the layers in the backward pass in place of storing them.
+    Raises UserError for a configuration that does not fit together.
+    """
 
-def is_recomputable(key: str) -> bool:
-    """Whether a key of a published file names a table that follows from the configuration."""
-    parts = key.split(".")
-    if parts[-1] == TIMESCALES:
-        return "positional_encoder" in parts
-    return "block_local_attention" in parts and parts[-1] in TABLES
+    def __init__(self, model_config: Mapping[str, Any], gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = transformer_config(model_config)
+        self.encoder = SliceEncoder(self.config, gradient_checkpointing)
+        self.decoder = SliceDecoder(self.config, gradient_checkpointing)
+        self.ch_predictor = ChannelHead(self.config)
+        initialize_convolutions(self)
+        self.register_load_state_dict_pre_hook(forget_recomputable)
 
+    def forward(
+        self, context: Tensor, slice_codes: Tensor, slice_index: Tensor, class_index: Tensor | None = None
+    ) -> Tensor:
+        """Context (B, C, T', H', W'), codes (B, C, t, h, w), slice_index (B,) -> logits (B, C, V, t, h, w)."""
+        encoded = self.encoder(context, slice_index, class_index)
+        features = self.decoder(slice_codes, encoded)  # (B, t, h, w, D)
+        logits = self.ch_predictor(features, slice_codes.movedim(1, -1), self.decoder.ch_embedder)
+        return torch.stack(logits, 1).movedim(-1, 2)
 
-def recomputable(config: TransformerConfig) -> dict[str, Tensor]:
-    """All tables that a published file of this configuration holds."""
-    tables = {}
-    for half, blocks, width in (("encoder", config.blocks_e, config.de), ("decoder", config.blocks_d, config.d)):
-        tables[f"{half}.positional_encoder.{TIMESCALES}"] = inverse_timescales(width)
-        for layer, block in enumerate(blocks):
-            prefix = f"{half}.block_local_attention.{layer}."
-            tables |= {prefix + name: value for name, value in attention_tables(block, half == "decoder").items()}
-    return tables
+    def slice_inputs(self, codes: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Context and codes of slice index[b] of each clip (B, C, T, H, W), as `forward` takes them."""
+        context = take_contexts(codes, self.config.stride, self.config.kernel, index, self.config.pad_value)
+        return context, take_slices(codes, self.config.stride, index)
 
+    @torch.no_grad()
+    def clip_logits(self, codes: Tensor, class_idx: Tensor | None = None) -> Tensor:
+        """Logits of every code of the clips given all that are generated before it.
 
-def attention_tables(block: Triple, causal: bool) -> dict[str, Tensor]:
-    """dt, dh, dw int64 (n * n): row of each bias bank for every query and key; mask (1, 1, n, n): 1 where j > i."""
-    tokens = prod(block)
-    places = torch.cartesian_prod(*(torch.arange(length) for length in block)).view(tokens, 3)
-    rows = places[:, None] - places + torch.tensor(block) - 1  # (n, n, 3)
-    tables = {name: rows[..., axis].flatten() for axis, name in enumerate(("dt", "dh", "dw"))}
-    if causal:
-        tables["mask"] = torch.ones(tokens, tokens).triu(1)[None, None]
-    return tables
+        codes int64 (B, C, T, H, W), class_idx int64 (B,) -> (B, C, V, T, H, W).
+        """
+        batch, channels, *clip = codes.shape
+        logits = codes.new_zeros(batch, channels * self.config.nv, *clip, dtype=self.encoder.conv.weight.dtype)
+        for number in range(self.config.n_slices):
+            index = codes.new_full((batch,), number)
+            context, slice_codes = self.slice_inputs(codes, index)
+            put_slice(logits, self.config.stride, number, self(context, slice_codes, index, class_idx).flatten(1, 2))
+        return logits.unflatten(1, (channels, self.config.nv))
 
 
 class TableConv3d(nn.Module):
@@ -142,10 +165,6 @@ class SliceEncoder(nn.Module):
         """Raises UserError unless there is one known class per slice."""
         if class_index is None or class_index.shape != (batch,):
             raise UserError(f"the transformer has CLASS_NUM {self.class_num}: give one class index per clip")
-
-
-TAPS = 25  # live taps of the causal kernel: all before the position itself, in raster order of 3 x 3 x 3
-TAPS_OF_ONE_FRAME = 7  # those in the last of the three frames
 
 
 class CausalConv3d(nn.Module):
@@ -251,55 +270,6 @@ class ChannelHead(nn.Module):
         return F.linear(scores, embedding) if self.share_embeddings else scores
 
 
-IGNORED = -100  # target of positions that do not count
-
-
-class VideoTransformer(nn.Module):
-    """`model_config` is the VT node of a configuration, or a configuration that holds one.
-
-    `load_state_dict` takes the published keys; the index tables in those files are left out, because they follow from
-    the configuration. gradient_checkpointing recomputes the layers in the backward pass in place of storing them.
-    Raises UserError for a configuration that does not fit together.
-    """
-
-    def __init__(self, model_config: Mapping[str, Any], gradient_checkpointing: bool = False) -> None:
-        super().__init__()
-        self.config = transformer_config(model_config)
-        self.encoder = SliceEncoder(self.config, gradient_checkpointing)
-        self.decoder = SliceDecoder(self.config, gradient_checkpointing)
-        self.ch_predictor = ChannelHead(self.config)
-        initialize_convolutions(self)
-        self.register_load_state_dict_pre_hook(forget_recomputable)
-
-    def forward(
-        self, context: Tensor, slice_codes: Tensor, slice_index: Tensor, class_index: Tensor | None = None
-    ) -> Tensor:
-        """Context (B, C, T', H', W'), codes (B, C, t, h, w), slice_index (B,) -> logits (B, C, V, t, h, w)."""
-        encoded = self.encoder(context, slice_index, class_index)
-        features = self.decoder(slice_codes, encoded)  # (B, t, h, w, D)
-        logits = self.ch_predictor(features, slice_codes.movedim(1, -1), self.decoder.ch_embedder)
-        return torch.stack(logits, 1).movedim(-1, 2)
-
-    def slice_inputs(self, codes: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Context and codes of slice index[b] of each clip (B, C, T, H, W), as `forward` takes them."""
-        context = take_contexts(codes, self.config.stride, self.config.kernel, index, self.config.pad_value)
-        return context, take_slices(codes, self.config.stride, index)
-
-    @torch.no_grad()
-    def clip_logits(self, codes: Tensor, class_idx: Tensor | None = None) -> Tensor:
-        """Logits of every code of the clips given all that are generated before it.
-
-        codes int64 (B, C, T, H, W), class_idx int64 (B,) -> (B, C, V, T, H, W).
-        """
-        batch, channels, *clip = codes.shape
-        logits = codes.new_zeros(batch, channels * self.config.nv, *clip, dtype=self.encoder.conv.weight.dtype)
-        for number in range(self.config.n_slices):
-            index = codes.new_full((batch,), number)
-            context, slice_codes = self.slice_inputs(codes, index)
-            put_slice(logits, self.config.stride, number, self(context, slice_codes, index, class_idx).flatten(1, 2))
-        return logits.unflatten(1, (channels, self.config.nv))
-
-
 def cross_entropy(logits: Tensor, codes: Tensor, ignore: Tensor) -> Tensor:
     """Mean over codebooks and over all positions that are not ignored, in nats.
 
@@ -307,13 +277,6 @@ def cross_entropy(logits: Tensor, codes: Tensor, ignore: Tensor) -> Tensor:
     """
     target = torch.where(ignore, IGNORED, codes)
     return F.cross_entropy(logits.movedim(2, 1).float(), target, ignore_index=IGNORED)
-
-
-def forget_recomputable(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Drop the published index tables from a state dict that is being loaded."""
-    own = {key: value for key, value in state.items() if key.startswith(prefix)}
-    for key in own.keys() - drop_recomputable(own).keys():
-        del state[key]
 
 
 @torch.no_grad()
@@ -347,3 +310,45 @@ def bits_per_code(nats: Tensor, count: int) -> Tensor:
 def bits_per_subpixel(bits: Tensor, codebooks: int) -> Tensor:
     """The same rate per red, green or blue value of the frames, so that models with other codes can be compared."""
     return bits * codebooks / (DOWNSAMPLING**2 * 3)
+
+
+def forget_recomputable(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Drop the published index tables from a state dict that is being loaded."""
+    own = {key: value for key, value in state.items() if key.startswith(prefix)}
+    for key in own.keys() - drop_recomputable(own).keys():
+        del state[key]
+
+
+def drop_recomputable(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the index tables of attention layers and without the timescales."""
+    return {key: value for key, value in state.items() if not is_recomputable(key)}
+
+
+def is_recomputable(key: str) -> bool:
+    """Whether a key of a published file names a table that follows from the configuration."""
+    parts = key.split(".")
+    if parts[-1] == TIMESCALES:
+        return "positional_encoder" in parts
+    return "block_local_attention" in parts and parts[-1] in TABLES
+
+
+def recomputable(config: TransformerConfig) -> dict[str, Tensor]:
+    """All tables that a published file of this configuration holds."""
+    tables = {}
+    for half, blocks, width in (("encoder", config.blocks_e, config.de), ("decoder", config.blocks_d, config.d)):
+        tables[f"{half}.positional_encoder.{TIMESCALES}"] = inverse_timescales(width)
+        for layer, block in enumerate(blocks):
+            prefix = f"{half}.block_local_attention.{layer}."
+            tables |= {prefix + name: value for name, value in attention_tables(block, half == "decoder").items()}
+    return tables
+
+
+def attention_tables(block: Triple, causal: bool) -> dict[str, Tensor]:
+    """dt, dh, dw int64 (n * n): row of each bias bank for every query and key; mask (1, 1, n, n): 1 where j > i."""
+    tokens = prod(block)
+    places = torch.cartesian_prod(*(torch.arange(length) for length in block)).view(tokens, 3)
+    rows = places[:, None] - places + torch.tensor(block) - 1  # (n, n, 3)
+    tables = {name: rows[..., axis].flatten() for axis, name in enumerate(("dt", "dh", "dw"))}
+    if causal:
+        tables["mask"] = torch.ones(tokens, tokens).triu(1)[None, None]
+    return tables

@@ -1,4 +1,11 @@
-"""VQ-VAE."""
+"""The frame-wise VQ-VAE whose codes the transformer models: a frame to a grid of codes, and back.
+
+Codebooks are learned by moving averages as in van den Oord et al. 2017 (arXiv 1711.00937, appendix A.1), with restarts
+of unused codes as in Dhariwal et al. 2020 (arXiv 2005.00341, section 3.1). Names of modules and parameters are those of
+the published checkpoints.
+
+Axes: N frames, or vectors of all frames; K codes of a codebook; D channels; (h, w) grid of codes.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +24,134 @@ from training.strict_load import strict_load
 from videodata.errors import UserError
 
 ACTIVATIONS = {"": None, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
+NETWORKS = {"netE": "encoder", "netG": "decoder", "netC": "quantizer"}  # folder of the published files -> our name
+DECAY = 0.99
+EPSILON = 1e-5  # of the Laplace smoothing of the counts
+
+
+class Quantized(NamedTuple):
+    """What a training pass gives: frames, the encoder's vectors, the vectors of their codes, the codes."""
+
+    reconstruction: Tensor  # (N, 3, H, W)
+    z: Tensor  # (N, D, h, w)
+    z_code: Tensor  # (N, D, h, w), after the codebooks' update
+    codes: Tensor | None  # (N, h, w) or (N, num, h, w); None when nothing was quantised
+
+
+class VQVAE(nn.Module):
+    """Frames <-> codes at a quarter of the resolution. `model_config` is the MODEL node of a configuration.
+
+    Raises UserError for a configuration that does not fit together.
+    """
+
+    def __init__(self, model_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = vqvae_config(model_config)
+        self.encoder = Encoder(self.config.encoder)
+        self.decoder = Decoder(self.config.generator)
+        self.quantizer = Quantizer(self.config.codebook)
+        shape = (1, -1, 1, 1)
+        self.register_buffer("pixel_mean", torch.tensor(self.config.pixel_mean).view(shape), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(self.config.pixel_std).view(shape), persistent=False)
+        initialize_convolutions(self)
+
+    def normalize(self, frames_u8: Tensor) -> Tensor:
+        """uint8 frames (N, 3, H, W) -> the encoder's input: (x / 255 - mean) / std, which is [-1, 1] by default."""
+        return (frames_u8.float() / 255 - self.pixel_mean) / self.pixel_std
+
+    def denormalize(self, frames: Tensor) -> Tensor:
+        """The decoder's output (N, 3, H, W) -> [0, 1]."""
+        return (frames * self.pixel_std + self.pixel_mean).clamp(0, 1)
+
+    def forward(self, frames: Tensor, quantized: bool = True) -> Quantized:
+        """Normalised frames (N, 3, H, W) through encoder, codebooks (unless `quantized` is False) and decoder.
+
+        Gradients pass the quantisation unchanged. In training mode, codebooks with moving averages are updated after
+        the codes were chosen and before the vectors of the commitment loss are looked up.
+        """
+        z = self.encoder(frames)
+        if not quantized:
+            return Quantized(self.decoder(z), z, z, None)
+        learns = self.training and self.config.codebook.ema
+        if learns:
+            self.quantizer.start_from(z)
+        codes = self.quantizer.quantize(z)
+        straight_through = z + (self.quantizer.look_up(codes) - z).detach()
+        if learns:
+            self.quantizer.update(z, codes)
+        return Quantized(self.decoder(straight_through), z, self.quantizer.look_up(codes), codes)
+
+    def losses(self, frames: Tensor, out: Quantized) -> dict[str, Tensor]:
+        """Terms to add up: reconstruction, commitment, and for trained codebooks the pull on the codes."""
+        distance = F.mse_loss if self.config.pixel_loss == "l2" else F.l1_loss
+        terms = {
+            "reconstruction": self.config.pixel_weight * distance(out.reconstruction, frames),
+            "commitment": self.config.codebook.beta * F.mse_loss(out.z, out.z_code.detach()),
+        }
+        if not self.config.codebook.ema:
+            terms["codebook"] = F.mse_loss(out.z_code, out.z.detach())
+        return terms
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 frames (N, 3, H, W), or clips (B, T, 3, H, W), -> codes int64 (N, num, h, w), or (B, T, num, h, w).
+
+        One codebook gives codes without the axis `num`. Floating-point frames are taken as normalised already.
+        """
+        if images.ndim not in (4, 5) or images.shape[-3] != self.config.encoder.in_channels:
+            raise UserError(
+                f"frames must be (N, {self.config.encoder.in_channels}, H, W) or (B, T, ...), found "
+                f"{tuple(images.shape)}"
+            )
+        flat = images.flatten(0, -4)
+        codes = self.quantizer.quantize(self.encoder(flat if flat.is_floating_point() else self.normalize(flat)))
+        return codes.unflatten(0, images.shape[:-3])
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (N, num, h, w) or (B, T, num, h, w) -> frames (N, 3, H, W) or (B, T, 3, H, W) in [-1, 1]."""
+        axes = 2 if self.config.codebook.num == 1 else 3  # of the codes of one frame
+        flat = codes.reshape(-1, *codes.shape[-axes:])
+        return self.decoder(self.quantizer.look_up(flat)).unflatten(0, codes.shape[:-axes])
+
+    def load_original(self, groups: Mapping[str, Mapping[str, Tensor]]) -> VQVAE:
+        """Load the published files' state dicts {"netE": ..., "netG": ..., "netC": ...} by their own keys.
+
+        Raises UserError with the keys that are missing, unexpected or misshapen.
+        """
+        for name in NETWORKS:
+            if name not in groups:
+                raise UserError(f"the VQVAE needs the weights {', '.join(NETWORKS)}; {name} is missing")
+        for name, attribute in NETWORKS.items():
+            weights = groups[name]
+            if name == "netC" and self.config.codebook.num == 1:
+                weights = {f"ve.0.{key}": value for key, value in weights.items()}
+            strict_load(getattr(self, attribute), weights, name)
+        return self
+
+    def original_state(self) -> dict[str, dict[str, Tensor]]:
+        """The weights as the published files hold them: {"netE": ..., "netG": ..., "netC": ...}."""
+        groups = {name: dict(getattr(self, attribute).state_dict()) for name, attribute in NETWORKS.items()}
+        if self.config.codebook.num == 1:
+            groups["netC"] = {key.removeprefix("ve.0."): value for key, value in groups["netC"].items()}
+        return groups
+
+
+@torch.no_grad()
+def encode_clips(vqvae: VQVAE, clips: Tensor) -> Tensor:
+    """uint8 clips (B, 3, T, H, W) -> codes int64 (B, C, T, h, w)."""
+    codes = vqvae.encode(clips.transpose(1, 2))  # (B, T, C, h, w), or (B, T, h, w) for one codebook
+    return codes[:, None] if codes.ndim == 4 else codes.transpose(1, 2)
+
+
+@torch.no_grad()
+def decode_clips(vqvae: VQVAE, codes: Tensor) -> Tensor:
+    """Codes int64 (B, C, T, h, w) -> clips (B, 3, T, H, W) in [-1, 1]."""
+    frames = codes.transpose(1, 2)  # (B, T, C, h, w)
+    if vqvae.config.codebook.num == 1:
+        frames = frames[:, :, 0]
+    pixels = torch.stack([vqvae.denormalize(vqvae.decode(clip)) for clip in frames])  # (B, T, 3, H, W) in [0, 1]
+    return (2 * pixels - 1).transpose(1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -89,10 +224,6 @@ def activation(name: str) -> list[nn.Module]:
         raise UserError(f"OUT_ACTIVATION {name!r}: use one of {', '.join(map(repr, ACTIVATIONS))}")
     kind = ACTIVATIONS[name]
     return [] if kind is None else [kind()]
-
-
-DECAY = 0.99
-EPSILON = 1e-5  # of the Laplace smoothing of the counts
 
 
 class CodeVectors(nn.Module):
@@ -228,131 +359,3 @@ def random_rows(vectors: Tensor, count: int) -> Tensor:
     place = order - distributed.rank() * own
     mine = (place >= 0) & (place < own)
     return distributed.all_sum(torch.where(mine[:, None], vectors[place.clamp(0, own - 1)], 0.0))
-
-
-NETWORKS = {"netE": "encoder", "netG": "decoder", "netC": "quantizer"}  # folder of the published files -> our name
-
-
-class Quantized(NamedTuple):
-    """What a training pass gives: frames, the encoder's vectors, the vectors of their codes, the codes."""
-
-    reconstruction: Tensor  # (N, 3, H, W)
-    z: Tensor  # (N, D, h, w)
-    z_code: Tensor  # (N, D, h, w), after the codebooks' update
-    codes: Tensor | None  # (N, h, w) or (N, num, h, w); None when nothing was quantised
-
-
-class VQVAE(nn.Module):
-    """Frames <-> codes at a quarter of the resolution. `model_config` is the MODEL node of a configuration.
-
-    Raises UserError for a configuration that does not fit together.
-    """
-
-    def __init__(self, model_config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = vqvae_config(model_config)
-        self.encoder = Encoder(self.config.encoder)
-        self.decoder = Decoder(self.config.generator)
-        self.quantizer = Quantizer(self.config.codebook)
-        shape = (1, -1, 1, 1)
-        self.register_buffer("pixel_mean", torch.tensor(self.config.pixel_mean).view(shape), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(self.config.pixel_std).view(shape), persistent=False)
-        initialize_convolutions(self)
-
-    def normalize(self, frames_u8: Tensor) -> Tensor:
-        """uint8 frames (N, 3, H, W) -> the encoder's input: (x / 255 - mean) / std, which is [-1, 1] by default."""
-        return (frames_u8.float() / 255 - self.pixel_mean) / self.pixel_std
-
-    def denormalize(self, frames: Tensor) -> Tensor:
-        """The decoder's output (N, 3, H, W) -> [0, 1]."""
-        return (frames * self.pixel_std + self.pixel_mean).clamp(0, 1)
-
-    def forward(self, frames: Tensor, quantized: bool = True) -> Quantized:
-        """Normalised frames (N, 3, H, W) through encoder, codebooks (unless `quantized` is False) and decoder.
-
-        Gradients pass the quantisation unchanged. In training mode, codebooks with moving averages are updated after
-        the codes were chosen and before the vectors of the commitment loss are looked up.
-        """
-        z = self.encoder(frames)
-        if not quantized:
-            return Quantized(self.decoder(z), z, z, None)
-        learns = self.training and self.config.codebook.ema
-        if learns:
-            self.quantizer.start_from(z)
-        codes = self.quantizer.quantize(z)
-        straight_through = z + (self.quantizer.look_up(codes) - z).detach()
-        if learns:
-            self.quantizer.update(z, codes)
-        return Quantized(self.decoder(straight_through), z, self.quantizer.look_up(codes), codes)
-
-    def losses(self, frames: Tensor, out: Quantized) -> dict[str, Tensor]:
-        """Terms to add up: reconstruction, commitment, and for trained codebooks the pull on the codes."""
-        distance = F.mse_loss if self.config.pixel_loss == "l2" else F.l1_loss
-        terms = {
-            "reconstruction": self.config.pixel_weight * distance(out.reconstruction, frames),
-            "commitment": self.config.codebook.beta * F.mse_loss(out.z, out.z_code.detach()),
-        }
-        if not self.config.codebook.ema:
-            terms["codebook"] = F.mse_loss(out.z_code, out.z.detach())
-        return terms
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 frames (N, 3, H, W), or clips (B, T, 3, H, W), -> codes int64 (N, num, h, w), or (B, T, num, h, w).
-
-        One codebook gives codes without the axis `num`. Floating-point frames are taken as normalised already.
-        """
-        if images.ndim not in (4, 5) or images.shape[-3] != self.config.encoder.in_channels:
-            raise UserError(
-                f"frames must be (N, {self.config.encoder.in_channels}, H, W) or (B, T, ...), found "
-                f"{tuple(images.shape)}"
-            )
-        flat = images.flatten(0, -4)
-        codes = self.quantizer.quantize(self.encoder(flat if flat.is_floating_point() else self.normalize(flat)))
-        return codes.unflatten(0, images.shape[:-3])
-
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes (N, num, h, w) or (B, T, num, h, w) -> frames (N, 3, H, W) or (B, T, 3, H, W) in [-1, 1]."""
-        axes = 2 if self.config.codebook.num == 1 else 3  # of the codes of one frame
-        flat = codes.reshape(-1, *codes.shape[-axes:])
-        return self.decoder(self.quantizer.look_up(flat)).unflatten(0, codes.shape[:-axes])
-
-    def load_original(self, groups: Mapping[str, Mapping[str, Tensor]]) -> VQVAE:
-        """Load the published files' state dicts {"netE": ..., "netG": ..., "netC": ...} by their own keys.
-
-        Raises UserError with the keys that are missing, unexpected or misshapen.
-        """
-        for name in NETWORKS:
-            if name not in groups:
-                raise UserError(f"the VQVAE needs the weights {', '.join(NETWORKS)}; {name} is missing")
-        for name, attribute in NETWORKS.items():
-            weights = groups[name]
-            if name == "netC" and self.config.codebook.num == 1:
-                weights = {f"ve.0.{key}": value for key, value in weights.items()}
-            strict_load(getattr(self, attribute), weights, name)
-        return self
-
-    def original_state(self) -> dict[str, dict[str, Tensor]]:
-        """The weights as the published files hold them: {"netE": ..., "netG": ..., "netC": ...}."""
-        groups = {name: dict(getattr(self, attribute).state_dict()) for name, attribute in NETWORKS.items()}
-        if self.config.codebook.num == 1:
-            groups["netC"] = {key.removeprefix("ve.0."): value for key, value in groups["netC"].items()}
-        return groups
-
-
-@torch.no_grad()
-def encode_clips(vqvae: VQVAE, clips: Tensor) -> Tensor:
-    """uint8 clips (B, 3, T, H, W) -> codes int64 (B, C, T, h, w)."""
-    codes = vqvae.encode(clips.transpose(1, 2))  # (B, T, C, h, w), or (B, T, h, w) for one codebook
-    return codes[:, None] if codes.ndim == 4 else codes.transpose(1, 2)
-
-
-@torch.no_grad()
-def decode_clips(vqvae: VQVAE, codes: Tensor) -> Tensor:
-    """Codes int64 (B, C, T, h, w) -> clips (B, 3, T, H, W) in [-1, 1]."""
-    frames = codes.transpose(1, 2)  # (B, T, C, h, w)
-    if vqvae.config.codebook.num == 1:
-        frames = frames[:, :, 0]
-    pixels = torch.stack([vqvae.denormalize(vqvae.decode(clip)) for clip in frames])  # (B, T, 3, H, W) in [0, 1]
-    return (2 * pixels - 1).transpose(1, 2)
