@@ -5,6 +5,8 @@ The keys are those of the original, so that its files work here. A file names th
 
 from __future__ import annotations
 
+import math
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -19,6 +21,16 @@ DOWNSAMPLING = 4  # pixels per code, in height and in width
 Triple = tuple[int, int, int]  # (time, height, width)
 
 
+RANGES: dict[str, tuple[float, float]] = {  # of the numbers that would only fail, or do nothing, much later
+    **dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATION_STEPS"), (1, math.inf)),
+    **dict.fromkeys(("INPUT.SIZE", "TEST.VT_SAMPLER.NUM_SAMPLES"), (1, math.inf)),
+    **dict.fromkeys(("DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"), (0, math.inf)),
+    **dict.fromkeys(("TEST.VT_SAMPLER.N_PRIME", "TEST.VT_SAMPLER.TOP_K", "MAX_MINUTES"), (0, math.inf)),
+    **dict.fromkeys(("SOLVER.LR_G", "SOLVER.CLIP_NORM", "TEST.VT_SAMPLER.TEMPERATURE"), (0.0, math.inf)),
+    **dict.fromkeys(("SOLVER.EMA", "TEST.VT_SAMPLER.TOP_P", "MODEL.CODEBOOK.START_AFTER"), (0.0, 1.0)),
+}
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The defaults, under the file (and its _BASE_), under KEY VALUE pairs.
 
@@ -30,6 +42,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for key, value in split_overrides(overrides):
         override(config, nested(key, value), "the command line")
     return config
+
+
+def from_flags(args: Namespace, keys: Mapping[str, str]) -> list[str]:
+    """KEY VALUE pairs of the flags that were given and stand for a key (flag -> key), and those at the very end."""
+    pairs = [(key, getattr(args, flag)) for flag, key in keys.items()]
+    return [text for key, value in pairs if value is not None for text in (key, str(value))] + args.opts
 
 
 def override(config: dict[str, Any], changes: dict[str, Any], source: str, prefix: str = "") -> None:
@@ -47,12 +65,15 @@ def override(config: dict[str, Any], changes: dict[str, Any], source: str, prefi
 
 
 def checked(key: str, value: Any, default: Any, source: str) -> Any:
-    """The value, with the type of the default. Raises UserError when it has another type."""
+    """The value, with the type of the default. Raises UserError when it has another type, or is out of range."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if isinstance(default, str) and value is None:
         return ""
     if type(value) is type(default):
+        low, high = RANGES.get(key, (-math.inf, math.inf))
+        if key in RANGES and not low <= value <= high:
+            raise UserError(f"{source}: {key} must be {f'{low} .. {high}' if high < math.inf else f'at least {low}'}")
         return value
     advice = f"write \"('{value}',)\"" if isinstance(default, list) and isinstance(value, str) else ""
     kinds = {list: "a tuple such as \"('a', 'b')\" or (7, 1, 1)"}

@@ -54,8 +54,8 @@ def open_videos(config: dict[str, Any], name: str) -> Videos:
     return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"])
 
 
-def open_frames(config: dict[str, Any], name: str, training: bool) -> ClipDataset:
-    """Clips (3, T, H, W) uint8 of a data set of videos. Raises UserError for unknown names and missing folders.
+def open_frames(config: dict[str, Any], name: str, training: bool, dtype: str = "uint8") -> ClipDataset:
+    """Clips (3, T, H, W) of a data set of videos. Raises UserError for unknown names and missing folders.
 
     Named data sets of single frames give each frame as a clip of one. Of others, N_FRAMES_PER_VIDEO_TRAIN or _TEST
     frames are taken, -1: each frame as a clip of one. Training draws a random window, evaluation takes the first.
@@ -70,7 +70,7 @@ def open_frames(config: dict[str, Any], name: str, training: bool) -> ClipDatase
         split=split,
         seed=max(config["SEED"], 0),
         windows="consecutive" if single else ("random" if training else "first"),
-        dtype="uint8",
+        dtype=dtype,
     )
 
 

@@ -1,12 +1,16 @@
-"""Evaluate."""
+"""How well the VQ-VAE reconstructs clips and the transformer continues them; and the evaluators of TEST.EVALUATORS.
+
+Every score comes from a `Subject`, whether `scripts/evaluate.py` asks for it or `TEST.EVALUATORS`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,17 +21,18 @@ from tqdm import tqdm
 
 from evaluation.codebook_usage import CodebookUsage
 from evaluation.likelihood import BitsPerToken
-from evaluation.psnr import psnr
+from evaluation.protocol import Protocol
 from evaluation.report import Score
+from evaluation.runner import evaluate
 from evaluation.subject import Batch, Subject
 from lvt.codes import CODES_NAME, write_codes
 from lvt.config import is_transformer
 from lvt.datasets import Videos, open_code_windows, open_frames, open_videos, thinned
 from lvt.files import load_for_evaluation, needed_vqvae
 from lvt.generate import FRAMES_PER_SECOND, generate_codes, sampling_options, write_clip
-from lvt.transformer import VideoTransformer, bits_per_code, bits_per_subpixel, clip_nats
+from lvt.transformer import VideoTransformer, bits_per_subpixel, clip_nats
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
-from training.device import resolve_device
+from training import distributed
 from training.files import write_json
 from training.loader import move
 from training.randomness import derive_seed
@@ -35,8 +40,15 @@ from training.samples import collate
 from training.state import weights_digest
 from videodata.atomic import atomic_path
 from videodata.errors import UserError
-from videodata.pixels import channels_first, denormalize, normalize
+from videodata.pixels import channels_first
 from videodata.write_video import write_video
+
+logger = logging.getLogger(__name__)
+VQVAE_EVALUATORS = ("MSEEvaluator", "CodesExtractor")
+TRANSFORMER_EVALUATORS = ("BitsEvaluator", "VTSampler", "ContinuationEvaluator")
+FRAMES_AT_ONCE = 64  # through the VQ-VAE
+CLIPS_AT_ONCE = 8  # continued together: reading the weights costs most, and is shared by them
+CLIPS_WRITTEN = 4  # continuations kept as videos
 
 
 class Codes:
@@ -65,13 +77,17 @@ class Reconstructions(Subject):
 
     def __init__(self, vqvae: VQVAE, device: torch.device) -> None:
         self.vqvae, self.device, self.codes = vqvae, device, Codes(vqvae)
+        self.squared_error = torch.zeros(2, dtype=torch.float64)  # sum over all values in [0, 1], and their number
 
     @torch.no_grad()
     def make(self, batch: Batch) -> Tensor:
-        codes = encode_clips(self.vqvae, denormalize(batch.clips).to(self.device))
+        codes = encode_clips(self.vqvae, batch.clips.to(self.device))
+        made = decode_clips(self.vqvae, codes).cpu()
         if batch.sample == 0:
             self.codes.update(codes)
-        return decode_clips(self.vqvae, codes).cpu()
+            error = ((made - batch.clips) / 2).square()
+            self.squared_error += torch.tensor([error.double().sum(), error.numel()], dtype=torch.float64)
+        return made
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
         return {"of the mean colour": clips.mean(dim=(3, 4), keepdim=True).expand_as(clips)}
@@ -80,12 +96,51 @@ class Reconstructions(Subject):
         return {"codebook": self.codes.scores()}
 
 
+class Bits:
+    """Bits that a transformer needs for codes."""
+
+    def __init__(self, transformer: VideoTransformer, given: int) -> None:
+        self.transformer, self.given, self.bits, self.codes_per_frame = transformer, given, BitsPerToken(), 0
+
+    def update(self, codes: Tensor, classes: Tensor | None) -> None:
+        """Count the codes (B, C, T, h, w) after the given frames."""
+        self.bits.update(*clip_nats(self.transformer, codes, self.given, classes))
+        self.codes_per_frame = codes[0, :, 0].numel()
+
+    def scores(self) -> list[Score]:
+        """Per code, and per red, green or blue value, over all processes; starts anew."""
+        bits, self.bits = self.bits.over_processes(), BitsPerToken()
+        per_subpixel = bits_per_subpixel(bits.value, self.transformer.config.nc)
+        return [bits.score(self.codes_per_frame), Score("bits-per-subpixel", [], value=float(per_subpixel))]
+
+
+class Likelihood(Subject):
+    """Windows of codes that the transformer gives a probability. The runner deals out their numbers as "clips"."""
+
+    paired = False
+    own_metrics = ("bits",)
+
+    def __init__(self, transformer: VideoTransformer, windows: Dataset, device: torch.device) -> None:
+        self.windows, self.device, self.bits = windows, device, Bits(transformer, transformer.config.n_prime)
+        self.conditional = transformer.config.class_num > 0
+
+    @torch.no_grad()
+    def make(self, batch: Batch) -> Tensor:
+        shown = move(collate([self.windows[item] for item in batch.items]), self.device)
+        self.bits.update(shown["codes"].long(), shown["class_index"] if self.conditional else None)
+        return batch.clips
+
+    def own_scores(self) -> dict[str, list[Score]]:
+        return {"bits": self.bits.scores()}
+
+
 class Continuations(Subject):
     """Clips of which the first `given` frames are shown and the others sampled; the given ones stay as they are.
 
     With none given, samples belong to no clip, and only the sets are compared.
 
-    options: of `generate_codes`. class_index: of a class-conditional transformer.
+    options: of `generate_codes`. class_index: of a class-conditional transformer. folder: gets the first clips as
+    <clip>_{original,reconstruction,sample_0,sample_1,...}.mp4.
     """
 
     random = True
@@ -93,68 +148,165 @@ class Continuations(Subject):
 
     def __init__(
         self, transformer: VideoTransformer, vqvae: VQVAE, given: int, device: torch.device,
-        class_index: int | None = None, **options: Any,
+        class_index: int | None = None, folder: Path | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self.transformer, self.vqvae, self.context, self.device = transformer, vqvae, given, device
         self.paired = given > 0
-        self.class_index, self.options = class_index, options
-        self.codes, self.bits, self.codes_per_frame = Codes(vqvae), BitsPerToken(), 0
+        self.class_index, self.folder, self.options = class_index, folder, options
+        self.codes, self.bits = Codes(vqvae), Bits(transformer, given)
+        self.shown: tuple[Tensor, Tensor] | None = None  # the last clips and their codes
 
     @torch.no_grad()
     def make(self, batch: Batch) -> Tensor:
-        codes = encode_clips(self.vqvae, denormalize(batch.clips).to(self.device))
+        codes = self.encode(batch.clips)
         classes = None if self.class_index is None else codes.new_full((len(codes),), self.class_index)
         if batch.sample == 0:
             self.codes.update(codes)
-            self.bits.update(*clip_nats(self.transformer, codes, self.context, classes))
-            self.codes_per_frame = codes[0, :, 0].numel()
+            self.bits.update(codes, classes)
         seeds = [derive_seed(batch.seed, "continue", item) for item in batch.items]
         made = generate_codes(self.transformer, codes, self.context, class_idx=classes, seeds=seeds, **self.options)
         frames = decode_clips(self.vqvae, made)[:, :, self.context :].cpu()
-        return torch.cat([batch.clips[:, :, : self.context], frames], dim=2)
+        clips = torch.cat([batch.clips[:, :, : self.context], frames], dim=2)
+        if self.folder is not None and batch.items[0] < CLIPS_WRITTEN:
+            self.write(batch, clips)
+        return clips
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """Codes of clips; kept for their further samples and baselines."""
+        if self.shown is None or self.shown[0] is not clips:
+            self.shown = (clips, encode_clips(self.vqvae, clips.to(self.device)))
+        return self.shown[1]
+
+    def write(self, batch: Batch, made: Tensor) -> None:
+        """Keep what was made of the first clips, and with the first sample what it is compared to."""
+        kinds = {f"sample_{batch.sample}": made}
+        if batch.sample == 0:
+            kinds |= {"original": batch.clips, "reconstruction": decode_clips(self.vqvae, self.encode(batch.clips))}
+        for kind, clips in kinds.items():
+            for item, clip in zip(batch.items, clips, strict=True):
+                if item < CLIPS_WRITTEN:
+                    write_video(self.folder / f"{item}_{kind}.mp4", clip.cpu(), FRAMES_PER_SECOND)
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        codes = encode_clips(self.vqvae, denormalize(clips).to(self.device))
-        found = {"reconstruction of the true frames": decode_clips(self.vqvae, codes).cpu()}
+        found = {"reconstruction of the true frames": decode_clips(self.vqvae, self.encode(clips)).cpu()}
         if self.context:
             last = clips[:, :, self.context - 1 : self.context].expand(-1, -1, clips.shape[2] - self.context, -1, -1)
             found["last frame repeated"] = torch.cat([clips[:, :, : self.context], last], dim=2)
         return found
 
     def own_scores(self) -> dict[str, list[Score]]:
-        bits, self.bits = self.bits.over_processes(), BitsPerToken()
-        per_subpixel = bits_per_subpixel(bits.value, self.vqvae.config.codebook.num)
-        scores = [bits.score(self.codes_per_frame), Score("bits-per-subpixel", [], value=float(per_subpixel))]
-        return {"bits": scores, "codebook": self.codes.scores()}
+        return {"bits": self.bits.scores(), "codebook": self.codes.scores()}
 
     def facts(self) -> dict[str, Any]:
-        return {"given_frames": self.context, "codes_per_frame": self.codes_per_frame, **self.options}
+        return {"given_frames": self.context, "codes_per_frame": self.bits.codes_per_frame, **self.options}
 
 
-logger = logging.getLogger(__name__)
-FRAMES_AT_ONCE = 64  # through the VQ-VAE
-CLIPS_WRITTEN = 4  # continuations kept as videos
+def evaluate_lvt(config: dict[str, Any], model: VQVAE | VideoTransformer | None = None) -> dict[str, Any]:
+    """Run the evaluators that TEST.EVALUATORS names; gives and writes (evaluation.json) {data set: {task: {...}}}.
+
+    All processes score together; what writes codes and samples is left to the main one, which alone gets the results.
+    Raises UserError for an unknown evaluator, missing weights or missing data.
+    """
+    names = evaluators_of(config)
+    model = load_for_evaluation(config) if model is None else model
+    device = distributed.join_processes(config["MODEL"]["DEVICE"])
+    model = model.to(device).eval()
+    results = {name: score_dataset(config, model, name, names, device) for name in config["DATASETS"]["TEST"]}
+    if "ContinuationEvaluator" in names:
+        for name in config["DATASETS"]["VIDEOS"]:
+            results.setdefault(name, {})["continuation"] = continuation(config, model, name, device)
+    if not distributed.is_main():
+        return {}
+    for name in config["DATASETS"]["TEST"]:
+        results[name] |= write_dataset(config, model, name, names, device)
+    folder = Path(config["OUTPUT_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "evaluation.json", results)
+    for name, tasks in results.items():
+        for task, values in tasks.items():
+            logger.info("%s %s: %s", name, task, ", ".join(f"{key} {value}" for key, value in values.items()))
+    return results
 
 
-def batches(dataset: Dataset, size: int, device: torch.device, what: str) -> Iterator[Any]:
-    """All items in order, as batches on the device, with a progress bar."""
-    for start in tqdm(range(0, len(dataset), size), what, unit="batch", leave=False, disable=None):
-        items = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
-        yield move(collate(items), device)
+def evaluators_of(config: dict[str, Any]) -> list[str]:
+    """The names in TEST.EVALUATORS. Raises UserError for one that the model does not have, or that lacks a VQ-VAE."""
+    names = [name.strip() for name in config["TEST"]["EVALUATORS"].split(",") if name.strip()]
+    known = TRANSFORMER_EVALUATORS if is_transformer(config) else VQVAE_EVALUATORS
+    for name in names:
+        if name not in known:
+            raise UserError(f"TEST.EVALUATORS: {name!r} does not fit this model; use {', '.join(known)}")
+    if {"VTSampler", "ContinuationEvaluator"} & set(names):
+        needed_vqvae(config, torch.device("cpu"))
+    return names
 
 
-@torch.no_grad()
-def reconstruction_error(model: VQVAE, clips: Dataset, device: torch.device) -> dict[str, float]:
-    """Mean squared error of the reconstructions in [0, 1], and codebook usage over all of them."""
-    total, count, codes = 0.0, 0, []
-    for batch in batches(clips, 4, device, "reconstruction"):
-        frames = batch.transpose(1, 2).flatten(0, 1)
-        found = model.encode(frames)
-        error = (model.denormalize(model.decode(found)) - frames / 255).square()
-        total, count = total + float(error.double().sum()), count + error.numel()
-        codes.append(found.cpu())
-    usage = model.quantizer.usage(torch.cat(codes))
-    return {"MSE": total / count, **{name: float(value) for name, value in usage.items()}}
+def score_dataset(
+    config: dict[str, Any], model: VQVAE | VideoTransformer, dataset: str, evaluators: list[str], device: torch.device
+) -> dict[str, dict[str, float]]:
+    """What MSEEvaluator and BitsEvaluator measure on one data set, by task."""
+    results = {}
+    limit, protocol = config["TEST"]["N_SAMPLES"], Protocol(seed=max(config["SEED"], 0), device=device)
+    if "MSEEvaluator" in evaluators:
+        clips = thinned(open_frames(config, dataset, training=False, dtype="float32"), limit)
+        subject = Reconstructions(model, device)
+        scores = evaluate(subject, lambda _: clips, replace(protocol, metrics=("codebook",)))
+        total, count = distributed.all_sum(subject.squared_error).tolist()
+        results["reconstruction"] = {"MSE": total / count, **usage_of_all(scores)}
+    if "BitsEvaluator" in evaluators:
+        windows = thinned(open_code_windows(config, dataset, training=False), limit)
+        subject = Likelihood(model, windows, device)
+        bits = evaluate(subject, lambda _: torch.arange(len(windows)), replace(protocol, metrics=("bits",)))
+        # "dim" is the original's word for a code
+        results["likelihood"] = dict(zip(("bits_per_dim", "bits_per_subpixel"), (b.mean for b in bits), strict=True))
+    return results
+
+
+def usage_of_all(scores: list[Score]) -> dict[str, float]:
+    """Means over the codebooks: perplexity, and the share of the codes that occur among those that could."""
+    perplexity = [score.mean for score in scores if score.definition == "codebook-perplexity"]
+    notes = [score.notes for score in scores if score.definition == "codebook-usage"]
+    used = [note["codes_used"] / min(note["codes"], note["tokens"]) for note in notes]
+    return {"perplexity": fmean(perplexity), "code_usage": fmean(used)}
+
+
+def continuation(
+    config: dict[str, Any], model: VideoTransformer, dataset: str, device: torch.device
+) -> dict[str, float]:
+    """PSNR of the frames after the given ones, mean over clips: of a sample, of the best of NUM_SAMPLES samples, and
+    of two things that need no transformer: the last given frame repeated, and the reconstruction of the true frames.
+
+    The first clips are written as videos.
+    """
+    sampler, count = config["TEST"]["VT_SAMPLER"], config["TEST"]["VT_SAMPLER"]["NUM_SAMPLES"]
+    clips = thinned(open_frames(config, dataset, training=False, dtype="float32"), config["TEST"]["N_SAMPLES"])
+    folder = Path(config["OUTPUT_DIR"]) / "inference" / "continuation" / folder_name(dataset)
+    subject = Continuations(
+        model, needed_vqvae(config, device), sampler["N_PRIME"], device, folder=folder, **sampling_options(sampler)
+    )
+    protocol = Protocol(("psnr",), max(config["SEED"], 0), samples=count, batch_size=CLIPS_AT_ONCE, device=device)
+    rows = {score.label: score.mean for score in evaluate(subject, lambda _: clips, protocol)}
+    return {
+        "psnr_sample": rows[""],
+        f"psnr_best_of_{count}": rows.get(f"best of {count}", rows[""]),
+        "psnr_last_frame_repeated": rows["last frame repeated"],
+        "psnr_reconstruction": rows["reconstruction of the true frames"],
+    }
+
+
+def write_dataset(
+    config: dict[str, Any], model: VQVAE | VideoTransformer, dataset: str, evaluators: list[str], device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """What CodesExtractor and VTSampler write for one data set, by task."""
+    folder, results = Path(config["OUTPUT_DIR"]) / "inference", {}
+    if "CodesExtractor" in evaluators:
+        path = extract_codes(model, open_videos(config, dataset), folder / folder_name(dataset), device)
+        results["codes"] = {"file": str(path)}
+    if "VTSampler" in evaluators:
+        windows = thinned(open_code_windows(config, dataset, training=False), config["TEST"]["N_SAMPLES"])
+        target = folder / "samples" / folder_name(dataset)
+        written = write_samples(model, needed_vqvae(config, device), windows, config, target, device)
+        results["samples"] = {"folder": str(target), "clips": written}
+    return results
 
 
 @torch.no_grad()
@@ -177,18 +329,6 @@ def extract_codes(model: VQVAE, videos: Videos, folder: Path, device: torch.devi
     made_from = f"{weights_digest(model.state_dict())} at {videos.size} pixels"
     write_codes(path, listed, codes_of, model.config.codebook.size, made_from)
     return path
-
-
-@torch.no_grad()
-def likelihood(model: VideoTransformer, windows: Dataset, device: torch.device) -> dict[str, float]:
-    """Bits per code over all codes after the first N_PRIME frames (`bits_per_dim`, the original's name for it)."""
-    total, count, codebooks = 0.0, 0, model.config.nc
-    for batch in batches(windows, 4, device, "likelihood"):
-        classes = batch["class_index"] if model.config.class_num else None
-        nats, codes = clip_nats(model, batch["codes"].long(), model.config.n_prime, classes)
-        total, count = total + float(nats.sum()), count + codes * len(nats)
-    bits = bits_per_code(torch.tensor(total, dtype=torch.float64), count)
-    return {"bits_per_dim": float(bits), "bits_per_subpixel": float(bits_per_subpixel(bits, codebooks))}
 
 
 @torch.no_grad()
@@ -231,118 +371,6 @@ def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
         for stale in folder.glob("video_*_*"):
             shutil.rmtree(stale)
         write_json(note, made_from)
-
-
-@torch.no_grad()
-def continuation_scores(
-    transformer: VideoTransformer, vqvae: VQVAE, clips: Dataset, config: dict[str, Any], device: torch.device,
-    folder: Path,
-) -> dict[str, float]:  # fmt: skip
-    """PSNR of the frames after the given ones, mean over clips: of a sample, of the best of NUM_SAMPLES samples, and
-    of two things that need no transformer: the last given frame repeated, and the reconstruction of the true frames.
-
-    The first clips are written as <folder>/<clip>_{original,reconstruction,sample_0,sample_1,...}.mp4.
-    """
-    sampler, seed = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0)
-    given, count = sampler["N_PRIME"], sampler["NUM_SAMPLES"]
-    rows = []
-    for number, batch in enumerate(batches(clips, 1, device, "continuation")):
-        truth = normalize(batch)  # (1, 3, T, H, W)
-        codes = encode_clips(vqvae, batch).repeat(count, 1, 1, 1, 1)
-        made = generate_codes(
-            transformer, codes, given, seeds=[seed + number * count + sample for sample in range(count)],
-            **sampling_options(sampler),
-        )  # fmt: skip
-        samples, reconstructed = decode_clips(vqvae, made), decode_clips(vqvae, codes[:1])
-        if number < CLIPS_WRITTEN:
-            named = {"original": truth[0], "reconstruction": reconstructed[0]}
-            named |= {f"sample_{sample}": clip for sample, clip in enumerate(samples)}
-            for name, clip in named.items():
-                write_video(folder / f"{number}_{name}.mp4", clip.cpu(), FRAMES_PER_SECOND)
-        after = slice(given, None)
-        scores = psnr(truth.expand_as(samples)[:, :, after], samples[:, :, after])
-        last = truth[:, :, given - 1 : given].expand(-1, -1, truth.shape[2] - given, -1, -1)
-        rows.append(
-            [
-                float(scores.mean()), float(scores.max()), float(psnr(truth[:, :, after], last)),
-                float(psnr(truth[:, :, after], reconstructed[:, :, after])),
-            ]
-        )  # fmt: skip
-    names = ("psnr_sample", f"psnr_best_of_{count}", "psnr_last_frame_repeated", "psnr_reconstruction")
-    return dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
-
-
-VQVAE_EVALUATORS = ("MSEEvaluator", "CodesExtractor")
-
-
-TRANSFORMER_EVALUATORS = ("BitsEvaluator", "VTSampler", "ContinuationEvaluator")
-
-
-def evaluate_lvt(config: dict[str, Any], model: VQVAE | VideoTransformer | None = None) -> dict[str, Any]:
-    """Run the evaluators that TEST.EVALUATORS names; gives and writes (evaluation.json) {data set: {task: {...}}}.
-
-    Raises UserError for an unknown evaluator, missing weights or missing data.
-    """
-    names = evaluators_of(config)
-    model = load_for_evaluation(config) if model is None else model
-    device = resolve_device(config["MODEL"]["DEVICE"])
-    model = model.to(device).eval()
-    folder = Path(config["OUTPUT_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {name: evaluate_dataset(config, model, name, names, device) for name in config["DATASETS"]["TEST"]}
-    if "ContinuationEvaluator" in names:
-        for name in config["DATASETS"]["VIDEOS"]:
-            results.setdefault(name, {})["continuation"] = evaluate_continuation(config, model, name, device)
-    write_json(folder / "evaluation.json", results)
-    for name, tasks in results.items():
-        for task, values in tasks.items():
-            logger.info("%s %s: %s", name, task, ", ".join(f"{key} {value}" for key, value in values.items()))
-    return results
-
-
-def evaluators_of(config: dict[str, Any]) -> list[str]:
-    """The names in TEST.EVALUATORS. Raises UserError for one that the model does not have, or that lacks a VQ-VAE."""
-    names = [name.strip() for name in config["TEST"]["EVALUATORS"].split(",") if name.strip()]
-    known = TRANSFORMER_EVALUATORS if is_transformer(config) else VQVAE_EVALUATORS
-    for name in names:
-        if name not in known:
-            raise UserError(f"TEST.EVALUATORS: {name!r} does not fit this model; use {', '.join(known)}")
-    if {"VTSampler", "ContinuationEvaluator"} & set(names):
-        needed_vqvae(config, torch.device("cpu"))
-    return names
-
-
-def evaluate_dataset(
-    config: dict[str, Any], model: VQVAE | VideoTransformer, dataset: str, evaluators: list[str], device: torch.device
-) -> dict[str, dict[str, Any]]:
-    """The results of some evaluators on one data set, by task."""
-    folder = Path(config["OUTPUT_DIR"]) / "inference"
-    limit = config["TEST"]["N_SAMPLES"]
-    results: dict[str, dict[str, Any]] = {}
-    if "MSEEvaluator" in evaluators:
-        clips = thinned(open_frames(config, dataset, training=False), limit)
-        results["reconstruction"] = reconstruction_error(model, clips, device)
-    if "CodesExtractor" in evaluators:
-        path = extract_codes(model, open_videos(config, dataset), folder / folder_name(dataset), device)
-        results["codes"] = {"file": str(path)}
-    if "BitsEvaluator" in evaluators:
-        windows = thinned(open_code_windows(config, dataset, training=False), limit)
-        results["likelihood"] = likelihood(model, windows, device)
-    if "VTSampler" in evaluators:
-        windows = thinned(open_code_windows(config, dataset, training=False), limit)
-        target = folder / "samples" / folder_name(dataset)
-        written = write_samples(model, needed_vqvae(config, device), windows, config, target, device)
-        results["samples"] = {"folder": str(target), "clips": written}
-    return results
-
-
-def evaluate_continuation(
-    config: dict[str, Any], model: VideoTransformer, dataset: str, device: torch.device
-) -> dict[str, float]:
-    """Scores of the continuations of a data set's first frames; some of them are written as videos."""
-    clips = thinned(open_frames(config, dataset, training=False), config["TEST"]["N_SAMPLES"])
-    target = Path(config["OUTPUT_DIR"]) / "inference" / "continuation" / folder_name(dataset)
-    return continuation_scores(model, needed_vqvae(config, device), clips, config, device, target)
 
 
 def folder_name(dataset: str) -> str:

@@ -53,12 +53,8 @@ def load_for_evaluation(config: dict[str, Any]) -> VQVAE | VideoTransformer:
     if is_transformer(config):
         return load_transformer(build_transformer(config), node["GENERATOR"]["WEIGHTS"] or run_dir)
     model = build_vqvae(config)
-    given = {
-        "netE": node["ENCODER"]["WEIGHTS"],
-        "netG": node["GENERATOR"]["WEIGHTS"],
-        "netC": node["CODEBOOK"]["WEIGHTS"],
-    }
-    return load_vqvae(model, given if any(given.values()) else dict.fromkeys(given, run_dir))
+    given = {name: node[key]["WEIGHTS"] for name, key in WEIGHT_NODES.items()}
+    return load_vqvae(model, given if any(given.values()) else run_dir)
 
 
 def needed_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
@@ -84,11 +80,12 @@ def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | 
     return load_vqvae(model, paths).to(device).eval()
 
 
-def load_vqvae(model: VQVAE, paths: Mapping[str, str | Path]) -> VQVAE:
-    """Load {"netE": file, "netG": file, "netC": file}; all three may be the same checkpoint of this project.
+def load_vqvae(model: VQVAE, paths: Mapping[str, str | Path] | str | Path) -> VQVAE:
+    """Load {"netE": file, "netG": file, "netC": file}, or one checkpoint or run folder of this project.
 
     Raises UserError for files that are missing or do not fit.
     """
+    paths = paths if isinstance(paths, Mapping) else dict.fromkeys(NETWORKS, paths)
     groups = {}
     for name, attribute in NETWORKS.items():
         if not paths.get(name):
@@ -108,14 +105,6 @@ def load_transformer(model: VideoTransformer, path: str | Path) -> VideoTransfor
     """Load a published file (its index tables are left out) or a checkpoint of this project, strictly."""
     strict_load(model, drop_recomputable(dict(read_weights(path, "transformer"))), path)
     return model
-
-
-def load_final(model: VQVAE | VideoTransformer, run_dir: Path) -> None:
-    """Put the weights that count, the averaged ones where there are any, into the network."""
-    if isinstance(model, VQVAE):
-        load_vqvae(model, dict.fromkeys(("netE", "netG", "netC"), run_dir))
-    else:
-        load_transformer(model, run_dir)
 
 
 def read_weights(path: str | Path, network: str) -> dict[str, dict[str, Tensor]] | dict[str, Tensor]:

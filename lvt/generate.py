@@ -80,13 +80,13 @@ def generate_codes(
 def generate_long(
     model: VideoTransformer, codes: Tensor, n_prime: int, frames: int, window: int, hop: int = 1, **options: object
 ) -> Tensor:
-    """Clips of any number of `frames`, made in windows of `window` frames that the model can handle at once.
+    """Clips of any number of `frames`, made in windows of at most `window` frames that the model can handle at once.
 
     Each window after the first begins with the last `window - hop` frames of what there is and adds `hop` frames;
     with slices of one frame each (stride (T, 1, 1)) a hop of 1 costs no more than any other. codes int64
     (B, C, >= n_prime, H, W). `options` as for generate_codes.
     """
-    if not 1 <= hop < window:
+    if frames > window and not 1 <= hop < window:
         raise UserError(f"hop must be at least 1 and below the window of {window} frames, found {hop}")
     seeds = sample_seeds(len(codes), options.pop("seeds", None), options.pop("generator", None))
     clip = codes[:, :, :n_prime]
@@ -100,32 +100,18 @@ def generate_long(
     return clip[:, :, :frames]
 
 
-def continue_codes(
-    transformer: VideoTransformer, codes: Tensor, n_prime: int, frames: int, window: int, **options: object
-) -> Tensor:
-    """Clips of `frames` frames of codes that begin with the first `n_prime` of codes (B, C, >= n_prime, h, w).
-
-    Longer clips than `window` are made window by window. options: as for `generate_codes`.
-    """
-    if frames > window:
-        return generate_long(transformer, codes, n_prime, frames, window, **options)
-    room = codes.new_zeros(*codes.shape[:2], frames, *codes.shape[3:])
-    room[:, :, :n_prime] = codes[:, :, :n_prime]
-    return generate_codes(transformer, room, n_prime, **options)
-
-
-def sample_frames(
-    transformer: VideoTransformer, vqvae: VQVAE, codes: Tensor, n_prime: int, frames: int, *,
-    window: int | None = None, seeds: Sequence[int], class_index: Tensor | None = None, **options: object,
+def generate_frames(
+    transformer: VideoTransformer, vqvae: VQVAE, codes: Tensor, n_prime: int, frames: int, window: int | None = None,
+    **options: object,
 ) -> Tensor:  # fmt: skip
-    """Decoded continuations (B, 3, frames, H, W) in [-1, 1], given frames included (as their reconstructions).
+    """Decoded clips (B, 3, frames, H, W) in [-1, 1] that begin with the first `n_prime` frames of `codes`.
 
-    codes int64 (B, C, >= n_prime, h, w); seeds: one per clip; window: see `continue_codes` (default: all frames).
+    codes int64 (B, C, >= n_prime, h, w); the given frames are shown as the VQ-VAE reconstructs them. window: frames
+    that the transformer can handle at once; longer clips are made window by window (default: all frames). `options`
+    as for `generate_codes` and `generate_long`.
     """
-    made = continue_codes(
-        transformer, codes, n_prime, frames, window or frames, seeds=list(seeds), class_idx=class_index, **options
-    )
-    return decode_clips(vqvae, made)
+    window = min(window or frames, frames)
+    return decode_clips(vqvae, generate_long(transformer, codes, n_prime, frames, window, **options))
 
 
 def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
@@ -249,11 +235,10 @@ def continuations(config: dict[str, Any], transformer: Any, vqvae: Any, given: T
         raise UserError(f"clips of {frames} frames have nothing after the {given.shape[1]} given ones")
     codes = encode_given(vqvae, given).repeat(count, 1, 1, 1, 1)
     classes = None if wishes.class_index is None else codes.new_full((count,), wishes.class_index)
-    hop = {"hop": wishes.hop} if frames > window else {}
     with PositionBar() as bar:
-        return sample_frames(
-            transformer, vqvae, codes, given.shape[1], frames, window=window, class_index=classes,
-            seeds=[seed + sample for sample in range(count)], compiled=wishes.compiled, progress=bar, **hop,
+        return generate_frames(
+            transformer, vqvae, codes, given.shape[1], frames, window, hop=wishes.hop, class_idx=classes,
+            seeds=[seed + sample for sample in range(count)], compiled=wishes.compiled, progress=bar,
             **sampling_options(sampler),
         )  # fmt: skip
 

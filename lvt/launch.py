@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 from videodata.errors import UserError
 
 
-def relaunch(script: str, arguments: list[str], gpus: int, machines: int, machine: int, dist_url: str) -> None:
+def relaunch(
+    script: str, arguments: list[str], gpus: int, machines: int = 1, machine: int = 0, dist_url: str = "auto"
+) -> None:
     """Replace this process by `torchrun script arguments`; does nothing for one process, or under torchrun already.
 
     dist_url: tcp://host:port where the machines meet; "auto" for a single machine. Raises UserError.

@@ -6,7 +6,6 @@ import logging
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from lvt.evaluate import evaluate_lvt, evaluators_of
 from lvt.files import (
     build_transformer,
     build_vqvae,
-    load_final,
     load_sampler_vqvae,
+    load_transformer,
+    load_vqvae,
     original_groups,
     write_original,
 )
-from lvt.generate import sample_frames
+from lvt.generate import generate_frames
 from lvt.subscale import slice_frames, slice_of_position
 from lvt.transformer import VideoTransformer, bits_per_code, bits_per_subpixel, clip_nats, cross_entropy
 from lvt.vqvae import VQVAE, decode_clips
@@ -46,34 +46,27 @@ FREE_KEYS = frozenset(
 )  # last parts of the configuration keys that a continued run may change
 
 
-def train_lvt(config: dict[str, Any], resume: bool = False, allow_config_change: bool = False) -> dict[str, Any]:
+def train_lvt(config: dict[str, Any], resume: bool = True, allow_config_change: bool = False) -> dict[str, Any]:
     """Train the network of a configuration in OUTPUT_DIR, write it in the original's layout too, evaluate it.
 
-    `resume` continues the run that the folder holds; without it, such a folder is refused. Gives the results by
-    task. Raises UserError.
+    The run that the folder holds is continued; without `resume`, such a folder is refused. Gives the results by data
+    set and task. Raises UserError.
     """
     seed_everything(max(config["SEED"], 0))
     evaluators_of(config)  # a mistake there shall not wait for the end of the training
     recipe, data, validation = build_run(config)
-    chosen = replace(settings(config, resume), allow_config_change=allow_config_change)
-    refuse_used_folder(chosen)
+    chosen = settings(config, resume, allow_config_change)
     result = train(recipe, data, chosen, {**config, "model": shape_of_model(config)}, validation)
     if not result.finished:
-        logger.info("stopped at step %d; --resume continues", result.step)
+        logger.info("stopped at step %d; the same command continues", result.step)
         return {}
-    if not distributed.is_main():
-        return {}
+    distributed.barrier()  # the main process has written the last checkpoint
     (model,) = recipe.networks.values()
-    load_final(model, chosen.run_dir)
-    write_original(chosen.run_dir, original_groups(model), result.step - 1, "model_final")
+    load = load_transformer if is_transformer(config) else load_vqvae
+    load(model, chosen.run_dir)  # the averaged weights where there are any
+    if distributed.is_main():
+        write_original(chosen.run_dir, original_groups(model), result.step - 1, "model_final")
     return evaluate_lvt(config, model)
-
-
-def refuse_used_folder(chosen: TrainSettings) -> None:
-    """Raises UserError when the folder holds a run that is not to be continued."""
-    used = (chosen.run_dir / "metrics.jsonl").exists() or any((chosen.run_dir / "checkpoints").glob("step-*.pt"))
-    if used and chosen.resume == "never":
-        raise UserError(f"{chosen.run_dir}: holds a run already; add --resume to continue it, or set OUTPUT_DIR")
 
 
 def build_run(config: dict[str, Any]) -> tuple[VQVAERecipe | TransformerRecipe, Any, Any]:
@@ -82,11 +75,8 @@ def build_run(config: dict[str, Any]) -> tuple[VQVAERecipe | TransformerRecipe, 
     if is_transformer(config):
         data = together([open_code_windows(config, name, training=True) for name in names["TRAIN"]])
         tests = [open_code_windows(config, name, training=False) for name in names["TEST"]]
-        shown = (
-            load_sampler_vqvae(config, torch.device("cpu"))
-            if config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
-            else None
-        )
+        shows = config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
+        shown = load_sampler_vqvae(config, torch.device("cpu")) if shows else None
         recipe = TransformerRecipe(build_transformer(config), config, shown)
     else:
         data = together([open_frames(config, name, training=True) for name in names["TRAIN"]])
@@ -105,7 +95,7 @@ def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
     return {name: model[name] for name in ("META_ARCHITECTURE", "ENCODER", "GENERATOR", "CODEBOOK")}
 
 
-def settings(config: dict[str, Any], resume: bool) -> TrainSettings:
+def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) -> TrainSettings:
     """The settings of the training loop."""
     solver = config["SOLVER"]
     return TrainSettings(
@@ -120,6 +110,7 @@ def settings(config: dict[str, Any], resume: bool) -> TrainSettings:
         clip=solver["CLIP_NORM"],
         ema=solver["EMA"],
         resume="auto" if resume else "never",
+        allow_config_change=allow_config_change,
         save_every=solver["CHECKPOINT_PERIOD"],
         log_every=config["LOG_PERIOD"],
         evaluate_every=config["TEST"]["EVAL_PERIOD"] or solver["MAX_ITER"],
@@ -232,9 +223,9 @@ class TransformerRecipe(Recipe):
             return {}
         codes, classes = self.unpack(batch)
         codes, classes = codes[:CLIPS_SHOWN], None if classes is None else classes[:CLIPS_SHOWN]
-        samples = sample_frames(
+        samples = generate_frames(
             self.networks["transformer"], self.vqvae, codes, self.sampler["N_PRIME"], codes.shape[2],
-            seeds=range(len(codes)), class_index=classes,
+            seeds=range(len(codes)), class_idx=classes,
         )  # fmt: skip
         return {"codes decoded": decode_clips(self.vqvae, codes), "continuation": samples}
 

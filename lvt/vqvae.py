@@ -55,9 +55,10 @@ class VQVAE(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(self.config.pixel_std).view(shape), persistent=False)
         initialize_convolutions(self)
 
-    def normalize(self, frames_u8: Tensor) -> Tensor:
-        """uint8 frames (N, 3, H, W) -> the encoder's input: (x / 255 - mean) / std, which is [-1, 1] by default."""
-        return (frames_u8.float() / 255 - self.pixel_mean) / self.pixel_std
+    def normalize(self, frames: Tensor) -> Tensor:
+        """Frames (N, 3, H, W), uint8 or in [-1, 1] -> the encoder's input: (x - mean) / std with x in [0, 1]."""
+        unit = (frames + 1) / 2 if frames.is_floating_point() else frames.float() / 255
+        return (unit - self.pixel_mean) / self.pixel_std
 
     def denormalize(self, frames: Tensor) -> Tensor:
         """The decoder's output (N, 3, H, W) -> [0, 1]."""
@@ -94,9 +95,9 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 frames (N, 3, H, W), or clips (B, T, 3, H, W), -> codes int64 (N, num, h, w), or (B, T, num, h, w).
+        """Frames (N, 3, H, W) or clips (B, T, 3, H, W), uint8 or in [-1, 1], -> codes int64 (..., num, h, w).
 
-        One codebook gives codes without the axis `num`. Floating-point frames are taken as normalised already.
+        One codebook gives codes without the axis `num`.
         """
         if images.ndim not in (4, 5) or images.shape[-3] != self.config.encoder.in_channels:
             raise UserError(
@@ -104,7 +105,7 @@ class VQVAE(nn.Module):
                 f"{tuple(images.shape)}"
             )
         flat = images.flatten(0, -4)
-        codes = self.quantizer.quantize(self.encoder(flat if flat.is_floating_point() else self.normalize(flat)))
+        codes = self.quantizer.quantize(self.encoder(self.normalize(flat)))
         return codes.unflatten(0, images.shape[:-3])
 
     @torch.no_grad()
@@ -139,7 +140,7 @@ class VQVAE(nn.Module):
 
 @torch.no_grad()
 def encode_clips(vqvae: VQVAE, clips: Tensor) -> Tensor:
-    """uint8 clips (B, 3, T, H, W) -> codes int64 (B, C, T, h, w)."""
+    """Clips (B, 3, T, H, W), uint8 or in [-1, 1], -> codes int64 (B, C, T, h, w)."""
     codes = vqvae.encode(clips.transpose(1, 2))  # (B, T, C, h, w), or (B, T, h, w) for one codebook
     return codes[:, None] if codes.ndim == 4 else codes.transpose(1, 2)
 
@@ -211,11 +212,6 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution."""
-        return [layer for layer in self.layers if isinstance(layer, nn.ConvTranspose2d)][-1].weight
 
 
 def activation(name: str) -> list[nn.Module]:

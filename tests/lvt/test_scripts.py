@@ -169,6 +169,8 @@ def test_given_frames_are_continued(trained, clips):
         ([*VQVAE, "SOLVER.OPTIMIZER_NAME", "sgd", "OUTPUT_DIR", "x"], "use adam, adamw or rmsprop"),
         ([*VQVAE, "TEST.EVALUATORS", "VTSampler", "OUTPUT_DIR", "x"], "does not fit this model"),
         (["--num-machines", 2, *VQVAE], "--dist-url"),
+        ([*VQVAE, "SOLVER.MAX_ITER", 0], "SOLVER.MAX_ITER must be at least 1"),
+        (["--resume", *VQVAE, "SOLVER.EMA", 2], "SOLVER.EMA must be 0.0 .. 1.0"),
     ],
 )
 def test_mistakes_end_with_status_2_and_one_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -200,7 +202,7 @@ def in_a_process(monkeypatch, fault, *arguments):
     ("network", "fault", "status"), [("vqvae", "kill_in_step@5", -signal.SIGKILL), ("vt", "full_in_step@5", 2)]
 )
 def test_a_run_that_was_cut_off_continues_with_the_same_bits(trained, tmp_path, monkeypatch, network, fault, status):
-    """After SIGKILL, or an exception in a step, --resume goes on at the next step: same losses, same final weights."""
+    """After SIGKILL, or an exception in a step, a run goes on at the next step: same losses, same final weights."""
     folders = {name: tmp_path / name for name in ("straight", "cut_off")}
     arguments = ["--config-file", config("VQVAE_tiny.yaml"), *VQVAE]
     if network == "vt":
@@ -211,8 +213,8 @@ def test_a_run_that_was_cut_off_continues_with_the_same_bits(trained, tmp_path, 
     arguments += ["OUTPUT_DIR"]
     assert call(train_lvt.main, *arguments, folders["straight"]) == 0
     assert in_a_process(monkeypatch, fault, *arguments, folders["cut_off"]) == status
-    assert call(train_lvt.main, *arguments, folders["cut_off"]) == 2  # not without --resume
-    assert call(train_lvt.main, "--resume", *arguments, folders["cut_off"]) == 0
+    assert call(train_lvt.main, "--resume", "never", *arguments, folders["cut_off"]) == 2
+    assert call(train_lvt.main, *(["--resume"] if network == "vt" else []), *arguments, folders["cut_off"]) == 0
     losses, weights = [], []
     for folder in folders.values():
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
