@@ -109,17 +109,13 @@ def frames_place(config: dict[str, Any], name: str) -> tuple[str, str | None, Na
     place = named_datasets().get(name)
     if place is not None and place.size is None:
         raise UserError(f"data set {name!r} holds codes; a VQVAE needs frames")
-    path, split = (str(Path(config["DATASETS"]["ROOT"]) / place.folder), None) if place else split_of(name)
+    path, _, split = name.partition(SPLIT_MARK)
+    if place is not None:
+        path, split = str(Path(config["DATASETS"]["ROOT"]) / place.folder), ""
     if not path.startswith("shapes:") and not Path(path).exists():
         known = ", ".join(sorted(named_datasets()))
         raise UserError(f"data set {name!r}: {path} does not exist; name a path, shapes:<n>, or one of {known}")
-    return path, split, place
-
-
-def split_of(name: str) -> tuple[str, str | None]:
-    """ "path#split" -> (path, split); without the mark, the split is None."""
-    path, mark, split = name.partition(SPLIT_MARK)
-    return path, split if mark else None
+    return path, split or None, place
 
 
 def together(parts: list[Dataset]) -> Dataset:

@@ -301,7 +301,8 @@ class Quantizer(nn.Module):
 
     def quantize(self, z: Tensor) -> Tensor:
         """Channels first vectors (N, D, h, w) -> codes."""
-        codes = [book.quantize(part).view(shape_of(z)) for book, part in zip(self.ve, self.split(z), strict=True)]
+        shape = (len(z), *z.shape[2:])
+        codes = [book.quantize(part).view(shape) for book, part in zip(self.ve, self.split(z), strict=True)]
         return codes[0] if self.num == 1 else torch.stack(codes, 1)
 
     def look_up(self, codes: Tensor) -> Tensor:
@@ -333,11 +334,6 @@ class Quantizer(nn.Module):
     def split(self, z: Tensor) -> list[Tensor]:
         """The vectors (N h w, D / num) of each codebook."""
         return [part.reshape(-1, part.shape[-1]) for part in z.detach().permute(0, 2, 3, 1).chunk(self.num, -1)]
-
-
-def shape_of(z: Tensor) -> tuple[int, int, int]:
-    """(N, h, w) of vectors (N, D, h, w)."""
-    return z.shape[0], z.shape[2], z.shape[3]
 
 
 def random_rows(vectors: Tensor, count: int) -> Tensor:
