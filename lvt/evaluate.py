@@ -237,6 +237,8 @@ def evaluators_of(config: dict[str, Any]) -> list[str]:
             raise UserError(f"TEST.EVALUATORS: {name!r} does not fit this model; use {', '.join(known)}")
     if {"VTSampler", "ContinuationEvaluator"} & set(names):
         needed_vqvae(config, torch.device("cpu"))
+    if "ContinuationEvaluator" in names and config["TEST"]["VT_SAMPLER"]["N_PRIME"] < 1:
+        raise UserError("ContinuationEvaluator compares with clips that are continued: TEST.VT_SAMPLER.N_PRIME is 0")
     return names
 
 
