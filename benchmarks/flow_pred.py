@@ -29,12 +29,11 @@ from evaluation.psnr import psnr
 from evaluation.report import format_table
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import FlowPredConfig, read_config
+from flow_pred.files import build_regressor, load_neural_sde, load_river
 from flow_pred.generate import CallCounter
-from flow_pred.latent_space import LatentSpace
+from flow_pred.latents import LatentSpace, at_rest, decode_clip, encode_clip
 from flow_pred.neural_sde import NeuralSDE
-from flow_pred.predictors import build_regressor, load_neural_sde, load_river
 from flow_pred.river import RiverPredictor
-from flow_pred.sampling import at_rest, decode_clip, encode_clip
 from flow_pred.train import DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 from training import SampleNoise, Step
 from training.cli import make_parser, run

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flow_pred.brownian import BrownianPath
-from flow_pred.neural_sde import NeuralSDE
-from flow_pred.sampling import at_rest
+from flow_pred.latents import at_rest
+from flow_pred.neural_sde import BrownianPath, NeuralSDE
 from training.randomness import SampleNoise
 
 SAFETY, SHRINK, GROW, SMALLEST = 0.9, 0.2, 1.4, 1e-10

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from flow_pred.losses import diffusion_nll, log_diffusion, mean_square
-from flow_pred.sampling import at_rest
+from flow_pred.latents import at_rest
+from flow_pred.neural_sde import log_diffusion
+from flow_pred.train import diffusion_nll, mean_square
 
 SPEED, STRAIGHT, STEPS = 0.1, 45, 100  # per unit of time; units before the fork; units in all
 ANGLE = math.radians(30)

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from flow_pred.latents import at_rest, decode_clip, encode_clip
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
-from flow_pred.sampling import at_rest, decode_clip, encode_clip
 from training import distributed
 from training.randomness import derive_seed
 

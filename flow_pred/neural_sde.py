@@ -6,17 +6,15 @@ Axes: B batch, n context frames, K frames of the state, C H W one latent frame. 
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flow_pred import sde_solvers
-from flow_pred.brownian import BrownianPath
-from flow_pred.losses import log_diffusion
+from flow_pred.latents import at_rest, decode_clip, encode_clip, sample_noise
 from flow_pred.regressor import VectorFieldRegressor
-from flow_pred.sampling import at_rest, decode_clip, encode_clip, sample_noise
 from training.randomness import SampleNoise
 from videodata.errors import UserError
 
@@ -114,7 +112,7 @@ class NeuralSDE(nn.Module):
         self, known: Tensor, steps: int, outputs: int, method: str, streams: SampleNoise, given: Tensor | None
     ) -> Iterator[Tensor]:
         """States at the output times of one frame interval, with steps of equal size."""
-        step = sde_solvers.method_named(method)
+        step = method_named(method)
         per_output = math.ceil(steps / outputs)
         h = 1 / (per_output * outputs)
         diffusion = None if self.log_amplitude is None else self.diffusion
@@ -135,7 +133,7 @@ class NeuralSDE(nn.Module):
         """States at the output times of one frame interval, with steps that each sample chooses for itself."""
         diffusion = None if self.log_amplitude is None else self.diffusion
         path = None if diffusion is None else BrownianPath(streams, known.shape[1:])
-        solver = sde_solvers.AdaptiveEuler(lambda x, rows: self.drift(x, known[rows.to(x.device)]), diffusion, atol)
+        solver = AdaptiveEuler(lambda x, rows: self.drift(x, known[rows.to(x.device)]), diffusion, atol)
         step, state = torch.ones(len(known), dtype=torch.float64), known
         for number in range(outputs):
             state = solver.solve(state, number / outputs, (number + 1) / outputs, step, path)
@@ -145,3 +143,126 @@ class NeuralSDE(nn.Module):
     def newest_only(values: Tensor, state: Tensor) -> Tensor:
         """Values (B, C, H, W) for the newest frame and 0 for the others, (B, K, C, H, W)."""
         return torch.cat([torch.zeros_like(state[:, 1:]), values[:, None].to(state)], dim=1)
+
+
+Field = Callable[[Tensor], Tensor]
+MINIMUM_STEP = 1e-6
+
+
+def euler_maruyama(drift: Field, diffusion: Field | None, x: Tensor, h: float, dw: Tensor | None) -> Tensor:
+    """One step, weak order 1; dw: the Brownian increment, of the shape of x."""
+    step = x + h * drift(x)
+    return step if diffusion is None else step + diffusion(x) * dw
+
+
+def heun(drift: Field, diffusion: Field | None, x: Tensor, h: float, dw: Tensor | None) -> Tensor:
+    """One step: the drift averaged over both ends of the step, the noise amplitude at its start (Ito)."""
+    f = drift(x)
+    noise = 0 if diffusion is None else diffusion(x) * dw
+    return x + h / 2 * (f + drift(x + h * f + noise)) + noise
+
+
+METHODS = {"euler": euler_maruyama, "heun": heun}
+
+
+def method_named(name: str) -> Callable[[Field, Field | None, Tensor, float, Tensor | None], Tensor]:
+    """The step function of a fixed-step method. Raises UserError for an unknown one."""
+    if name not in METHODS:
+        raise UserError(f"unknown solver {name!r}: use one of {', '.join((*METHODS, 'adaptive'))}")
+    return METHODS[name]
+
+
+class AdaptiveEuler:
+    """Euler-Maruyama with step doubling: a step and its two halves must agree to `atol` in the root mean square.
+
+    Each sample has its own time and its own steps, so it does not depend on the rest of its batch.
+    """
+
+    SAFETY, SHRINK, GROW = 0.9, 0.2, 1.4
+
+    def __init__(self, drift: Callable[[Tensor, Tensor], Tensor], diffusion: Field | None, atol: float) -> None:
+        """drift(x, rows): rows are the numbers in the batch of the samples in x."""
+        self.drift, self.diffusion, self.atol = drift, diffusion, atol
+
+    def solve(self, x: Tensor, start: float, end: float, step: Tensor, path: BrownianPath | None) -> Tensor:
+        """Integrate x (B, ...) from start to end; `step` (B,) is the step to try first and holds the next one after."""
+        x, time = x.clone(), torch.full((len(x),), start, dtype=torch.float64)
+        while (rows := (time < end - 1e-9).nonzero().flatten()).numel():
+            h = torch.minimum(step[rows], end - time[rows])
+            new, error = self.trial(x[rows], rows, time[rows], h, path)
+            accepted = (error <= 1) | (h <= MINIMUM_STEP)
+            x[rows[accepted].to(x.device)] = new[accepted.to(x.device)]
+            time[rows] += torch.where(accepted, h, 0)
+            step[rows] = self.next_step(h, error, accepted, step[rows])
+        return x
+
+    def trial(
+        self, x: Tensor, rows: Tensor, time: Tensor, h: Tensor, path: BrownianPath | None
+    ) -> tuple[Tensor, Tensor]:
+        """The result of two half steps, and its distance from that of one whole step in units of atol, (b,)."""
+        shape = (-1, *[1] * (x.ndim - 1))
+        half = (h / 2).to(x).view(shape)
+        first, second = (None, None) if path is None else path.halves(rows, time, h)
+        f = self.drift(x, rows)
+        middle, whole = x + half * f, x + 2 * half * f
+        if self.diffusion is not None:
+            g = self.diffusion(x)
+            middle, whole = middle + g * first, whole + g * (first + second)
+        new = middle + half * self.drift(middle, rows)
+        if self.diffusion is not None:
+            new = new + self.diffusion(middle) * second
+        error = (new - whole).flatten(1).double().square().mean(1).sqrt() / self.atol
+        return new, error.cpu()
+
+    def next_step(self, h: Tensor, error: Tensor, accepted: Tensor, tried: Tensor) -> Tensor:
+        """Step sizes to try next: larger after success, smaller after failure.
+
+        A step that was only cut off by the end of the interval does not shrink the following ones.
+        """
+        order = torch.where(accepted, 1 / 4.5, 1 / 1.5)
+        factor = (self.SAFETY / error.clamp_min(1e-12)).pow(order).clamp(self.SHRINK, self.GROW)
+        grown = torch.maximum(h * factor.clamp_min(1), tried)
+        return torch.where(accepted, grown, (h * factor).clamp_min(MINIMUM_STEP))
+
+
+class BrownianPath:
+    """One path per sample, W(0) = 0. Asking twice gives the same value; values between known ones are bridged."""
+
+    def __init__(self, noise: SampleNoise, shape: tuple[int, ...]) -> None:
+        self._shape, self._device = shape, noise.device
+        self._generators = [torch.Generator(noise.device).manual_seed(seed) for seed in noise.integers(2**62).tolist()]
+        zero = torch.zeros(shape, device=self._device)
+        self._times = [[0.0] for _ in range(len(noise))]
+        self._values = [[zero] for _ in range(len(noise))]
+
+    def halves(self, rows: Tensor, time: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Increments of the samples `rows` over the two halves of [time, time + h], (b, *shape) each."""
+        start, end = self._at(rows, time), self._at(rows, time + h)
+        middle = self._at(rows, time + h / 2)
+        return middle - start, end - middle
+
+    def _at(self, rows: Tensor, times: Tensor) -> Tensor:
+        return torch.stack([self._value(row, time) for row, time in zip(rows.tolist(), times.tolist(), strict=True)])
+
+    def _value(self, row: int, time: float) -> Tensor:
+        times, values = self._times[row], self._values[row]
+        place = bisect.bisect_left(times, time)
+        if place < len(times) and times[place] == time:
+            return values[place]
+        normal = torch.randn(self._shape, generator=self._generators[row], device=self._device)
+        left, before = times[place - 1], values[place - 1]
+        if place == len(times):
+            value = before + math.sqrt(time - left) * normal
+        else:
+            right, after = times[place], values[place]
+            mean = before + (time - left) / (right - left) * (after - before)
+            value = mean + math.sqrt((time - left) * (right - time) / (right - left)) * normal
+        times.insert(place, time)
+        values.insert(place, value)
+        return value
+
+
+def log_diffusion(output: Tensor, logit_range: tuple[float, float]) -> Tensor:
+    """The raw output of g as the logarithm of the noise amplitude, within its range."""
+    low, high = logit_range
+    return low + 0.5 * (output.tanh() + 1) * (high - low)

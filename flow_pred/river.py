@@ -7,15 +7,13 @@ Axes: B batch, n context frames, C H W one latent frame.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flow_pred import solvers
+from flow_pred.latents import at_rest, below, decode_clip, encode_clip, sample_noise
 from flow_pred.regressor import VectorFieldRegressor
-from flow_pred.sampling import at_rest, decode_clip, encode_clip, sample_noise
-from flow_pred.targets import below, river_path
 from videodata.errors import UserError
 
 DEFAULTS = {"uniform": (10, "midpoint"), "reference": (100, "rk4")}  # grid -> steps, solver
@@ -62,7 +60,7 @@ class RiverPredictor(nn.Module):
         streams = sample_noise(len(context_latents), generator, positions, context_latents.device)
         single = context_latents.shape[1] == 1
         latents = context_latents.repeat(1, 2, 1, 1, 1) if single else context_latents
-        evaluations = (len(times) - 1) * solvers.EVALUATIONS[method]
+        evaluations = (len(times) - 1) * EVALUATIONS[method]
         with at_rest(self.regressor):
             for index in range(frames):
                 epsilon = streams.normal(*latents.shape[2:]) if noise is None else noise[index]
@@ -88,7 +86,7 @@ class RiverPredictor(nn.Module):
             return self.regressor(x, last, latents[batch, condition], distance, x.new_full((len(x),), s))
 
         start, _ = river_path(last, epsilon, epsilon.new_full((len(epsilon),), times[0]), self.sigma)
-        return solvers.integrate(velocity, start, times, method)
+        return integrate(velocity, start, times, method)
 
 
 def path_times(steps: int | None, grid: str, warm_start: float, method: str | None) -> tuple[list[float], str]:
@@ -99,7 +97,7 @@ def path_times(steps: int | None, grid: str, warm_start: float, method: str | No
         raise UserError(f"warm_start must be at least 0 and below 1, found {warm_start}")
     default_steps, default_method = DEFAULTS[grid]
     steps, method = steps or default_steps, method or default_method
-    solvers.method_named(method)
+    method_named(method)
     points = steps + 1 if grid == "uniform" else math.floor((1 - warm_start) * steps)
     if points < 2:
         raise UserError(f"steps={steps} with warm_start={warm_start} leaves no interval; take more steps")
@@ -113,3 +111,59 @@ def draw_conditions(uniform: Tensor, length: int, past_horizon: int) -> Tensor:
     """
     low = 0 if past_horizon < 0 else min(max(0, length - past_horizon), length - 2)
     return low + below(uniform.T, torch.tensor(length - 1 - low, device=uniform.device))
+
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+def euler(velocity: Velocity, x: Tensor, s: float, h: float) -> Tensor:
+    """One step, order 1."""
+    return x + h * velocity(x, s)
+
+
+def midpoint(velocity: Velocity, x: Tensor, s: float, h: float) -> Tensor:
+    """One step, order 2."""
+    return x + h * velocity(x + h / 2 * velocity(x, s), s + h / 2)
+
+
+def heun(velocity: Velocity, x: Tensor, s: float, h: float) -> Tensor:
+    """One step, order 2, evaluated at the ends of the interval."""
+    k1 = velocity(x, s)
+    return x + h / 2 * (k1 + velocity(x + h * k1, s + h))
+
+
+def three_eighths(velocity: Velocity, x: Tensor, s: float, h: float) -> Tensor:
+    """One step of Kutta's 3/8 rule, order 4: stages at 0, 1/3, 2/3 and 1."""
+    k1 = velocity(x, s)
+    k2 = velocity(x + h * k1 / 3, s + h / 3)
+    k3 = velocity(x + h * (k2 - k1 / 3), s + 2 * h / 3)
+    k4 = velocity(x + h * (k1 - k2 + k3), s + h)
+    return x + h / 8 * (k1 + 3 * (k2 + k3) + k4)
+
+
+METHODS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": three_eighths}
+EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # of the velocity, per step
+
+
+def integrate(velocity: Velocity, x: Tensor, times: Sequence[float], method: str) -> Tensor:
+    """Integrate from times[0] to times[-1] with one step per interval. Raises UserError for an unknown method."""
+    step = method_named(method)
+    for start, end in zip(times[:-1], times[1:], strict=True):
+        x = step(velocity, x, start, end - start)
+    return x
+
+
+def method_named(name: str) -> Callable[[Velocity, Tensor, float, float], Tensor]:
+    """The step function of a method. Raises UserError for an unknown one."""
+    if name not in METHODS:
+        raise UserError(f"unknown solver {name!r}: use one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def river_path(latents: Tensor, noise: Tensor, time: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Point on the straight path from noise to latents at path time (B,), and its velocity, both (B, C, H, W).
+
+    Conditional flow matching with the optimal-transport path (Lipman et al., arXiv 2210.02747, eq. 22).
+    """
+    s = time.view(-1, 1, 1, 1)
+    return (1 - (1 - sigma) * s) * noise + s * latents, latents - (1 - sigma) * noise

@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
+from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_predictor
 from flow_pred.config import FlowPredConfig
-from flow_pred.latent_cache import LatentClips
-from flow_pred.latent_space import LatentSpace, moments_of
-from flow_pred.predictors import build_regressor, read_component
+from flow_pred.files import build_regressor, inner, read_component
+from flow_pred.latents import LatentClips, LatentSpace, moments_of
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.train import DenoiserRecipe, DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
+from training.files import write_file
 from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.pixels import normalize
 
 logger = logging.getLogger(__name__)
+
 MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 RECIPES: dict[str, type[PredictorRecipe]] = {
     "river": RiverRecipe, "f": FlowRecipe, "d": DenoiserRecipe, "g": DiffusionRecipe,
@@ -152,3 +154,25 @@ def plain_config(config: FlowPredConfig) -> dict[str, Any]:
     model["autoencoder"] = {key: value for key, value in model["autoencoder"].items() if key != "ckpt_path"}
     where["autoencoder"] = config.model.autoencoder.get("ckpt_path")
     return {**values, "checkpoints": where}
+
+
+def write_final(run_dir: Path, recipe: PredictorRecipe, config: FlowPredConfig, step: int) -> Path:
+    """Write checkpoints/final_step_<step>.pth: {"model", "global_step"}, averaged weights where there are any.
+
+    "model" holds the trained network, the frozen autoencoder, and the frozen networks under a diffusion.
+    """
+    model = prefixed(REGRESSOR, read_predictor(run_dir).network("regressor"))
+    kind = config.model.autoencoder.get("type", "")
+    model |= prefixed(AUTOENCODER_PREFIX.get(kind, "ae."), inner(recipe.latent_space.autoencoder).state_dict())
+    if isinstance(recipe, DiffusionRecipe):
+        for letter, network in (("f", recipe.flow), ("d", recipe.denoiser)):
+            if network is not None:
+                model |= prefixed(f"{letter}.{REGRESSOR}", network.state_dict())
+    path = run_dir / "checkpoints" / f"final_step_{step}.pth"
+    state = {"model": {key: value.cpu() for key, value in model.items()}, "global_step": step}
+    write_file(path, lambda file: torch.save(state, file))
+    return path
+
+
+def prefixed(prefix: str, weights: Weights) -> Weights:
+    return {prefix + key: value for key, value in weights.items()}

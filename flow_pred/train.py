@@ -1,38 +1,161 @@
-"""The training recipes: RIVER, and the flow, denoiser and diffusion of the neural SDE.
+"""What the networks see and should answer in training, for given draws of frames, times and noise.
 
-A batch is clips (B, 3, N, H, W), uint8 or float in [-1, 1], or {"latents": (B, N, C, h, w)} from a latent cache.
+Velocities are in closed form: the quotient of differences that defines them is inaccurate near the end of the path
+and overflows in bfloat16. Axes: B batch, N frames of a clip, K frames of a state, C H W one latent frame.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
-from flow_pred import losses
-from flow_pred.augmentation import jitter_colors
 from flow_pred.config import FlowPredConfig
-from flow_pred.latent_space import LatentSpace
-from flow_pred.neural_sde import NeuralSDE
+from flow_pred.latents import LatentSpace, below, decode_clip, pick_frames
+from flow_pred.neural_sde import NeuralSDE, log_diffusion
 from flow_pred.regressor import VectorFieldRegressor
-from flow_pred.river import RiverPredictor
-from flow_pred.sampling import decode_clip
-from flow_pred.schedule import learning_rate
-from flow_pred.targets import (
-    StateDraw,
-    StateTarget,
-    draw_river,
-    draw_state,
-    pick_frames,
-    river_path,
-    state_target,
-)
+from flow_pred.river import RiverPredictor, river_path
 from training import Losses, Recipe, Step
 from training.muon import Muon
+from training.randomness import SampleNoise
 from videodata.pixels import normalize
+
+
+class RiverDraw(NamedTuple):
+    """Which frames a RIVER step trains on, and where on the path."""
+
+    target: Tensor  # (B,) frame to generate, in 2 .. N - 1
+    condition: Tensor  # (B,) frame to look back at, in 0 .. target - 2
+    noise: Tensor  # (B, C, H, W)
+    time: Tensor  # (B,) in [0, 1)
+
+    @property
+    def frames(self) -> Tensor:
+        """Indices (B, 3) of target, reference and condition."""
+        return torch.stack([self.target, self.target - 1, self.condition], dim=1)
+
+    @property
+    def distance(self) -> Tensor:
+        """Frames (B,) between reference and condition, at least 1."""
+        return self.target - 1 - self.condition
+
+
+class StateDraw(NamedTuple):
+    """Which interval a neural-SDE step trains on, where in it, and the perturbation in units of noise_std."""
+
+    target: Tensor  # (B,) frame at the end of the interval, in K .. N - 1
+    time: Tensor  # (B,) in [0, 1)
+    noise: Tensor  # (B, K * C, H, W), standard normal
+
+    def frames(self, count: int) -> Tensor:
+        """Indices (B, K + 1) of the K frames before the target and of the target itself."""
+        return self.target[:, None] + torch.arange(-count, 1, device=self.target.device)
+
+
+class StateTarget(NamedTuple):
+    """A perturbed state and what can be learned there."""
+
+    state: Tensor  # (B, K * C, H, W), perturbed
+    velocity: Tensor  # (B, C, H, W) of the newest frame
+    perturbation: Tensor  # (B, K * C, H, W)
+
+
+def draw_river(noise: SampleNoise, frames: int, shape: tuple[int, ...]) -> RiverDraw:
+    """Draw for clips of `frames` frames with latents of `shape` (C, H, W)."""
+    target = 2 + noise.integers(frames - 2)
+    condition = below(noise.uniform(), target - 1)
+    return RiverDraw(target, condition, noise.normal(*shape), noise.uniform())
+
+
+def draw_state(noise: SampleNoise, frames: int, count: int, shape: tuple[int, ...]) -> StateDraw:
+    """Draw for clips of `frames` frames, states of `count` of them, with latents of `shape` (C, H, W)."""
+    channels, height, width = shape
+    target = count + noise.integers(frames - count)
+    return StateDraw(target, noise.uniform(), noise.normal(count * channels, height, width))
+
+
+def state_target(latents: Tensor, draw: StateDraw, sigma: float, noise_std: float) -> StateTarget:
+    """From the latents (B, K + 1, C, H, W) of an interval: the perturbed state between its ends, and its velocity.
+
+    Neural SDE, arXiv 2501.18871: linear interpolation of the state, Gaussian noise on top, one frame per unit time.
+    """
+    start, end = latents[:, :-1].flatten(1, 2), latents[:, 1:].flatten(1, 2)  # (B, K * C, H, W)
+    t = draw.time.view(-1, 1, 1, 1)
+    perturbation = noise_std * draw.noise
+    state = (1 - (1 - sigma) * t) * start + t * end + perturbation
+    return StateTarget(state, latents[:, -1] - (1 - sigma) * latents[:, -2], perturbation)
+
+
+DESINGULARISATION = 1e-3  # delta of the flow's log loss
+FLOOR = 1e-6  # keeps the logarithm of a residual finite
+
+
+def mean_square(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each sample (B,)."""
+    return (prediction - target).square().flatten(1).mean(1)
+
+
+def flow_nll(prediction: Tensor, velocity: Tensor, delta: float = DESINGULARISATION) -> Tensor:
+    """Negative log-likelihood of the flow with the noise minimised out (arXiv 2501.18871), 0 for a perfect one.
+
+    Up to a constant that of a Cauchy distribution of scale sqrt(delta): robust, and it picks one of several branches
+    where the squared error would take their mean.
+    """
+    residual = (prediction - velocity).square()
+    return ((residual + delta).log() - math.log(delta)).flatten(1).mean(1)
+
+
+def diffusion_nll(log_amplitude: Tensor, residual: Tensor) -> Tensor:
+    """Negative log-likelihood of the residual of the flow under N(0, amplitude^2), without its constant."""
+    return (log_amplitude + 0.5 * residual.square() * (-2 * log_amplitude).exp()).flatten(1).mean(1)
+
+
+def diffusion_reference(
+    log_amplitude: Tensor, residual: Tensor, interval: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The original's two terms: amplitude and log-amplitude against those of the residual over a time `interval`.
+
+    Their minimiser is about 0.55 of the true amplitude, because |r| and log|r| are smaller than sigma and log sigma
+    on average; `diffusion_nll` has no such bias.
+    """
+    interval = torch.as_tensor(interval, device=residual.device)
+    amplitude_error = (log_amplitude.exp() - residual.abs() * interval.sqrt()).square()
+    log_error = (log_amplitude - 0.5 * torch.log(residual.square() + FLOOR) - 0.5 * interval.log()).square()
+    return amplitude_error.flatten(1).mean(1), log_error.flatten(1).mean(1)
+
+
+def learning_rate(step: int, base: float, end: float, warmup: int, total: int) -> float:
+    """Rate at optimiser step 0, 1, ...: 0 at first, `base` after `warmup` steps, `end` from `total` on."""
+    if step < warmup:
+        return base * step / warmup
+    if step >= total:
+        return end
+    return (base - end) * (1 - (step - warmup) / (total - warmup)) ** 0.5 + end
+
+
+STRENGTH = 0.1  # of brightness, contrast and saturation
+HUE = 0.25
+
+
+def jitter_colors(clips: Tensor, noise: SampleNoise) -> Tensor:
+    """Clips (B, T, 3, H, W) in [-1, 1], all frames of a clip alike: brightness, contrast, saturation, then hue."""
+    draws = 2 * noise.uniform(4) - 1  # (B, 4) in [-1, 1)
+    return torch.stack([jittered(clip, *row.tolist()) for clip, row in zip(clips, draws, strict=True)])
+
+
+def jittered(clip: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+    """One clip (T, 3, H, W) with draws in [-1, 1)."""
+    pixels = (clip + 1) / 2
+    pixels = functional.adjust_brightness(pixels, 1 + STRENGTH * brightness)
+    pixels = functional.adjust_contrast(pixels, 1 + STRENGTH * contrast)
+    pixels = functional.adjust_saturation(pixels, 1 + STRENGTH * saturation)
+    return functional.adjust_hue(pixels, HUE * hue) * 2 - 1
+
 
 RIVER_FINAL_RATE = 1e-7
 SDE_FINAL_SHARE = 1e-3  # of the learning rate
@@ -138,7 +261,7 @@ class RiverRecipe(PredictorRecipe):
         target, reference, condition = self.latents(batch, draw.frames, step).unbind(1)
         x, velocity = river_path(target, draw.noise, draw.time, self.config.model.sigma)
         predicted = self.networks["regressor"](x, reference, condition, draw.distance, draw.time)
-        return {"loss": losses.mean_square(predicted.float(), velocity)}
+        return {"loss": mean_square(predicted.float(), velocity)}
 
     def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
         """Clips and what RIVER continues them with."""
@@ -167,10 +290,10 @@ class FlowRecipe(StateRecipe):
     def terms(self, batch: Any, step: Step) -> Terms:
         goal = self.state(batch, step)
         predicted = self.networks["regressor"](goal.state).float()
-        error = losses.mean_square(predicted, goal.velocity)
+        error = mean_square(predicted, goal.velocity)
         if self.config.model.func == "f_mse":
             return {"loss": error}
-        return {"loss": losses.flow_nll(predicted, goal.velocity), "mse": error}
+        return {"loss": flow_nll(predicted, goal.velocity), "mse": error}
 
     def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
         """Clips and what the flow alone continues them with."""
@@ -186,7 +309,7 @@ class DenoiserRecipe(StateRecipe):
     def terms(self, batch: Any, step: Step) -> Terms:
         goal = self.state(batch, step)
         predicted = self.networks["regressor"](goal.state).float()
-        return {"loss": losses.mean_square(predicted, -goal.perturbation)}
+        return {"loss": mean_square(predicted, -goal.perturbation)}
 
     def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:
         """Perturbed newest frames, and the same after one step of the denoiser."""
@@ -218,9 +341,9 @@ class DiffusionRecipe(StateRecipe):
         goal, model = self.state(batch, step), self.config.model
         with torch.no_grad():
             residual = goal.velocity - self.flow(goal.state).float()
-        amplitude = losses.log_diffusion(self.networks["regressor"](goal.state).float(), tuple(model.logit_range))
-        first, second = losses.diffusion_reference(amplitude, residual)
-        nll = losses.diffusion_nll(amplitude, residual)
+        amplitude = log_diffusion(self.networks["regressor"](goal.state).float(), tuple(model.logit_range))
+        first, second = diffusion_reference(amplitude, residual)
+        nll = diffusion_nll(amplitude, residual)
         return {"loss": nll if model.diffusion_loss == "nll" else first + second, "nll": nll, "amplitude_mse": first}
 
     def pictures(self, batch: Any, step: Step) -> dict[str, Tensor]:

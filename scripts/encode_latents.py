@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import read_config
-from flow_pred.latent_cache import DTYPES, encode_latents
+from flow_pred.latents import DTYPES, encode_latents
 from training.cli import make_parser, run
 from training.device import resolve_device
 

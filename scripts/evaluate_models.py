@@ -190,7 +190,7 @@ def open_flow_pred(args: argparse.Namespace) -> Opened:
     from flow_pred.checkpoints import read_predictor
     from flow_pred.config import read_config
     from flow_pred.evaluate import Predictions
-    from flow_pred.predictors import documented
+    from flow_pred.files import documented
     from scripts import generate_flow_videos as generation
 
     stored = None if args.config else read_predictor(documented(args.checkpoint)).config

@@ -18,11 +18,11 @@ from PIL import Image
 
 from evaluation.report import Report
 from flow_pred.config import FlowPredConfig, parse_config, read_config
+from flow_pred.evaluate import Scores
+from flow_pred.files import load_neural_sde, load_river
 from flow_pred.generate import CallCounter, Plan, predict
+from flow_pred.generate_videos import FORMATS, open_h5, strip, write_clips
 from flow_pred.neural_sde import NeuralSDE
-from flow_pred.prediction_files import FORMATS, open_h5, strip, write_clips
-from flow_pred.prediction_scores import Scores
-from flow_pred.predictors import load_neural_sde, load_river
 from flow_pred.river import RiverPredictor
 from training.cli import make_parser, run
 from training.distributed import is_main, join_processes, print0

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 import torch
 
 from flow_pred.autoencoder import build_ours
-from flow_pred.autoencoder_train import AutoencoderObjective, AutoencoderRecipe
 from flow_pred.config import FlowPredConfig, read_config
+from flow_pred.train_autoencoder import AutoencoderObjective, AutoencoderRecipe
 from training import add_training_arguments, settings_from, train
 from training.cli import make_parser, run
 from training.distributed import print0

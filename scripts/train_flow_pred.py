@@ -12,8 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 import torch
 
 from flow_pred.config import FlowPredConfig, read_config
-from flow_pred.original_format import write_final
-from flow_pred.run import plain_config, prepare
+from flow_pred.run import plain_config, prepare, write_final
 from training import add_training_arguments, settings_from, train
 from training.checkpoint import checkpoints_in
 from training.cli import make_parser, run

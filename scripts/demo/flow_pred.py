@@ -9,7 +9,7 @@ import yaml
 
 from evaluation.curves import Curve, Line, read_line
 from evaluation.gallery import Gallery, Grid, Overview, Panel, Row
-from flow_pred.prediction_files import GAP
+from flow_pred.generate_videos import GAP
 from scripts.demo.stage import Stage, clip_names
 
 INTRO = (

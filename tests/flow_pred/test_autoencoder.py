@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flow_pred import build_autoencoder
-from flow_pred.vqvae import SimpleVQVAE
+from flow_pred.autoencoder import SimpleVQVAE
 from tests.conftest import ROOT
 from tests.flow_pred.fixture_files import Fixture, key_list, shapes_of
 from tests.flow_pred.weight_rule import fill_by_rule

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flow_pred import losses
+from flow_pred import train
 from flow_pred.bifurcation import (
     BifurcationSettings,
     PlaneField,
@@ -14,6 +14,7 @@ from flow_pred.bifurcation import (
     track,
     train_bifurcation,
 )
+from flow_pred.neural_sde import log_diffusion
 from tests.flow_pred.fixture_files import Fixture
 
 
@@ -28,7 +29,7 @@ def test_networks_losses_and_tracks_equal_the_original(fixtures):
     close = {"atol": 1e-5, "rtol": 1e-5}
     with torch.no_grad():
         flow = networks["f"](x + noise)
-        amplitude = losses.log_diffusion(networks["g"](x + noise), fixture.metadata["logit"])
+        amplitude = log_diffusion(networks["g"](x + noise), fixture.metadata["logit"])
         torch.testing.assert_close(flow, fixture["out.flow"], **close)
         torch.testing.assert_close(networks["d"](x + noise), fixture["out.denoiser"], **close)
         torch.testing.assert_close(amplitude, fixture["out.log_diffusion"], **close)
@@ -36,10 +37,10 @@ def test_networks_losses_and_tracks_equal_the_original(fixtures):
         torch.testing.assert_close(flow_loss(networks["f"], *arguments), fixture["out.loss_flow_mse"][0], **close)
         torch.testing.assert_close(denoiser_loss(networks["d"], *arguments), fixture["out.loss_denoiser"][0], **close)
         delta = fixture.metadata["desingularization"]
-        log_loss = losses.flow_nll(flow, velocity, delta).mean() + torch.tensor(delta).log()
+        log_loss = train.flow_nll(flow, velocity, delta).mean() + torch.tensor(delta).log()
         torch.testing.assert_close(log_loss, fixture["out.loss_flow_log_mse"][0], **close)
         residual = velocity - networks["f"](x)  # the original evaluates f at clean and g at perturbed positions
-        first, second = losses.diffusion_reference(amplitude, residual, fixture["in.delta_t"][:, None])
+        first, second = train.diffusion_reference(amplitude, residual, fixture["in.delta_t"][:, None])
         torch.testing.assert_close((first + second).mean(), fixture["out.loss_diffusion"][0], **close)
     # The original's solver cuts the corner of the track by up to 0.0022.
     torch.testing.assert_close(track(1), fixture["out.trajectory_up"], atol=2.3e-3, rtol=0)

@@ -6,10 +6,9 @@ import yaml
 
 from flow_pred.checkpoints import read_predictor
 from flow_pred.config import parse_config, read_config
-from flow_pred.latent_space import LatentSpace
-from flow_pred.original_format import write_final
-from flow_pred.predictors import default_run, load_component, load_neural_sde, load_river
-from flow_pred.run import build_recipe, plain_config, prepare
+from flow_pred.files import default_run, load_component, load_neural_sde, load_river
+from flow_pred.latents import LatentSpace
+from flow_pred.run import build_recipe, plain_config, prepare, write_final
 from tests.flow_pred.tiny import RandomClips, tiny_recipe, tiny_values
 from training import TrainSettings, train
 from videodata.errors import UserError

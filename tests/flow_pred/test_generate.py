@@ -10,9 +10,9 @@ import torch
 from evaluation import psnr
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
 from flow_pred.autoencoder import Identity
+from flow_pred.evaluate import Scores, baselines
 from flow_pred.generate import CallCounter, Plan, Prediction, predict
-from flow_pred.prediction_files import open_h5, strip, write_clips
-from flow_pred.prediction_scores import Scores, baselines
+from flow_pred.generate_videos import open_h5, strip, write_clips
 from training import distributed
 from videodata import read_video
 from videodata.errors import UserError

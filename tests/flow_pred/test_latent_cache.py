@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from flow_pred import build_autoencoder
-from flow_pred.latent_cache import LatentClips, encode_latents
-from flow_pred.latent_space import LatentSpace, moments_of
+from flow_pred.latents import LatentClips, LatentSpace, encode_latents, moments_of
 from tests.flow_pred.test_autoencoder import TINY
 from videodata import open_clips
 from videodata.errors import UserError

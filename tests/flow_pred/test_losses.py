@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from flow_pred import losses, targets
+from flow_pred import train
+from flow_pred.latents import pick_frames
+from flow_pred.neural_sde import log_diffusion
+from flow_pred.river import river_path
 from tests.flow_pred.fixture_files import Fixture, regressor
 
 
@@ -24,13 +27,13 @@ def check_gradients(network: torch.nn.Module, expected: dict[str, float]) -> Non
 def test_the_river_loss_equals_the_original(fixtures):
     """Target, prediction, loss and the gradient norm of every parameter for injected draws."""
     fixture, network = Fixture(fixtures, "river_loss"), regressor(fixtures, "river_vfr_ln")
-    draw = targets.RiverDraw(
+    draw = train.RiverDraw(
         *(fixture[f"in.{name}"] for name in ("target_index", "condition_index", "noise", "timestamps"))
     )
-    target, reference, condition = targets.pick_frames(fixture["in.latents"], draw.frames).unbind(1)
-    x, velocity = targets.river_path(target, draw.noise, draw.time, fixture.metadata["sigma"])
+    target, reference, condition = pick_frames(fixture["in.latents"], draw.frames).unbind(1)
+    x, velocity = river_path(target, draw.noise, draw.time, fixture.metadata["sigma"])
     predicted = network(x, reference, condition, draw.distance, draw.time)
-    loss = losses.mean_square(predicted, velocity).mean()
+    loss = train.mean_square(predicted, velocity).mean()
     torch.testing.assert_close(velocity, fixture["out.target_vectors"], atol=1e-4, rtol=0)
     torch.testing.assert_close(predicted, fixture["out.predicted_vectors"], atol=1e-5, rtol=0)
     torch.testing.assert_close(loss, fixture["out.loss"][0], rtol=1e-5, atol=0)
@@ -43,24 +46,22 @@ def test_the_neural_sde_losses_equal_the_original(fixtures, component):
     """Target, prediction, loss, logged error and gradients of all four losses for injected draws."""
     fixture = Fixture(fixtures, "nsde_loss")
     network = regressor(fixtures, f"nsde_{component[0]}")
-    draw = targets.StateDraw(fixture["in.target_index"], fixture["in.timestamps"], fixture["in.unit_noise"])
-    latents = targets.pick_frames(fixture["in.latents"], draw.frames(4))
-    goal = targets.state_target(latents, draw, fixture.metadata["sigma"], fixture.metadata["noise_std"])
+    draw = train.StateDraw(fixture["in.target_index"], fixture["in.timestamps"], fixture["in.unit_noise"])
+    latents = pick_frames(fixture["in.latents"], draw.frames(4))
+    goal = train.state_target(latents, draw, fixture.metadata["sigma"], fixture.metadata["noise_std"])
     predicted = network(goal.state)
     if component == "f_nll":
-        target, loss, logged = goal.velocity, losses.flow_nll(predicted, goal.velocity), None
+        target, loss, logged = goal.velocity, train.flow_nll(predicted, goal.velocity), None
     elif component == "f_mse":
-        target, loss, logged = goal.velocity, losses.mean_square(predicted, goal.velocity), None
+        target, loss, logged = goal.velocity, train.mean_square(predicted, goal.velocity), None
     elif component == "d":
-        target, loss, logged = -goal.perturbation, losses.mean_square(predicted, -goal.perturbation), None
+        target, loss, logged = -goal.perturbation, train.mean_square(predicted, -goal.perturbation), None
     else:
         with torch.no_grad():
             residual = goal.velocity - regressor(fixtures, "nsde_f")(goal.state)
-        first, second = losses.diffusion_reference(
-            losses.log_diffusion(predicted, fixture.metadata["logit_range"]), residual
-        )
+        first, second = train.diffusion_reference(log_diffusion(predicted, fixture.metadata["logit_range"]), residual)
         target, loss, logged = residual.square(), first + second, first
-    logged = losses.mean_square(predicted, target) if logged is None else logged
+    logged = train.mean_square(predicted, target) if logged is None else logged
     torch.testing.assert_close(target, fixture[f"out.{component}.target"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(loss.mean(), fixture[f"out.{component}.loss"][0], rtol=1e-4, atol=0)
     torch.testing.assert_close(logged.mean(), fixture[f"out.{component}.logged_mse"][0], rtol=1e-4, atol=0)
@@ -72,7 +73,7 @@ def test_closed_form_targets_stay_exact_in_bfloat16():
     """Near the end of the path, where the quotient form breaks, the target is finite and right to bfloat16."""
     latents, noise = torch.randn(2, 64, 4, 8, 8, dtype=torch.bfloat16).unbind(0)
     time = torch.linspace(0.9, 1, 64).bfloat16()
-    _, velocity = targets.river_path(latents, noise, time, 1e-7)
+    _, velocity = river_path(latents, noise, time, 1e-7)
     assert (velocity.float() - (latents.float() - noise.float())).abs().max() < 0.05
 
 
@@ -81,8 +82,8 @@ def test_the_likelihood_finds_the_noise_that_the_reference_loss_underestimates(s
     """Minimiser over a constant amplitude for Gaussian residuals: sigma, and about half of it."""
     residual = sigma * torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
     candidates = torch.linspace(-6, 1, 281)[:, None]
-    likelihood = torch.cat([losses.diffusion_nll(c[None], residual) for c in candidates])
-    reference = torch.cat([sum(losses.diffusion_reference(c[None], residual)) for c in candidates])
+    likelihood = torch.cat([train.diffusion_nll(c[None], residual) for c in candidates])
+    reference = torch.cat([sum(train.diffusion_reference(c[None], residual)) for c in candidates])
     assert candidates[likelihood.argmin()].exp().item() == pytest.approx(sigma, rel=0.04)
     assert 0.5 < candidates[reference.argmin()].exp().item() / sigma < 0.65
 
@@ -92,9 +93,9 @@ def test_draws_cover_exactly_the_frames_that_exist():
     from training.randomness import SampleNoise
 
     noise = SampleNoise(0, range(300))
-    river = targets.draw_river(noise, 5, (1, 1, 1))
+    river = train.draw_river(noise, 5, (1, 1, 1))
     assert set(river.target.tolist()) == {2, 3, 4}
     assert set(river.distance.tolist()) == {1, 2, 3} and river.condition.min() == 0
-    state = targets.draw_state(noise, 6, 4, (1, 1, 1))
+    state = train.draw_state(noise, 6, 4, (1, 1, 1))
     assert set(state.target.tolist()) == {4, 5}
     assert state.frames(4).min() == 0 and state.frames(4).max() == 5

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flow_pred import VectorFieldRegressor
-from flow_pred.positions import time_embedding
+from flow_pred.regressor import time_embedding
 from tests.flow_pred.fixture_files import Fixture, key_list, regressor, shapes_of
 from videodata.errors import UserError
 

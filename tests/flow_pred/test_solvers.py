@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from flow_pred import sde_solvers, solvers
-from flow_pred.brownian import BrownianPath
+from flow_pred import neural_sde, river
+from flow_pred.neural_sde import BrownianPath
 from training.randomness import SampleNoise
 
 
@@ -23,8 +23,8 @@ def test_ode_solvers_converge_with_their_order(method, order):
     errors = []
     for steps in (8, 16):
         calls, times = 0, torch.linspace(0, 1, steps + 1).double().tolist()
-        result = solvers.integrate(velocity, torch.ones(1, dtype=torch.float64), times, method)
-        assert calls == steps * solvers.EVALUATIONS[method]
+        result = river.integrate(velocity, torch.ones(1, dtype=torch.float64), times, method)
+        assert calls == steps * river.EVALUATIONS[method]
         errors.append(abs(result.item() - math.exp(0.5)))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
@@ -34,7 +34,7 @@ def geometric(method: str, steps: int, paths: int = 20_000) -> tuple[float, floa
     x, generator = torch.ones(paths, dtype=torch.float64), torch.Generator().manual_seed(0)
     for _ in range(steps):
         dw = torch.randn(paths, generator=generator, dtype=torch.float64) / math.sqrt(steps)
-        x = sde_solvers.METHODS[method](lambda x: 0.5 * x, lambda x: 0.3 * x, x, 1 / steps, dw)
+        x = neural_sde.METHODS[method](lambda x: 0.5 * x, lambda x: 0.3 * x, x, 1 / steps, dw)
     return x.mean().item(), x.std().item()
 
 
@@ -50,7 +50,7 @@ def test_adaptive_steps_meet_their_tolerance_and_follow_the_path():
     """With additive noise the result is the path itself; a stiff sample takes its small steps alone."""
     noise = SampleNoise(0, range(3))
     path = BrownianPath(noise, (4,))
-    solver = sde_solvers.AdaptiveEuler(lambda x, rows: 0 * x, torch.ones_like, 1e-3)
+    solver = neural_sde.AdaptiveEuler(lambda x, rows: 0 * x, torch.ones_like, 1e-3)
     steps = torch.ones(3, dtype=torch.float64)
     end = solver.solve(torch.zeros(3, 4), 0.0, 1.0, steps, path)
     first, second = path.halves(torch.arange(3), torch.zeros(3).double(), torch.ones(3).double())
@@ -63,7 +63,7 @@ def test_adaptive_steps_meet_their_tolerance_and_follow_the_path():
         evaluations[rows] += 1
         return rates[rows] * x
 
-    solver = sde_solvers.AdaptiveEuler(decay, None, 1e-3)
+    solver = neural_sde.AdaptiveEuler(decay, None, 1e-3)
     end = solver.solve(torch.ones(2, 1), 0.0, 1.0, torch.ones(2, dtype=torch.float64), None)
     torch.testing.assert_close(end, rates.exp(), atol=5e-3, rtol=0)
     assert evaluations[1] > 4 * evaluations[0]

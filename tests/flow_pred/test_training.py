@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 
-from flow_pred.augmentation import jitter_colors
-from flow_pred.autoencoder_train import AutoencoderObjective, AutoencoderRecipe
-from flow_pred.schedule import learning_rate
-from flow_pred.vqvae import SimpleVQVAE
+from flow_pred.autoencoder import SimpleVQVAE
+from flow_pred.train import jitter_colors, learning_rate
+from flow_pred.train_autoencoder import AutoencoderObjective, AutoencoderRecipe
 from tests.contract import ModelContract
 from tests.flow_pred.test_autoencoder import TINY
 from tests.flow_pred.tiny import RandomClips, tiny_recipe

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flow_pred.config import parse_config
-from flow_pred.latent_space import LatentSpace
-from flow_pred.predictors import build_autoencoder, build_regressor
+from flow_pred.files import build_autoencoder, build_regressor
+from flow_pred.latents import LatentSpace
 from flow_pred.train import DenoiserRecipe, DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 
 FRAMES = 5

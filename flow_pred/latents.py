@@ -1,14 +1,11 @@
-"""Latents of a whole data set on disk, so that training does not encode the same frames again and again.
-
-One file per split, <folder>/<split>.hdf5: `latents` (sum of frames, C, h, w) float16 or float32 as the autoencoder
-gives them (not normalised), `offset` (videos + 1), `id` (videos), attributes format, autoencoder (hash), mean, std.
-"""
+"""Latents with mean 0 and variance 1 per channel, so that noise levels mean the same for every autoencoder."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flow_pred.latent_space import Moments
+from training.randomness import SampleNoise
 from training.state import weights_digest
 from videodata.atomic import atomic_path
 from videodata.errors import UserError, VideoError
@@ -28,6 +25,113 @@ from videodata.sources import ClipSource
 from videodata.splits import open_split
 
 logger = logging.getLogger(__name__)
+
+
+class LatentSpace(nn.Module):
+    """An autoencoder whose latents are normalised per channel. mean, std: C numbers each; None: 0 and 1."""
+
+    def __init__(
+        self, autoencoder: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.register_buffer("mean", column(mean or [0.0]), persistent=False)
+        self.register_buffer("std", column(std or [1.0]), persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> normalised latents (N, C, h, w), float32."""
+        return self.normalize(self.autoencoder.encode(images).float())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (N, C, h, w) -> images (N, 3, H, W)."""
+        return self.autoencoder.decode(latents * self.std + self.mean)
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """The autoencoder's own latents (..., C, h, w) -> normalised ones."""
+        return (latents - self.mean) / self.std
+
+
+def column(values: Sequence[float]) -> Tensor:
+    """C numbers as (C, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+
+
+class Moments:
+    """Running mean and standard deviation per channel, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, 0.0, 0.0
+
+    def add(self, latents: Tensor) -> None:
+        """Take in latents (N, C, h, w)."""
+        values = latents.detach().double().movedim(1, 0).flatten(1).cpu()  # (C, N * h * w)
+        self.count += values.shape[1]
+        self.sum = self.sum + values.sum(1)
+        self.squares = self.squares + values.square().sum(1)
+
+    def mean(self) -> list[float]:
+        """C numbers, to 6 digits."""
+        return rounded(self.sum / self.count)
+
+    def std(self) -> list[float]:
+        """C numbers, to 6 digits; a channel that never changes counts as 1."""
+        variance = (self.squares / self.count - (self.sum / self.count).square()).clamp_min(0)
+        return rounded(torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance)))
+
+
+def rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+@torch.no_grad()
+def moments_of(autoencoder: nn.Module, clips: Iterable[Tensor]) -> Moments:
+    """Moments of the latents of clips (3, T, H, W) in [-1, 1]."""
+    moments = Moments()
+    for clip in clips:
+        moments.add(autoencoder.encode(clip.transpose(0, 1)))
+    return moments
+
+
+FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with the length of a roll-out
+
+
+@contextmanager
+def at_rest(*networks: nn.Module | None) -> Iterator[None]:
+    """Eval mode and no gradients for the length of the block; each network gets its own mode back."""
+    modes = [(network, network.training) for network in networks if network is not None]
+    for network, _ in modes:
+        network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for network, training in modes:
+            network.train(training)
+
+
+def sample_noise(
+    batch: int, generator: torch.Generator | None, positions: Sequence[int] | None, device: torch.device
+) -> SampleNoise:
+    """One stream of noise per sample: row b depends on the generator's state and positions[b] (default b) alone."""
+    source = generator.device if generator is not None else "cpu"
+    seed = int(torch.randint(2**62, (), generator=generator, device=source))
+    return SampleNoise(seed, range(batch) if positions is None else positions, device)
+
+
+def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
+    """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
+    frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
+    parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
+    return torch.cat([autoencoder.encode(part) for part in parts]).unflatten(0, frames.shape[:2])
+
+
+def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+    """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
+    parts = latents.flatten(0, 1).split(FRAMES_AT_ONCE)
+    frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
+    return frames.transpose(1, 2).clamp(-1, 1)
+
+
 FORMAT = "flow-latents"
 BLOCK = 64  # frames encoded at a time
 DTYPES = ("float16", "float32")
@@ -142,3 +246,13 @@ class LatentClips(Dataset):
         expected, found = autoencoder_hash(autoencoder), self.attributes["autoencoder"]
         if expected != found:
             raise UserError(f"{self.path}: encoded by another autoencoder ({found}, not {expected}); encode again")
+
+
+def below(uniform: Tensor, limit: Tensor) -> Tensor:
+    """Uniform integers in [0, limit) from uniform numbers in [0, 1)."""
+    return (uniform * limit).long().minimum(limit - 1)
+
+
+def pick_frames(clips: Tensor, indices: Tensor) -> Tensor:
+    """Frames (B, M, ...) of clips (B, N, ...) at indices (B, M)."""
+    return clips[torch.arange(len(clips), device=clips.device)[:, None], indices]

@@ -13,7 +13,7 @@ from torch import nn
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import Stored, read_predictor
 from flow_pred.config import ModelConfig, alias, read_config
-from flow_pred.latent_space import LatentSpace
+from flow_pred.latents import LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from evaluation.psnr import psnr
-from flow_pred.targets import below, pick_frames
-from flow_pred.vqvae import SimpleVQVAE
+from flow_pred.autoencoder import SimpleVQVAE
+from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
 from training import Losses, Recipe, Step
 from training.muon import Muon
