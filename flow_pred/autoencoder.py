@@ -1,7 +1,8 @@
-"""The simple VQVAE (`type: ours`): frames to latents of 1/8 of their size.
+"""The autoencoder under a predictor: any of six types by its configuration, all with encode and decode, and the simple
+VQVAE (`type: ours`), whose latents have 1/8 of the frames' size.
 
-Axes: N frames, C latent channels, H W pixels, h w = H / 8, W / 8. State-dict keys are the original's; its `bn` layers
-are group norms all the same.
+Axes: N frames, C latent channels, H W pixels, h w = H / 8, W / 8. State-dict keys of the VQVAE are the original's; its
+`bn` layers are group norms all the same.
 """
 
 from __future__ import annotations
@@ -24,231 +25,6 @@ from videodata.errors import UserError
 CODEBOOK_WEIGHT = 0.25  # of the codebook's term; 1 for the commitment term ("legacy" order)
 GROUPS = 32
 SLOPE = 0.2
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    """Group norm, with fewer groups where 32 do not divide the channels."""
-    return nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps=1e-6)
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; average pooling by `factor`."""
-
-    def __init__(self, channels_in: int, channels_out: int, factor: int = 1) -> None:
-        super().__init__()
-        self.factor = factor
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.bn1 = norm(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.bn2 = norm(channels_out)
-        self.downsample = None
-        if channels_in != channels_out or factor > 1:
-            project = nn.Conv2d(channels_in, channels_out, 1, bias=False)
-            self.downsample = nn.Sequential(project, nn.AvgPool2d(factor), norm(channels_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x)
-        if self.factor > 1:
-            y = F.avg_pool2d(y, self.factor)
-        y = self.bn2(self.conv2(F.leaky_relu(self.bn1(y), SLOPE)))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return F.leaky_relu(y + shortcut, SLOPE)
-
-
-class UpBlock(nn.Module):
-    """Nearest upsampling by 2 and a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = SharedBatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))), SLOPE)
-
-
-class AttentionStack(nn.Module):
-    """What encoder and decoder share at the lowest resolution: a residual block, attention, a residual block."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.pre_attn_residual = ResidualBlock(channels, channels)
-        self.attn_norm = norm(channels)
-        self.attn = nn.MultiheadAttention(channels, num_heads=1, batch_first=True)
-        self.post_attn_residual = ResidualBlock(channels, channels)
-
-    def attend(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> the same shape."""
-        x = self.pre_attn_residual(x)
-        tokens = self.attn_norm(x).flatten(2).transpose(1, 2)  # (N, h * w, C)
-        attended, _ = self.attn(tokens, tokens, tokens, need_weights=False)
-        return self.post_attn_residual(x + attended.transpose(1, 2).view_as(x))
-
-
-class Encoder(AttentionStack):
-    """Images (N, 3, H, W) -> latents (N, C, h, w)."""
-
-    def __init__(self, in_channels: int, out_channels: int, width: int = 32, levels: int = 3) -> None:
-        widths = [width * 2**level for level in range(levels + 1)]
-        super().__init__(widths[-1])
-        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.residuals = nn.Sequential(*(ResidualBlock(c, 2 * c, 2) for c in widths[:-1]))
-        self.out_norm = norm(widths[-1])
-        self.out_conv = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.attend(self.residuals(self.conv_in(images)))
-        return self.out_conv(F.silu(self.out_norm(x)))
-
-
-class Decoder(AttentionStack):
-    """Latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1]."""
-
-    def __init__(self, in_channels: int, out_channels: int, width: int = 32, levels: int = 3) -> None:
-        widths = [width * 2**level for level in range(levels, -1, -1)]
-        super().__init__(widths[0])
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.residuals = nn.Sequential(*(nn.Sequential(ResidualBlock(c, c // 2), UpBlock(c // 2)) for c in widths[:-1]))
-        self.out_norm = norm(width)
-        self.out_conv = nn.Conv2d(width, out_channels, 3, padding=1)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        x = self.residuals(self.attend(self.conv_in(latents)))
-        return self.out_conv(F.silu(self.out_norm(x))).tanh()
-
-
-class VectorQuantizer(nn.Module):
-    """The codebook."""
-
-    def __init__(self, num_embeddings: int, embedding_dimension: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(num_embeddings, embedding_dimension)
-        nn.init.uniform_(self.embedding.weight, -1 / num_embeddings, 1 / num_embeddings)
-
-    def nearest(self, latents: Tensor) -> Tensor:
-        """Number of the code nearest to each latent vector, (N, C, h, w) -> int64 (N, h, w)."""
-        vectors = latents.movedim(1, -1).float()  # (N, h, w, C)
-        codes = self.embedding.weight.float()
-        # |v - c|^2 without |v|^2, which is the same for all codes
-        distance = codes.square().sum(1) - 2 * vectors.flatten(0, 2) @ codes.T  # (N * h * w, codes)
-        return distance.argmin(1).view(vectors.shape[:3])
-
-    def look_up(self, ids: Tensor) -> Tensor:
-        """Codes (N, C, h, w) of ids int (N, h, w), or of their one-hot form (N, h, w, codes)."""
-        if ids.ndim == 4:
-            ids = ids.argmax(-1)
-        return self.embedding(ids).movedim(-1, 1)
-
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents -> quantised latents with the gradient of the latents, ids (N, h, w), loss of each frame (N,)."""
-        ids = self.nearest(latents)
-        codes = self.look_up(ids)
-        loss = (codes.detach() - latents).square() + CODEBOOK_WEIGHT * (codes - latents.detach()).square()
-        return latents + (codes - latents).detach(), ids, loss.flatten(1).mean(1)
-
-
-class SimpleVQVAE(nn.Module):
-    """Frames (N, 3, H, W) in [-1, 1] <-> continuous latents (N, C, H / 8, W / 8); decoding quantises them first.
-
-    encoder, decoder: in_channels, out_channels, and optionally width (32), the channels at full resolution, and levels
-    (3), how often the resolution is halved. vector_quantizer: num_embeddings, embedding_dimension.
-    """
-
-    def __init__(
-        self, encoder: Mapping[str, Any], decoder: Mapping[str, Any], vector_quantizer: Mapping[str, Any]
-    ) -> None:
-        super().__init__()
-        self.encoder = Encoder(**encoder)
-        self.decoder = Decoder(**decoder)
-        self.vector_quantizer = VectorQuantizer(**vector_quantizer)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> continuous latents (N, C, h, w)."""
-        return self.encoder(images)
-
-    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents -> nearest codes (N, C, h, w) and their ids (N, h, w)."""
-        ids = self.vector_quantizer.nearest(latents)
-        return self.vector_quantizer.look_up(ids), ids
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Continuous latents (N, C, h, w) -> images; ids (N, h, w) or one-hot (N, h, w, codes) are accepted too."""
-        codes = self.vector_quantizer.embedding.num_embeddings
-        if latents.ndim == 3 or latents.shape[-1] == codes:
-            return self.decoder(self.vector_quantizer.look_up(latents))
-        return self.decoder(self.quantize(latents)[0])
-
-    def forward(
-        self, images: Tensor, shares: Tensor | None = None, quantise: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (N, 3, H, W) -> reconstruction, latents before quantisation, quantiser loss of each frame (N,).
-
-        shares (M,) in [0, 1], N = 2 M: M more reconstructions follow, of the latents that lie between those of image
-        m and of image M + m. quantise=False decodes the latents themselves.
-        """
-        latents = self.encode(images)
-        if quantise:
-            quantised, _, loss = self.vector_quantizer(latents)
-        else:  # the codes take part all the same: training in several processes waits for the gradient of every weight
-            quantised, loss = latents, 0 * self.vector_quantizer.embedding.weight.sum().expand(len(images))
-        if shares is not None:
-            start, end = latents.chunk(2)
-            between = torch.lerp(start, end, shares.view(-1, 1, 1, 1).to(start))  # in bf16, too
-            between = self.vector_quantizer(between)[0] if quantise else between
-            quantised = torch.cat([quantised, between])
-        return self.decoder(quantised), latents, loss
-
-
-class Identity(nn.Module):
-    """Latents are the frames themselves."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-
-class ContinuousVQGAN(nn.Module):
-    """Our VQGAN with latents before quantisation; decoding quantises first."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def encode(self, images: Tensor) -> Tensor:
-        return self.model.latents(images)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.model.decode(self.model.quantize(latents)[0])
-
-
-class FrameVVAE(nn.Module):
-    """The video VAE in its image mode: each frame by itself, the posterior's mean as its latent."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def encode(self, images: Tensor) -> Tensor:
-        return self.model.encode(images[:, :, None], mask_temporal=True).mode()[:, :, 0]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.model.decode(latents[:, :, None], mask_temporal=True)[:, :, 0]
-
-
-class KLAutoencoder(nn.Module):
-    """An AutoencoderKL of diffusers; a latent is the posterior's mean (the original draws from the posterior)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.backbone = model
-
-    def encode(self, images: Tensor) -> Tensor:
-        return self.backbone.encode(images).latent_dist.mode()
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.backbone.decode(latents).sample
 
 
 def build_autoencoder(config: Mapping[str, Any]) -> nn.Module:
@@ -281,7 +57,6 @@ def settings_of(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_ours(settings: dict[str, Any], path: str | None) -> nn.Module:
-    """The simple VQVAE."""
     try:
         model = SimpleVQVAE(**settings)
     except TypeError as error:
@@ -341,6 +116,58 @@ def build_sd_vae(settings: dict[str, Any], path: str | None) -> nn.Module:
     return KLAutoencoder(model)
 
 
+class Identity(nn.Module):
+    """Latents are the frames themselves."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class ContinuousVQGAN(nn.Module):
+    """Our VQGAN with latents before quantisation; decoding quantises first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.model.latents(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(self.model.quantize(latents)[0])
+
+
+class FrameVVAE(nn.Module):
+    """The video VAE in its image mode: each frame by itself, the posterior's mean as its latent."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.model.encode(images[:, :, None], mask_temporal=True).mode()[:, :, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents[:, :, None], mask_temporal=True)[:, :, 0]
+
+
+class KLAutoencoder(nn.Module):
+    """An AutoencoderKL of diffusers; a latent is the posterior's mean (the original draws from the posterior)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = model
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.backbone.encode(images).latent_dist.mode()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.backbone.decode(latents).sample
+
+
 SETTINGS: dict[str, tuple[str, ...]] = {
     "ours": ("encoder", "decoder", "vector_quantizer"),
     "ldm-vq": ("config", "ddconfig", "n_embed", "embed_dim"),
@@ -356,3 +183,176 @@ BUILDERS: dict[str, Callable[[dict[str, Any], str | None], nn.Module]] = {
     "sd-vae-ft-mse": build_sd_vae,
     "identity": lambda settings, path: Identity(),
 }
+
+
+class SimpleVQVAE(nn.Module):
+    """Frames (N, 3, H, W) in [-1, 1] <-> continuous latents (N, C, H / 8, W / 8); decoding quantises them first.
+
+    encoder, decoder: in_channels, out_channels, and optionally width (32), the channels at full resolution, and levels
+    (3), how often the resolution is halved. vector_quantizer: num_embeddings, embedding_dimension.
+    """
+
+    def __init__(
+        self, encoder: Mapping[str, Any], decoder: Mapping[str, Any], vector_quantizer: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(**encoder)
+        self.decoder = Decoder(**decoder)
+        self.vector_quantizer = VectorQuantizer(**vector_quantizer)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> continuous latents (N, C, h, w)."""
+        return self.encoder(images)
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents -> nearest codes (N, C, h, w) and their ids (N, h, w)."""
+        ids = self.vector_quantizer.nearest(latents)
+        return self.vector_quantizer.look_up(ids), ids
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Continuous latents (N, C, h, w) -> images; ids (N, h, w) or one-hot (N, h, w, codes) are accepted too."""
+        codes = self.vector_quantizer.embedding.num_embeddings
+        if latents.ndim == 3 or latents.shape[-1] == codes:
+            return self.decoder(self.vector_quantizer.look_up(latents))
+        return self.decoder(self.quantize(latents)[0])
+
+    def forward(
+        self, images: Tensor, shares: Tensor | None = None, quantise: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (N, 3, H, W) -> reconstruction, latents before quantisation, quantiser loss of each frame (N,).
+
+        shares (M,) in [0, 1], N = 2 M: M more reconstructions follow, of the latents that lie between those of image
+        m and of image M + m. quantise=False decodes the latents themselves.
+        """
+        latents = self.encode(images)
+        if quantise:
+            quantised, _, loss = self.vector_quantizer(latents)
+        else:  # the codes take part all the same: training in several processes waits for the gradient of every weight
+            quantised, loss = latents, 0 * self.vector_quantizer.embedding.weight.sum().expand(len(images))
+        if shares is not None:
+            start, end = latents.chunk(2)
+            between = torch.lerp(start, end, shares.view(-1, 1, 1, 1).to(start))  # in bf16, too
+            between = self.vector_quantizer(between)[0] if quantise else between
+            quantised = torch.cat([quantised, between])
+        return self.decoder(quantised), latents, loss
+
+
+class VectorQuantizer(nn.Module):
+    """The codebook."""
+
+    def __init__(self, num_embeddings: int, embedding_dimension: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_embeddings, embedding_dimension)
+        nn.init.uniform_(self.embedding.weight, -1 / num_embeddings, 1 / num_embeddings)
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Number of the code nearest to each latent vector, (N, C, h, w) -> int64 (N, h, w)."""
+        vectors = latents.movedim(1, -1).float()  # (N, h, w, C)
+        codes = self.embedding.weight.float()
+        # |v - c|^2 without |v|^2, which is the same for all codes
+        distance = codes.square().sum(1) - 2 * vectors.flatten(0, 2) @ codes.T  # (N * h * w, codes)
+        return distance.argmin(1).view(vectors.shape[:3])
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Codes (N, C, h, w) of ids int (N, h, w), or of their one-hot form (N, h, w, codes)."""
+        if ids.ndim == 4:
+            ids = ids.argmax(-1)
+        return self.embedding(ids).movedim(-1, 1)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents -> quantised latents with the gradient of the latents, ids (N, h, w), loss of each frame (N,)."""
+        ids = self.nearest(latents)
+        codes = self.look_up(ids)
+        loss = (codes.detach() - latents).square() + CODEBOOK_WEIGHT * (codes - latents.detach()).square()
+        return latents + (codes - latents).detach(), ids, loss.flatten(1).mean(1)
+
+
+class AttentionStack(nn.Module):
+    """What encoder and decoder share at the lowest resolution: a residual block, attention, a residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pre_attn_residual = ResidualBlock(channels, channels)
+        self.attn_norm = norm(channels)
+        self.attn = nn.MultiheadAttention(channels, num_heads=1, batch_first=True)
+        self.post_attn_residual = ResidualBlock(channels, channels)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> the same shape."""
+        x = self.pre_attn_residual(x)
+        tokens = self.attn_norm(x).flatten(2).transpose(1, 2)  # (N, h * w, C)
+        attended, _ = self.attn(tokens, tokens, tokens, need_weights=False)
+        return self.post_attn_residual(x + attended.transpose(1, 2).view_as(x))
+
+
+class Encoder(AttentionStack):
+    """Images (N, 3, H, W) -> latents (N, C, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, width: int = 32, levels: int = 3) -> None:
+        widths = [width * 2**level for level in range(levels + 1)]
+        super().__init__(widths[-1])
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.residuals = nn.Sequential(*(ResidualBlock(c, 2 * c, 2) for c in widths[:-1]))
+        self.out_norm = norm(widths[-1])
+        self.out_conv = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.attend(self.residuals(self.conv_in(images)))
+        return self.out_conv(F.silu(self.out_norm(x)))
+
+
+class Decoder(AttentionStack):
+    """Latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1]."""
+
+    def __init__(self, in_channels: int, out_channels: int, width: int = 32, levels: int = 3) -> None:
+        widths = [width * 2**level for level in range(levels, -1, -1)]
+        super().__init__(widths[0])
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.residuals = nn.Sequential(*(nn.Sequential(ResidualBlock(c, c // 2), UpBlock(c // 2)) for c in widths[:-1]))
+        self.out_norm = norm(width)
+        self.out_conv = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.residuals(self.attend(self.conv_in(latents)))
+        return self.out_conv(F.silu(self.out_norm(x))).tanh()
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; average pooling by `factor`."""
+
+    def __init__(self, channels_in: int, channels_out: int, factor: int = 1) -> None:
+        super().__init__()
+        self.factor = factor
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.bn1 = norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = norm(channels_out)
+        self.downsample = None
+        if channels_in != channels_out or factor > 1:
+            project = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+            self.downsample = nn.Sequential(project, nn.AvgPool2d(factor), norm(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        if self.factor > 1:
+            y = F.avg_pool2d(y, self.factor)
+        y = self.bn2(self.conv2(F.leaky_relu(self.bn1(y), SLOPE)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.leaky_relu(y + shortcut, SLOPE)
+
+
+class UpBlock(nn.Module):
+    """Nearest upsampling by 2 and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = SharedBatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))), SLOPE)
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group norm, with fewer groups where 32 do not divide the channels."""
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps=1e-6)

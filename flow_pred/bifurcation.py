@@ -6,21 +6,34 @@ trajectories on the track (arXiv 2501.18871). Axes: B points, T times; all posit
 
 from __future__ import annotations
 
+import argparse
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from flow_pred.config import BifurcationSettings
 from flow_pred.latents import at_rest
 from flow_pred.neural_sde import log_diffusion
 from flow_pred.train import diffusion_nll, mean_square
+from training.distributed import print0
 
 SPEED, STRAIGHT, STEPS = 0.1, 45, 100  # per unit of time; units before the fork; units in all
 ANGLE = math.radians(30)
+WIDTH, HEIGHT, MARGIN, SCALE = 700, 520, 30, 3  # of one panel; pictures are drawn larger and reduced
+PANELS = {
+    "f": "flow alone: drifts off, never branches",
+    "fg": "flow + diffusion",
+    "fd": "flow + denoiser: one branch",
+    "fdg": "all three",
+}
 
 
 class ResidualBlock(nn.Module):
@@ -51,21 +64,6 @@ class PlaneField(nn.Module):
         return self.output_layer(x)
 
 
-@dataclass(frozen=True)
-class BifurcationSettings:
-    """How the three networks are trained."""
-
-    hidden: int = 64
-    blocks: int = 3
-    batch: int = 512
-    steps: int = 1500
-    rate: float = 2e-3  # of flow and denoiser
-    diffusion_rate: float = 1e-3
-    average: float = 0.995  # decay of the averaged weights
-    noise_std: float = 0.1
-    log_range: tuple[float, float] = (-7.5, -2.5)  # of the noise amplitude
-
-
 def track(branch: int) -> Tensor:
     """Positions (T, 2) at times 0 .. 100 on the upper (+1) or the lower (-1) branch."""
     times = torch.arange(STEPS + 1, dtype=torch.float64)
@@ -86,6 +84,41 @@ def distance_to_segment(points: Tensor, start: Tensor, end: Tensor) -> Tensor:
     along = end - start
     share = ((points - start) @ along / along.square().sum()).clamp(0, 1)
     return (points - start - share[..., None] * along).norm(dim=-1)
+
+
+def draw_bifurcation(args: argparse.Namespace) -> None:
+    """What scripts/train_bifurcation.py does: train, print a line per combination of networks, write the picture."""
+    sde = train_bifurcation(BifurcationSettings(steps=args.steps), args.seed)
+    panels = []
+    for parts, title in PANELS.items():
+        points = sde.sample(args.trajectories, torch.Generator().manual_seed(args.seed), parts, args.substeps)
+        report = judge(points)
+        numbers = "  ".join(f"{key} {value:.3f}" for key, value in dataclasses.asdict(report).items())
+        print0(f"{parts:4} {numbers}")
+        panels.append(np.asarray(panel(points, f"{title} ({report.up_fraction:.0%} up)")))
+    rows = [np.concatenate(panels[:2], axis=1), np.concatenate(panels[2:], axis=1)]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows, axis=0)).save(args.out)
+    print0(args.out)
+
+
+def panel(trajectories: Tensor, title: str) -> Image.Image:
+    """Trajectories (B, T, 2) over the track."""
+    image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
+    canvas = ImageDraw.Draw(image, "RGBA")
+
+    def place(points: Tensor) -> list[tuple[float, float]]:
+        x = MARGIN + points[:, 0] / 10 * (WIDTH - 2 * MARGIN)
+        y = HEIGHT / 2 - points[:, 1] / 7 * (HEIGHT - 2 * MARGIN)
+        return [(float(a) * SCALE, float(b) * SCALE) for a, b in zip(x, y, strict=True)]
+
+    for branch in (1, -1):
+        canvas.line(place(track(branch)), fill=(214, 69, 65, 255), width=3 * SCALE)
+    for trajectory in trajectories:
+        canvas.line(place(trajectory), fill=(31, 78, 121, 60), width=SCALE)
+    image = image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    ImageDraw.Draw(image).text((MARGIN, 12), title, fill="black", font_size=20)
+    return image
 
 
 @dataclass

@@ -1,7 +1,10 @@
-"""The configuration of a video prediction run: the original's keys, and ours with defaults."""
+"""The settings of the trainings: of a video prediction run (the original's keys, and ours with defaults), of the
+autoencoder, and of the fork in the plane. Needs no torch, so that commands can show their defaults at once.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from videodata.errors import UserError
 
 COMPONENTS = ("river", "f_nll", "f_mse", "d", "g")
 OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("sqrt", "constant", "cosine", "linear")  # of the learning rate, after its warm-up
 UNREAD = {
     "data": ("type", "max_num_videos", "offset", "albumentations"),
     "vector_field_regressor": ("type",),
@@ -81,13 +85,14 @@ class BatchingConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW or Muon and its schedule: linear warm-up, then the square root of what is left of the steps."""
+    """AdamW or Muon, and its learning rate."""
 
     learning_rate: float = 1e-4
     weight_decay: float = 5e-6
-    num_warmup_steps: int = 5000
+    num_warmup_steps: int = 5000  # --warmup_steps says otherwise
     num_training_steps: int = 300_000
     name: str = "adamw"  # or muon, which learns from fewer clips
+    schedule: str = "sqrt"  # after the warm-up: sqrt, the original's, or one of the engine's; --schedule says otherwise
 
 
 @dataclass
@@ -131,6 +136,33 @@ class FlowPredConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+@dataclass(frozen=True)
+class AutoencoderObjective:
+    """What the autoencoder of type `ours` is trained for: weights and rates."""
+
+    optimizer: str = "adam"  # or muon, which learns from fewer frames
+    learning_rate: float = 1e-4
+    vq_warmup: int = 500  # first steps without the quantiser; its codes then start at the k-means of the latents
+    vq_weight: float = 1.0
+    blend_weight: float = 1.0  # of frames decoded from blended latents, for clips of 3 frames or more
+    perceptual_weight: float = 0.0  # of LPIPS
+
+
+@dataclass(frozen=True)
+class BifurcationSettings:
+    """How the three networks on the fork in the plane are trained."""
+
+    hidden: int = 64
+    blocks: int = 3
+    batch: int = 512
+    steps: int = 1500
+    rate: float = 2e-3  # of flow and denoiser
+    diffusion_rate: float = 1e-3
+    average: float = 0.995  # decay of the averaged weights
+    noise_std: float = 0.1
+    log_range: tuple[float, float] = (-7.5, -2.5)  # of the noise amplitude
+
+
 def read_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[FlowPredConfig, dict[str, Any]]:
     """The typed configuration and its plain form. Raises UserError for unknown keys and impossible values."""
     values = load_config(alias(Path(path)), overrides, FlowPredConfig)
@@ -153,6 +185,9 @@ def parse_config(values: dict[str, Any]) -> FlowPredConfig:
         raise UserError(f"model.diffusion_loss must be nll or reference, found {model.diffusion_loss!r}")
     if training.optimizer.name not in OPTIMIZERS:
         raise UserError(f"training.optimizer.name must be adamw or muon, found {training.optimizer.name!r}")
+    if training.optimizer.schedule not in SCHEDULES:
+        found = training.optimizer.schedule
+        raise UserError(f"training.optimizer.schedule must be one of {', '.join(SCHEDULES)}, found {found!r}")
     least = 3 if model.role == "river" else model.num_input_frames + 1
     if training.num_observations < least:
         raise UserError(f"training.num_observations must be at least {least}, found {training.num_observations}")
@@ -169,3 +204,21 @@ def without_unread(values: dict[str, Any]) -> dict[str, Any]:
             value = without_unread({k: v for k, v in value.items() if k not in UNREAD.get(key, ())})
         copy[key] = value
     return copy
+
+
+def plain_config(config: FlowPredConfig) -> dict[str, Any]:
+    """The configuration for the run folder; paths that say where something lies stay out of the model's part."""
+    values: dict[str, Any] = dataclasses.asdict(config)
+    model = values["model"]
+    where = {key: model.pop(key) for key in ("f_ckpt_path", "d_ckpt_path")}
+    model["autoencoder"] = {key: value for key, value in model["autoencoder"].items() if key != "ckpt_path"}
+    where["autoencoder"] = config.model.autoencoder.get("ckpt_path")
+    return {**values, "checkpoints": where}
+
+
+def stored_config(values: dict[str, Any]) -> FlowPredConfig:
+    """The typed form of a run folder's configuration: what `plain_config` and the training loop added is left out."""
+    kept = {entry.name: values[entry.name] for entry in dataclasses.fields(FlowPredConfig) if entry.name in values}
+    known = {entry.name for entry in dataclasses.fields(TrainingConfig)}
+    kept["training"] = {key: value for key, value in values["training"].items() if key in known}
+    return parse_config(kept)

@@ -1,4 +1,4 @@
-"""How well RIVER or the neural SDE continues clips."""
+"""How well RIVER or the neural SDE continues clips, frames in between included, beside baselines that cost nothing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from evaluation.paired import PairedScores
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
-from flow_pred.generate import Plan, Prediction, predict_frames
-from flow_pred.neural_sde import NeuralSDE
-from flow_pred.river import RiverPredictor
+from flow_pred.config import FlowPredConfig
+from flow_pred.files import load_predictor, role_of
+from flow_pred.generate import Plan, Prediction, plan_for, predict_frames
+from flow_pred.latents import LatentPredictor
 from videodata.errors import UserError
 
 
@@ -21,7 +22,7 @@ class Predictions(Subject):
 
     random = True
 
-    def __init__(self, predictor: RiverPredictor | NeuralSDE, plan: Plan, device: torch.device) -> None:
+    def __init__(self, predictor: LatentPredictor, plan: Plan, device: torch.device) -> None:
         self.predictor, self.plan, self.device, self.context = predictor, plan, device, plan.context
 
     def make(self, batch: Batch) -> Tensor:
@@ -35,6 +36,31 @@ class Predictions(Subject):
 
     def facts(self) -> dict[str, Any]:
         return {"context_frames": self.context, **self.plan.options}
+
+
+def open_predictions(
+    checkpoint: str,
+    device: torch.device,
+    *,
+    config: str | None = None,
+    denoiser: str | None = None,
+    diffusion: str | None = None,
+    autoencoder: str | None = None,
+    given: int | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+) -> tuple[Predictions, FlowPredConfig]:
+    """The predictions of a trained RIVER or of a neural SDE with the flow `checkpoint`, and its configuration.
+
+    given: frames that are shown; frames: of a whole clip; None: as the configuration says. Raises UserError.
+    """
+    role = "river" if role_of(checkpoint, config) == "river" else "f"
+    files = {role: (checkpoint, config), "d": (denoiser, None), "g": (diffusion, None)}
+    predictor, settings = load_predictor(files, device, autoencoder)
+    plan = plan_for(predictor, settings, context=given, steps=steps)
+    if frames:
+        plan.frames = frames - plan.context
+    return Predictions(predictor, plan, device), settings
 
 
 def baselines(prediction: Prediction, plan: Plan) -> dict[str, Tensor]:

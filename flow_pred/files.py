@@ -1,8 +1,9 @@
-"""Trained predictors from their files."""
+"""Trained predictors from their files: a component by its run folder or file, a predictor from its components."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from torch import nn
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import Stored, read_predictor
-from flow_pred.config import ModelConfig, alias, read_config
-from flow_pred.latents import LatentSpace
+from flow_pred.config import FlowPredConfig, ModelConfig, alias, read_config, stored_config
+from flow_pred.latents import LatentPredictor, LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from training.config import from_dict
 from training.strict_load import strict_load
 from videodata.errors import UserError
+
+Files = tuple[str | None, str | None]  # of a component: its run folder or weights, its configuration file
 
 
 @dataclass
@@ -108,6 +111,40 @@ def default_run(name: str, config: str | Path) -> Path:
     return Path("runs") / f"{name}_run-{run_name}"
 
 
+def role_of(checkpoint: str | Path, config: str | Path | None) -> str:
+    """What a file holds: river, f, d or g. Raises UserError where neither it nor its configuration file says so."""
+    if config is not None:
+        return read_config(config)[0].model.role
+    stored = read_predictor(documented(checkpoint)).config
+    if stored is None:
+        raise UserError(f"{checkpoint}: has no configuration in it; name its file with --config")
+    return from_dict(ModelConfig, stored["model"]).role
+
+
+def load_predictor(
+    files: Mapping[str, Files],
+    device: torch.device,
+    autoencoder: str | None = None,
+    alpha: float = 1.0,
+    diffusion_scale: float = 1.0,
+) -> tuple[LatentPredictor, FlowPredConfig]:
+    """RIVER from the files of "river", or a neural SDE from those of "f", and where given of "d" and "g".
+
+    With it comes the configuration of its first component. autoencoder: the checkpoint of another one than that on
+    record. alpha, diffusion_scale: as for NeuralSDE. Raises UserError.
+    """
+    named = {role for role, pair in files.items() if any(pair)}
+    if ("river" in named) == bool(named & set("fdg")):
+        raise UserError("name either RIVER (--config or --ckpt) or the neural SDE (--config-f or --ckpt-f, and d, g)")
+    if "river" in named:
+        predictor, part = load_river(*files["river"], device, autoencoder)
+        path = files["river"][1]
+    else:
+        predictor, part = load_neural_sde(files, device, autoencoder, alpha, diffusion_scale)
+        path = files["f"][1]
+    return predictor, read_config(path)[0] if path else stored_config(part.config)
+
+
 def load_river(
     checkpoint: str | None, config: str | None, device: torch.device, autoencoder: str | None = None
 ) -> tuple[RiverPredictor, Component]:
@@ -118,13 +155,13 @@ def load_river(
 
 
 def load_neural_sde(
-    files: dict[str, tuple[str | None, str | None]],
+    files: Mapping[str, Files],
     device: torch.device,
     autoencoder: str | None = None,
     alpha: float = 1.0,
     diffusion_scale: float = 1.0,
 ) -> tuple[NeuralSDE, Component]:
-    """A neural SDE; files: (checkpoint, configuration) of "f", and optionally of "d" and "g"."""
+    """A neural SDE from the files of "f", and where given of "d" and "g"."""
     parts = {
         role: load_component(*files[role], role) for role in "fdg" if files.get(role, (None, None)) != (None, None)
     }

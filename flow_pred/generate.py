@@ -11,12 +11,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from flow_pred.latents import at_rest, decode_clip, encode_clip
-from flow_pred.neural_sde import NeuralSDE
+from flow_pred.config import FlowPredConfig
+from flow_pred.latents import LatentPredictor, at_rest, decode_clip, encode_clip
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from training import distributed
 from training.randomness import derive_seed
+from videodata.errors import UserError
+
+SDE_STEPS = 2  # solver steps per frame of the neural SDE, where nobody says otherwise; RIVER's default goes by its grid
 
 
 @dataclass
@@ -64,6 +67,42 @@ class Plan:
         return context, torch.cat([context, clip[..., first + 1 :, :, :]], dim=-3)
 
 
+def plan_for(
+    predictor: LatentPredictor,
+    config: FlowPredConfig,
+    *,
+    context: int | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    atol: float = 1e-2,
+    res: int = 1,
+    grid: str = "uniform",
+    past_horizon: int | None = None,
+    warm_start: float | None = None,
+    seed: int = 0,
+) -> Plan:
+    """What to predict and how; None: as the configuration says. Raises UserError for what only the other kind has."""
+    evaluation, training = config.evaluation, config.training
+    context = context or evaluation.condition_frames or training.condition_frames
+    frames = frames or evaluation.frames_to_generate or training.frames_to_generate
+    if isinstance(predictor, RiverPredictor):
+        if res != 1:
+            raise UserError("--res is for the neural SDE; RIVER has no time between frames")
+        options = {
+            "grid": grid,
+            "steps": steps or evaluation.steps,
+            "method": solver,
+            "past_horizon": evaluation.past_horizon if past_horizon is None else past_horizon,
+            "warm_start": evaluation.warm_sampling if warm_start is None else warm_start,
+        }
+    else:
+        if past_horizon is not None or warm_start is not None or grid != "uniform":
+            raise UserError("--past-horizon, --warm-start and --grid are for RIVER")
+        options = {"steps": steps or SDE_STEPS, "method": solver or "euler", "atol": atol, "outputs_per_interval": res}
+    return Plan(context, frames, config.data.skip_frames + 1, res, seed, options)
+
+
 @dataclass
 class Prediction:
     """A batch: clips (B, 3, T, H, W) in [-1, 1], and the number of each in the data set."""
@@ -79,7 +118,7 @@ class CallCounter:
     All processes must ask for a number, and get that of all of them together.
     """
 
-    def __init__(self, predictor: RiverPredictor | NeuralSDE) -> None:
+    def __init__(self, predictor: LatentPredictor) -> None:
         self.samples: dict[str, int] = {}
         for name, module in predictor.named_children():
             if isinstance(module, VectorFieldRegressor):
@@ -108,7 +147,7 @@ def over_processes(count: int) -> int:
 
 
 def predict(
-    predictor: RiverPredictor | NeuralSDE, clips: Dataset, plan: Plan, batch_size: int, device: torch.device
+    predictor: LatentPredictor, clips: Dataset, plan: Plan, batch_size: int, device: torch.device
 ) -> Iterator[Prediction]:
     """Predictions of all clips, in order; clip i depends on (seed, i) alone.
 
@@ -122,7 +161,7 @@ def predict(
 
 
 def predict_batch(
-    predictor: RiverPredictor | NeuralSDE, clips: Dataset, plan: Plan, items: list[int], device: torch.device
+    predictor: LatentPredictor, clips: Dataset, plan: Plan, items: list[int], device: torch.device
 ) -> Prediction:
     """The predictions of the clips with these numbers."""
     context, target = plan.split(torch.stack([clips[item] for item in items]))
@@ -141,7 +180,7 @@ def gathered(prediction: Prediction | None) -> Iterator[Prediction]:
 
 
 def predict_frames(
-    predictor: RiverPredictor | NeuralSDE,
+    predictor: LatentPredictor,
     context: Tensor,
     plan: Plan,
     items: list[int],

@@ -1,25 +1,114 @@
-"""Predictions as files: HDF5 with the original's keys, films and arrays beside the true video, a picture."""
+"""Continue test videos with a trained predictor, write what it predicts, and score it.
+
+Files: HDF5 with the original's keys, films and arrays beside the true video, a picture.
+"""
 
 from __future__ import annotations
 
+import argparse
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
-from flow_pred.generate import Plan, Prediction
+from evaluation.report import Report
+from flow_pred.evaluate import Scores
+from flow_pred.files import load_predictor
+from flow_pred.generate import CallCounter, Plan, Prediction, plan_for, predict
+from flow_pred.latents import LatentPredictor
+from training.distributed import is_main, join_processes, print0
 from training.files import write_file
 from videodata.atomic import atomic_path
+from videodata.clips import ClipDataset, open_clips
+from videodata.errors import UserError
 from videodata.pixels import to_uint8
 from videodata.write_video import write_video
 
 GAP = 2  # pixels between original and prediction
-FORMATS = ("h5", "mp4", "gif", "npy")
+
+
+def generate_flow_videos(args: argparse.Namespace) -> None:
+    """What scripts/generate_flow_videos.py does: predict the videos of a split, write them, score them."""
+    device = join_processes(args.device)
+    files = {role: (getattr(args, f"ckpt_{role}"), getattr(args, f"config_{role}")) for role in "fdg"}
+    files["river"] = (args.ckpt, args.config)
+    predictor, config = load_predictor(files, device, args.vqvae_path, args.alpha, args.gscale)
+    plan = plan_for(
+        predictor, config, context=args.context, frames=args.frames, steps=args.steps, solver=args.solver,
+        atol=args.atol, res=args.res, grid=args.grid, past_horizon=args.past_horizon, warm_start=args.warm_start,
+        seed=args.seed,
+    )  # fmt: skip
+    if args.metrics and not plan.fine:
+        raise UserError("--metrics needs the true frames in between: data.skip_frames + 1 must be a multiple of --res")
+    clips = open_clips(
+        args.data or config.data.data_root,
+        frames=plan.read_frames,
+        size=config.data.crop_size,
+        short_side=config.data.input_size,
+        stride=plan.read_stride,
+        split=args.split,
+        seed=args.seed,
+        total_videos=args.num_videos or None,
+    )
+    scores = write_predictions(args, predictor, clips, plan, device)
+    if args.metrics and is_main():
+        report = report_of(args, scores, clips, plan, config.data.crop_size)
+        report.write(args.out / "metrics.json")
+        print0(report.table())
+
+
+def write_predictions(
+    args: argparse.Namespace, predictor: LatentPredictor, clips: ClipDataset, plan: Plan, device: torch.device
+) -> Scores:
+    """Predict all clips and write them."""
+    scores, counter, start = Scores(plan, args.lpips, args.lpips_weights), CallCounter(predictor), time.monotonic()
+    known = clips.source.fps(0)
+    fps = args.fps or (known / plan.stride if known else Fraction(3))
+    args.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        write_h5 = "h5" in args.format and is_main()
+        h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if write_h5 else None
+        for prediction in predict(predictor, clips, plan, args.batch_size, device):
+            if h5:
+                h5.add(prediction)
+            write_clips(args.out, prediction, plan, fps, [kind for kind in args.format if kind != "h5"])
+            if prediction.items[0] == 0:
+                Image.fromarray(strip(prediction, plan)).save(args.out / "strip.png")
+            if args.metrics:
+                scores.update(prediction)
+        drift, calls = (count / len(clips) / plan.frames for count in (counter.drift, counter.total))
+        if h5:
+            h5.finish(drift)
+    seconds = time.monotonic() - start
+    print0(f"{args.out}: {len(clips)} videos, {calls:.1f} network calls per frame, {seconds:.1f} s")
+    return scores
+
+
+def report_of(args: argparse.Namespace, scores: Scores, clips: ClipDataset, plan: Plan, size: int) -> Report:
+    """The scores, and what was measured."""
+    report = Report(
+        "flow_pred", args.ckpt or args.ckpt_f or args.config or args.config_f, clips.source.path,
+        plan.context + plan.frames, plan.stride, size, size, excluded_frames=plan.context,
+    )  # fmt: skip
+    report.scores = scores.scores()
+    report.details = {
+        "split": args.split,
+        "seed": args.seed,
+        "videos": len(clips),
+        "res": plan.res,
+        "context_frames": plan.context,
+        "data_fingerprint": clips.fingerprint(),
+        **plan.options,
+    }
+    return report
 
 
 class H5Writer:

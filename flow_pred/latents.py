@@ -1,4 +1,10 @@
-"""Latents with mean 0 and variance 1 per channel, so that noise levels mean the same for every autoencoder."""
+"""Latents of clips: normalised, in and out of an autoencoder, drawn for each sample by itself, stored on disk.
+
+Normalised latents have mean 0 and variance 1 per channel, so that noise levels mean the same for every autoencoder. A
+cache holds those of a whole data set, so that training does not encode the same frames again and again: one file per
+split, <folder>/<split>.hdf5, with `latents` (sum of frames, C, h, w) float16 or float32 as the autoencoder gives them
+(not normalised), `offset` (videos + 1), `id` (videos), and the attributes format, autoencoder (hash), mean, std.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,6 +32,11 @@ from videodata.sources import ClipSource
 from videodata.splits import open_split
 
 logger = logging.getLogger(__name__)
+
+FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with the length of a roll-out
+FORMAT = "flow-latents"
+BLOCK = 64  # frames encoded at a time
+DTYPES = ("float16", "float32")
 
 
 class LatentSpace(nn.Module):
@@ -92,7 +104,23 @@ def moments_of(autoencoder: nn.Module, clips: Iterable[Tensor]) -> Moments:
     return moments
 
 
-FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with the length of a roll-out
+def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
+    """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
+    frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
+    parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
+    return torch.cat([autoencoder.encode(part) for part in parts]).unflatten(0, frames.shape[:2])
+
+
+def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+    """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
+    parts = latents.flatten(0, 1).split(FRAMES_AT_ONCE)
+    frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
+    return frames.transpose(1, 2).clamp(-1, 1)
+
+
+def pick_frames(clips: Tensor, indices: Tensor) -> Tensor:
+    """Frames (B, M, ...) of clips (B, N, ...) at indices (B, M)."""
+    return clips[torch.arange(len(clips), device=clips.device)[:, None], indices]
 
 
 @contextmanager
@@ -118,23 +146,24 @@ def sample_noise(
     return SampleNoise(seed, range(batch) if positions is None else positions, device)
 
 
-def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
-    """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
-    frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
-    parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
-    return torch.cat([autoencoder.encode(part) for part in parts]).unflatten(0, frames.shape[:2])
+class LatentPredictor(nn.Module):
+    """A model that continues latent clips by `sample`, over an autoencoder or on latents alone."""
+
+    autoencoder: nn.Module | None
+
+    def sample(self, context_latents: Tensor, frames: int, **options: Any) -> Tensor:
+        """Latents (B, n, C, h, w) of the known frames -> the same with more frames behind them."""
+        raise NotImplementedError
+
+    def predict(self, clip: Tensor, frames: int, **options: Any) -> Tensor:
+        """Context clip (B, 3, n, H, W) in [-1, 1] -> the clip with what `sample` adds; options as for it."""
+        with at_rest(self):
+            return decode_clip(self.autoencoder, self.sample(encode_clip(self.autoencoder, clip), frames, **options))
 
 
-def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
-    """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
-    parts = latents.flatten(0, 1).split(FRAMES_AT_ONCE)
-    frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
-    return frames.transpose(1, 2).clamp(-1, 1)
-
-
-FORMAT = "flow-latents"
-BLOCK = 64  # frames encoded at a time
-DTYPES = ("float16", "float32")
+def below(uniform: Tensor, limit: Tensor) -> Tensor:
+    """Uniform integers in [0, limit) from uniform numbers in [0, 1)."""
+    return (uniform * limit).long().minimum(limit - 1)
 
 
 def autoencoder_hash(autoencoder: nn.Module) -> str:
@@ -246,13 +275,3 @@ class LatentClips(Dataset):
         expected, found = autoencoder_hash(autoencoder), self.attributes["autoencoder"]
         if expected != found:
             raise UserError(f"{self.path}: encoded by another autoencoder ({found}, not {expected}); encode again")
-
-
-def below(uniform: Tensor, limit: Tensor) -> Tensor:
-    """Uniform integers in [0, limit) from uniform numbers in [0, 1)."""
-    return (uniform * limit).long().minimum(limit - 1)
-
-
-def pick_frames(clips: Tensor, indices: Tensor) -> Tensor:
-    """Frames (B, M, ...) of clips (B, N, ...) at indices (B, M)."""
-    return clips[torch.arange(len(clips), device=clips.device)[:, None], indices]

@@ -1,5 +1,7 @@
 """Neural SDE: the last K latent frames are the state of a stochastic differential equation whose drift (flow and
-denoiser) and diffusion are learned without simulating it (arXiv 2501.18871).
+denoiser) and diffusion are learned without simulating it (arXiv 2501.18871). The equation, its solvers, its noise.
+
+Solvers are those of dx = drift(x) dt + diffusion(x) * dW (Ito, diagonal noise).
 
 Axes: B batch, n context frames, K frames of the state, C H W one latent frame. One frame is one unit of time.
 """
@@ -13,13 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from flow_pred.latents import at_rest, decode_clip, encode_clip, sample_noise
+from flow_pred.latents import LatentPredictor, at_rest, sample_noise
 from flow_pred.regressor import VectorFieldRegressor
 from training.randomness import SampleNoise
 from videodata.errors import UserError
 
+Field = Callable[[Tensor], Tensor]
+MINIMUM_STEP = 1e-6
 
-class NeuralSDE(nn.Module):
+
+class NeuralSDE(LatentPredictor):
     """Continues latent clips with flow f, and where given with denoiser d and diffusion g (VectorFieldRegressor).
 
     alpha: weight of the denoiser in the drift. diffusion_scale: factor on the noise amplitude.
@@ -56,18 +61,9 @@ class NeuralSDE(nn.Module):
 
     def diffusion(self, state: Tensor) -> Tensor:
         """Noise amplitude of a state (B, K, C, H, W), the same shape: 0 but for the newest frame."""
-        amplitude = (
-            self.diffusion_scale * log_diffusion(self.log_amplitude(state.flatten(1, 2)), self.logit_range).exp()
-        )
+        logarithm = log_diffusion(self.log_amplitude(state.flatten(1, 2)), self.logit_range)
+        amplitude = self.diffusion_scale * logarithm.exp()
         return torch.cat([torch.zeros_like(state[:, 1:]), amplitude[:, None]], dim=1)
-
-    def predict(self, clip: Tensor, frames: int, **options: object) -> Tensor:
-        """Context clip (B, 3, n, H, W) in [-1, 1] -> clip with `frames * outputs_per_interval` more frames.
-
-        Options as for `sample`.
-        """
-        with at_rest(self):
-            return decode_clip(self.autoencoder, self.sample(encode_clip(self.autoencoder, clip), frames, **options))
 
     def sample(
         self,
@@ -145,8 +141,10 @@ class NeuralSDE(nn.Module):
         return torch.cat([torch.zeros_like(state[:, 1:]), values[:, None].to(state)], dim=1)
 
 
-Field = Callable[[Tensor], Tensor]
-MINIMUM_STEP = 1e-6
+def log_diffusion(output: Tensor, logit_range: tuple[float, float]) -> Tensor:
+    """The raw output of g as the logarithm of the noise amplitude, within its range."""
+    low, high = logit_range
+    return low + 0.5 * (output.tanh() + 1) * (high - low)
 
 
 def euler_maruyama(drift: Field, diffusion: Field | None, x: Tensor, h: float, dw: Tensor | None) -> Tensor:
@@ -226,7 +224,10 @@ class AdaptiveEuler:
 
 
 class BrownianPath:
-    """One path per sample, W(0) = 0. Asking twice gives the same value; values between known ones are bridged."""
+    """One path per sample, W(0) = 0, that can be asked at any time, for solvers that take a step back.
+
+    Asking twice gives the same value; values between known ones are bridged.
+    """
 
     def __init__(self, noise: SampleNoise, shape: tuple[int, ...]) -> None:
         self._shape, self._device = shape, noise.device
@@ -260,9 +261,3 @@ class BrownianPath:
         times.insert(place, time)
         values.insert(place, value)
         return value
-
-
-def log_diffusion(output: Tensor, logit_range: tuple[float, float]) -> Tensor:
-    """The raw output of g as the logarithm of the noise amplitude, within its range."""
-    low, high = logit_range
-    return low + 0.5 * (output.tanh() + 1) * (high - low)

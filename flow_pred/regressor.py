@@ -18,6 +18,8 @@ from videodata.errors import UserError
 ROLES = ("river", "f", "d", "g")
 HEADS = 8
 DISTANCE_DIM = 256  # hidden width of the code of a frame distance
+LARGEST_SIDE = 512  # rows and columns that the tables hold
+TIME_SCALE = 200.0  # spreads path times in [0, 1] over the sinusoids
 
 
 class ToTokens(nn.Module):
@@ -36,6 +38,32 @@ class ToMap(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens.transpose(1, 2).unflatten(2, self.size)
+
+
+class PositionEncoding(nn.Module):
+    """Learned code of each place of a map: the column's half first, then the row's."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.row_embed = nn.Embedding(LARGEST_SIDE, dim // 2)
+        self.col_embed = nn.Embedding(LARGEST_SIDE, dim // 2)
+        for table in (self.row_embed, self.col_embed):
+            nn.init.uniform_(table.weight, -1, 1)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """Codes (h * w, D) of all places, row by row."""
+        columns = self.col_embed.weight[:width].expand(height, -1, -1)  # (h, w, D/2)
+        rows = self.row_embed.weight[:height, None].expand(-1, width, -1)  # (h, w, D/2)
+        return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+
+
+def time_embedding(times: Tensor, dim: int) -> Tensor:
+    """Sinusoidal code (B, D) of path times (B,) in [0, 1]: cosines first, a zero at the end if D is odd."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=times.device) / half
+    angles = TIME_SCALE * times.float()[:, None] * 10000.0**-exponents
+    code = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return nn.functional.pad(code, (0, dim % 2))
 
 
 class VectorFieldRegressor(nn.Module):
@@ -157,33 +185,3 @@ def check_arguments(role: str, out_norm: str, inner_dim: int, num_input_frames: 
         raise UserError(f"inner_dim must be a multiple of {HEADS}, found {inner_dim}")
     if role != "river" and (num_input_frames or 0) < 1:
         raise UserError(f"role {role!r} needs num_input_frames >= 1, found {num_input_frames}")
-
-
-LARGEST_SIDE = 512  # rows and columns that the tables hold
-TIME_SCALE = 200.0  # spreads path times in [0, 1] over the sinusoids
-
-
-class PositionEncoding(nn.Module):
-    """Learned code of each place of a map: the column's half first, then the row's."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.row_embed = nn.Embedding(LARGEST_SIDE, dim // 2)
-        self.col_embed = nn.Embedding(LARGEST_SIDE, dim // 2)
-        for table in (self.row_embed, self.col_embed):
-            nn.init.uniform_(table.weight, -1, 1)
-
-    def forward(self, height: int, width: int) -> Tensor:
-        """Codes (h * w, D) of all places, row by row."""
-        columns = self.col_embed.weight[:width].expand(height, -1, -1)  # (h, w, D/2)
-        rows = self.row_embed.weight[:height, None].expand(-1, width, -1)  # (h, w, D/2)
-        return torch.cat([columns, rows], dim=-1).flatten(0, 1)
-
-
-def time_embedding(times: Tensor, dim: int) -> Tensor:
-    """Sinusoidal code (B, D) of path times (B,) in [0, 1]: cosines first, a zero at the end if D is odd."""
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=times.device) / half
-    angles = TIME_SCALE * times.float()[:, None] * 10000.0**-exponents
-    code = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    return nn.functional.pad(code, (0, dim % 2))

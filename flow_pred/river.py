@@ -1,5 +1,5 @@
 """RIVER: each next latent frame is carried from noise by a flow that looks at the last frame and at a random earlier
-one (Davtyan et al., ICCV 2023, arXiv 2211.14575).
+one (Davtyan et al., ICCV 2023, arXiv 2211.14575). The flow's path, the sampler, and solvers of dx/ds = velocity(x, s).
 
 Axes: B batch, n context frames, C H W one latent frame.
 """
@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flow_pred.latents import at_rest, below, decode_clip, encode_clip, sample_noise
+from flow_pred.latents import LatentPredictor, at_rest, below, sample_noise
 from flow_pred.regressor import VectorFieldRegressor
 from videodata.errors import UserError
 
+Velocity = Callable[[Tensor, float], Tensor]
 DEFAULTS = {"uniform": (10, "midpoint"), "reference": (100, "rk4")}  # grid -> steps, solver
 
 
-class RiverPredictor(nn.Module):
+class RiverPredictor(LatentPredictor):
     """Continues latent clips frame by frame with a VectorFieldRegressor of role "river"."""
 
     def __init__(
@@ -27,11 +28,6 @@ class RiverPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.regressor, self.autoencoder, self.sigma = regressor, autoencoder, sigma
-
-    def predict(self, clip: Tensor, frames: int, **options: object) -> Tensor:
-        """Context clip (B, 3, n, H, W) in [-1, 1] -> clip (B, 3, n + frames, H, W); options as for `sample`."""
-        with at_rest(self):
-            return decode_clip(self.autoencoder, self.sample(encode_clip(self.autoencoder, clip), frames, **options))
 
     def sample(
         self,
@@ -113,7 +109,30 @@ def draw_conditions(uniform: Tensor, length: int, past_horizon: int) -> Tensor:
     return low + below(uniform.T, torch.tensor(length - 1 - low, device=uniform.device))
 
 
-Velocity = Callable[[Tensor, float], Tensor]
+def river_path(latents: Tensor, noise: Tensor, time: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Point on the straight path from noise to latents at path time (B,), and its velocity, both (B, C, H, W).
+
+    Conditional flow matching with the optimal-transport path (Lipman et al., arXiv 2210.02747, eq. 22). The velocity
+    is in closed form: the quotient of differences that defines it is inaccurate near the end of the path and overflows
+    in bfloat16.
+    """
+    s = time.view(-1, 1, 1, 1)
+    return (1 - (1 - sigma) * s) * noise + s * latents, latents - (1 - sigma) * noise
+
+
+def integrate(velocity: Velocity, x: Tensor, times: Sequence[float], method: str) -> Tensor:
+    """Integrate from times[0] to times[-1] with one step per interval. Raises UserError for an unknown method."""
+    step = method_named(method)
+    for start, end in zip(times[:-1], times[1:], strict=True):
+        x = step(velocity, x, start, end - start)
+    return x
+
+
+def method_named(name: str) -> Callable[[Velocity, Tensor, float, float], Tensor]:
+    """The step function of a method. Raises UserError for an unknown one."""
+    if name not in METHODS:
+        raise UserError(f"unknown solver {name!r}: use one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def euler(velocity: Velocity, x: Tensor, s: float, h: float) -> Tensor:
@@ -143,27 +162,3 @@ def three_eighths(velocity: Velocity, x: Tensor, s: float, h: float) -> Tensor:
 
 METHODS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": three_eighths}
 EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # of the velocity, per step
-
-
-def integrate(velocity: Velocity, x: Tensor, times: Sequence[float], method: str) -> Tensor:
-    """Integrate from times[0] to times[-1] with one step per interval. Raises UserError for an unknown method."""
-    step = method_named(method)
-    for start, end in zip(times[:-1], times[1:], strict=True):
-        x = step(velocity, x, start, end - start)
-    return x
-
-
-def method_named(name: str) -> Callable[[Velocity, Tensor, float, float], Tensor]:
-    """The step function of a method. Raises UserError for an unknown one."""
-    if name not in METHODS:
-        raise UserError(f"unknown solver {name!r}: use one of {', '.join(METHODS)}")
-    return METHODS[name]
-
-
-def river_path(latents: Tensor, noise: Tensor, time: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """Point on the straight path from noise to latents at path time (B,), and its velocity, both (B, C, H, W).
-
-    Conditional flow matching with the optimal-transport path (Lipman et al., arXiv 2210.02747, eq. 22).
-    """
-    s = time.view(-1, 1, 1, 1)
-    return (1 - (1 - sigma) * s) * noise + s * latents, latents - (1 - sigma) * noise

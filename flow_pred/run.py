@@ -1,13 +1,17 @@
-"""A training run from its configuration: autoencoder, data, networks, run folder."""
+"""The commands: a training run from its configuration (autoencoder, data, networks, run folder, the original's final
+file), and the encoding of a data set.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -16,11 +20,15 @@ from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_predictor
-from flow_pred.config import FlowPredConfig
+from flow_pred.config import FlowPredConfig, plain_config, read_config
 from flow_pred.files import build_regressor, inner, read_component
-from flow_pred.latents import LatentClips, LatentSpace, moments_of
+from flow_pred.latents import LatentClips, LatentSpace, encode_latents, moments_of
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.train import DenoiserRecipe, DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
+from training import TrainSettings, settings_from, train
+from training.checkpoint import checkpoints_in
+from training.device import resolve_device
+from training.distributed import is_main, launched, print0
 from training.files import write_file
 from videodata.clips import open_clips
 from videodata.errors import UserError
@@ -32,6 +40,74 @@ MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 RECIPES: dict[str, type[PredictorRecipe]] = {
     "river": RiverRecipe, "f": FlowRecipe, "d": DenoiserRecipe, "g": DiffusionRecipe,
 }  # fmt: skip
+
+
+def train_flow_pred(args: argparse.Namespace) -> None:
+    """What scripts/train_flow_pred.py does: train, or continue where the same command stopped."""
+    config = configure(args)
+    run_dir = args.runs / f"{config.name}_run-{args.run_name}"
+    check_resume(run_dir, args.resume_step)
+    if args.device == "auto":
+        spread_over_gpus(args.num_gpus)
+    recipe, data, validation = prepare(config, run_dir, args.seed)
+    result = train(recipe, data, engine_settings(args, config, run_dir), plain_config(config), validation)
+    if result.finished and is_main():
+        path = write_final(run_dir, recipe, config, result.step)
+        print0(f"{path}: step {result.step}", {name: round(value, 5) for name, value in result.metrics.items()})
+
+
+def configure(args: argparse.Namespace) -> FlowPredConfig:
+    """The configuration under the flags: those that were given replace its values."""
+    config, _ = read_config(args.config, args.overrides)
+    batching, optimizer = config.training.batching, config.training.optimizer
+    for part, key, value in (
+        (batching, "batch_size", args.batch_size),
+        (batching, "num_workers", args.workers),
+        (optimizer, "num_warmup_steps", args.warmup_steps),
+        (optimizer, "schedule", args.schedule),
+    ):
+        if value is not None:
+            setattr(part, key, value)
+    if args.vqvae_path:
+        config.model.autoencoder["ckpt_path"] = args.vqvae_path
+    return config
+
+
+def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: Path) -> TrainSettings:
+    """The training loop's settings: the flags', and those that the configuration decides."""
+    batching, optimizer = config.training.batching, config.training.optimizer
+    return dataclasses.replace(
+        settings_from(args, run_dir, optimizer.num_training_steps),
+        batch_size=batching.batch_size,
+        workers=batching.num_workers,
+        warmup_steps=optimizer.num_warmup_steps,
+        schedule=optimizer.schedule,
+        device="cpu" if args.num_gpus == 0 else args.device,
+    )
+
+
+def check_resume(run_dir: Path, step: int | None) -> None:
+    """Raises UserError when the checkpoint to continue from is not the one that the run would continue from."""
+    if step is None:
+        return
+    found = [checkpoint.step for checkpoint in checkpoints_in(run_dir / "checkpoints")]
+    if not found:
+        raise UserError(f"{run_dir}: holds no checkpoint to resume from; leave --resume-step out to start")
+    if step not in (-1, found[0]):
+        there = "is there" if step in found else "is not there"
+        raise UserError(f"{run_dir}: step {step} {there}, but the newest is {found[0]}; use --resume-step -1, or move "
+                        "the newer checkpoints away")  # fmt: skip
+
+
+def spread_over_gpus(count: int | None) -> None:
+    """Start one process per GPU in place of this one, where there are several GPUs and no launcher did it already."""
+    available = torch.cuda.device_count()
+    if count is not None and count > available:
+        raise UserError(f"--num-gpus {count}: this machine has {available}; --num-gpus 0 trains on the CPU")
+    count = available if count is None else count
+    if count > 1 and not launched():
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
 
 
 def open_data(config: FlowPredConfig, split: str, seed: int) -> Dataset:
@@ -146,14 +222,23 @@ def check_latents(config: FlowPredConfig, latent_space: LatentSpace, data: Datas
         )
 
 
-def plain_config(config: FlowPredConfig) -> dict[str, Any]:
-    """The configuration for the run folder; paths that say where something lies stay out of the model's part."""
-    values: dict[str, Any] = dataclasses.asdict(config)
-    model = values["model"]
-    where = {key: model.pop(key) for key in ("f_ckpt_path", "d_ckpt_path")}
-    model["autoencoder"] = {key: value for key, value in model["autoencoder"].items() if key != "ckpt_path"}
-    where["autoencoder"] = config.model.autoencoder.get("ckpt_path")
-    return {**values, "checkpoints": where}
+def encode_splits(args: argparse.Namespace) -> None:
+    """What scripts/encode_latents.py does: write the latents of each split to a file of its own."""
+    config, _ = read_config(args.config, args.overrides)
+    settings = config.model.autoencoder
+    autoencoder = build_autoencoder({**settings, "ckpt_path": args.vqvae_path or settings.get("ckpt_path")})
+    for split in args.splits:
+        path = encode_latents(
+            autoencoder,
+            config.data.data_root,
+            split,
+            args.out,
+            size=config.data.crop_size,
+            short_side=config.data.input_size,
+            dtype=args.dtype,
+            device=resolve_device(args.device),
+        )
+        print0(path)
 
 
 def write_final(run_dir: Path, recipe: PredictorRecipe, config: FlowPredConfig, step: int) -> Path:

@@ -1,7 +1,9 @@
-"""What the networks see and should answer in training, for given draws of frames, times and noise.
+"""What RIVER and the flow, denoiser and diffusion of the neural SDE learn: the draws of frames, times and noise, the
+targets there, the losses, and the four recipes.
 
-Velocities are in closed form: the quotient of differences that defines them is inaccurate near the end of the path
-and overflows in bfloat16. Axes: B batch, N frames of a clip, K frames of a state, C H W one latent frame.
+A batch is clips (B, 3, N, H, W), uint8 or float in [-1, 1], or {"latents": (B, N, C, h, w)} from a latent cache. A loss
+has one value per sample (B,); the training loss is their mean.
+Axes: B batch, N frames of a clip, K frames of a state, C H W one latent frame.
 """
 
 from __future__ import annotations
@@ -24,6 +26,14 @@ from training import Losses, Recipe, Step
 from training.muon import Muon
 from training.randomness import SampleNoise
 from videodata.pixels import normalize
+
+DESINGULARISATION = 1e-3  # delta of the flow's log loss
+FLOOR = 1e-6  # keeps the logarithm of a residual finite
+RIVER_FINAL_RATE = 1e-7
+SDE_FINAL_SHARE = 1e-3  # of the learning rate
+STRENGTH, HUE = 0.1, 0.25  # of colour augmentation: brightness, contrast and saturation; hue
+SHOWN = 4  # sequences in the pictures
+Terms = dict[str, Tensor]  # per-sample values (B,); "loss" is what is minimised
 
 
 class RiverDraw(NamedTuple):
@@ -91,10 +101,6 @@ def state_target(latents: Tensor, draw: StateDraw, sigma: float, noise_std: floa
     return StateTarget(state, latents[:, -1] - (1 - sigma) * latents[:, -2], perturbation)
 
 
-DESINGULARISATION = 1e-3  # delta of the flow's log loss
-FLOOR = 1e-6  # keeps the logarithm of a residual finite
-
-
 def mean_square(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each sample (B,)."""
     return (prediction - target).square().flatten(1).mean(1)
@@ -129,41 +135,6 @@ def diffusion_reference(
     return amplitude_error.flatten(1).mean(1), log_error.flatten(1).mean(1)
 
 
-def learning_rate(step: int, base: float, end: float, warmup: int, total: int) -> float:
-    """Rate at optimiser step 0, 1, ...: 0 at first, `base` after `warmup` steps, `end` from `total` on."""
-    if step < warmup:
-        return base * step / warmup
-    if step >= total:
-        return end
-    return (base - end) * (1 - (step - warmup) / (total - warmup)) ** 0.5 + end
-
-
-STRENGTH = 0.1  # of brightness, contrast and saturation
-HUE = 0.25
-
-
-def jitter_colors(clips: Tensor, noise: SampleNoise) -> Tensor:
-    """Clips (B, T, 3, H, W) in [-1, 1], all frames of a clip alike: brightness, contrast, saturation, then hue."""
-    draws = 2 * noise.uniform(4) - 1  # (B, 4) in [-1, 1)
-    return torch.stack([jittered(clip, *row.tolist()) for clip, row in zip(clips, draws, strict=True)])
-
-
-def jittered(clip: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
-    """One clip (T, 3, H, W) with draws in [-1, 1)."""
-    pixels = (clip + 1) / 2
-    pixels = functional.adjust_brightness(pixels, 1 + STRENGTH * brightness)
-    pixels = functional.adjust_contrast(pixels, 1 + STRENGTH * contrast)
-    pixels = functional.adjust_saturation(pixels, 1 + STRENGTH * saturation)
-    return functional.adjust_hue(pixels, HUE * hue) * 2 - 1
-
-
-RIVER_FINAL_RATE = 1e-7
-SDE_FINAL_SHARE = 1e-3  # of the learning rate
-SHOWN = 4  # sequences in the pictures
-
-Terms = dict[str, Tensor]  # per-sample values (B,); "loss" is what is minimised
-
-
 class PredictorRecipe(Recipe):
     """What all four trainings share; `terms` is what they differ in."""
 
@@ -180,9 +151,11 @@ class PredictorRecipe(Recipe):
         self.config, self.latent_space = config, latent_space
         self.frozen = [latent_space]
 
-    def learning_rate_scale(self, step: int) -> float:
-        """The original's schedule."""
+    def learning_rate_scale(self, step: int) -> float | None:
+        """The original's schedule, or None for one of the engine's."""
         settings = self.config.training.optimizer
+        if settings.schedule != "sqrt":
+            return None
         base = settings.learning_rate
         rate = learning_rate(step, base, self.final_rate(base), settings.num_warmup_steps, settings.num_training_steps)
         return rate / base
@@ -353,3 +326,29 @@ class DiffusionRecipe(StateRecipe):
             self.flow, self.denoiser, self.networks["regressor"], model.num_input_frames, tuple(model.logit_range)
         )
         return self.shown_prediction(sde, batch, step)
+
+
+def learning_rate(step: int, base: float, end: float, warmup: int, total: int) -> float:
+    """Rate at optimiser step 0, 1, ...: linear from 0 to `base` after `warmup` steps, then with the square root of the
+    steps that are left down to `end` at `total`.
+    """
+    if step < warmup:
+        return base * step / warmup
+    if step >= total:
+        return end
+    return (base - end) * (1 - (step - warmup) / (total - warmup)) ** 0.5 + end
+
+
+def jitter_colors(clips: Tensor, noise: SampleNoise) -> Tensor:
+    """Clips (B, T, 3, H, W) in [-1, 1] by draws of their own, all frames of a clip alike."""
+    draws = 2 * noise.uniform(4) - 1  # (B, 4) in [-1, 1)
+    return torch.stack([jittered(clip, *row.tolist()) for clip, row in zip(clips, draws, strict=True)])
+
+
+def jittered(clip: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+    """One clip (T, 3, H, W) with draws in [-1, 1), in the original's order."""
+    pixels = (clip + 1) / 2
+    pixels = functional.adjust_brightness(pixels, 1 + STRENGTH * brightness)
+    pixels = functional.adjust_contrast(pixels, 1 + STRENGTH * contrast)
+    pixels = functional.adjust_saturation(pixels, 1 + STRENGTH * saturation)
+    return functional.adjust_hue(pixels, HUE * hue) * 2 - 1

@@ -5,18 +5,22 @@ A batch is clips (B, 3, T, H, W), uint8 or float in [-1, 1]; T = 1 trains on sin
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evaluation.psnr import psnr
-from flow_pred.autoencoder import SimpleVQVAE
+from flow_pred.autoencoder import SimpleVQVAE, build_ours
+from flow_pred.config import AutoencoderObjective, FlowPredConfig, read_config
 from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
-from training import Losses, Recipe, Step
+from training import Losses, Recipe, Step, settings_from, train
+from training.distributed import print0
 from training.muon import Muon
+from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 from videodata.pixels import normalize
 from vqgan.kmeans import kmeans
@@ -26,16 +30,42 @@ BETAS = (0.9, 0.99)
 SHOWN = 8
 
 
-@dataclass(frozen=True)
-class AutoencoderObjective:
-    """Weights and rates."""
+def train_flow_autoencoder(args: argparse.Namespace) -> None:
+    """What scripts/train_flow_autoencoder.py does: train, or continue where the same command stopped."""
+    config, plain = read_config(args.config, args.overrides)
+    settings = {key: value for key, value in config.model.autoencoder.items() if key not in ("type", "ckpt_path")}
+    if config.model.autoencoder.get("type") != "ours":
+        raise UserError(f"{args.config}: model.autoencoder.type is not `ours`; a VQGAN is trained by train_vqgan.py")
+    objective = AutoencoderObjective(
+        **{entry.name: getattr(args, entry.name) for entry in dataclasses.fields(AutoencoderObjective)}
+    )
+    torch.manual_seed(args.seed)
+    recipe = AutoencoderRecipe(build_ours(settings, None), objective, args.vgg_weights)
+    run_dir = args.runs / f"{config.name}_run-{args.run_name}"
+    result = train(
+        recipe,
+        open_data(config, args, "train"),
+        settings_from(args, run_dir, args.steps),
+        {"model": {"type": "ours", **settings}, "objective": dataclasses.asdict(objective), "data": plain["data"]},
+        open_data(config, args, "val"),
+    )
+    print0(f"{run_dir}: step {result.step}", {name: round(value, 3) for name, value in result.metrics.items()})
 
-    optimizer: str = "adam"  # or muon, which learns from fewer frames
-    learning_rate: float = 1e-4
-    vq_warmup: int = 500  # first steps without the quantiser; its codes then start at the k-means of the latents
-    vq_weight: float = 1.0
-    blend_weight: float = 1.0  # of frames decoded from blended latents, for clips of 3 frames or more
-    perceptual_weight: float = 0.0  # of LPIPS
+
+def open_data(config: FlowPredConfig, args: argparse.Namespace, split: str) -> ClipDataset:
+    """Clips of a split, uint8."""
+    data = config.data
+    return open_clips(
+        data.data_root,
+        frames=args.clip_frames,
+        size=data.crop_size,
+        short_side=data.input_size,
+        stride=args.clip_stride,
+        split=split,
+        seed=args.seed,
+        flip=split == "train",
+        dtype="uint8",
+    )
 
 
 class AutoencoderRecipe(Recipe):

@@ -187,30 +187,16 @@ def add_flow_pred_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_flow_pred(args: argparse.Namespace) -> Opened:
-    from flow_pred.checkpoints import read_predictor
-    from flow_pred.config import read_config
-    from flow_pred.evaluate import Predictions
-    from flow_pred.files import documented
-    from scripts import generate_flow_videos as generation
+    from flow_pred.evaluate import open_predictions
 
-    stored = None if args.config else read_predictor(documented(args.checkpoint)).config
-    if stored is None and not args.config:
-        raise UserError(f"{args.checkpoint}: has no configuration in it; name its file with --config")
-    function = stored["model"].get("func", "river") if stored else read_config(args.config)[0].model.func
-    suffix = "" if function == "river" else "-f"
-    flags = [f"--ckpt{suffix}", args.checkpoint, *([f"--config{suffix}", args.config] if args.config else [])]
-    named = {"--ckpt-d": args.denoiser, "--ckpt-g": args.diffusion, "--vqvae-path": args.autoencoder}
-    named |= {"--context": args.given, "--steps": args.steps, "--device": args.device, "--data": args.data}
-    flags += [text for flag, value in named.items() if value is not None for text in (flag, str(value))]
-    options = generation.build_parser().parse_args(flags)
-    predictor, config = generation.load(options)
-    plan = generation.make_plan(options, predictor, config)
-    if args.frames:
-        plan.frames = args.frames - plan.context
-    size = config.data.crop_size
+    predictions, config = open_predictions(
+        args.checkpoint, resolve_device(args.device), config=args.config, denoiser=args.denoiser,
+        diffusion=args.diffusion, autoencoder=args.autoencoder, given=args.given, frames=args.frames, steps=args.steps,
+    )  # fmt: skip
+    plan, size = predictions.plan, config.data.crop_size
     return Opened(
-        Predictions(predictor, plan, resolve_device(args.device)), plan.read_frames, (size, size),
-        args.stride or plan.read_stride, {"short_side": config.data.input_size},
+        predictions, plan.read_frames, (size, size), args.stride or plan.read_stride,
+        {"short_side": config.data.input_size},
     )  # fmt: skip
 
 

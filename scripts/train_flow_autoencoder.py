@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-import torch
-
-from flow_pred.autoencoder import build_ours
-from flow_pred.config import FlowPredConfig, read_config
-from flow_pred.train_autoencoder import AutoencoderObjective, AutoencoderRecipe
-from training import add_training_arguments, settings_from, train
+from flow_pred.config import AutoencoderObjective
 from training.cli import make_parser, run
-from training.distributed import print0
-from videodata.clips import ClipDataset, open_clips
-from videodata.errors import UserError
+from training.settings import add_training_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every flag of the command."""
     parser = make_parser(
         "Train the autoencoder of type `ours`; its run folder is what model.autoencoder.ckpt_path names."
     )
@@ -51,43 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_data(config: FlowPredConfig, args: argparse.Namespace, split: str) -> ClipDataset:
-    """Clips of a split, uint8."""
-    data = config.data
-    return open_clips(
-        data.data_root,
-        frames=args.clip_frames,
-        size=data.crop_size,
-        short_side=data.input_size,
-        stride=args.clip_stride,
-        split=split,
-        seed=args.seed,
-        flip=split == "train",
-        dtype="uint8",
-    )
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Train as the arguments say, or continue where the same command stopped."""
     args = build_parser().parse_args(argv)
-    config, plain = read_config(args.config, args.overrides)
-    settings = {key: value for key, value in config.model.autoencoder.items() if key not in ("type", "ckpt_path")}
-    if config.model.autoencoder.get("type") != "ours":
-        raise UserError(f"{args.config}: model.autoencoder.type is not `ours`; a VQGAN is trained by train_vqgan.py")
-    objective = AutoencoderObjective(
-        **{entry.name: getattr(args, entry.name) for entry in dataclasses.fields(AutoencoderObjective)}
-    )
-    torch.manual_seed(args.seed)
-    recipe = AutoencoderRecipe(build_ours(dict(settings), None), objective, args.vgg_weights)
-    run_dir = args.runs / f"{config.name}_run-{args.run_name}"
-    result = train(
-        recipe,
-        open_data(config, args, "train"),
-        settings_from(args, run_dir, args.steps),
-        {"model": {"type": "ours", **settings}, "objective": dataclasses.asdict(objective), "data": plain["data"]},
-        open_data(config, args, "val"),
-    )
-    print0(f"{run_dir}: step {result.step}", {name: round(value, 3) for name, value in result.metrics.items()})
+    from flow_pred.train_autoencoder import train_flow_autoencoder
+
+    train_flow_autoencoder(args)
 
 
 if __name__ == "__main__":

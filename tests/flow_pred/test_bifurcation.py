@@ -5,7 +5,6 @@ import torch
 
 from flow_pred import train
 from flow_pred.bifurcation import (
-    BifurcationSettings,
     PlaneField,
     denoiser_loss,
     distance_to_track,
@@ -14,6 +13,7 @@ from flow_pred.bifurcation import (
     track,
     train_bifurcation,
 )
+from flow_pred.config import BifurcationSettings
 from flow_pred.neural_sde import log_diffusion
 from tests.flow_pred.fixture_files import Fixture
 

@@ -5,10 +5,10 @@ import torch
 import yaml
 
 from flow_pred.checkpoints import read_predictor
-from flow_pred.config import parse_config, read_config
+from flow_pred.config import parse_config, plain_config, read_config
 from flow_pred.files import default_run, load_component, load_neural_sde, load_river
 from flow_pred.latents import LatentSpace
-from flow_pred.run import build_recipe, plain_config, prepare, write_final
+from flow_pred.run import build_recipe, prepare, write_final
 from tests.flow_pred.tiny import RandomClips, tiny_recipe, tiny_values
 from training import TrainSettings, train
 from videodata.errors import UserError

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from flow_pred.autoencoder import SimpleVQVAE
+from flow_pred.config import AutoencoderObjective
 from flow_pred.train import jitter_colors, learning_rate
-from flow_pred.train_autoencoder import AutoencoderObjective, AutoencoderRecipe
+from flow_pred.train_autoencoder import AutoencoderRecipe
 from tests.contract import ModelContract
 from tests.flow_pred.test_autoencoder import TINY
 from tests.flow_pred.tiny import RandomClips, tiny_recipe
