@@ -120,7 +120,8 @@ class NeuralSDE(LatentPredictor):
             if given is not None:
                 dw = given[number].to(state).view_as(state)
             elif diffusion is not None:
-                dw = math.sqrt(h) * self.newest_only(streams.normal(*state.shape[2:]), state)
+                newest = streams.normal(*state.shape[2:])[:, None].to(state)
+                dw = math.sqrt(h) * torch.cat([torch.zeros_like(state[:, 1:]), newest], dim=1)
             state = step(lambda x: self.drift(x, known), diffusion, state, h, dw)
             if (number + 1) % per_output == 0:
                 yield state
@@ -134,11 +135,6 @@ class NeuralSDE(LatentPredictor):
         for number in range(outputs):
             state = solver.solve(state, number / outputs, (number + 1) / outputs, step, path)
             yield state
-
-    @staticmethod
-    def newest_only(values: Tensor, state: Tensor) -> Tensor:
-        """Values (B, C, H, W) for the newest frame and 0 for the others, (B, K, C, H, W)."""
-        return torch.cat([torch.zeros_like(state[:, 1:]), values[:, None].to(state)], dim=1)
 
 
 def log_diffusion(output: Tensor, logit_range: tuple[float, float]) -> Tensor:

@@ -9,13 +9,12 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
@@ -35,7 +34,6 @@ from videodata.errors import UserError
 from videodata.pixels import normalize
 
 logger = logging.getLogger(__name__)
-
 MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 RECIPES: dict[str, type[PredictorRecipe]] = {
     "river": RiverRecipe, "f": FlowRecipe, "d": DenoiserRecipe, "g": DiffusionRecipe,
@@ -168,7 +166,8 @@ def measure_latents(
         if isinstance(data, LatentClips):
             stored = data.moments()
         else:
-            moments = moments_of(autoencoder, some_clips(data))
+            first = islice(range(len(data)), MEASURED_CLIPS)
+            moments = moments_of(autoencoder, (normalize(data[index]) for index in first))
             stored = moments.mean(), moments.std()
     return tuple(found if value == "auto" else value for value, found in zip(wanted, stored, strict=True))
 
@@ -181,11 +180,6 @@ def stored_moments(run_dir: Path) -> tuple[list[float], list[float]] | None:
     model = yaml.safe_load(path.read_text()).get("model", {})
     mean, std = model.get("latent_mean"), model.get("latent_std")
     return (mean, std) if isinstance(mean, list) and isinstance(std, list) else None
-
-
-def some_clips(data: Dataset) -> Iterator[Tensor]:
-    """The first clips of a data set, float."""
-    return (normalize(data[index]) for index in islice(range(len(data)), MEASURED_CLIPS))
 
 
 def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[PredictorRecipe, Dataset, Dataset | None]:

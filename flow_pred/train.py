@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from flow_pred.config import FlowPredConfig
-from flow_pred.latents import LatentSpace, below, decode_clip, pick_frames
+from flow_pred.latents import LatentPredictor, LatentSpace, below, decode_clip, pick_frames
 from flow_pred.neural_sde import NeuralSDE, log_diffusion
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor, river_path
@@ -201,18 +201,12 @@ class PredictorRecipe(Recipe):
         size = self.config.model.vector_field_regressor
         return (size.state_size, *size.state_res)
 
-    def all_latents(self, batch: Any, step: Step) -> Tensor:
-        """Latents (B', N, C, h, w) of the first clips, for pictures."""
+    def shown_prediction(self, predictor: LatentPredictor, batch: Any, step: Step, **options: Any) -> dict[str, Tensor]:
+        """The first clips above their continuations; the first `condition_frames` frames are given."""
         part = {"latents": batch["latents"][:SHOWN]} if isinstance(batch, dict) else batch[:SHOWN]
         count = len(part["latents"] if isinstance(part, dict) else part)
         indices = torch.arange(self.frames_in(batch), device=step.device).expand(count, -1)
-        return self.latents(part, indices, step)
-
-    def shown_prediction(
-        self, predictor: RiverPredictor | NeuralSDE, batch: Any, step: Step, **options: Any
-    ) -> dict[str, Tensor]:
-        """Clips above their continuations; the first `condition_frames` frames are given."""
-        latents, settings = self.all_latents(batch, step), self.config.training
+        latents, settings = self.latents(part, indices, step), self.config.training
         given = min(settings.condition_frames, latents.shape[1] - 1)
         new = min(settings.frames_to_generate, latents.shape[1] - given)
         generator = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import h5py
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from flow_pred.config import plain_config
+from flow_pred.latents import LatentSpace
+from flow_pred.run import build_recipe, configure, engine_settings
 from tests.flow_pred.fixture_files import Fixture
 from videodata import open_clips
 from videodata.errors import UserError
@@ -19,10 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def command(script: str, *arguments: object) -> None:
     """What `python scripts/<script> <arguments>` does, without the seconds that a new process takes to start."""
+    module_of(script).main([str(argument) for argument in arguments])
+
+
+def module_of(script: str) -> ModuleType:
+    """A script as a module."""
     spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / "scripts" / script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main([str(argument) for argument in arguments])
+    return module
 
 
 @pytest.mark.slow
@@ -72,6 +81,26 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     arguments = ["--config", river, "--run-name", "river", "--runs", runs, "--num-gpus", 0, "--resume-step", 7]
     with pytest.raises(UserError, match="newest is 2"):
         command("train_flow_pred.py", *arguments, *small)
+
+
+@pytest.mark.parametrize(
+    ("flags", "schedule", "warmup"),
+    [([], "sqrt", 5), (["--schedule", "constant"], "constant", 5), (["--warmup_steps", "2"], "sqrt", 2)],
+)
+def test_the_schedule_that_acts_is_the_one_on_record(tmp_path, flags, schedule, warmup):
+    """Of the configuration, or of the flags where they are given: for the recipe, the loop and config.yaml alike."""
+    values = {"training.optimizer.num_warmup_steps": 5, "model.autoencoder": "{type: identity}"}
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    arguments = ["--config", str(ROOT / "configs" / "flow_pred" / "shapes_river_tiny.yaml"), "--run-name", "x"]
+    args = module_of("train_flow_pred.py").build_parser().parse_args([*arguments, *flags, *overrides])
+    config = configure(args)
+    settings = engine_settings(args, config, tmp_path)
+    assert (settings.schedule, settings.warmup_steps) == (schedule, warmup)
+    stored = plain_config(config)["training"]["optimizer"]
+    assert (stored["schedule"], stored["num_warmup_steps"]) == (schedule, warmup)
+    config.model.vector_field_regressor.inner_dim = 16
+    scale = build_recipe(config, LatentSpace(torch.nn.Identity())).learning_rate_scale(1)
+    assert scale is None if schedule == "constant" else scale == pytest.approx(1 / warmup)
 
 
 def frame_tree(folder: Path) -> None:
