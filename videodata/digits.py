@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from videodata.errors import UserError
-from videodata.resize import Size, as_size
-from videodata.shapes import LARGEST_SIDE, LENGTH, bounce
-from videodata.source import ClipSource, by_split, frame_range
+from videodata.resize import Size
+from videodata.shapes import LENGTH, bounce
+from videodata.source import GeneratedSource, by_split
 
 FILE = Path(__file__).with_name("digits.npz")
 FORMS = {"train": range(10), "val": range(10, 12), "test": range(12, 14)}  # 14 sheets of about 128 digits
-FPS = Fraction(12)
 UNIT = 32  # lengths are in pixels of a frame whose shorter side has that many
 CELLS, SIDE = 8, 14  # pixels of an image, and the room that they take in the frame
 RADIUS = SIDE / 2 + 0.5  # from a digit's centre to a wall: the soft edge of a stroke is as wide as that half
@@ -51,12 +49,14 @@ class Digit:
     color: np.ndarray  # (3,) RGB in [0, 1]
 
 
-class Digits(ClipSource):
+class Digits(GeneratedSource):
     """`count` generated videos; the label is the digits that a video shows, in ascending order: "07", "3".
 
     speed: slowest and fastest, in pixels of a 32x32 frame per video frame. colour: each digit has its own.
     Eight of ten videos are declared train, one val and one test.
     """
+
+    kind = "digits"
 
     def __init__(
         self,
@@ -68,18 +68,12 @@ class Digits(ClipSource):
         colour: bool = False,
         seed: int = 0,
     ) -> None:
-        if count < 1 or frames < 1 or seed < 0:
-            raise UserError(f"digits need count >= 1, frames >= 1, seed >= 0, found {count}, {frames}, {seed}")
+        super().__init__(count, frames, size, seed)
         if digits not in (1, 2, 3):
             raise UserError(f"a video shows 1, 2 or 3 digits, found {digits}")
         if not 0 <= speed[0] <= speed[1] <= UNIT:
             raise UserError(f"speeds are 0 <= slowest <= fastest <= {UNIT} pixels a frame, found {speed}")
-        self.path = f"digits:{count}"
-        self._count, self._frames, self._seed = count, frames, seed
         self._digits, self._speed, self._colour = digits, speed, colour
-        self._size = as_size(size)
-        if max(self._size) > LARGEST_SIDE:
-            raise UserError(f"digits are drawn up to {LARGEST_SIDE} pixels a side, found {size}")
 
     @classmethod
     def parse(cls, text: str) -> Digits:
@@ -97,9 +91,6 @@ class Digits(ClipSource):
             form = 'digits:<count>, such as digits:2000 or "digits:2000,frames=20,size=64,digits=3,speed=1-2,colour=1"'
             raise UserError(f"{text}: generated digits are named {form}") from error
 
-    def __len__(self) -> int:
-        return self._count
-
     def id(self, index: int) -> str:
         return f"{self.label(index)}/digits_{index + 1:05d}"
 
@@ -107,37 +98,12 @@ class Digits(ClipSource):
         chosen = _choose_images(np.random.default_rng((self._seed, index)), index, self._digits)
         return "".join(map(str, sorted(read_handwriting().labels[chosen])))
 
-    def fps(self, index: int) -> Fraction:
-        return FPS
-
-    def length(self, index: int) -> int:
-        return self._frames
-
-    def size(self, index: int) -> Size:
-        return self._size
-
     def stamp(self, index: int) -> str:
         slowest, fastest = self._speed
         return f"seed {self._seed}, speed {slowest:g}-{fastest:g}" + (", coloured" if self._colour else "")
 
     def splits(self) -> dict[str, list[int]] | None:
         return by_split([split_of(index) for index in range(self._count)])
-
-    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
-        return self._draw(index, frame_range(self.path, self._frames, start, count, step), self._size)
-
-    def read_clip(
-        self,
-        index: int,
-        start: int,
-        count: int | None,
-        step: int = 1,
-        size: Size | None = None,
-        *_: object,
-        **__: object,
-    ) -> np.ndarray:
-        """Drawn at the size that is asked for; nothing is resized."""
-        return self._draw(index, frame_range(self.path, self._frames, start, count, step), size or self._size)
 
     def _draw(self, index: int, times: range, size: Size) -> np.ndarray:
         aspect = size[1] / size[0]

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
 from videodata.errors import UserError
-from videodata.resize import Size, as_size
-from videodata.source import ClipSource, frame_range
+from videodata.resize import Size
+from videodata.source import GeneratedSource
 
 CLASSES = ("Circles", "Squares", "Triangles", "Mixed")
 KINDS = ("circle", "square", "triangle")
-FPS = Fraction(12)
 LENGTH = 64  # frames of a video unless told otherwise
-LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,13 @@ class Scene:
     shapes: tuple[Shape, ...]
 
 
-class Shapes(ClipSource):
-    """`count` generated videos of `frames` frames. The label says which kind of shape a video shows."""
+class Shapes(GeneratedSource):
+    """Videos of two or three shapes; the label says which kind a video shows."""
+
+    kind = "shapes"
 
     def __init__(self, count: int, frames: int = LENGTH, size: int | Size = 64, seed: int = 0) -> None:
-        if count < 1 or frames < 1 or seed < 0:
-            raise UserError(f"shapes need count >= 1, frames >= 1, seed >= 0, found {count}, {frames}, {seed}")
-        self.path = f"shapes:{count}"
-        self._count, self._frames, self._seed = count, frames, seed
-        self._size = as_size(size)
-        if max(self._size) > LARGEST_SIDE:
-            raise UserError(f"shapes are drawn up to {LARGEST_SIDE} pixels a side, found {size}")
+        super().__init__(count, frames, size, seed)
 
     @classmethod
     def parse(cls, text: str) -> Shapes:
@@ -68,42 +61,14 @@ class Shapes(ClipSource):
             form = "shapes:<count>, such as shapes:200 or shapes:200,frames=100,size=128,seed=3"
             raise UserError(f"{text}: generated videos are named {form}") from error
 
-    def __len__(self) -> int:
-        return self._count
-
     def id(self, index: int) -> str:
         return f"{self.label(index)}/v_{self.label(index)}_g{index // len(CLASSES) + 1:02d}_c01"
 
     def label(self, index: int) -> str:
         return CLASSES[index % len(CLASSES)]
 
-    def fps(self, index: int) -> Fraction:
-        return FPS
-
-    def length(self, index: int) -> int:
-        return self._frames
-
-    def size(self, index: int) -> Size:
-        return self._size
-
     def stamp(self, index: int) -> str:
         return f"seed {self._seed}"
-
-    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
-        return self._draw(index, frame_range(self.path, self._frames, start, count, step), self._size)
-
-    def read_clip(
-        self,
-        index: int,
-        start: int,
-        count: int | None,
-        step: int = 1,
-        size: Size | None = None,
-        *_: object,
-        **__: object,
-    ) -> np.ndarray:
-        """Drawn at the size that is asked for; nothing is resized."""
-        return self._draw(index, frame_range(self.path, self._frames, start, count, step), size or self._size)
 
     def _draw(self, index: int, times: range, size: Size) -> np.ndarray:
         return draw(make_scene(self._seed, index, size[1] / size[0]), np.array(times), size)

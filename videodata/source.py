@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from videodata.errors import UserError, VideoError
-from videodata.resize import Size, resize_frames
+from videodata.resize import Size, as_size, resize_frames
+
+GENERATED_FPS = Fraction(12)
+LARGEST_SIDE = 4096  # pixels of a generated video
 
 
 class ClipSource(ABC):
@@ -84,6 +87,52 @@ class ClipSource(ABC):
             return resize_frames(frames, size, resize, interpolation or self.interpolation, short_side)
         except UserError as error:
             raise VideoError(self.id(index), str(error)) from error
+
+
+class GeneratedSource(ClipSource):
+    """`count` videos of `frames` frames that follow from (seed, index) alone: no files, any size and length."""
+
+    kind: str  # what is drawn, the part of the path before the colon
+
+    def __init__(self, count: int, frames: int, size: int | Size, seed: int) -> None:
+        if count < 1 or frames < 1 or seed < 0:
+            raise UserError(f"{self.kind} need count >= 1, frames >= 1, seed >= 0, found {count}, {frames}, {seed}")
+        self.path = f"{self.kind}:{count}"
+        self._count, self._frames, self._seed, self._size = count, frames, seed, as_size(size)
+        if max(self._size) > LARGEST_SIDE:
+            raise UserError(f"{self.kind} are drawn up to {LARGEST_SIDE} pixels a side, found {size}")
+
+    @abstractmethod
+    def _draw(self, index: int, times: range, size: Size) -> np.ndarray:
+        """Frames of video `index` at the times, uint8 (T, H, W, 3)."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def fps(self, index: int) -> Fraction:
+        return GENERATED_FPS
+
+    def length(self, index: int) -> int:
+        return self._frames
+
+    def size(self, index: int) -> Size:
+        return self._size
+
+    def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
+        return self._draw(index, frame_range(self.path, self._frames, start, count, step), self._size)
+
+    def read_clip(
+        self,
+        index: int,
+        start: int,
+        count: int | None,
+        step: int = 1,
+        size: Size | None = None,
+        *_: object,
+        **__: object,
+    ) -> np.ndarray:
+        """Drawn at the size that is asked for; nothing is resized."""
+        return self._draw(index, frame_range(self.path, self._frames, start, count, step), size or self._size)
 
 
 def _ask_part(name: str) -> Callable[..., Any]:
