@@ -20,6 +20,7 @@ from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from training.checkpoint import strict_load
 from training.config import from_dict
+from training.pretrained import parts_beside
 from videodata.errors import UserError
 
 Files = tuple[str | None, str | None]  # of a component: its run folder or weights, its configuration file
@@ -141,6 +142,7 @@ def load_model(
     UserError.
     """
     files = path if isinstance(path, Mapping) else {role_of(path, None): (str(path), None)}
+    files = {**files, **parts_of_sde(files)}
     named = {role for role, pair in files.items() if any(pair)}
     if ("river" in named) == bool(named & set("fdg")):
         raise UserError("name either a RIVER, or the parts of a neural SDE: its flow, and where wanted d and g")
@@ -154,6 +156,13 @@ def load_model(
     config = load_config(named_config)[0] if named_config else stored_config(first.config)
     runs = [*(part.stored.source for part in parts.values()), first.autoencoder_file(autoencoder)]
     return Loaded(predictor, config, tuple(run for run in runs if run))
+
+
+def parts_of_sde(files: Mapping[str, Files]) -> dict[str, Files]:
+    """The denoiser and the diffusion that lie in one file with a flow of weights/, unless others are named."""
+    flow = files.get("f", (None, None))[0]
+    beside = parts_beside(flow) if flow else {}
+    return {role: (str(beside[role]), None) for role in "dg" if role in beside and not any(files.get(role, ()))}
 
 
 def load_river(

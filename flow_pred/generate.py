@@ -22,7 +22,7 @@ from evaluation.protocol import Protocol
 from evaluation.report import Report
 from evaluation.runner import Pass, trained_on_of
 from evaluation.subject import Batch
-from flow_pred.files import load_model
+from flow_pred.files import load_model, role_of
 from flow_pred.predict import CallCounter, Plan, Prediction, plan_for, predict
 from flow_pred.scores import NO_TRUTH, Predictions
 from training.distributed import is_main, join_processes, print0
@@ -40,7 +40,8 @@ def generate_flow_pred(args: argparse.Namespace) -> None:
     """The command scripts/generate_flow_videos.py: predict the videos of a split, write them, score them."""
     device = join_processes(args.device)
     files = {role: (getattr(args, f"ckpt_{role}"), getattr(args, f"config_{role}")) for role in "fdg"}
-    files["river"] = (args.checkpoint, args.config)
+    role = role_of(args.checkpoint, args.config) if args.checkpoint else "river"
+    files["river" if role == "river" else "f"] = (args.checkpoint, args.config)
     loaded = load_model(files, device, args.autoencoder, args.alpha, args.gscale)
     plan = plan_for(
         loaded.predictor, loaded.config, context=args.context, frames=args.frames, steps=args.steps,

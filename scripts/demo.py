@@ -1,6 +1,7 @@
 """Prepare data, train every model for a few minutes of CPU, and write one page to look at.
 
-What is run and shown stands in configs/demo.yaml: a table of commands, numbers with their baselines, clips and curves.
+What is run and shown stands in configs/demo.yaml: sources of clips, and for each model its commands, numbers with their
+baselines, clips and curves.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,29 +23,28 @@ from training.cli import make_parser, positive_float, run
 if TYPE_CHECKING:
     from evaluation.gallery import Gallery, Grid, Overview, Row
     from evaluation.gallery.content import Curve
+    from training.lanes import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "configs" / "demo.yaml"
-MODELS = ("video_vae", "vqgan", "vvae", "lvt", "flow_pred")
-LONGEST = ("flow_pred", "video_vae", "vvae", "lvt", "vqgan")  # first, so that all end at about the same time
-FRAMES, SIZE = 8, 64  # of a clip
+WEIGHTS = ROOT / "weights"
+GENERATED = ("digits", "shapes")  # sources that are drawn here; any other is a folder of videos
+MODELS = ("flow_pred", "lvt", "video_vae", "vqgan", "vvae")
+FRAMES, SIZE = 16, 32  # of a clip
 SHOWN = 4  # clips of a kind
-SHAPES = 450  # generated videos, one clip of each
-MOST_VIDEOS = 150  # of the user's own
-FLOW_DATA = (  # what the six commands of flow_pred have in common
-    "data.data_root={clips} data.skip_frames=0 training.num_observations=8 model.vector_field_regressor.inner_dim=96 "
-    "model.autoencoder.ckpt_path={out}/flow_pred/shapes_run-autoencoder"
-)
+LEAST_CLIPS = 200  # of a generated source, however low the effort
+LEAST_SECONDS = 2.0  # that a command takes, however low the effort
 
 
 @dataclass(frozen=True)
-class Steps:
-    """{steps:N} in a command: N optimiser steps at effort 1, and at least two, so that there is something to train."""
+class Scaled:
+    """{steps:N} in a command: N at effort 1, in proportion otherwise, and at least `least`."""
 
     effort: float
+    least: int
 
     def __format__(self, count: str) -> str:
-        return str(max(2, round(int(count) * self.effort)))
+        return str(max(min(self.least, int(count)), round(int(count) * self.effort)))
 
 
 @dataclass
@@ -54,117 +52,164 @@ class Demo:
     """One demonstration: `folder` holds all that it writes."""
 
     folder: Path
+    table: dict[str, Any]
+    source: str = "digits"  # or "shapes", or "folder"
+    videos: Path | None = None  # of the source "folder"
     effort: float = 1.0  # factor on the steps of every training
-    threads: int | None = None  # of each command; None: as many as PyTorch wants
     shown: int = SHOWN
+    models: list[str] = field(default_factory=lambda: list(MODELS))
 
     @property
-    def clips(self) -> Path:
-        """The prepared data."""
-        return self.folder / "clips.npy"
+    def words_of_source(self) -> dict[str, Any]:
+        """What the table says about the source."""
+        return self.table["sources"][self.source]
+
+    def fill(self, text: str) -> str:
+        """A text of the table with the words in its braces filled in."""
+        least = 2 if self.effort < 1 else 1  # so that there is something to train
+        values = {
+            **{name: value for name, value in self.words_of_source.items() if isinstance(value, str | int | float)},
+            "source": self.source, "out": self.folder, "videos": self.videos, "shown": self.shown,
+            "steps": Scaled(self.effort, least), "count": Scaled(self.effort, LEAST_CLIPS),
+        }  # fmt: skip
+        for name in ("clips", "text"):  # which have braces of their own
+            values[name] = str(values[name]).format(**values)
+        return text.format(**values)
 
     def words(self, command: str) -> list[str]:
         """A command of the table as the words of a command line."""
-        values = {"clips": self.clips, "clips_name": self.clips.name, "out": self.folder, "shown": self.shown}
-        words = shlex.split(command.replace("{flow}", FLOW_DATA))  # split first: a folder's name may hold spaces
-        return [word.format(**values, steps=Steps(self.effort)) for word in words]
+        common = self.table.get("common", {})
+        for name, text in common.items():
+            command = command.replace("{" + name + "}", text)
+        return [self.fill(word) for word in shlex.split(command)]  # split first: a folder's name may hold spaces
 
-    def run(self, what: str, command: list[str]) -> None:
-        """Run one of the project's scripts as a user would; its output goes to the log folder.
+    def stages(self, commands: dict[str, dict[str, Any]], before: str | None = None) -> list[Stage]:
+        """The commands of a model as stages, each after the one above it unless the table says otherwise.
 
-        Raises UserError with the end of the log when it fails.
+        Those that need weights which are not there are left out.
         """
+        from training.lanes import Stage
+
+        stages: list[Stage] = []
+        for name, entry in commands.items():
+            if not self.has_weights(entry):
+                continue
+            above = () if before is None else (before,)
+            steps = entry["run"].partition("{steps:")[2].partition("}")[0]
+            stages.append(
+                Stage(
+                    name,
+                    self.words(entry["run"]),
+                    max(LEAST_SECONDS, entry["seconds"] * (min(1.0, self.effort) if steps else 1.0)),
+                    tuple(entry.get("after", above)),
+                    Path(self.fill(entry["watch"])) if "watch" in entry else None,
+                    int(self.fill("{steps:" + steps + "}")) if steps else 0,
+                )
+            )
+            before = before if "weights" in entry else name  # nothing waits for what only evaluates
+        return stages
+
+    def has_weights(self, entry: dict[str, Any]) -> bool:
+        """Whether the trained weights that an entry of the table is about are in the repository; True for any other."""
+        return "weights" not in entry or (WEIGHTS / f"{self.fill(entry['weights'])}.safetensors").is_file()
+
+    def lanes(self, stages: list[Stage]) -> Any:
+        """Stages on all cores, each with its share of them; the environment says so before anything imports torch."""
+        from training.lanes import Lanes
+        from videodata.prepare import available_cores
+
+        lanes = max(1, min(available_cores(), len(self.models)))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // lanes))
+        return Lanes(ROOT, self.folder / "log", stages, lanes)
+
+    def run(self, gallery: Gallery) -> list[str]:
+        """Prepare, train, evaluate, and add the models' sections; returns a line for each model, as asked for."""
+        lines: dict[str, str] = {}
+        chains = {name: self.stages(self.table["models"][name]["commands"], "prepare the clips") for name in self.models}
+        first = self.stages({"prepare the clips": {"run": self.words_of_source["prepare"], **self.words_of_source}})
+        owners = {stage.name: name for name, chain in chains.items() for stage in chain}
+        left = {name: {stage.name for stage in chain} for name, chain in chains.items()}
+
+        def ended(stage: Stage) -> str | None:
+            if stage.name not in owners:
+                self.look_at_clips()
+                return None
+            name = owners[stage.name]
+            left[name].discard(stage.name)
+            if left[name]:
+                return None
+            lines[name] = f"{name}: {self.show(name, gallery)}"
+            return lines[name]
+
+        self.lanes([*first, *(stage for chain in chains.values() for stage in chain)]).run(ended)
+        gallery.sections.sort(key=lambda section: [self.table["models"][n]["title"] for n in self.models].index(section.name))
+        return [lines[name] for name in self.models]
+
+    def look_at_clips(self) -> None:
+        """Raises UserError where the clips are too few to validate with."""
+        from videodata.clips import open_clips
         from videodata.errors import UserError
 
-        log = self.folder / "log" / f"{what.replace(' ', '-')}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"  {what} ...", flush=True)
-        start = time.monotonic()
-        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
-        with open(log, "w") as output:
-            output.write(shlex.join(["python", *command]) + "\n")
-            output.flush()
-            result = subprocess.run(
-                [sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False,
-                env=os.environ | threads,
-            )  # fmt: skip
-        if result.returncode != 0:
-            last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-            raise UserError(f"the demonstration stopped while it wanted to {what}: {last} (all of it: {log})")
-        print(f"  {what}: done in {time.monotonic() - start:.0f} s", flush=True)
+        if len(open_clips(self.fill("{clips}"), frames=FRAMES, size=SIZE, split="val")) < self.shown:
+            raise UserError(f"{self.videos or self.source}: too few videos: give {10 * self.shown} or more")
+
+    def show(self, name: str, gallery: Gallery) -> str:
+        """Add a model's section; returns a line with its numbers against the baselines."""
+        import yaml
+
+        model = self.table["models"][name]
+        numbers = [self.number(entry) for entry in model["numbers"]]
+        reports = dict.fromkeys(entry["report"] for entry in model["numbers"])
+        gallery.add_section(
+            model["title"],
+            model["intro"],
+            clips=[
+                *(self.grid(entry) for entry in model["grids"]),
+                *(self.row(entry) for entry in model.get("rows", ()) if self.has_weights(entry)),
+            ],
+            curves=[self.curve(entry, model) for entry in model["curves"]],
+            table=[("score", "mean"), *(item for report in reports for item in self.scores(report).items())],
+            config=yaml.safe_load((self.folder / self.fill(model["config"])).read_text()),
+            overview=numbers,
+        )
+        return "; ".join(
+            f"{n.meaning} {n.value}, {n.baseline_meaning} {n.baseline}" + (f", {n.more}" if n.more else "")
+            for n in numbers
+        )
 
     def paths(self, pattern: str) -> list[Path]:
         """The files of a pattern of the table, in the order of their names."""
-        return sorted(self.folder.glob(pattern))
+        return sorted(self.folder.glob(self.fill(pattern)))[: self.shown]
 
     def scores(self, report: str) -> dict[str, float]:
         """The means of an evaluation by name."""
         return {score["name"]: score["mean"] for score in json.loads((self.folder / report).read_text())["scores"]}
 
-    def prepare(self, data: Path | None) -> str:
-        """Make the clips that all models are trained on; returns a line that describes them."""
-        from videodata.clips import open_clips
-        from videodata.errors import UserError
-
-        videos = self.folder / "shapes" if data is None else data.resolve()
-        if data is None:
-            made = f"--format videos --count {SHAPES} --frames {2 * FRAMES} --size {SIZE}"
-            self.run("generate shapes", self.words(f"scripts/prepare_data.py shapes --out {{out}}/shapes {made}"))
-        elif not data.is_dir():
-            raise UserError(f"{data}: no such folder; DATA must name a folder of videos")
-        options = (
-            f"--num_frames {FRAMES} --stride 2 --width {SIZE} --height {SIZE} --workers 2 --resize crop "
-            f"--max_videos {0 if data is None else MOST_VIDEOS}"
-        )
-        command = ["prepare_ucf101.py", "--video_folder", str(videos), "--output_npy_file", str(self.clips)]
-        self.run("prepare clips", [*command, *options.split()])
-        self.shown = min(SHOWN, len(open_clips(str(self.clips), frames=FRAMES, size=SIZE, split="val")))
-        if not self.shown:
-            raise UserError(f"{videos}: too few videos: none is left to validate with; give ten or more")
-        source = f"{SHAPES} generated videos of moving shapes" if data is None else f"the videos in {data}"
-        return f"Clips of {FRAMES} frames of {SIZE}x{SIZE}, from {source}"
-
-    def show(self, name: str, model: dict[str, Any], gallery: Gallery) -> str:
-        """Run a model's commands and add its section; returns a line with its numbers against the baselines."""
-        import yaml
-
-        for what, command in model["commands"].items():
-            self.run(what, self.words(command))
-        numbers = [self.number(entry, model.get("report", "")) for entry in model["numbers"]]
-        reports = dict.fromkeys(entry.get("report", model.get("report")) for entry in model["numbers"])
-        gallery.add_section(
-            name,
-            model["intro"],
-            clips=[
-                *(self.grid(entry) for entry in model["grids"]),
-                *(self.row(entry) for entry in model.get("rows", ())),
-            ],
-            curves=[self.curve(entry, model) for entry in model["curves"]],
-            table=[("score", "mean"), *(item for report in reports for item in self.scores(report).items())],
-            config=yaml.safe_load((self.folder / model["config"]).read_text()),
-            overview=numbers,
-        )
-        return "; ".join(f"{n.meaning} {n.value}, {n.baseline_meaning} {n.baseline}" for n in numbers)
-
-    def number(self, entry: dict[str, Any], report: str) -> Overview:
-        """A score beside its trivial baseline."""
+    def number(self, entry: dict[str, Any]) -> Overview:
+        """A score beside its trivial baseline, and beside that of the weights in the repository where they are."""
         from evaluation.gallery import Overview
 
-        scores, unit = self.scores(entry.get("report", report)), entry.get("unit", "dB")
-        baseline = entry["value"] if "value" in entry else scores[entry["baseline"]]
+        scores, unit = self.scores(entry["report"]), entry.get("unit", "dB")
         digits = 1 if unit == "dB" else 2
+        baseline = entry["value"] if "value" in entry else scores[entry["baseline"]]
+        hour = entry.get("hour", {})
+        more = ""
+        if "weights" in hour and self.has_weights(hour):
+            more = f"after an hour: {self.scores(hour['report'])[entry['score']]:.{digits}f} {unit}"
         return Overview(
             f"{scores[entry['score']]:.{digits}f} {unit}",
             entry["of"],
             f"{baseline:.{digits}f} {unit}",
             entry["baseline_of"],
+            more,
         )
 
     def grid(self, entry: dict[str, Any]) -> Grid:
-        """Clips below each other, a row for each kind."""
+        """Clips below each other, a row for each kind; those of weights that are not there are left out."""
         from evaluation.gallery import Grid
 
-        rows = {kind: self.paths(pattern) for kind, pattern in entry["rows"].items()}
+        kinds = {kind: value if isinstance(value, dict) else {"clips": value} for kind, value in entry["rows"].items()}
+        rows = {kind: self.paths(value["clips"]) for kind, value in kinds.items() if self.has_weights(value)}
         columns = [f"clip {number + 1}" for number in range(self.shown)]
         return Grid(entry["title"], rows, columns, given=entry.get("given", 0), note=entry.get("note", ""))
 
@@ -188,35 +233,31 @@ class Demo:
         from evaluation.gallery.runs import read_line
 
         lines = [
-            read_line(self.folder / run / "metrics.jsonl", key, label) for label, (run, key) in entry["lines"].items()
+            read_line(self.folder / self.fill(run) / "metrics.jsonl", key, label)
+            for label, (run, key) in entry["lines"].items()
         ]
         if "baseline" in entry:
             number = model["numbers"][entry["baseline"]]
-            shown = self.number(number, model.get("report", ""))
-            lines.append(Line(number["baseline_of"], [(0, float(shown.baseline.split()[0]))], baseline=True))
+            baseline = float(self.number(number).baseline.split()[0])
+            lines.append(Line(number["baseline_of"], [(0, baseline)], baseline=True))
         return Curve(entry["title"], lines, unit=entry.get("unit", ""))
 
-    def show_all(self, table: dict[str, Any], models: list[str], gallery: Gallery) -> list[str]:
-        """Show the models, several at a time, each on its share of the cores; their lines, in the order asked for."""
-        cores = os.cpu_count() or 1
-        lanes = min(len(models), cores)
-        self.threads = max(1, cores // lanes)
-        with ThreadPoolExecutor(lanes) as pool:
-            order = sorted(models, key=LONGEST.index)
-            shown = {name: pool.submit(self.show, name, table[name], gallery) for name in order}
-            ended, waiting = wait(shown.values(), return_when=FIRST_EXCEPTION)
-            for future in waiting:  # after a failure
-                future.cancel()
-            for future in ended:
-                future.result()
-        gallery.sections.sort(key=lambda section: models.index(section.name))
-        return [f"{name}: {shown[name].result()}" for name in models]
+    def film(self) -> Path | None:
+        """The continuations of the predictors beside each other, moving; None where one of them was not trained."""
+        from evaluation.gallery.picture import write_film
+
+        entry = self.table["film"]
+        if not set(entry["models"]) <= set(self.models):
+            return None
+        kinds = {kind: value if isinstance(value, dict) else {"clips": value} for kind, value in entry["columns"].items()}
+        columns = {kind: self.paths(value["clips"]) for kind, value in kinds.items() if self.has_weights(value)}
+        return write_film(self.folder / "continuations.webp", columns, entry["given"])
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser(__doc__.splitlines()[0], prog="python -m scripts.demo")
-    parser.add_argument("--data", type=Path, help="folder of videos; without it, moving shapes are generated")
+    parser.add_argument("--data", default="digits", help="digits, shapes, or a folder of videos")
     parser.add_argument(
         "--out",
         type=Path,
@@ -227,23 +268,35 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the demonstration."""
-    args = build_parser().parse_args(argv)
+def open_demo(args: argparse.Namespace) -> Demo:
+    """The demonstration that the flags describe. Raises UserError for a folder that is not there."""
     import yaml
 
-    from evaluation.gallery import Gallery
-    from evaluation.gallery.page import write_picture
+    from videodata.errors import UserError
 
-    name = "demo" if args.data is None else f"demo-{args.data.resolve().name}"
+    videos = None if args.data in GENERATED else Path(args.data).resolve()
+    if videos and not videos.is_dir():
+        raise UserError(f"{args.data}: no such folder; DATA is digits, shapes or a folder of videos")
+    name = "demo" if args.data == "digits" else f"demo-{videos.name if videos else args.data}"
     name += "" if args.effort == 1 else f"-effort-{args.effort:g}"  # a run is continued only with its own settings
-    demo = Demo(ROOT / (args.out or Path("runs", name)), args.effort)
+    source = "folder" if videos else args.data
+    table = yaml.safe_load(TABLE.read_text())
+    return Demo(ROOT / (args.out or Path("runs", name)), table, source, videos, args.effort, models=args.models)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the demonstration."""
+    demo = open_demo(build_parser().parse_args(argv))
+    from evaluation.gallery import Gallery
+    from evaluation.gallery.picture import write_picture
+
     start = time.monotonic()
-    print("data")
-    gallery = Gallery("Video models, trained while you waited", demo.prepare(args.data))
-    lines = demo.show_all(yaml.safe_load(TABLE.read_text()), args.models, gallery)
+    print(f"{demo.words_of_source['about']}\nAll commands and what they say: {demo.folder / 'log'}", flush=True)
+    gallery = Gallery(demo.table["title"], demo.words_of_source["about"])
+    lines = demo.run(gallery)
     page = gallery.write(demo.folder)
     write_picture(demo.folder / "picture.png", gallery.sections)
+    demo.film()
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes. Open {page}")
     print("\n".join(lines))
 

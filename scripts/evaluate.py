@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of every model's sub-command."""
-    parser.add_argument("--checkpoint", required=True, help="run folder or weight file")
+    parser.add_argument("--checkpoint", required=True, help="run folder, weight file, or a name of weights/")
     parser.add_argument("--data", required=True, help="any source of clips: .npy, folder of videos, shapes:<n>, ...")
     parser.add_argument(
         "--split",
@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.runner import Source, evaluate_model  # here, after --help: torch takes seconds to import
     from evaluation.videos import score_folders
     from training import distributed
+    from training.pretrained import source_of
 
     device = distributed.join_processes(args.device)
     if args.model == "videos":
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         subject = import_module(f"{args.model}.evaluate").open_subject(args)
         report = evaluate_model(
             args.model, subject, Source(args.data, args.split, args.num_clips),
-            protocol_from(args, subject.metrics, device), command, args.checkpoint,
+            protocol_from(args, subject.metrics, device), command, source_of(args.checkpoint),
             args.clips_dir, args.clips_shown,
         )  # fmt: skip
     if distributed.is_main():

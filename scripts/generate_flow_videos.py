@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("predictor")
     group.add_argument("--config", help="RIVER: its configuration")
-    group.add_argument("--checkpoint", "--ckpt", help="RIVER: its run folder or file")
+    group.add_argument("--checkpoint", "--ckpt", help="RIVER: its run folder or file, or a name of weights/")
     for letter, what in (("f", "flow"), ("d", "denoiser"), ("g", "diffusion")):
         group.add_argument(f"--config-{letter}", help=f"neural SDE: configuration of the {what}")
         group.add_argument(f"--ckpt-{letter}", help=f"neural SDE: run folder or file of the {what}")

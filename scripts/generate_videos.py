@@ -12,13 +12,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.cli import fraction, make_parser, nonnegative_int, positive_float, positive_int, run
+from videodata.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Every flag of the command."""
     parser = make_parser("Continue the first frames of a folder of images with a latent video transformer.")
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="configuration of the transformer")
+    add("--config-file", metavar="FILE", help="configuration of the transformer (default: of --checkpoint)")
     add("--video-dir", "--data", type=Path, metavar="DIR", help="folder with the given frames")
     add("--frames", type=positive_int, help="of the whole clip (default: INPUT.N_FRAMES_PER_VIDEO_TEST)")
     add("--hop", type=positive_int, default=1, help="frames added per window when --frames is longer than that")
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--top-p", type=fraction, help="same as TEST.VT_SAMPLER.TOP_P")
     add("--seed", type=int, help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
-    add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder or file of weights")
+    add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder, file of weights, or a name of weights/")
     add("--out", metavar="DIR", help="same as OUTPUT_DIR")
     add("--compile", action="store_true", help="compile the sampler (pays off for many samples)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")
@@ -41,6 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Write the samples and say where."""
     args = build_parser().parse_args(argv)
+    if args.config_file is None:
+        if args.checkpoint is None:
+            raise UserError("name the transformer: --checkpoint RUN, or --config-file FILE with its weights")
+        args.config_file = Path(args.checkpoint) / "config.yaml"
 
     from lvt.generate import generate_lvt
 

@@ -16,6 +16,8 @@ _HOME = {
     "TrainSettings": "training.settings",
     "add_training_arguments": "training.settings",
     "derive_seed": "training.randomness",
+    "open_pretrained": "training.pretrained",
+    "pretrained_folder": "training.pretrained",
     "read_tensors": "training.checkpoint",
     "settings_from": "training.settings",
     "train": "training.loop",

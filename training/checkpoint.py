@@ -122,19 +122,28 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def newest_weights(folder: Path) -> Path | None:
+    """The weights of the last step in a folder that never had a training state, as of a trained model."""
+    return None if any(folder.glob("step-*")) else max(folder.glob("weights-*.safetensors"), default=None)
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The training state of a checkpoint file, or of the newest valid checkpoint of a run folder.
 
     Keys: format, recipe, step, samples_seen, networks {name: state dict}, optimizers, ema {name: state dict}, config
-    and more; tensors on the CPU. A weights .safetensors gives recipe, step, networks and config alone.
+    and more; tensors on the CPU. A weights .safetensors, also the one of a run folder without training states, gives
+    recipe, step, networks and config alone.
     Raises UserError for a missing, damaged, foreign or newer file.
     """
     path = Path(path)
     if path.is_dir():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         newest = newest_checkpoint(folder)
-        if newest is None:
+        weights = newest_weights(folder)
+        if newest is None and weights is None:
             raise UserError(f"{path}: holds no valid checkpoint; train first, or name a checkpoint file")
+        if newest is None:
+            return load_weights(weights)
         path = newest.path
     elif not path.is_file():
         raise UserError(f"{path}: no such checkpoint; train first, or name another file")

@@ -11,8 +11,10 @@ import errno
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -36,6 +38,10 @@ LESS_MEMORY = (
     "use a smaller --batch_size or clip size, a larger --accumulation, gradient checkpointing or --precision bf16"
 )
 WORKER_DIED = "a DataLoader worker died, probably for lack of memory; use fewer --workers or smaller clips"
+
+
+CHECKPOINTS = ("checkpoint", "ckpt_f")  # flags that take a trained model by its name
+NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)+")  # lvt-digits
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -62,10 +68,27 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("--") and name not in known:
                 name = spellings.get(plain_spelling(name), name)
             respelled.append(name + equals + value)
-        return super().parse_known_args(respelled, namespace)
+        found, rest = super().parse_known_args(respelled, namespace)
+        for name in CHECKPOINTS:
+            if isinstance(value := getattr(found, name, None), str | Path):
+                setattr(found, name, type(value)(opened(value)))
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+def opened(checkpoint: str | Path) -> str | Path:
+    """The run folder behind the name or the file of a trained model (training/pretrained.py); else what was given.
+
+    A name is no path: nothing of that name is there, and it has neither folders nor a suffix. Raises UserError.
+    """
+    path = Path(checkpoint)
+    if path.suffix == ".safetensors" or (NAME.fullmatch(str(checkpoint)) and not path.exists()):
+        from training import pretrained_folder  # here, after --help: it imports torch
+
+        return pretrained_folder(path)
+    return checkpoint
 
 
 def plain_spelling(flag: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import load_checkpoint, newest_checkpoint, read_tensors, strict_load
+from training.checkpoint import load_checkpoint, newest_checkpoint, newest_weights, read_tensors, strict_load
 from training.config import unknown_key
 from training.distributed import resolve_device
 from videodata.errors import UserError
@@ -101,6 +101,8 @@ def model_identity(path: Path) -> str:
     """SHA-256 of a model's file, or of the newest checkpoint of a run folder. Raises UserError."""
     if path.is_dir():
         newest = newest_checkpoint(path / "checkpoints")
+        if newest is None and (weights := newest_weights(path / "checkpoints")):
+            return sha256_of(weights)
         if newest is None:
             raise UserError(f"{path}: holds no valid checkpoint; train first, or name a file")
         return newest.manifest["sha256"]

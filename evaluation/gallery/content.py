@@ -22,6 +22,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 PLAYED = {("h264", "yuv420p"), ("vp8", "yuv420p"), ("vp9", "yuv420p"), ("av1", "yuv420p")}
 CONTAINERS = {".mp4", ".webm"}
 QUALITY = 8  # rate factor of what is written anew; it has been compressed once already
+SMALL, ENLARGED = 48, 4  # clips of at most so many rows and columns are shown so many times as large: browsers blur
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Overview:
     meaning: str
     baseline: str
     baseline_meaning: str
+    more: str = ""  # a further line
 
 
 @dataclass
@@ -147,10 +149,13 @@ def place(clip: Clip, folder: Path, stem: str) -> Medium:
     if suffix in PICTURES:
         return Medium(_copy(path, folder / f"{stem}{suffix}"))
     info = probe(path)
-    if panel is None and suffix in CONTAINERS and (info.codec, info.pixel_format) in PLAYED and not info.rotation:
+    small = max(info.width, info.height) <= SMALL
+    if panel is None and not small and suffix in CONTAINERS and (info.codec, info.pixel_format) in PLAYED and not info.rotation:
         name = _copy(path, folder / f"{stem}{suffix}")
         return Medium(name, count_frames(path), info.fps, info.width, info.height)
     frames, fps = read_clip(clip)
+    if max(frames.shape[1:3]) <= SMALL:
+        frames = frames.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
     count, height, width, _ = frames.shape
     # every player shows even numbers of rows and columns: the last is repeated where it is odd
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -89,6 +89,7 @@ class Group {
     if (!this.given) return;
     const mark = document.createElement("b");
     const isGiven = frame < this.given;
+    this.element.classList.toggle("is-given", isGiven);
     mark.textContent = isGiven ? "given" : "predicted";
     mark.className = isGiven ? "" : "new";
     this.readout.append(mark);
