@@ -125,7 +125,9 @@ class Demo:
     def run(self, gallery: Gallery) -> list[str]:
         """Prepare, train, evaluate, and add the models' sections; returns a line for each model, as asked for."""
         lines: dict[str, str] = {}
-        chains = {name: self.stages(self.table["models"][name]["commands"], "prepare the clips") for name in self.models}
+        chains = {
+            name: self.stages(self.table["models"][name]["commands"], "prepare the clips") for name in self.models
+        }
         first = self.stages({"prepare the clips": {"run": self.words_of_source["prepare"], **self.words_of_source}})
         owners = {stage.name: name for name, chain in chains.items() for stage in chain}
         left = {name: {stage.name for stage in chain} for name, chain in chains.items()}
@@ -142,7 +144,9 @@ class Demo:
             return lines[name]
 
         self.lanes([*first, *(stage for chain in chains.values() for stage in chain)]).run(ended)
-        gallery.sections.sort(key=lambda section: [self.table["models"][n]["title"] for n in self.models].index(section.name))
+        gallery.sections.sort(
+            key=lambda section: [self.table["models"][n]["title"] for n in self.models].index(section.name)
+        )
         return [lines[name] for name in self.models]
 
     def look_at_clips(self) -> None:
@@ -249,7 +253,9 @@ class Demo:
         entry = self.table["film"]
         if not set(entry["models"]) <= set(self.models):
             return None
-        kinds = {kind: value if isinstance(value, dict) else {"clips": value} for kind, value in entry["columns"].items()}
+        kinds = {
+            kind: value if isinstance(value, dict) else {"clips": value} for kind, value in entry["columns"].items()
+        }
         columns = {kind: self.paths(value["clips"]) for kind, value in kinds.items() if self.has_weights(value)}
         return write_film(self.folder / "continuations.webp", columns, entry["given"])
 

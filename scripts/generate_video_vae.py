@@ -17,7 +17,9 @@ PRODUCTS = ("samples", "reconstructions", "interpolation", "traversals")
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Generate clips with a trained video VAE: mp4 files, PNG strips, and the samples as .npy.")
     parser.add_argument(
-        "--checkpoint", required=True, help="run folder, <stem>_epoch_<N>.pth, step-*.pt, weights-*.safetensors, or a name of weights/"
+        "--checkpoint",
+        required=True,
+        help="run folder, <stem>_epoch_<N>.pth, step-*.pt, weights-*.safetensors, or a name of weights/",
     )
     parser.add_argument("--out", "--output_dir", type=Path, default=Path("generated"), help="folder for the files")
     parser.add_argument("--num_samples", type=nonnegative_int, default=8, help="clips from the prior; 0: none")

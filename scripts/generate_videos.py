@@ -32,7 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--top-p", type=fraction, help="same as TEST.VT_SAMPLER.TOP_P")
     add("--seed", type=int, help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
-    add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder, file of weights, or a name of weights/")
+    add(
+        "--checkpoint",
+        metavar="RUN",
+        help="same as MODEL.GENERATOR.WEIGHTS: run folder, file of weights, or a name of weights/",
+    )
     add("--out", metavar="DIR", help="same as OUTPUT_DIR")
     add("--compile", action="store_true", help="compile the sampler (pays off for many samples)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")

@@ -1,4 +1,4 @@
-"""Put the trained parts of a model into one small file, weights/NAME.safetensors, which every --checkpoint takes by name.
+"""Put the trained parts of a model into one small file, weights/NAME.safetensors: every --checkpoint takes its name.
 
 python scripts/pack_weights.py lvt-digits --model lvt --part transformer=runs/lvt vqvae=runs/lvt_vqvae \
     --evaluation runs/lvt.json --command "python scripts/train_lvt.py ..." --cpu_seconds 7100

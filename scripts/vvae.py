@@ -71,7 +71,9 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip_existing", action="store_true", help="leave out files whose result is there already")
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--checkpoint", "--ckpt", help="checkpoint (.ckpt, .safetensors), folder of save_pretrained, run folder, or a name of weights/"
+        "--checkpoint",
+        "--ckpt",
+        help="checkpoint (.ckpt, .safetensors), folder of save_pretrained, run folder, or a name of weights/",
     )
     group.add_argument("--config", help="configuration, such as config_16z.yaml (default: told by the checkpoint)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -150,7 +150,7 @@ def interrupt(*_: object) -> None:
 
 
 def run_command(root: Path, words: list[str], log: Path) -> None:
-    """In a process of its own: one of the project's scripts as `python SCRIPT ...` runs it, with its output in a file."""
+    """In a process of its own: a script of the project as `python SCRIPT ...` runs it, with its output in a file."""
     with open(log, "ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -171,15 +171,16 @@ def ready(waiting: Sequence[Stage]) -> list[Stage]:
 
 
 def longest_ways(stages: Sequence[Stage]) -> dict[str, float]:
-    """Seconds from the start of each stage to the end of the last that waits for it."""
+    """Seconds from the start of each stage to the end of the last that waits for it. Raises UserError for a circle."""
     ways: dict[str, float] = {}
-
-    def way(stage: Stage) -> float:
-        if stage.name not in ways:
-            ways[stage.name] = stage.seconds + max((way(s) for s in stages if stage.name in s.after), default=0.0)
-        return ways[stage.name]
-
-    return {stage.name: way(stage) for stage in stages}
+    while len(ways) < len(stages):
+        left = [stage for stage in stages if stage.name not in ways]
+        last = [stage for stage in left if not any(stage.name in other.after for other in left)]
+        if not last:
+            raise UserError(f"these stages wait for each other: {', '.join(stage.name for stage in left)}")
+        for stage in last:
+            ways[stage.name] = stage.seconds + max((ways[s.name] for s in stages if stage.name in s.after), default=0.0)
+    return ways
 
 
 def remaining(stages: Sequence[Stage], lanes: int, now: float) -> float:
@@ -192,8 +193,6 @@ def remaining(stages: Sequence[Stage], lanes: int, now: float) -> float:
         free = [s for s in stages if s.name in left and s.name not in running and not set(s.after) & set(left)]
         free = sorted(free, key=lambda stage: -ways[stage.name])[: max(0, lanes - len(running))]
         running += [stage.name for stage in free]
-        if not running:
-            raise UserError(f"these stages wait for each other: {', '.join(left)}")
         first = min(running, key=left.__getitem__)
         step = left[first]
         clock += step

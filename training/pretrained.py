@@ -101,9 +101,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: not a file of scripts/pack_weights.py (no parts in it)") from error
     if facts["format"] > FORMAT:
-        raise UserError(
-            f"{path}: has format {facts['format']}, this version reads up to {FORMAT}; update the project"
-        )
+        raise UserError(f"{path}: has format {facts['format']}, this version reads up to {FORMAT}; update the project")
     if facts["model"] not in MODELS:
         raise UserError(f"{path}: is of model {facts['model']!r}; known: {', '.join(MODELS)}")
     return facts

@@ -135,7 +135,9 @@ class Objective:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that name a trained model; its sizes are needed for bare weights only, other files know them."""
     parser.add_argument(
-        "--checkpoint", default="checkpoints/best_model_gan.pt", help="best_model_*.pt, run folder, bare weights, or a name of weights/"
+        "--checkpoint",
+        default="checkpoints/best_model_gan.pt",
+        help="best_model_*.pt, run folder, bare weights, or a name of weights/",
     )
     group = parser.add_argument_group("model, for bare weights alone")
     group.add_argument("--hidden_dims", type=positive_int, nargs="+", help="widths, top to bottom")

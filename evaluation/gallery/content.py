@@ -150,7 +150,13 @@ def place(clip: Clip, folder: Path, stem: str) -> Medium:
         return Medium(_copy(path, folder / f"{stem}{suffix}"))
     info = probe(path)
     small = max(info.width, info.height) <= SMALL
-    if panel is None and not small and suffix in CONTAINERS and (info.codec, info.pixel_format) in PLAYED and not info.rotation:
+    if (
+        panel is None
+        and not small
+        and suffix in CONTAINERS
+        and (info.codec, info.pixel_format) in PLAYED
+        and not info.rotation
+    ):
         name = _copy(path, folder / f"{stem}{suffix}")
         return Medium(name, count_frames(path), info.fps, info.width, info.height)
     frames, fps = read_clip(clip)

@@ -1,5 +1,5 @@
-"""The page itself. It collects sections, places their clips and curves, and fills the template page.html, in which every
-text is escaped.
+"""The page itself. It collects sections, places their clips and curves, and fills the template page.html, in which
+every text is escaped.
 
 Files in media/ are named by this module alone: what a run or a clip is called never becomes a path.
 """

@@ -78,10 +78,8 @@ def enlarged(frame: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BOX))
 
 
-def mark_given(
-    draw: ImageDraw.ImageDraw, shown: Sequence[int], given: int, width: int, rows: tuple[int, int]
-) -> None:
-    """Words over the frames that a predictor is given and over those that it makes, a line between them, in each clip."""
+def mark_given(draw: ImageDraw.ImageDraw, shown: Sequence[int], given: int, width: int, rows: tuple[int, int]) -> None:
+    """Words over the frames that a predictor is given and over those that it makes, a line between, in each clip."""
     top, bottom = rows
     known = sum(number < given for number in shown)
     clip, small = len(shown) * (SIDE + GAP) - GAP, ImageFont.load_default(22)
@@ -126,10 +124,10 @@ def film_frame(clips: Mapping[str, Sequence[np.ndarray]], number: int, given: in
         for row, frames in enumerate(chosen):
             top = HEAD + row * (tile + 2 * GAP)
             draw.rectangle((left, top, left + tile - 1, top + tile - 1), SOFT if not column else color)
-            square = Image.fromarray(frames[min(number, len(frames) - 1)]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            square = Image.fromarray(frames[min(number, len(frames) - 1)]).resize(
+                (SIDE, SIDE), Image.Resampling.BICUBIC
+            )
             image.paste(square, (left + EDGE, top + EDGE))
     text = f"frame {number + 1}: " + ("given" if number < given else "predicted")
     draw.text((size[0] / 2, size[1] - HEAD / 2), text, color, small, anchor="mm")
     return image
-
-
