@@ -150,12 +150,15 @@ class Demo:
         return [lines[name] for name in self.models]
 
     def look_at_clips(self) -> None:
-        """Raises UserError where the clips are too few to validate with."""
+        """Show no more clips than there are to validate with. Raises UserError where there is none."""
         from videodata.clips import open_clips
         from videodata.errors import UserError
 
-        if len(open_clips(self.fill("{clips}"), frames=FRAMES, size=SIZE, split="val")) < self.shown:
-            raise UserError(f"{self.videos or self.source}: too few videos: give {10 * self.shown} or more")
+        self.shown = min(self.shown, len(open_clips(self.fill("{clips}"), frames=FRAMES, size=SIZE, split="val")))
+        if not self.shown:
+            raise UserError(
+                f"{self.videos or self.source}: too few videos: none is left to validate with; give 10 or more"
+            )
 
     def show(self, name: str, gallery: Gallery) -> str:
         """Add a model's section; returns a line with its numbers against the baselines."""

@@ -22,7 +22,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 PLAYED = {("h264", "yuv420p"), ("vp8", "yuv420p"), ("vp9", "yuv420p"), ("av1", "yuv420p")}
 CONTAINERS = {".mp4", ".webm"}
 QUALITY = 8  # rate factor of what is written anew; it has been compressed once already
-SMALL, ENLARGED = 48, 4  # clips of at most so many rows and columns are shown so many times as large: browsers blur
+SMALL = 48  # clips of at most so many rows and columns are enlarged without smoothing
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,11 @@ class Medium:
         return max(1.0, min(6.0, self.width / self.height)) if self.frames else 1.0
 
     @property
+    def is_small(self) -> bool:
+        """Whether it is shown pixel by pixel, because smoothing would leave a blur."""
+        return max(self.width, self.height) <= SMALL
+
+    @property
     def rate(self) -> str:
         """Frames per second, as a decimal number."""
         return f"{float(self.fps):.6f}".rstrip("0").rstrip(".")
@@ -149,19 +154,10 @@ def place(clip: Clip, folder: Path, stem: str) -> Medium:
     if suffix in PICTURES:
         return Medium(_copy(path, folder / f"{stem}{suffix}"))
     info = probe(path)
-    small = max(info.width, info.height) <= SMALL
-    if (
-        panel is None
-        and not small
-        and suffix in CONTAINERS
-        and (info.codec, info.pixel_format) in PLAYED
-        and not info.rotation
-    ):
+    if panel is None and suffix in CONTAINERS and (info.codec, info.pixel_format) in PLAYED and not info.rotation:
         name = _copy(path, folder / f"{stem}{suffix}")
         return Medium(name, count_frames(path), info.fps, info.width, info.height)
     frames, fps = read_clip(clip)
-    if max(frames.shape[1:3]) <= SMALL:
-        frames = frames.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
     count, height, width, _ = frames.shape
     # every player shows even numbers of rows and columns: the last is repeated where it is odd
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -18,7 +18,7 @@ SIDE, GAP, MODEL_GAP, CLIP_GAP, MARGIN, LABEL = 128, 4, 40, 32, 36, 250
 INK, SOFT, PAPER, MARK, NEW = (23, 27, 34), (89, 99, 111), (255, 255, 255), (36, 88, 211), (214, 120, 20)
 # of the film
 FILM_CLIPS = 3
-EDGE, HEAD = 4, 34  # around a frame, above a column
+EDGE, HEAD = 4, 34  # around a frame; for a line of words
 FRAME_TIME, LAST_TIME = 170, 1500  # milliseconds
 LARGEST = 1_900_000  # bytes; a larger film is compressed with loss
 
@@ -27,7 +27,7 @@ def write_picture(path: Path, sections: Sequence[Section]) -> Path:
     """Frames of the first two clips of each section, one row per kind of its first grid; gives the path."""
     blocks = [(section.name, grid) for section in sections for grid in section.clips[:1] if isinstance(grid, Grid)]
     drawn = [(name, grid.given, *strips(grid)) for name, grid in blocks]
-    heights = [HEAD + len(lines) * (SIDE + GAP) for _, _, lines, _ in drawn]
+    heights = [(2 if given else 1) * HEAD + len(lines) * (SIDE + GAP) for _, given, lines, _ in drawn]
     width = max((strip.shape[1] for _, _, lines, _ in drawn for _, strip in lines), default=0)
     size = 2 * MARGIN + LABEL + width, 2 * MARGIN + sum(heights) + max(0, len(drawn) - 1) * MODEL_GAP
     image = Image.new("RGB", size, PAPER)
@@ -36,11 +36,11 @@ def write_picture(path: Path, sections: Sequence[Section]) -> Path:
     for (name, given, lines, shown), height in zip(drawn, heights, strict=True):
         draw.text((MARGIN, top), name, INK, large)
         for row, (kind, strip) in enumerate(lines):
-            place = top + HEAD + row * (SIDE + GAP)
+            place = top + height - (len(lines) - row) * (SIDE + GAP)
             draw.text((MARGIN, place + SIDE // 2 - 12), kind, SOFT, small)
             image.paste(Image.fromarray(strip), (MARGIN + LABEL, place))
         if given and lines:
-            mark_given(draw, shown, given, lines[0][1].shape[1], (top, top + height))
+            mark_given(draw, shown, given, lines[0][1].shape[1], (top + HEAD, top + height))
         top += height + MODEL_GAP
     with atomic_path(path) as temporary:
         image.save(temporary, format="png", optimize=True)
@@ -85,8 +85,8 @@ def mark_given(draw: ImageDraw.ImageDraw, shown: Sequence[int], given: int, widt
     clip, small = len(shown) * (SIDE + GAP) - GAP, ImageFont.load_default(22)
     for start in range(MARGIN + LABEL, MARGIN + LABEL + width, clip + CLIP_GAP):
         across = start + known * (SIDE + GAP) - GAP // 2
-        draw.text((start, top + 2), "given", MARK, small)
-        draw.text((across + 4, top + 2), "predicted", NEW, small)
+        draw.text((start, top + 4), "given", MARK, small)
+        draw.text((across + 4, top + 4), "predicted", NEW, small)
         draw.rectangle((across - 1, top + HEAD - 6, across, bottom), MARK)
 
 

@@ -43,7 +43,7 @@ def test_still_shows_two_clips_of_each_model(tmp_path):
     ]
     with Image.open(write_picture(tmp_path / "picture.png", sections)) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    left, middle = MARGIN + LABEL + SIDE // 2, MARGIN + HEAD + SIDE // 2
+    left, middle = MARGIN + LABEL + SIDE // 2, MARGIN + 2 * HEAD + SIDE // 2
     assert near(pixels[middle, left], RED) and near(pixels[middle + SIDE + GAP, left], BLUE)
     second = 4 * (SIDE + GAP) - GAP + picture.CLIP_GAP
     for start in (0, second):
