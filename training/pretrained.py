@@ -2,8 +2,9 @@
 
 The tensors are "<part>/<network>/<key>"; the metadata has one entry, a JSON object: the model's folder, and for each
 part its recipe, step, configuration and training data. A file is read by unpacking it into run folders, one for each
-part, in a temporary folder: whatever opens a run folder opens a trained model, too. Where a configuration names the
-run of another part, the file says "part:<name>", and the unpacked configuration the folder of that part.
+part, in a temporary folder: whatever opens a run folder opens a trained model, too. They lie beside each other, or
+inside each other where the packed ones did. Where a configuration names the run of another part, the file says
+"part:<name>", and the unpacked configuration the folder of that part.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _unpacked: dict[Path, Path] = {}  # file -> the folder that its parts lie in
 
 def names() -> list[str]:
     """The trained models that are there."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors") if is_pretrained(path))
 
 
 def open_pretrained(name: str | Path, device: torch.device | str = "cpu") -> Any:
@@ -115,7 +116,7 @@ def unpack(path: Path) -> dict[str, Path]:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         write_parts(folder, facts, load_file(path))
         _unpacked[path] = folder
-    return {part: _unpacked[path] / part for part in facts["parts"]}
+    return {part: _unpacked[path] / stored["folder"] for part, stored in facts["parts"].items()}
 
 
 def write_parts(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -125,15 +126,16 @@ def write_parts(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Te
         part, network, key = name.split("/", 2)
         value = tensor.float() if tensor.is_floating_point() else tensor
         networks[part].setdefault(network, {})[key] = value
+    folders = {part: folder / stored["folder"] for part, stored in facts["parts"].items()}
     for part, stored in facts["parts"].items():
-        config = replaced(stored["config"], lambda text: str(folder / text.removeprefix(PART)), PART)
+        config = replaced(stored["config"], lambda text: str(folders[text.removeprefix(PART)]), PART)
         state = {"recipe": stored["recipe"], "step": stored["step"], "config": config}
-        (folder / part / "checkpoints").mkdir(parents=True)
-        path = weights_path(folder / part / "checkpoints", stored["step"])
+        (folders[part] / "checkpoints").mkdir(parents=True)
+        path = weights_path(folders[part] / "checkpoints", stored["step"])
         write_weights(path, {**state, "networks": networks[part], "ema": {}})
-        write_file(folder / part / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_file(folders[part] / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         if stored["trained_on"] is not None:
-            write_json(folder / part / TRAINED_ON, facts["trained_on"][stored["trained_on"]])
+            write_json(folders[part] / TRAINED_ON, facts["trained_on"][stored["trained_on"]])
 
 
 def source_of(path: str | Path) -> Path:
@@ -182,7 +184,8 @@ def pack(
         if record is not None and record not in records:
             records.append(record)
         place = None if record is None else records.index(record)
-        parts[part] = {"recipe": state["recipe"], "step": state["step"], "config": config, "trained_on": place}
+        stored = {"recipe": state["recipe"], "step": state["step"], "config": config, "trained_on": place}
+        parts[part] = {"folder": folder_of(part, runs), **stored}
     about = {"format": FORMAT, "model": model, "dtype": dtype, **(facts or {}), "trained_on": records, "parts": parts}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
@@ -194,6 +197,13 @@ def pack(
                 "store the weights in half precision (--dtype fp16), or train a smaller model"
             )
     return path
+
+
+def folder_of(part: str, runs: Mapping[str, Path]) -> str:
+    """Where a part is unpacked: a run inside the run of another part, such as the prior of a VAE, inside that one."""
+    own = Path(runs[part]).resolve()
+    above = [(other, Path(run).resolve()) for other, run in runs.items() if Path(run).resolve() in own.parents]
+    return f"{above[0][0]}/{own.relative_to(above[0][1]).as_posix()}" if above else part
 
 
 def stored_as(value: Tensor, dtype: str) -> Tensor:

@@ -29,8 +29,9 @@ def call(script, *arguments):
 
 
 def train_video_vae():
-    call("main", "--data", DATA, "--frames", 3, "--size", 16, 16, "--preset", "tiny", *SMALL_VAE, "--steps", 2,
-         "--perceptual_weight", 0, "--run_dir", "runs/vae", "--device", "cpu", "--batch_size", 2, "--warmup_steps", 0)  # fmt: skip
+    size = ["--frames", 3, "--size", 16, 16, "--preset", "tiny", *SMALL_VAE]
+    rest = ["--perceptual_weight", 0, "--device", "cpu", "--batch_size", 2, "--warmup_steps", 0]
+    call("main", "--data", DATA, "--run_dir", "runs/vae", "--steps", 2, *size, *rest)
     return {"vae": "runs/vae"}
 
 
@@ -118,6 +119,7 @@ def folder(tmp_path, monkeypatch):
     """An empty working directory; its weights/ is where names are looked up."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(pretrained, "LARGEST", 10**8)  # the smallest VideoVAE+ has 17 MB
     return tmp_path
 
 
@@ -224,14 +226,19 @@ def test_the_file_says_what_is_in_it(tmp_path):
     networks = {"net": {"a": weights, "count": torch.tensor([2**40 + 1])}, "discriminator": {"w": weights}}
     state = {"recipe": "tiny", "step": 3, "config": {"engine": {"run_dir": str(tmp_path / "run")}}, "ema": {}}
     write_weights(run / "weights-0000003.safetensors", {**state, "networks": networks})
-    path = pretrained.pack(tmp_path / "x.safetensors", "lvt", {"main": tmp_path / "run"}, "bf16")
+    inside = tmp_path / "run" / "second" / "checkpoints"
+    inside.mkdir(parents=True)
+    write_weights(inside / "weights-0000003.safetensors", {**state, "networks": {}})
+    runs = {"main": tmp_path / "run", "prior": tmp_path / "run" / "second"}
+    path = pretrained.pack(tmp_path / "x.safetensors", "lvt", runs, "bf16")
     with safetensors.safe_open(path, framework="pt") as file:
         assert sorted(file.keys()) == ["main/net/a", "main/net/count"]
         assert file.get_tensor("main/net/a").dtype == torch.bfloat16
     assert pretrained.read_facts(path)["parts"]["main"]["config"] == {"engine": {"run_dir": "part:main"}}
-    (folder,) = pretrained.unpack(path).values()
+    folder, second = pretrained.unpack(path).values()
+    assert second == folder / "second" and (second / "config.yaml").is_file()
     read = load_checkpoint(folder)
     assert read["networks"]["net"]["count"].item() == 2**40 + 1 and read["networks"]["net"]["a"].dtype == torch.float32
     assert read["config"] == {"engine": {"run_dir": str(folder)}}
-    assert pretrained.parts_beside(folder) == {"main": folder} and pretrained.source_of(folder) == path
+    assert pretrained.parts_beside(folder) == {"main": folder, "prior": second} and pretrained.source_of(folder) == path
     assert pretrained.parts_beside(tmp_path) == {} and pretrained.source_of(tmp_path) == tmp_path
