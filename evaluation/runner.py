@@ -86,7 +86,7 @@ def evaluate_model(
 ) -> Report:
     """Measure a model on the clips that it is made for. Raises UserError before anything is computed.
 
-    checkpoint: what the user names it by; default: the first of its runs. clips_dir: gets the first `clips_shown` clips
+    checkpoint: what the user names it by; default: the first of its runs. clips_dir: gets `clips_shown` clips
     and what was made of them, as `ShownClips` says.
     """
     spec, context = subject.clips, subject.context
@@ -292,23 +292,26 @@ class SetScores:
 
 
 class ShownClips:
-    """Writes the first clips of an evaluation as videos: original_0000.mp4 beside made_0000.mp4, of the further samples
-    made-1_0000.mp4, ..., and of every baseline that is measured one by its name, such as last-frame-repeated_0000.mp4.
+    """Writes some clips of an evaluation, evenly spread, as videos: original_0000.mp4 beside made_0000.mp4, of the
+    further samples made-1_0000.mp4, ..., and of every baseline that is measured one by its name, such as
+    last-frame-repeated_0000.mp4.
     """
 
     def __init__(self, folder: Path, count: int, clips: ClipDataset) -> None:
-        self.folder, self.clips, self.count = folder, clips, min(count, len(clips))
+        self.folder, self.clips = folder, clips
+        count = min(count, len(clips))
+        self.numbers = {place * len(clips) // count: place for place in range(count)}  # item -> number of the file
         self._batches: list[dict[tuple[str, int], np.ndarray]] = []  # per batch: (kind, number of the clip) -> frames
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)  # before anything is computed: perhaps it cannot be
 
     def take(self, batch: Batch, made: Tensor, rows: dict[str, Tensor]) -> None:
         """Keep what will be written of a batch, of the first repetition: what `evaluate` hands over."""
-        if batch.seed != self.clips.seed or batch.items[0] >= self.count:
+        shown = [(row, item) for row, item in enumerate(batch.items) if item in self.numbers]
+        if batch.seed != self.clips.seed or not shown:
             return
         kinds = {"-".join(re.findall(r"\w+", name)): clips for name, clips in rows.items() if name}
         kinds |= {f"made-{k}" if k else "made": made[:, k] for k in range(made.shape[1])} | {"original": batch.clips}
-        shown = [(row, item) for row, item in enumerate(batch.items) if item < self.count]
         self._batches.append(
             {(kind, item): to_uint8(clips[row]) for kind, clips in kinds.items() for row, item in shown}
         )
@@ -321,7 +324,7 @@ class ShownClips:
         written = set()
         for (kind, item), frames in found.items():
             rate = self.clips.describe(item)["fps"] or FRAMES_PER_SECOND
-            written.add(write_video(self.folder / f"{kind}_{item:04}.mp4", frames, rate))
+            written.add(write_video(self.folder / f"{kind}_{self.numbers[item]:04}.mp4", frames, rate))
         if others := set(files_in_folder(self.folder, VIDEO_SUFFIXES, deep=False)) - written:
             logger.warning("%s: holds %d videos that are not of this evaluation", self.folder, len(others))
 

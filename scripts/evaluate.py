@@ -58,7 +58,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=positive_int, help="frames from one to the next (default: as in training)")
     parser.add_argument("--batch_size", type=positive_int, default=4, help="clips at a time; changes no result")
     parser.add_argument(
-        "--clips_dir", type=Path, metavar="DIR", help="gets the first clips as videos: original, made, and baselines"
+        "--clips_dir", type=Path, metavar="DIR", help="gets some clips as videos: original, made, and baselines"
     )
     parser.add_argument("--clips_shown", type=positive_int, default=4, help="how many clips --clips_dir gets")
 

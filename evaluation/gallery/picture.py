@@ -18,7 +18,7 @@ SIDE, GAP, MODEL_GAP, CLIP_GAP, MARGIN, LABEL = 128, 4, 40, 32, 36, 250
 INK, SOFT, PAPER, MARK, NEW = (23, 27, 34), (89, 99, 111), (255, 255, 255), (36, 88, 211), (214, 120, 20)
 # of the film
 FILM_CLIPS = 3
-EDGE, HEAD = 4, 34  # around a frame; for a line of words
+EDGE, HEAD, CAPTION = 4, 34, 52  # around a frame; for a line of words, for two
 FRAME_TIME, LAST_TIME = 170, 1500  # milliseconds
 LARGEST = 1_900_000  # bytes; a larger film is compressed with loss
 
@@ -114,15 +114,16 @@ def film_frame(clips: Mapping[str, Sequence[np.ndarray]], number: int, given: in
     given their first frames.
     """
     tile, rows = SIDE + 2 * EDGE, max(len(chosen) for chosen in clips.values())
-    size = GAP + len(clips) * (tile + 2 * GAP), HEAD + rows * (tile + 2 * GAP) + HEAD
+    size = GAP + len(clips) * (tile + 2 * GAP), CAPTION + rows * (tile + 2 * GAP) + HEAD
     image = Image.new("RGB", size, PAPER)
     draw, small = ImageDraw.Draw(image), ImageFont.load_default(17)
     color = MARK if number < given else NEW
     for column, (kind, chosen) in enumerate(clips.items()):
         left = GAP + column * (tile + 2 * GAP)
-        draw.text((left + tile / 2, HEAD / 2), kind, INK, small, anchor="mm")
+        place = left + tile / 2, CAPTION / 2
+        draw.text(place, kind.replace(", ", "\n"), INK, small, anchor="mm", align="center")
         for row, frames in enumerate(chosen):
-            top = HEAD + row * (tile + 2 * GAP)
+            top = CAPTION + row * (tile + 2 * GAP)
             draw.rectangle((left, top, left + tile - 1, top + tile - 1), SOFT if not column else color)
             square = Image.fromarray(frames[min(number, len(frames) - 1)]).resize(
                 (SIDE, SIDE), Image.Resampling.BICUBIC

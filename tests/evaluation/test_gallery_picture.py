@@ -71,9 +71,9 @@ def test_film_moves_with_given_and_predicted_frames_in_their_colours(tmp_path, m
             image.seek(number)
             pixels = np.asarray(image.convert("RGB"))
             edge = GAP + tile + 2 * GAP + 1
-            assert near(pixels[HEAD + tile // 2, edge], color)
-            assert near(pixels[HEAD + tile // 2, edge + tile // 2], BLUE) and near(
-                pixels[HEAD + tile // 2, tile // 2], RED
+            assert near(pixels[picture.CAPTION + tile // 2, edge], color)
+            assert near(pixels[picture.CAPTION + tile // 2, edge + tile // 2], BLUE) and near(
+                pixels[picture.CAPTION + tile // 2, tile // 2], RED
             )
         assert image.height > HEAD + picture.FILM_CLIPS * tile
     size = film.stat().st_size
