@@ -130,7 +130,9 @@ def measure(classifier: DigitClassifier, clips: int = 2000) -> dict[str, dict[st
         for digits, colour in ((1, 0), (2, 0), (2, 1)):
             name = f"digits:{10 * clips},frames=3,digits={digits},colour={colour},seed=1"
             source = open_clips(name, 3, SIDE, split=split, windows="first", total_videos=clips)
-            readings = torch.cat([read_digits(source[index][None], classifier) for index in range(clips)])
+            batches = torch.arange(clips).split(64)
+            read = [read_digits(torch.stack([source[i] for i in batch.tolist()]), classifier) for batch in batches]
+            readings = torch.cat(read)
             labels = [source.label(index) for index in range(clips)]
             shown = f"{split}, {digits} {'coloured ' * colour}digit{'s' * (digits - 1)}"
             found[f"{shown}, one frame"] = rates(readings[:, :1], labels)
