@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.cli import positive_int
+from training.cli import add_class_arguments, positive_int
 from videodata.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 RANDOM = "RANDOM"  # stands in the name of every number that networks of random weights gave
-PAIRED_METRICS = ("psnr", "ssim", "lpips")
-SET_METRICS = ("fvd", "fid")
-FOLDER_METRICS = (*PAIRED_METRICS, "boundary", "brightness", *SET_METRICS)  # of files, which no model made here
+PAIRED_METRICS = ("psnr", "ssim", "lpips", "energy")
+SET_METRICS = ("fvd", "fid", "fd-pca")
+DIGIT_METRICS = ("identity", "class-agreement", "recognised")  # of clips of digits
+FOLDER_METRICS = ("psnr", "ssim", "lpips", "boundary", "brightness", *SET_METRICS)  # of files, which no model made here
 FVD_EXTRACTORS = ("i3d", "i3d-torchscript")
 FVD_FRAMES = ("all", "predicted")
 FEATURE_CACHE = "~/.cache/videogen/features"
@@ -34,6 +35,8 @@ class Protocol:
     seed: int = 0
     repetitions: int = 1  # whole evaluations, with seeds seed, seed + 1, ...: of the windows and of the model's noise
     samples: int = 1  # clips that a random model makes of each clip
+    class_name: str | None = None  # to ask for in place of each clip's own, of a model of classes
+    guidance: float = 1.0  # towards the class
     batch_size: int = 4
     quantize: bool = True  # to 8 bit, before scoring
     ssim_definition: str = "standard"
@@ -74,6 +77,8 @@ class Protocol:
             "seed": self.seed,
             "repetitions": self.repetitions,
             "samples": self.samples,
+            "class": self.class_name,
+            "guidance": self.guidance,
             "rounded_to_8_bit": self.quantize,
             "fvd_frames": self.fvd_frames if set(SET_METRICS) & set(self.metrics) else None,
         }
@@ -84,7 +89,7 @@ def add_metric_arguments(
 ) -> None:
     """Which metrics, and how they are computed. None known: those that the model turns out to have."""
     group = parser.add_argument_group("metrics")
-    all_have = ", ".join((*PAIRED_METRICS, *SET_METRICS, "diversity", "boundary"))
+    all_have = ", ".join((*PAIRED_METRICS, *SET_METRICS, *DIGIT_METRICS, "diversity", "boundary"))
     text = f"{all_have}, or the model's own; a wrong name lists them (default: what the model is usually measured by)"
     options = {"choices": known, "default": list(default)} if known else {"metavar": "NAME"}
     group.add_argument("--metrics", nargs="+", help="what is measured" if known else text, **options)
@@ -111,6 +116,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         "--repetitions", type=positive_int, default=1, help="whole evaluations, with seeds seed, seed + 1, ..."
     )
     group.add_argument("--samples", type=positive_int, default=1, help="clips that a random model makes of each clip")
+    add_class_arguments(group)
     group.add_argument("--fvd_frames", choices=FVD_FRAMES, default="all", help="predicted: given frames left out")
     group.add_argument("--feature_cache", default=FEATURE_CACHE, help="features of real clips; none: not kept")
     group.add_argument("--no_quantize", action="store_true", help="score floats, not 8-bit frames")
