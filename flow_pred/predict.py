@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flow_pred.config import FlowPredConfig
+from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.latents import LatentPredictor, at_rest, decode_clip, encode_clip
+from flow_pred.neural_sde import SDE_STEPS
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from training import distributed
 from training.randomness import derive_seed
 from videodata.errors import UserError
-
-SDE_STEPS = 2  # solver steps per frame of the neural SDE, where nobody says otherwise; RIVER's default goes by its grid
 
 
 @dataclass
@@ -88,17 +88,26 @@ def plan_for(
     if isinstance(predictor, RiverPredictor):
         if res != 1:
             raise UserError("--res is for the neural SDE; RIVER has no time between frames")
+        if past_horizon is not None and predictor.frames_seen is not None:
+            raise UserError(
+                f"--past-horizon: this RIVER looks at the last {predictor.frames_seen} frames, at no others"
+            )
         options = {
             "grid": grid,
             "steps": steps or evaluation.steps,
-            "method": solver,
+            "method": solver or (evaluation.solver if grid == "uniform" else None),
             "past_horizon": evaluation.past_horizon if past_horizon is None else past_horizon,
             "warm_start": evaluation.warm_sampling if warm_start is None else warm_start,
         }
     else:
         if past_horizon is not None or warm_start is not None or grid != "uniform":
             raise UserError("--past-horizon, --warm-start and --grid are for RIVER")
-        options = {"steps": steps or SDE_STEPS, "method": solver or "euler", "atol": atol, "outputs_per_interval": res}
+        options = {
+            "steps": steps or evaluation.steps or SDE_STEPS,
+            "method": solver or evaluation.solver or "euler",
+            "atol": atol,
+            "outputs_per_interval": res,
+        }
     return Plan(context, frames, config.data.skip_frames + 1, res, seed, options)
 
 
@@ -120,7 +129,7 @@ class CallCounter:
     def __init__(self, predictor: LatentPredictor) -> None:
         self.samples: dict[str, int] = {}
         for name, module in predictor.named_children():
-            if isinstance(module, VectorFieldRegressor):
+            if isinstance(module, (VectorFieldRegressor, ConvRegressor)):
                 module.register_forward_hook(self._count(name))
 
     def _count(self, name: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -27,9 +28,10 @@ from torchvision.transforms.v2 import functional
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_weights
 from flow_pred.config import RIVER_FINAL_RATE, SDE_FINAL_SHARE, FlowPredConfig, configure, plain_config
-from flow_pred.files import build_regressor, default_run, inner, read_component
+from flow_pred.conv_backbone import ConvBlock, ConvRegressor
+from flow_pred.files import Regressor, build_regressor, default_run, inner, read_component
 from flow_pred.latents import LatentClips, LatentPredictor, LatentSpace, decode_clip, moments_of, pick_frames
-from flow_pred.neural_sde import NeuralSDE, log_diffusion
+from flow_pred.neural_sde import SDE_STEPS, NeuralSDE, log_diffusion
 from flow_pred.objectives import (
     StateDraw,
     StateTarget,
@@ -41,11 +43,11 @@ from flow_pred.objectives import (
     mean_square,
     state_target,
 )
-from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor, river_path
 from training import Losses, Networks, Recipe, Step, TrainSettings, settings_from, train
 from training.checkpoint import checkpoints_in
 from training.cli import relaunch
+from training.data import collate
 from training.distributed import is_main, print0
 from training.optim import build_optimizer
 from training.randomness import SampleNoise
@@ -58,6 +60,9 @@ logger = logging.getLogger(__name__)
 MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 STRENGTH, HUE = 0.1, 0.25  # of colour augmentation: brightness, contrast and saturation; hue
 SHOWN = 4  # sequences in the pictures
+START_BATCHES = 4  # that the diffusion's start is measured on
+SATURATED = 0.99  # of tanh: almost no gradient comes back
+NOTHING_LEARNED = 0.98  # of the loss of the answer 0
 Terms = dict[str, Tensor]  # per-sample values (B,); "loss" is what is minimised
 
 
@@ -66,12 +71,13 @@ class PredictorRecipe(Recipe):
 
     best_metric = ("loss", "min")
     ema_networks = ("regressor",)
-    shard_types = (torch.nn.TransformerEncoderLayer,)
+    shard_types = (torch.nn.TransformerEncoderLayer, ConvBlock)
 
-    def __init__(self, config: FlowPredConfig, regressor: VectorFieldRegressor, latent_space: LatentSpace) -> None:
+    def __init__(self, config: FlowPredConfig, regressor: Regressor, latent_space: LatentSpace) -> None:
         settings = config.training.optimizer
         # fused: one pass over 98 M parameters where the default makes a dozen
-        options = {"weight_decay": settings.weight_decay, "fused": True}
+        options = {"weight_decay": settings.weight_decay, "fused": True, "tables": regressor.tables()}
+        options["convolutions"] = isinstance(regressor, ConvRegressor)
         optimizer = build_optimizer(settings.name, regressor.trained_parameters(), settings.learning_rate, **options)
         super().__init__({"regressor": regressor}, {"regressor": optimizer})
         self.config, self.latent_space = config, latent_space
@@ -136,23 +142,43 @@ class PredictorRecipe(Recipe):
 
 
 class RiverRecipe(PredictorRecipe):
-    """Conditional flow matching of the next frame given the last one and a random earlier one."""
+    """Conditional flow matching of the next frame given the last one and a random earlier one, or the last K."""
 
     name = "flow_pred_river"
 
     def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
-        draw = draw_river(step.noise, self.frames_in(batch), self.latent_shape)
-        target, reference, condition = self.latents(batch, draw.frames, step).unbind(1)
-        x, velocity = river_path(target, draw.noise, draw.time, self.config.model.sigma)
-        predicted = networks["regressor"](x, reference, condition, draw.distance, draw.time)
-        return {"loss": mean_square(predicted.float(), velocity)}
+        model, frames = self.config.model, self.frames_in(batch)
+        if model.condition == "last":
+            count = model.num_input_frames
+            draw = draw_state(step.noise, frames, count, self.latent_shape, model.start_share, noisy=1)
+            latents = self.latents(batch, draw.frames(count), step)
+            seen, target = self.perturbed(latents[:, :-1], step), latents[:, -1]
+            last, given = seen[:, -1], (seen.flatten(1, 2), None, None)
+        else:
+            draw = draw_river(step.noise, frames, self.latent_shape, model.start_share)
+            target, last, condition = self.latents(batch, draw.frames, step).unbind(1)
+            given = (last, condition, draw.distance)
+        x, velocity = river_path(target, draw.noise, draw.time, model.sigma)
+        answer = networks["regressor"](x, *given, draw.time).float()
+        if model.prediction == "frame":
+            return {"loss": mean_square(last + answer, target)}
+        return {"loss": mean_square(answer, velocity)}
+
+    def perturbed(self, seen: Tensor, step: Step) -> Tensor:
+        """Frames (B, K, C, h, w) that are shown, in training with noise of random size, as a sample's own have."""
+        most = self.config.model.context_noise
+        if not (most and step.training):
+            return seen
+        size = most * step.noise.uniform().view(-1, 1, 1, 1, 1)
+        return seen + size * step.noise.normal(*seen.shape[1:])
 
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and what RIVER continues them with."""
-        predictor = RiverPredictor(networks["regressor"], sigma=self.config.model.sigma)
-        settings = self.config.evaluation
+        model, settings = self.config.model, self.config.evaluation
+        predictor = RiverPredictor(networks["regressor"], sigma=model.sigma, prediction=model.prediction)
         options = {"past_horizon": settings.past_horizon, "warm_start": settings.warm_sampling}
-        return self.shown_prediction(predictor, batch, step, steps=settings.steps, **options)
+        options |= {"steps": settings.steps, "method": settings.solver}
+        return self.shown_prediction(predictor, batch, step, **options)
 
 
 class StateRecipe(PredictorRecipe):
@@ -162,8 +188,13 @@ class StateRecipe(PredictorRecipe):
         """Draw intervals, times and perturbations for a batch."""
         model = self.config.model
         count = model.num_input_frames
-        draw: StateDraw = draw_state(step.noise, self.frames_in(batch), count, self.latent_shape)
+        draw: StateDraw = draw_state(step.noise, self.frames_in(batch), count, self.latent_shape, model.start_share)
         return state_target(self.latents(batch, draw.frames(count), step), draw, model.sigma, model.noise_std)
+
+    def solver(self) -> dict[str, Any]:
+        """How `sample` is asked to solve the equation."""
+        settings = self.config.evaluation
+        return {"steps": settings.steps or SDE_STEPS, "method": settings.solver or "euler"}
 
 
 class FlowRecipe(StateRecipe):
@@ -182,7 +213,7 @@ class FlowRecipe(StateRecipe):
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and what the flow alone continues them with."""
         sde = NeuralSDE(networks["regressor"], num_input_frames=self.config.model.num_input_frames)
-        return self.shown_prediction(sde, batch, step)
+        return self.shown_prediction(sde, batch, step, **self.solver())
 
 
 class DenoiserRecipe(StateRecipe):
@@ -194,6 +225,21 @@ class DenoiserRecipe(StateRecipe):
         goal = self.state(batch, step)
         predicted = networks["regressor"](goal.state).float()
         return {"loss": mean_square(predicted, -goal.perturbation)}
+
+    def evaluate(self, batch: Any, step: Step, networks: Networks) -> Terms:
+        """The loss, and beside it that of the answer 0."""
+        goal = self.state(batch, step)
+        loss = mean_square(networks["regressor"](goal.state).float(), -goal.perturbation)
+        return {"loss": loss, "judged": torch.stack([loss, goal.perturbation.square().flatten(1).mean(1)], dim=1)}
+
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        loss, zero = sums["judged"].tolist()
+        if loss > NOTHING_LEARNED * zero and is_main():
+            logger.warning(
+                "WARN the denoiser answers no better than 0 (%.3g of its loss): train it longer, or predict without it",
+                loss / zero,
+            )
+        return {"loss_over_zero": loss / zero}
 
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Perturbed newest frames, and the same after one step of the denoiser."""
@@ -212,23 +258,74 @@ class DiffusionRecipe(StateRecipe):
     def __init__(
         self,
         config: FlowPredConfig,
-        regressor: VectorFieldRegressor,
+        regressor: Regressor,
         latent_space: LatentSpace,
-        flow: VectorFieldRegressor,
-        denoiser: VectorFieldRegressor | None = None,
+        flow: Regressor,
+        denoiser: Regressor | None = None,
     ) -> None:
         super().__init__(config, regressor, latent_space)
         self.flow, self.denoiser = flow, denoiser
         self.frozen += [network for network in (flow, denoiser) if network is not None]
 
+    @torch.no_grad()
+    def residual(self, goal: StateTarget) -> Tensor:
+        """What the flow leaves unexplained, (B, C, h, w)."""
+        return goal.velocity - self.flow(goal.state).float()
+
     def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
+        return self.judged(batch, step, networks)[0]
+
+    def judged(self, batch: Any, step: Step, networks: Networks) -> tuple[Terms, Tensor]:
+        """The losses, and for each sample (B, 3): NLL, mean squared residual, share of amplitudes at their limit."""
         goal, model = self.state(batch, step), self.config.model
-        with torch.no_grad():
-            residual = goal.velocity - self.flow(goal.state).float()
-        amplitude = log_diffusion(networks["regressor"](goal.state).float(), tuple(model.logit_range))
+        residual, answer = self.residual(goal), networks["regressor"](goal.state).float()
+        amplitude = log_diffusion(answer, tuple(model.logit_range))
         first, second = diffusion_reference(amplitude, residual)
         nll = diffusion_nll(amplitude, residual)
-        return {"loss": nll if model.diffusion_loss == "nll" else first + second, "nll": nll, "amplitude_mse": first}
+        loss = nll if model.diffusion_loss == "nll" else first + second
+        limit = (answer.detach().tanh().abs() > SATURATED).float()
+        facts = torch.stack([x.flatten(1).mean(1) for x in (nll.detach()[:, None], residual.square(), limit)], dim=1)
+        return {"loss": loss, "nll": nll, "amplitude_mse": first}, facts
+
+    def evaluate(self, batch: Any, step: Step, networks: Networks) -> Terms:
+        """The losses, and what `summarize` judges them by."""
+        terms, facts = self.judged(batch, step, networks)
+        return {**terms, "judged": torch.cat([facts, torch.ones_like(facts[:, :1])], dim=1)}
+
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        model = self.config.model
+        nll, square, limit = (sums["judged"][:3] / sums["judged"][3]).tolist()
+        constant = 0.5 * math.log(max(square, 1e-30)) + 0.5  # of the best amplitude that is the same everywhere
+        if limit > 0.5 and is_main():
+            logger.warning(
+                "WARN %.0f %% of the noise amplitudes sit at a limit of model.logit_range %s and learn no more: start "
+                "anew with model.diffusion_start: residual, or widen the range", 100 * limit, model.logit_range
+            )  # fmt: skip
+        elif nll > constant and is_main():
+            logger.warning(
+                "WARN the diffusion (NLL %.3f) is no better than one amplitude everywhere (%.3f): train it longer",
+                nll, constant,
+            )  # fmt: skip
+        return {"nll_of_constant": constant, "at_limit": limit}
+
+    @torch.no_grad()
+    def start_at_residual(self, data: Dataset) -> None:
+        """Start the network at the root mean square of the flow's residual in each channel, everywhere.
+
+        Far above it the first gradients are thousands of times too large, and after them tanh is saturated for good.
+        """
+        size, squares = self.config.training.batching.batch_size, []
+        for first in range(0, min(START_BATCHES * size, len(data)), size):
+            items = range(first, min(first + size, len(data)))
+            batch = collate([data[item] for item in items])
+            step = Step(0, 1, SampleNoise(0, items), torch.device("cpu"), training=False)
+            squares.append(self.residual(self.state(batch, step)).square().mean((2, 3)))  # (B, C)
+        low, high = self.config.model.logit_range
+        amplitude = 0.5 * torch.cat(squares).mean(0).clamp_min(1e-12).log()  # (C,)
+        share = (2 * (amplitude - low) / (high - low) - 1).clamp(-SATURATED, SATURATED)
+        last = self.networks["regressor"].last
+        last.weight.zero_()
+        last.bias.copy_(share.atanh())
 
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and one draw of their continuation."""
@@ -236,7 +333,7 @@ class DiffusionRecipe(StateRecipe):
         sde = NeuralSDE(
             self.flow, self.denoiser, networks["regressor"], model.num_input_frames, tuple(model.logit_range)
         )
-        return self.shown_prediction(sde, batch, step)
+        return self.shown_prediction(sde, batch, step, **self.solver())
 
 
 def jitter_colors(clips: Tensor, noise: SampleNoise) -> Tensor:
@@ -287,6 +384,8 @@ def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: P
         schedule=optimizer.schedule,
         warmup_steps=optimizer.num_warmup_steps,
         warmup_start=0.0,
+        clip=optimizer.clip,
+        ema=optimizer.ema,
         **({"final_rate": final} if optimizer.schedule == "sqrt" else {}),
     )
     return dataclasses.replace(settings, device="cpu") if args.num_gpus == 0 else settings
@@ -359,7 +458,7 @@ def build_recipe(config: FlowPredConfig, latent_space: LatentSpace) -> Predictor
     return DiffusionRecipe(config, regressor, latent_space, networks["f"], networks.get("d"))
 
 
-def frozen_part(path: str, role: str, config: FlowPredConfig) -> VectorFieldRegressor:
+def frozen_part(path: str, role: str, config: FlowPredConfig) -> Regressor:
     """The flow or the denoiser under a diffusion. Raises UserError if it was trained on other latents."""
     own = config.model
     part = read_component(path, role, dataclasses.replace(own, func={"f": "f_nll", "d": "d"}[role]))
@@ -401,7 +500,10 @@ def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[Predictor
     config.model.latent_mean, config.model.latent_std = measure_latents(config, autoencoder, data, run_dir)
     latent_space = LatentSpace(autoencoder, config.model.latent_mean, config.model.latent_std)
     check_latents(config, latent_space, data)
-    return build_recipe(config, latent_space), data, validation
+    recipe = build_recipe(config, latent_space)
+    if config.model.diffusion_start == "residual" and isinstance(recipe, DiffusionRecipe):
+        recipe.start_at_residual(data)  # a run that continues loads its weights afterwards
+    return recipe, data, validation
 
 
 @torch.no_grad()
