@@ -15,6 +15,7 @@ from training.config import from_dict
 from videodata.errors import UserError
 
 COMPONENTS = ("river", "f_nll", "f_mse", "d", "g")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 BACKBONES = ("transformer", "conv")
 CHOICES = {
     "diffusion_loss": ("nll", "reference"),
@@ -44,6 +45,7 @@ class DataConfig:
     random_horizontal_flip: bool = False
     aug: bool = False  # colour augmentation, one draw per clip
     latents: str | None = None  # folder of cached latents: train on these in place of pictures
+    texts: str | None = None  # folder of cached T5 embeddings of the labels, which are captions then
 
 
 @dataclass
@@ -78,6 +80,9 @@ class ModelConfig:
     noise_std: float = 0.1
     logit_range: list[float] = field(default_factory=lambda: [-9.0, 1.0])
     diffusion_loss: str = "nll"  # nll, or reference: the original's, which underestimates the noise
+    classes: list[str] | str = field(default_factory=list)  # RIVER is told a clip's label: names, or `auto`: the data's
+    class_dropout: float = 0.1  # share of training clips whose label is kept back, so that guidance has a comparison
+    text_width: int = 0  # of the cached text embeddings that stand for the classes (data.texts); 0: a learned table
     diffusion_start: str = "random"  # or residual: g starts at the mean size of what its flow leaves unexplained
     f_ckpt_path: str | None = None
     d_ckpt_path: str | None = None
@@ -129,6 +134,7 @@ class TrainingConfig:
     condition_frames: int = 4
     frames_to_generate: int = 12
     loss_weights: LossWeights = field(default_factory=LossWeights)
+    precision: str = "fp32"  # bf16, fp16, or auto: bf16 where the processor has it; --precision says otherwise
 
 
 @dataclass
@@ -221,8 +227,16 @@ def parse_config(values: dict[str, Any]) -> FlowPredConfig:
             raise UserError(f"model.{key} must be {' or '.join(allowed)}, found {getattr(model, key)!r}")
     if not 0 <= model.start_share <= 1:
         raise UserError(f"model.start_share must lie between 0 and 1, found {model.start_share}")
+    if model.classes and model.role != "river":
+        raise UserError("model.classes is a condition of RIVER; the neural SDE has none")
+    if not 0 <= model.class_dropout <= 1:
+        raise UserError(f"model.class_dropout must lie between 0 and 1, found {model.class_dropout}")
+    if (config.data.texts or model.text_width) and not model.classes:
+        raise UserError("texts stand for classes: set model.classes=auto beside data.texts")
     if model.context_noise and model.condition != "last":
         raise UserError("model.context_noise needs model.condition: last")
+    if training.precision not in PRECISIONS:
+        raise UserError(f"training.precision must be one of {', '.join(PRECISIONS)}, found {training.precision!r}")
     backbone = model.vector_field_regressor.backbone
     if backbone not in BACKBONES:
         raise UserError(f"model.vector_field_regressor.backbone must be transformer or conv, found {backbone!r}")

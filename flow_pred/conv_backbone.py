@@ -16,8 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from flow_pred.regressor import (
     DISTANCE_DIM,
     check_role,
+    class_code,
+    class_or_none,
     frames_in,
     river_maps,
+    tables_of,
     time_embedding,
 )
 from videodata.errors import UserError
@@ -46,6 +49,8 @@ class ConvRegressor(nn.Module):
         condition: str = "random",
         dropout: float = 0.0,
         checkpointing: bool = False,
+        classes: int = 0,
+        text_width: int = 0,
     ) -> None:
         super().__init__()
         check_role(role, condition, num_input_frames)
@@ -63,6 +68,7 @@ class ConvRegressor(nn.Module):
             self.distance_code = nn.Sequential(
                 nn.Linear(1, DISTANCE_DIM), nn.ReLU(), nn.Linear(DISTANCE_DIM, inner_dim)
             )
+        self.class_code = class_code(classes, text_width, inner_dim)
         self.blocks = nn.ModuleList(ConvBlock(inner_dim, dropout) for _ in range(depth))
         self.out_norm = nn.GroupNorm(1, inner_dim)
         self.project_out = zero_convolution(inner_dim, state_size * (num_input_frames if role == "d" else 1))
@@ -75,12 +81,13 @@ class ConvRegressor(nn.Module):
         conditioning_latents: Tensor | None = None,
         index_distances: Tensor | None = None,
         timestamps: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """As VectorFieldRegressor: latents -> (B, C, H, W), or (B, K * C, H, W) for role d."""
         maps, code = input_latents, None
         if self.role == "river":
             maps = river_maps(self, input_latents, reference_latents, conditioning_latents)
-            code = self.code(index_distances, timestamps)[:, :, None, None]
+            code = self.code(index_distances, timestamps, labels)[:, :, None, None]
         if maps.shape[-2:] != self.state_res:
             raise UserError(
                 f"latents are {tuple(maps.shape[-2:])} and the network is made for state_res {self.state_res}"
@@ -93,11 +100,13 @@ class ConvRegressor(nn.Module):
                 x = block(x, code)
         return self.project_out(F.silu(self.out_norm(x)))
 
-    def code(self, distances: Tensor | None, times: Tensor) -> Tensor:
+    def code(self, distances: Tensor | None, times: Tensor, labels: Tensor | None) -> Tensor:
         """What all places of a map are told, (B, D)."""
         code = self.time_code(time_embedding(times, self.inner_dim))
         if self.condition == "random":
             code = code + self.distance_code(distances.float().log()[:, None])
+        if self.class_code is not None:
+            code = code + self.class_code(class_or_none(self, labels, len(times)))
         return code
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -106,7 +115,7 @@ class ConvRegressor(nn.Module):
 
     def tables(self) -> list[nn.Parameter]:
         """Parameters that are read place by place, which Muon must not take for matrices."""
-        return [self.position]
+        return [self.position, *tables_of(self.class_code)]
 
     @property
     def last(self) -> nn.Conv2d:

@@ -69,6 +69,8 @@ def build_regressor(model: ModelConfig) -> Regressor:
         "reference": model.reference,
         "condition": model.condition if river else "random",
         "num_input_frames": model.num_input_frames if not river or model.condition == "last" else None,
+        "classes": len(model.classes),
+        "text_width": model.text_width,
     }
     if size.pop("backbone") == "transformer":
         return VectorFieldRegressor(**size, **options)
@@ -177,7 +179,7 @@ def load_river(
     component = load_component(checkpoint, config, "river")
     model = component.model
     space = component.latent_space(autoencoder)
-    predictor = RiverPredictor(component.network, space, model.sigma, model.prediction)
+    predictor = RiverPredictor(component.network, space, model.sigma, model.prediction, model.classes)
     return predictor.to(device).eval(), component
 
 

@@ -30,6 +30,7 @@ from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import atomic_path, write_file
+from videodata.labels import class_number
 from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
 
@@ -45,8 +46,10 @@ def generate_flow_pred(args: argparse.Namespace) -> None:
     plan = plan_for(
         loaded.predictor, loaded.config, context=args.context, frames=args.frames, steps=args.steps,
         solver=args.solver, atol=args.atol, res=args.res, grid=args.grid, past_horizon=args.past_horizon,
-        warm_start=args.warm_start, seed=args.seed,
+        warm_start=args.warm_start, guidance=args.guidance, seed=args.seed,
     )  # fmt: skip
+    if args.class_name is not None:
+        class_number(getattr(loaded.predictor, "classes", ()), args.class_name)
     if args.metrics and not plan.fine:
         raise UserError(NO_TRUTH)
     data, size = args.data or loaded.config.data.data_root, loaded.config.data.crop_size
@@ -97,14 +100,17 @@ def write_predictions(args: argparse.Namespace, subject: Predictions, clips: Cli
     with ExitStack() as stack:
         write_h5 = "h5" in args.format and is_main()
         h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if write_h5 else None
-        for prediction in predict(subject.predictor, clips, plan, args.batch_size, subject.device):
+        predictions = predict(subject.predictor, clips, plan, args.batch_size, subject.device, args.class_name)
+        for prediction in predictions:
             if h5:
                 h5.add(prediction)
             write_clips(args.out, prediction, plan, fps, [kind for kind in args.format if kind != "h5"])
             if prediction.items[0] == 0:
                 Image.fromarray(strip(prediction, plan)).save(args.out / "strip.png")
             if scores:
-                batch = Batch(prediction.target, prediction.items, args.seed)
+                batch = Batch(
+                    prediction.target, prediction.items, args.seed, 0, [args.class_name] * len(prediction.items)
+                )
                 scores.update(batch, prediction.generated[:, None])
         drift, calls = (count / len(clips) / plan.frames for count in (counter.drift, counter.total))
         if h5:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from flow_pred.neural_sde import SDE_STEPS
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from training import distributed
+from training.conditions import class_numbers
 from training.randomness import derive_seed
 from videodata.errors import UserError
 
@@ -79,6 +80,7 @@ def plan_for(
     grid: str = "uniform",
     past_horizon: int | None = None,
     warm_start: float | None = None,
+    guidance: float = 1.0,
     seed: int = 0,
 ) -> Plan:
     """What to predict and how; None: as the configuration says. Raises UserError for what only the other kind has."""
@@ -98,8 +100,13 @@ def plan_for(
             "method": solver or (evaluation.solver if grid == "uniform" else None),
             "past_horizon": evaluation.past_horizon if past_horizon is None else past_horizon,
             "warm_start": evaluation.warm_sampling if warm_start is None else warm_start,
+            **({"guidance": guidance} if predictor.classes else {}),
         }
+        if guidance != 1 and not predictor.classes:
+            raise UserError(f"--guidance {guidance:g}: the model was trained without classes")
     else:
+        if guidance != 1:
+            raise UserError("--guidance is for a RIVER of classes; the neural SDE has none")
         if past_horizon is not None or warm_start is not None or grid != "uniform":
             raise UserError("--past-horizon, --warm-start and --grid are for RIVER")
         options = {
@@ -155,9 +162,16 @@ def over_processes(count: int) -> int:
 
 
 def predict(
-    predictor: LatentPredictor, clips: Dataset, plan: Plan, batch_size: int, device: torch.device
+    predictor: LatentPredictor,
+    clips: Dataset,
+    plan: Plan,
+    batch_size: int,
+    device: torch.device,
+    class_name: str | None = None,
 ) -> Iterator[Prediction]:
     """Predictions of all clips, in order; clip i depends on (seed, i) alone.
+
+    class_name: what to ask a model of classes for, in place of no class.
 
     Several processes take turns at the batches; the main process gets all of them, the others get none.
     """
@@ -167,7 +181,8 @@ def predict(
         if mine < len(starts):
             items = list(range(starts[mine], min(starts[mine] + batch_size, len(clips))))
             context, target = plan.split(torch.stack([clips[item] for item in items]))
-            new = predict_frames(predictor, context, plan, items, plan.seed, device)
+            labels = [class_name] * len(items)
+            new = predict_frames(predictor, context, plan, items, plan.seed, device, labels)
             own = Prediction(torch.cat([context, new], dim=2), target, items)
         predictions = distributed.gather_batches([] if own is None else [own])  # turn by turn: they are large
         if distributed.is_main():
@@ -181,10 +196,20 @@ def predict_frames(
     items: list[int],
     seed: int,
     device: torch.device,
+    labels: Sequence[str | None] = (),
+    guidance: float | None = None,
 ) -> Tensor:
-    """What follows the context (B, 3, n, H, W) of the clips with these numbers: (B, 3, frames * res, H, W)."""
+    """What follows the context (B, 3, n, H, W) of the clips with these numbers: (B, 3, frames * res, H, W).
+
+    labels: the class of each, for a model of classes; guidance: in place of the plan's.
+    """
+    options = dict(plan.options)
+    if classes := getattr(predictor, "classes", ()):
+        options["labels"] = class_numbers(classes, labels) if labels else None
+        if guidance is not None:
+            options["guidance"] = guidance
     generator = torch.Generator().manual_seed(derive_seed(seed, "generate"))
     with at_rest(predictor):
         latents = encode_clip(predictor.autoencoder, context.to(device))
-        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **plan.options)
+        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **options)
         return decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()

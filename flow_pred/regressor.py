@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flow_pred.batch_norm import SharedBatchNorm2d
+from training.conditions import ClassEmbedding
 from videodata.errors import UserError
 
 ROLES = ("river", "f", "d", "g")
@@ -73,7 +74,8 @@ class VectorFieldRegressor(nn.Module):
     state_size: C. state_res: (H, W). role f, d and g read `num_input_frames` latent frames; f and g answer with the
     newest frame's values (B, C, H, W), d with those of all frames (B, K * C, H, W). out_norm: "ln" or "bn" head.
     reference: whether the RIVER field reads the frame before the one it predicts, beside a random earlier one.
-    condition "last": it reads the last `num_input_frames` frames in place of both. State-dict keys are those of the
+    condition "last": it reads the last `num_input_frames` frames in place of both. classes: how many labels RIVER can
+    be told; text_width: by embeddings of that width in place of a learned table. State-dict keys are those of the
     original; f, d and g carry the unused `time_projection` along. Sources: RIVER, arXiv 2211.14575; U-ViT, 2209.12152.
     """
 
@@ -91,6 +93,8 @@ class VectorFieldRegressor(nn.Module):
         dropout: float = 0.05,
         checkpointing: bool = False,
         condition: str = "random",
+        classes: int = 0,
+        text_width: int = 0,
     ) -> None:
         super().__init__()
         check_role(role, condition, num_input_frames)
@@ -105,6 +109,7 @@ class VectorFieldRegressor(nn.Module):
         self.time_projection = nn.Sequential(
             nn.Linear(1, DISTANCE_DIM), nn.ReLU(), nn.Linear(DISTANCE_DIM, inner_dim)
         )  # of the frame distance; the name is the original's
+        self.class_code = class_code(classes, text_width, inner_dim)
         self.in_blocks = nn.ModuleList(layer(inner_dim, dropout) for _ in range(depth))
         self.mid_blocks = nn.ModuleList(layer(inner_dim, dropout) for _ in range(mid_depth))
         self.out_blocks = nn.ModuleList(
@@ -119,11 +124,13 @@ class VectorFieldRegressor(nn.Module):
         conditioning_latents: Tensor | None = None,
         index_distances: Tensor | None = None,
         timestamps: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """River: latents (B, C, H, W) each, distances (B,) >= 1 and path times (B,) in [0, 1] -> velocity (B, C, H, W).
 
         With condition "last" the reference is the last K frames (B, K * C, H, W), oldest first, and there are no
-        conditioning latents and distances. Roles f, d and g: the state (B, K * C, H, W) alone, oldest frame first.
+        conditioning latents and distances. labels (B,): numbers of classes; None: no class. Roles f, d and g: the
+        state (B, K * C, H, W) alone, oldest frame first.
         """
         if self.role != "river":
             return self.project_out(self.transform(self.tokens(input_latents)))
@@ -131,8 +138,10 @@ class VectorFieldRegressor(nn.Module):
         if self.condition == "random":
             distance = index_distances.to(tokens.dtype).log()[:, None]  # (B, 1)
             tokens = tokens + self.time_projection(distance)[:, None]
-        time = time_embedding(timestamps, self.inner_dim).to(tokens.dtype)[:, None]  # (B, 1, D)
-        return self.project_out(self.transform(torch.cat([time, tokens], dim=1))[:, 1:])
+        time = time_embedding(timestamps, self.inner_dim).to(tokens.dtype)  # (B, D)
+        if self.class_code is not None:
+            time = time + self.class_code(class_or_none(self, labels, len(time)))
+        return self.project_out(self.transform(torch.cat([time[:, None], tokens], dim=1))[:, 1:])
 
     def tokens(self, latents: Tensor) -> Tensor:
         """Projected tokens (B, N, D) with their position codes."""
@@ -167,8 +176,8 @@ class VectorFieldRegressor(nn.Module):
         return [parameter for parameter in self.parameters() if parameter not in unused]
 
     def tables(self) -> list[nn.Parameter]:
-        """Parameters that are read place by place: Muon takes them for matrices all the same, as it always did."""
-        return []
+        """Parameters that Muon must not take for matrices. (It always took those of places for some.)"""
+        return tables_of(self.class_code)
 
     @property
     def last(self) -> nn.Conv2d:
@@ -189,6 +198,40 @@ def head(dim: int, channels: int, size: tuple[int, int], norm: str) -> nn.Sequen
     if norm == "ln":
         return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), ToMap(*size), last)
     return nn.Sequential(nn.Linear(dim, dim), ToMap(*size), nn.GELU(), SharedBatchNorm2d(dim), last)
+
+
+class TextEmbedding(nn.Module):
+    """A projection of the pooled text embedding of each class, and a learned vector for none; as `ClassEmbedding`."""
+
+    def __init__(self, classes: int, width: int, dim: int) -> None:
+        super().__init__()
+        self.none = classes
+        self.register_buffer("texts", torch.zeros(classes, width))
+        self.project = nn.Linear(width, dim)
+        self.without = nn.Parameter(0.02 * torch.randn(1, dim))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Labels (B,) int64 in [0, classes] -> (B, dim)."""
+        return torch.cat([self.project(self.texts), self.without])[labels]
+
+
+def class_code(classes: int, text_width: int, dim: int) -> nn.Module | None:
+    """What turns labels into vectors; None for a network without classes."""
+    if not classes:
+        return None
+    return TextEmbedding(classes, text_width, dim) if text_width else ClassEmbedding(classes, dim)
+
+
+def tables_of(code: nn.Module | None) -> list[nn.Parameter]:
+    """The parameters of a `class_code` that are no matrices, although they have two axes."""
+    return [] if code is None else [code.without if isinstance(code, TextEmbedding) else code.table.weight]
+
+
+def class_or_none(network: nn.Module, labels: Tensor | None, count: int) -> Tensor:
+    """Labels (B,); without any, those of no class."""
+    if labels is not None:
+        return labels
+    return torch.full((count,), network.class_code.none, device=next(network.parameters()).device)
 
 
 def frames_in(role: str, reference: bool, condition: str, num_input_frames: int | None) -> int:

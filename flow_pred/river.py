@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.latents import LatentPredictor, at_rest, below, sample_noise
 from flow_pred.regressor import VectorFieldRegressor
+from training.conditions import guided
 from videodata.errors import UserError
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -27,6 +28,7 @@ class RiverPredictor(LatentPredictor):
     """Continues latent clips frame by frame with a network of role "river".
 
     prediction: what the network answers with, the velocity, or ("frame") how the next frame differs from the last one.
+    classes: the names of the labels that it can be told.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class RiverPredictor(LatentPredictor):
         autoencoder: nn.Module | None = None,
         sigma: float = 1e-7,
         prediction: str = "velocity",
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.regressor, self.autoencoder, self.sigma, self.prediction = regressor, autoencoder, sigma, prediction
+        self.classes = tuple(classes)
 
     @property
     def frames_seen(self) -> int | None:
@@ -57,6 +61,8 @@ class RiverPredictor(LatentPredictor):
         generator: torch.Generator | None = None,
         method: str | None = None,
         positions: Sequence[int] | None = None,
+        labels: Tensor | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Latents (B, n, C, H, W), n >= 1 -> (B, n + frames, C, H, W).
 
@@ -66,6 +72,7 @@ class RiverPredictor(LatentPredictor):
         back at, the last one included; -1: all; a network that reads the last K frames needs n >= K and looks at no
         others. noise (frames, B, C, H, W) and condition_indices (frames, evaluation, B) replace the draws. positions:
         which stream of noise each sample gets (default 0 .. B - 1), so that a sample does not change with its batch.
+        labels (B,): the class of each sample by its number; guidance: how far to lead to it (`training.conditions`).
         """
         times, method = path_times(steps, grid, warm_start, method)
         streams = sample_noise(len(context_latents), generator, positions, context_latents.device)
@@ -82,34 +89,44 @@ class RiverPredictor(LatentPredictor):
                     conditions = condition_indices[index].to(latents.device)
                 elif seen is None:
                     conditions = draw_conditions(streams.uniform(evaluations), latents.shape[1], past_horizon)
-                new = self.next_latent(latents, epsilon.to(latents), conditions, times, method)
+                velocity = self.velocity(latents, conditions, labels, guidance)
+                start, _ = river_path(
+                    latents[:, -1], epsilon.to(latents), latents.new_full((len(latents),), times[0]), self.sigma
+                )
+                new = integrate(velocity, start, times, method)
                 latents = torch.cat([latents, new[:, None]], dim=1)
         return latents[:, 1:] if single else latents
 
-    def next_latent(
-        self, latents: Tensor, epsilon: Tensor, conditions: Tensor | None, times: list[float], method: str
-    ) -> Tensor:
-        """The frame after `latents` (B, L, C, H, W): (B, C, H, W).
+    def velocity(self, latents: Tensor, conditions: Tensor | None, labels: Tensor | None, guidance: float) -> Velocity:
+        """The field that carries noise to the frame after `latents` (B, L, C, H, W).
 
-        conditions: (evaluation, B) in call order; None for a network that reads the last frames.
+        conditions: frames to look back at (evaluation, B), in call order; None for a network that reads the last ones.
         """
         last, length = latents[:, -1], latents.shape[1]
         batch = torch.arange(len(latents), device=latents.device)
         calls = None if conditions is None else iter(conditions)
 
         def velocity(x: Tensor, s: float) -> Tensor:
-            time = x.new_full((len(x),), s)
             if calls is None:
-                answer = self.regressor(x, latents[:, -self.frames_seen :].flatten(1, 2), None, None, time)
+                given = (latents[:, -self.frames_seen :].flatten(1, 2), None, None)
             else:
                 condition = next(calls)  # (B,)
-                answer = self.regressor(x, last, latents[batch, condition], length - 1 - condition, time)
+                given = (last, latents[batch, condition], length - 1 - condition)
+            answer = self.answer(x, given, x.new_full((len(x),), s), labels, guidance)
             if self.prediction == "velocity":
                 return answer
             return (last + answer - x) / max(1 - s, LEAST_TIME)
 
-        start, _ = river_path(last, epsilon, epsilon.new_full((len(epsilon),), times[0]), self.sigma)
-        return integrate(velocity, start, times, method)
+        return velocity
+
+    def answer(
+        self, x: Tensor, given: tuple[Tensor | None, ...], time: Tensor, labels: Tensor | None, guidance: float
+    ) -> Tensor:
+        """What the network says at (x, time), led to the class where there is one."""
+        if labels is None:
+            return self.regressor(x, *given, time)
+        none = len(self.classes)
+        return guided(lambda told: self.regressor(x, *given, time, told), labels.to(x.device), none, guidance)
 
 
 def path_times(steps: int | None, grid: str, warm_start: float, method: str | None) -> tuple[list[float], str]:

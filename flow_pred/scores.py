@@ -31,10 +31,14 @@ class Predictions(Subject):
 
     def __init__(self, predictor: LatentPredictor, plan: Plan, device: torch.device) -> None:
         self.predictor, self.plan, self.device, self.context = predictor, plan, device, plan.context
+        self.classes = getattr(predictor, "classes", ())
 
     def make(self, batch: Batch) -> Tensor:
         context = batch.clips[:, :, : self.context]
-        frames = predict_frames(self.predictor, context, self.plan, batch.items, batch.seed, self.device)
+        labels, guidance = batch.labels if self.classes else (), self.guidance
+        frames = predict_frames(
+            self.predictor, context, self.plan, batch.items, batch.seed, self.device, labels, guidance
+        )
         return torch.cat([context, frames], dim=2)
 
     def compared(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 `objectives.py`, and the command scripts/train_flow_pred.py: autoencoder, data, networks, run folder, and the original's
 final file.
 
-A batch is clips (B, 3, N, H, W), uint8 or float in [-1, 1], or {"latents": (B, N, C, h, w)} from a latent cache.
+A batch is clips (B, 3, N, H, W), uint8 or float in [-1, 1], or {"latents": (B, N, C, h, w)} from a latent cache; for a
+model of classes (clips, class numbers (B,)).
 Axes: B batch, N frames of a clip, C h w one latent frame.
 """
 
@@ -14,7 +15,7 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from flow_pred.river import RiverPredictor, river_path
 from training import Losses, Networks, Recipe, Step, TrainSettings, settings_from, train
 from training.checkpoint import checkpoints_in
 from training.cli import relaunch
+from training.conditions import drop_labels
 from training.data import collate
 from training.distributed import is_main, print0
 from training.optim import build_optimizer
@@ -54,6 +56,7 @@ from training.randomness import SampleNoise
 from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.files import write_file
+from videodata.labels import LabelledClips, classes_of
 from videodata.pixels import as_float, normalize
 
 logger = logging.getLogger(__name__)
@@ -147,6 +150,7 @@ class RiverRecipe(PredictorRecipe):
     name = "flow_pred_river"
 
     def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
+        batch, labels = batch if self.config.model.classes else (batch, None)
         model, frames = self.config.model, self.frames_in(batch)
         if model.condition == "last":
             count = model.num_input_frames
@@ -159,10 +163,18 @@ class RiverRecipe(PredictorRecipe):
             target, last, condition = self.latents(batch, draw.frames, step).unbind(1)
             given = (last, condition, draw.distance)
         x, velocity = river_path(target, draw.noise, draw.time, model.sigma)
-        answer = networks["regressor"](x, *given, draw.time).float()
+        told = () if labels is None else (self.kept(labels, step),)
+        answer = networks["regressor"](x, *given, draw.time, *told).float()
         if model.prediction == "frame":
             return {"loss": mean_square(last + answer, target)}
         return {"loss": mean_square(answer, velocity)}
+
+    def kept(self, labels: Tensor, step: Step) -> Tensor:
+        """Labels (B,), in training without some of them: guidance compares with what is said to no class."""
+        if not step.training:
+            return labels
+        model = self.config.model
+        return drop_labels(labels, len(model.classes), model.class_dropout, step.noise.uniform())
 
     def perturbed(self, seen: Tensor, step: Step) -> Tensor:
         """Frames (B, K, C, h, w) that are shown, in training with noise of random size, as a sample's own have."""
@@ -175,9 +187,14 @@ class RiverRecipe(PredictorRecipe):
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and what RIVER continues them with."""
         model, settings = self.config.model, self.config.evaluation
-        predictor = RiverPredictor(networks["regressor"], sigma=model.sigma, prediction=model.prediction)
+        predictor = RiverPredictor(
+            networks["regressor"], sigma=model.sigma, prediction=model.prediction, classes=model.classes
+        )
         options = {"past_horizon": settings.past_horizon, "warm_start": settings.warm_sampling}
         options |= {"steps": settings.steps, "method": settings.solver}
+        if model.classes:
+            batch, labels = batch
+            options["labels"] = labels[:SHOWN]
         return self.shown_prediction(predictor, batch, step, **options)
 
 
@@ -384,11 +401,22 @@ def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: P
         schedule=optimizer.schedule,
         warmup_steps=optimizer.num_warmup_steps,
         warmup_start=0.0,
+        precision=precision_of(config.training.precision),
         clip=optimizer.clip,
         ema=optimizer.ema,
         **({"final_rate": final} if optimizer.schedule == "sqrt" else {}),
     )
     return dataclasses.replace(settings, device="cpu") if args.num_gpus == 0 else settings
+
+
+def precision_of(name: str) -> str:
+    """fp32, bf16 or fp16; auto is bf16 where the processor multiplies it in hardware."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch has no public name
+    return "bf16" if fast else "fp32"
 
 
 def check_resume(run_dir: Path, step: int | None) -> None:
@@ -497,10 +525,20 @@ def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[Predictor
     data, validation = open_data(config, seed)
     if isinstance(data, LatentClips):
         data.check(autoencoder)
+    if config.model.classes == "auto":
+        config.model.classes = list(classes_of(data))
     config.model.latent_mean, config.model.latent_std = measure_latents(config, autoencoder, data, run_dir)
     latent_space = LatentSpace(autoencoder, config.model.latent_mean, config.model.latent_std)
     check_latents(config, latent_space, data)
+    texts = pooled_texts(config.data.texts, config.model.classes) if config.data.texts else None
+    if texts is not None:
+        config.model.text_width = texts.shape[1]
     recipe = build_recipe(config, latent_space)
+    if config.model.classes:
+        if config.data.texts:
+            recipe.networks["regressor"].class_code.texts.copy_(texts)
+        data = LabelledClips(data, config.model.classes)
+        validation = None if validation is None else LabelledClips(validation, config.model.classes)
     if config.model.diffusion_start == "residual" and isinstance(recipe, DiffusionRecipe):
         recipe.start_at_residual(data)  # a run that continues loads its weights afterwards
     return recipe, data, validation
@@ -520,6 +558,24 @@ def check_latents(config: FlowPredConfig, latent_space: LatentSpace, data: Datas
             f"the autoencoder's latents are {shape} and the network is made for {expected}: "
             "set model.vector_field_regressor.state_size and state_res"
         )
+
+
+def pooled_texts(folder: str, captions: Sequence[str]) -> Tensor:
+    """The mean of each caption's cached embeddings (captions, width), over the tokens that its mask keeps.
+
+    The files are those that trainings of vvae cache (`CaptionCache`). Raises UserError for a caption that has none.
+    """
+    from vvae.src.modules.t5 import CaptionCache, VVAEError
+
+    rows = []
+    for caption in captions:
+        try:
+            embeddings, mask = CaptionCache(folder).get(caption)  # (L, width), (L,)
+        except VVAEError as error:
+            raise UserError(f"caption {caption!r}: {error}") from error
+        weight = mask.to(embeddings)[:, None]
+        rows.append((embeddings * weight).sum(0) / weight.sum().clamp_min(1))
+    return torch.stack(rows).float()
 
 
 def write_final(run_dir: Path, recipe: PredictorRecipe, config: FlowPredConfig, step: int) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import (
+    add_class_arguments,
     fraction,
     make_parser,
     nonnegative_float,
@@ -86,6 +87,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--past-horizon", type=number(int, -1), help="RIVER: how many last frames may be looked back at; -1: all"
     )
     group.add_argument("--warm-start", type=fraction, help="RIVER: start this far on the path, from the last frame")
+    add_class_arguments(group)
     group.add_argument("--seed", type=nonnegative_int, default=42, help="of the windows and of the noise")
 
 

@@ -19,7 +19,7 @@ DEFAULTS = {
     "pictures_every": 5000,
     "evaluate_batches": 100,
 }  # the original's
-OF_THE_CONFIGURATION = ("batch_size", "workers", "schedule", "warmup_steps", "final_rate", "clip", "ema")
+OF_THE_CONFIGURATION = ("batch_size", "workers", "schedule", "warmup_steps", "final_rate", "clip", "ema", "precision")
 
 
 def build_parser() -> argparse.ArgumentParser:
