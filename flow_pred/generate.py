@@ -46,10 +46,13 @@ def generate_flow_pred(args: argparse.Namespace) -> None:
     plan = plan_for(
         loaded.predictor, loaded.config, context=args.context, frames=args.frames, steps=args.steps,
         solver=args.solver, atol=args.atol, res=args.res, grid=args.grid, past_horizon=args.past_horizon,
-        warm_start=args.warm_start, guidance=args.guidance, seed=args.seed,
+        warm_start=args.warm_start, seed=args.seed,
     )  # fmt: skip
+    classes = getattr(loaded.predictor, "classes", ())
     if args.class_name is not None:
-        class_number(getattr(loaded.predictor, "classes", ()), args.class_name)
+        class_number(classes, args.class_name)
+    if args.guidance != 1 and not classes:
+        raise UserError(f"--guidance {args.guidance:g}: the model was trained without classes")
     if args.metrics and not plan.fine:
         raise UserError(NO_TRUTH)
     data, size = args.data or loaded.config.data.data_root, loaded.config.data.crop_size
@@ -84,6 +87,7 @@ def generate_flow_pred(args: argparse.Namespace) -> None:
             "videos": len(clips),
             "res": plan.res,
             "data_fingerprint": clips.fingerprint(),
+            **({"class": args.class_name, "guidance": args.guidance} if classes else {}),
             **subject.facts(),
         }
         if is_main():
@@ -100,7 +104,9 @@ def write_predictions(args: argparse.Namespace, subject: Predictions, clips: Cli
     with ExitStack() as stack:
         write_h5 = "h5" in args.format and is_main()
         h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if write_h5 else None
-        predictions = predict(subject.predictor, clips, plan, args.batch_size, subject.device, args.class_name)
+        predictions = predict(
+            subject.predictor, clips, plan, args.batch_size, subject.device, args.class_name, args.guidance
+        )
         for prediction in predictions:
             if h5:
                 h5.add(prediction)

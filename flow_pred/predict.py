@@ -80,7 +80,6 @@ def plan_for(
     grid: str = "uniform",
     past_horizon: int | None = None,
     warm_start: float | None = None,
-    guidance: float = 1.0,
     seed: int = 0,
 ) -> Plan:
     """What to predict and how; None: as the configuration says. Raises UserError for what only the other kind has."""
@@ -100,13 +99,8 @@ def plan_for(
             "method": solver or (evaluation.solver if grid == "uniform" else None),
             "past_horizon": evaluation.past_horizon if past_horizon is None else past_horizon,
             "warm_start": evaluation.warm_sampling if warm_start is None else warm_start,
-            **({"guidance": guidance} if predictor.classes else {}),
         }
-        if guidance != 1 and not predictor.classes:
-            raise UserError(f"--guidance {guidance:g}: the model was trained without classes")
     else:
-        if guidance != 1:
-            raise UserError("--guidance is for a RIVER of classes; the neural SDE has none")
         if past_horizon is not None or warm_start is not None or grid != "uniform":
             raise UserError("--past-horizon, --warm-start and --grid are for RIVER")
         options = {
@@ -168,10 +162,11 @@ def predict(
     batch_size: int,
     device: torch.device,
     class_name: str | None = None,
+    guidance: float = 1.0,
 ) -> Iterator[Prediction]:
     """Predictions of all clips, in order; clip i depends on (seed, i) alone.
 
-    class_name: what to ask a model of classes for, in place of no class.
+    class_name: what to ask a model of classes for, and guidance towards it; None: no class.
 
     Several processes take turns at the batches; the main process gets all of them, the others get none.
     """
@@ -182,7 +177,7 @@ def predict(
             items = list(range(starts[mine], min(starts[mine] + batch_size, len(clips))))
             context, target = plan.split(torch.stack([clips[item] for item in items]))
             labels = [class_name] * len(items)
-            new = predict_frames(predictor, context, plan, items, plan.seed, device, labels)
+            new = predict_frames(predictor, context, plan, items, plan.seed, device, labels, guidance)
             own = Prediction(torch.cat([context, new], dim=2), target, items)
         predictions = distributed.gather_batches([] if own is None else [own])  # turn by turn: they are large
         if distributed.is_main():
@@ -197,17 +192,15 @@ def predict_frames(
     seed: int,
     device: torch.device,
     labels: Sequence[str | None] = (),
-    guidance: float | None = None,
+    guidance: float = 1.0,
 ) -> Tensor:
     """What follows the context (B, 3, n, H, W) of the clips with these numbers: (B, 3, frames * res, H, W).
 
-    labels: the class of each, for a model of classes; guidance: in place of the plan's.
+    labels: the class of each, and guidance towards it, for a model of classes.
     """
     options = dict(plan.options)
     if classes := getattr(predictor, "classes", ()):
-        options["labels"] = class_numbers(classes, labels) if labels else None
-        if guidance is not None:
-            options["guidance"] = guidance
+        options |= {"labels": class_numbers(classes, labels) if labels else None, "guidance": guidance}
     generator = torch.Generator().manual_seed(derive_seed(seed, "generate"))
     with at_rest(predictor):
         latents = encode_clip(predictor.autoencoder, context.to(device))
