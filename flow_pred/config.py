@@ -76,6 +76,7 @@ class ModelConfig:
     condition: str = "random"  # RIVER sees the last frame and a random earlier one; or `last`: the last frames
     prediction: str = "velocity"  # what RIVER's network answers with; or `frame`: the next frame less the last one
     context_noise: float = 0.0  # largest noise on the frames that RIVER sees in training, which its own will have
+    unroll: int = 1  # frames that RIVER predicts in a row in training, each from those before it
     start_share: float = 0.0  # of the path or interval times that are drawn at 0, where a sample starts
     noise_std: float = 0.1
     logit_range: list[float] = field(default_factory=lambda: [-9.0, 1.0])
@@ -233,8 +234,11 @@ def parse_config(values: dict[str, Any]) -> FlowPredConfig:
         raise UserError(f"model.class_dropout must lie between 0 and 1, found {model.class_dropout}")
     if (config.data.texts or model.text_width) and not model.classes:
         raise UserError("texts stand for classes: set model.classes=auto beside data.texts")
-    if model.context_noise and model.condition != "last":
-        raise UserError("model.context_noise needs model.condition: last")
+    if (model.context_noise or model.unroll != 1) and model.condition != "last":
+        raise UserError("model.context_noise and model.unroll need model.condition: last")
+    most = training.num_observations - model.num_input_frames
+    if model.role == "river" and model.condition == "last" and not 1 <= model.unroll <= most:
+        raise UserError(f"model.unroll must lie between 1 and {most}, found {model.unroll}")
     if training.precision not in PRECISIONS:
         raise UserError(f"training.precision must be one of {', '.join(PRECISIONS)}, found {training.precision!r}")
     backbone = model.vector_field_regressor.backbone

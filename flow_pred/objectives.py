@@ -47,9 +47,9 @@ class StateDraw(NamedTuple):
     time: Tensor  # (B,) in [0, 1)
     noise: Tensor  # (B, K * C, H, W), standard normal; for RIVER (B, C, H, W), where its path starts
 
-    def frames(self, count: int) -> Tensor:
-        """Indices (B, K + 1) of the K frames before the target and of the target itself."""
-        return self.target[:, None] + torch.arange(-count, 1, device=self.target.device)
+    def frames(self, count: int, ahead: int = 1) -> Tensor:
+        """Indices (B, K + ahead) of the K frames before the target, of the target itself, and of those after it."""
+        return self.target[:, None] + torch.arange(-count, ahead, device=self.target.device)
 
 
 class StateTarget(NamedTuple):
@@ -74,13 +74,14 @@ def draw_state(
     shape: tuple[int, ...],
     start_share: float = 0.0,
     noisy: int | None = None,
+    ahead: int = 1,
 ) -> StateDraw:
     """Draw for clips of `frames` frames, states of `count` of them, with latents of `shape` (C, H, W).
 
-    noisy: how many frames get noise; default: those of the state.
+    noisy: how many frames get noise; default: those of the state. ahead: frames from the target on that are there.
     """
     channels, height, width = shape
-    target = count + noise.integers(frames - count)
+    target = count + noise.integers(frames - count - ahead + 1)
     time = times_of(noise.uniform(), start_share)
     return StateDraw(target, time, noise.normal((noisy or count) * channels, height, width))
 

@@ -34,6 +34,7 @@ from flow_pred.files import Regressor, build_regressor, default_run, inner, read
 from flow_pred.latents import LatentClips, LatentPredictor, LatentSpace, decode_clip, moments_of, pick_frames
 from flow_pred.neural_sde import SDE_STEPS, NeuralSDE, log_diffusion
 from flow_pred.objectives import (
+    RiverDraw,
     StateDraw,
     StateTarget,
     diffusion_nll,
@@ -153,28 +154,47 @@ class RiverRecipe(PredictorRecipe):
         batch, labels = batch if self.config.model.classes else (batch, None)
         model, frames = self.config.model, self.frames_in(batch)
         if model.condition == "last":
-            count = model.num_input_frames
-            draw = draw_state(step.noise, frames, count, self.latent_shape, model.start_share, noisy=1)
-            latents = self.latents(batch, draw.frames(count), step)
-            seen, target = self.perturbed(latents[:, :-1], step), latents[:, -1]
-            last, given = seen[:, -1], (seen.flatten(1, 2), None, None)
-        else:
-            draw = draw_river(step.noise, frames, self.latent_shape, model.start_share)
-            target, last, condition = self.latents(batch, draw.frames, step).unbind(1)
-            given = (last, condition, draw.distance)
-        x, velocity = river_path(target, draw.noise, draw.time, model.sigma)
-        told = () if labels is None else (self.kept(labels, step),)
-        answer = networks["regressor"](x, *given, draw.time, *told).float()
-        if model.prediction == "frame":
-            return {"loss": mean_square(last + answer, target)}
-        return {"loss": mean_square(answer, velocity)}
+            return {"loss": self.unrolled(batch, labels, step, networks)}
+        draw = draw_river(step.noise, frames, self.latent_shape, model.start_share)
+        target, last, condition = self.latents(batch, draw.frames, step).unbind(1)
+        shown, told = (last, condition, draw.distance), self.told(labels, step)
+        return {"loss": self.loss_and_frame(networks, draw, draw.noise, target, last, shown, told)[0]}
 
-    def kept(self, labels: Tensor, step: Step) -> Tensor:
-        """Labels (B,), in training without some of them: guidance compares with what is said to no class."""
-        if not step.training:
-            return labels
+    def unrolled(self, batch: Any, labels: Tensor | None, step: Step, networks: Networks) -> Tensor:
+        """The loss (B,) of the frame after the K that are shown, and in training of those after it, which are
+        predicted from predicted frames as a sample's are: it sees its own faults, and learns to mend them.
+        """
         model = self.config.model
-        return drop_labels(labels, len(model.classes), model.class_dropout, step.noise.uniform())
+        count, ahead = model.num_input_frames, model.unroll if step.training else 1
+        draw = draw_state(step.noise, self.frames_in(batch), count, self.latent_shape, model.start_share, ahead, ahead)
+        latents = self.latents(batch, draw.frames(count, ahead), step)
+        seen, told, losses = self.perturbed(latents[:, :count], step), self.told(labels, step), []
+        for target, noise in zip(latents[:, count:].unbind(1), draw.noise.chunk(ahead, dim=1), strict=True):
+            shown = (seen.flatten(1, 2), None, None)
+            loss, frame = self.loss_and_frame(networks, draw, noise, target, seen[:, -1], shown, told)
+            losses.append(loss)
+            seen = torch.cat([seen[:, 1:], frame.detach()[:, None]], dim=1)
+        return torch.stack(losses).mean(0)
+
+    def loss_and_frame(
+        self, networks: Networks, draw: RiverDraw | StateDraw, noise: Tensor, target: Tensor, last: Tensor,
+        shown: tuple[Tensor | None, ...], told: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The loss (B,) at a point of the path from noise to the target, and where a straight line ends from there."""
+        model = self.config.model
+        x, velocity = river_path(target, noise, draw.time, model.sigma)
+        answer = networks["regressor"](x, *shown, draw.time, *told).float()
+        if model.prediction == "frame":
+            frame = last + answer
+            return mean_square(frame, target), frame
+        return mean_square(answer, velocity), x + (1 - draw.time.view(-1, 1, 1, 1)) * answer
+
+    def told(self, labels: Tensor | None, step: Step) -> tuple[Tensor, ...]:
+        """Labels (B,) where there are classes, in training without some: guidance compares with what no class gets."""
+        if labels is None or not step.training:
+            return () if labels is None else (labels,)
+        model = self.config.model
+        return (drop_labels(labels, len(model.classes), model.class_dropout, step.noise.uniform()),)
 
     def perturbed(self, seen: Tensor, step: Step) -> Tensor:
         """Frames (B, K, C, h, w) that are shown, in training with noise of random size, as a sample's own have."""
