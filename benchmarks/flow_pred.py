@@ -85,12 +85,12 @@ class Measured:
 def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = make_parser("Calls, seconds and PSNR of sampling; seconds of a training step.")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder with the shapes_run-* folders")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder with the shapes-fourth_run-* folders")
     parser.add_argument("--data", default="shapes:400,frames=64,size=32", help="videos; the test split is predicted")
     parser.add_argument(
         "--stride", type=int, default=4, help="frames of the videos from one frame of a clip to the next"
     )
-    parser.add_argument("--suffix", default="_tiny", help="of the names of the run folders; '' for those of make demo")
+    parser.add_argument("--suffix", default="_tiny", help="of the names of the run folders")
     parser.add_argument("--videos", type=int, default=16, help="videos that are predicted")
     parser.add_argument("--parts", nargs="+", choices=("sampling", "training"), default=["sampling", "training"],
                         help="what is measured")  # fmt: skip
@@ -136,8 +136,8 @@ def compare(title: str, make: Callable[[], Any], settings: dict[str, Sampler], a
 def sampling(args: argparse.Namespace) -> None:
     """Both predictors, where they are trained."""
     cpu = torch.device("cpu")
-    river = args.runs / f"shapes_run-river{args.suffix}"
-    parts = {name[0]: args.runs / f"shapes_run-{name}{args.suffix}" for name in ("f-01-mse", "d-01", "g-01-nll")}
+    river = args.runs / f"shapes-fourth_run-river{args.suffix}"
+    parts = {name[0]: args.runs / f"shapes-fourth_run-{name}{args.suffix}" for name in ("f-01-mse", "d-01", "g-01-nll")}
     missing = [str(path) for path in (river, *parts.values()) if not path.is_dir()]
     if missing:
         print(f"sampling is not measured: {', '.join(missing)} not there; docs/flow_pred.md has the commands\n")

@@ -1,5 +1,5 @@
 """The autoencoder under a predictor: any of six types by its configuration, all with encode and decode, and the simple
-VQVAE (`type: ours`), whose latents have 1/8 of the frames' size.
+VQVAE (`type: ours`), whose latents have 1/8 of the frames' size unless it is told otherwise.
 
 Axes: N frames, C latent channels, H W pixels, h w = H / 8, W / 8. State-dict keys of the VQVAE are the original's; its
 `bn` layers are group norms all the same.
@@ -169,7 +169,7 @@ class KLAutoencoder(nn.Module):
 
 
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "ours": ("encoder", "decoder", "vector_quantizer"),
+    "ours": ("encoder", "decoder", "vector_quantizer", "space_to_depth", "quantize"),
     "ldm-vq": ("config", "ddconfig", "n_embed", "embed_dim"),
     "vvae": ("config",),
     "sd-vae-ft-mse": (),
@@ -189,20 +189,42 @@ class SimpleVQVAE(nn.Module):
     """Frames (N, 3, H, W) in [-1, 1] <-> continuous latents (N, C, H / 8, W / 8); decoding quantises them first.
 
     encoder, decoder: in_channels, out_channels, and optionally width (32), the channels at full resolution, and levels
-    (3), how often the resolution is halved. vector_quantizer: num_embeddings, embedding_dimension.
+    (3), how often the resolution is halved. vector_quantizer: num_embeddings, embedding_dimension. quantize=False:
+    there is no codebook, and latents are decoded as they are. space_to_depth: squares of that many pixels a side
+    become the channels of one place before the first convolution, and after the last one pixels again, so that no
+    convolution works at full resolution: three quarters of the work of small networks is there.
     """
 
     def __init__(
-        self, encoder: Mapping[str, Any], decoder: Mapping[str, Any], vector_quantizer: Mapping[str, Any]
+        self,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        vector_quantizer: Mapping[str, Any] | None = None,
+        space_to_depth: int = 1,
+        quantize: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(**encoder)
-        self.decoder = Decoder(**decoder)
-        self.vector_quantizer = VectorQuantizer(**vector_quantizer)
+        if quantize and vector_quantizer is None:
+            raise UserError("autoencoder of type ours: needs vector_quantizer, or quantize: false")
+        if space_to_depth < 1:
+            raise UserError(f"autoencoder of type ours: space_to_depth must be at least 1, found {space_to_depth}")
+        self.space_to_depth, area = space_to_depth, space_to_depth**2
+        self.encoder = Encoder(**{**encoder, "in_channels": encoder["in_channels"] * area})
+        self.decoder = Decoder(**{**decoder, "out_channels": decoder["out_channels"] * area})
+        self.vector_quantizer = VectorQuantizer(**vector_quantizer) if quantize else None
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> continuous latents (N, C, h, w)."""
-        return self.encoder(images)
+        return self.encoder(F.pixel_unshuffle(images, self.space_to_depth))
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a frame."""
+        shrink = self.space_to_depth * 2 ** len(self.encoder.residuals)
+        return self.encoder.out_conv.out_channels, height // shrink, width // shrink
+
+    def paint(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) -> images, without the codebook."""
+        return F.pixel_shuffle(self.decoder(latents), self.space_to_depth)
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents -> nearest codes (N, C, h, w) and their ids (N, h, w)."""
@@ -211,21 +233,26 @@ class SimpleVQVAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Continuous latents (N, C, h, w) -> images; ids (N, h, w) or one-hot (N, h, w, codes) are accepted too."""
+        if self.vector_quantizer is None:
+            return self.paint(latents)
         codes = self.vector_quantizer.embedding.num_embeddings
         if latents.ndim == 3 or latents.shape[-1] == codes:
-            return self.decoder(self.vector_quantizer.look_up(latents))
-        return self.decoder(self.quantize(latents)[0])
+            return self.paint(self.vector_quantizer.look_up(latents))
+        return self.paint(self.quantize(latents)[0])
 
     def forward(
-        self, images: Tensor, shares: Tensor | None = None, quantise: bool = True
+        self, images: Tensor, shares: Tensor | None = None, quantise: bool = True, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images (N, 3, H, W) -> reconstruction, latents before quantisation, quantiser loss of each frame (N,).
 
         shares (M,) in [0, 1], N = 2 M: M more reconstructions follow, of the latents that lie between those of image
-        m and of image M + m. quantise=False decodes the latents themselves.
+        m and of image M + m. quantise=False decodes the latents themselves. noise (N, C, h, w), in units of the
+        spread of each image's latents, is added to what is decoded of them.
         """
         latents = self.encode(images)
-        if quantise:
+        if self.vector_quantizer is None:
+            quantise, quantised, loss = False, latents, latents.new_zeros(len(images))
+        elif quantise:
             quantised, _, loss = self.vector_quantizer(latents)
         else:  # the codes take part all the same: training in several processes waits for the gradient of every weight
             quantised, loss = latents, 0 * self.vector_quantizer.embedding.weight.sum().expand(len(images))
@@ -234,7 +261,11 @@ class SimpleVQVAE(nn.Module):
             between = torch.lerp(start, end, shares.view(-1, 1, 1, 1).to(start))  # in bf16, too
             between = self.vector_quantizer(between)[0] if quantise else between
             quantised = torch.cat([quantised, between])
-        return self.decoder(quantised), latents, loss
+        if noise is not None:
+            spread = latents.detach().flatten(1).std(1).view(-1, 1, 1, 1)
+            noisy = quantised[: len(images)] + spread * noise
+            quantised = torch.cat([noisy, quantised[len(images) :]])
+        return self.paint(quantised), latents, loss
 
 
 class VectorQuantizer(nn.Module):

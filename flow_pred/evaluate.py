@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autoencoder", metavar="FILE", help="its checkpoint, in place of the one on record")
     parser.add_argument("--given", type=positive_int, help="frames that are shown (default: of the configuration)")
     parser.add_argument(
-        "--steps", type=positive_int, help="solver steps per frame (default: 10 for RIVER, 2 for the neural SDE)"
+        "--steps", type=positive_int, help="solver steps per frame (default: as generate_flow_videos.py)"
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import Stored, read_weights
 from flow_pred.config import FlowPredConfig, ModelConfig, alias, load_config, stored_config
+from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.latents import LatentPredictor, LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
@@ -23,6 +24,7 @@ from training.config import from_dict
 from training.pretrained import parts_beside
 from videodata.errors import UserError
 
+Regressor = VectorFieldRegressor | ConvRegressor
 Files = tuple[str | None, str | None]  # of a component: its run folder or weights, its configuration file
 
 
@@ -30,7 +32,7 @@ Files = tuple[str | None, str | None]  # of a component: its run folder or weigh
 class Component:
     """One trained network and what its file says about it."""
 
-    network: VectorFieldRegressor
+    network: Regressor
     model: ModelConfig
     stored: Stored
     config: dict[str, Any]  # plain, complete
@@ -59,11 +61,22 @@ def inner(module: nn.Module) -> nn.Module:
     return module.backbone if hasattr(module, "backbone") else module
 
 
-def build_regressor(model: ModelConfig) -> VectorFieldRegressor:
+def build_regressor(model: ModelConfig) -> Regressor:
     """The network of a configuration."""
     size = dataclasses.asdict(model.vector_field_regressor)
-    frames = None if model.role == "river" else model.num_input_frames
-    return VectorFieldRegressor(**size, reference=model.reference, num_input_frames=frames, role=model.role)
+    river = model.role == "river"
+    options = {
+        "role": model.role,
+        "reference": model.reference,
+        "condition": model.condition if river else "random",
+        "num_input_frames": model.num_input_frames if not river or model.condition == "last" else None,
+        "classes": len(model.classes),
+        "text_width": model.text_width,
+    }
+    if size.pop("backbone") == "transformer":
+        return VectorFieldRegressor(**size, **options)
+    size = {key: value for key, value in size.items() if key not in ("mid_depth", "out_norm")}
+    return ConvRegressor(**size, **options)
 
 
 def load_component(checkpoint: str | Path | None, config: str | Path | None, role: str) -> Component:
@@ -132,14 +145,14 @@ def load_model(
     path: str | Path | Mapping[str, Files],
     device: torch.device | str = "cpu",
     autoencoder: str | None = None,
-    alpha: float = 1.0,
-    diffusion_scale: float = 1.0,
+    alpha: float | None = None,
+    diffusion_scale: float | None = None,
 ) -> Loaded:
     """A trained predictor: by the run folder or file of a RIVER, or of a flow alone; or by the files of its components,
     RIVER from those of "river", a neural SDE from those of "f", and where given of "d" and "g".
 
-    autoencoder: the checkpoint of another one than that on record. alpha, diffusion_scale: as for NeuralSDE. Raises
-    UserError.
+    autoencoder: the checkpoint of another one than that on record. alpha, diffusion_scale: as for NeuralSDE; None: as
+    the configuration says. Raises UserError.
     """
     files = path if isinstance(path, Mapping) else {role_of(path, None): (str(path), None)}
     files = {**files, **parts_of_sde(files)}
@@ -150,10 +163,13 @@ def load_model(
         predictor, first = load_river(*files["river"], device, autoencoder)
         parts = {"river": first}
     else:
-        predictor, parts = load_neural_sde(files, device, autoencoder, alpha, diffusion_scale)
+        predictor, parts = load_neural_sde(files, device, autoencoder)
     role, first = next(iter(parts.items()))
     named_config = files[role][1]
     config = load_config(named_config)[0] if named_config else stored_config(first.config)
+    if isinstance(predictor, NeuralSDE):
+        predictor.alpha = config.evaluation.alpha if alpha is None else alpha
+        predictor.diffusion_scale = config.evaluation.diffusion_scale if diffusion_scale is None else diffusion_scale
     runs = [*(part.stored.source for part in parts.values()), first.autoencoder_file(autoencoder)]
     return Loaded(predictor, config, tuple(run for run in runs if run))
 
@@ -170,7 +186,9 @@ def load_river(
 ) -> tuple[RiverPredictor, Component]:
     """A RIVER predictor with its autoencoder."""
     component = load_component(checkpoint, config, "river")
-    predictor = RiverPredictor(component.network, component.latent_space(autoencoder), component.model.sigma)
+    model = component.model
+    space = component.latent_space(autoencoder)
+    predictor = RiverPredictor(component.network, space, model.sigma, model.prediction, model.classes)
     return predictor.to(device).eval(), component
 
 
@@ -178,8 +196,6 @@ def load_neural_sde(
     files: Mapping[str, Files],
     device: torch.device | str,
     autoencoder: str | None = None,
-    alpha: float = 1.0,
-    diffusion_scale: float = 1.0,
 ) -> tuple[NeuralSDE, dict[str, Component]]:
     """A neural SDE from the files of "f", and where given of "d" and "g", with its autoencoder."""
     parts = {
@@ -197,8 +213,6 @@ def load_neural_sde(
         parts["g"].network if "g" in parts else None,
         flow.model.num_input_frames,
         tuple(parts["g"].model.logit_range) if "g" in parts else (-9.0, 1.0),
-        alpha,
-        flow.latent_space(autoencoder),
-        diffusion_scale,
+        autoencoder=flow.latent_space(autoencoder),
     )
     return sde.to(device).eval(), parts

@@ -30,6 +30,7 @@ from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import atomic_path, write_file
+from videodata.labels import class_number
 from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
 
@@ -48,6 +49,11 @@ def generate_flow_pred(args: argparse.Namespace) -> None:
         solver=args.solver, atol=args.atol, res=args.res, grid=args.grid, past_horizon=args.past_horizon,
         warm_start=args.warm_start, seed=args.seed,
     )  # fmt: skip
+    classes = getattr(loaded.predictor, "classes", ())
+    if args.class_name is not None:
+        class_number(classes, args.class_name)
+    if args.guidance != 1 and not classes:
+        raise UserError(f"--guidance {args.guidance:g}: the model was trained without classes")
     if args.metrics and not plan.fine:
         raise UserError(NO_TRUTH)
     data, size = args.data or loaded.config.data.data_root, loaded.config.data.crop_size
@@ -82,6 +88,7 @@ def generate_flow_pred(args: argparse.Namespace) -> None:
             "videos": len(clips),
             "res": plan.res,
             "data_fingerprint": clips.fingerprint(),
+            **({"class": args.class_name, "guidance": args.guidance} if classes else {}),
             **subject.facts(),
         }
         if is_main():
@@ -98,14 +105,19 @@ def write_predictions(args: argparse.Namespace, subject: Predictions, clips: Cli
     with ExitStack() as stack:
         write_h5 = "h5" in args.format and is_main()
         h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if write_h5 else None
-        for prediction in predict(subject.predictor, clips, plan, args.batch_size, subject.device):
+        predictions = predict(
+            subject.predictor, clips, plan, args.batch_size, subject.device, args.class_name, args.guidance
+        )
+        for prediction in predictions:
             if h5:
                 h5.add(prediction)
             write_clips(args.out, prediction, plan, fps, [kind for kind in args.format if kind != "h5"])
             if prediction.items[0] == 0:
                 Image.fromarray(strip(prediction, plan)).save(args.out / "strip.png")
             if scores:
-                batch = Batch(prediction.target, prediction.items, args.seed)
+                batch = Batch(
+                    prediction.target, prediction.items, args.seed, 0, [args.class_name] * len(prediction.items)
+                )
                 scores.update(batch, prediction.generated[:, None])
         drift, calls = (count / len(clips) / plan.frames for count in (counter.drift, counter.total))
         if h5:

@@ -3,8 +3,9 @@
 Normalised latents have mean 0 and variance 1 per channel, so that noise levels mean the same for every autoencoder. A
 cache holds those of a whole data set, so that training does not encode the same frames again and again: one file per
 split, <folder>/<split>.hdf5, with `latents` (sum of frames, C, h, w) float16 or float32 as the autoencoder gives them
-(not normalised), `offset` (videos + 1), `id` and `place` (videos; the latter as a run remembers what it was trained
-on), and the attributes format, autoencoder (hash), mean, std, and what was encoded: source, split, fingerprint.
+(not normalised), `offset` (videos + 1), `id`, `label` (or "") and `place` (videos; the last as a run remembers what it
+was trained on), and the attributes format, autoencoder (hash), mean, std, and what was encoded: source, split,
+fingerprint.
 """
 
 from __future__ import annotations
@@ -188,12 +189,19 @@ def encode_latents(
     short_side: int | None = None,
     dtype: str = "float16",
     device: torch.device | str = "cpu",
+    most: int | None = None,
 ) -> Path:
-    """Write the latents of all frames of a split to <folder>/<split>.hdf5; gives its path. Raises UserError."""
+    """Write the latents of all frames of a split to <folder>/<split>.hdf5; gives its path. Raises UserError.
+
+    most: videos of the split, evenly spread over it; None: all.
+    """
     if dtype not in DTYPES:
         raise UserError(f"dtype of cached latents must be one of {', '.join(DTYPES)}, found {dtype!r}")
     source, videos = open_split(data, split)
     encoded = open_clips(data, 1, None, split=split).provenance()  # of the same videos, in the same order
+    if most is not None and most < len(videos):
+        kept = np.linspace(0, len(videos) - 1, most).round().astype(int).tolist()
+        videos, encoded["ids"] = [videos[place] for place in kept], [encoded["ids"][place] for place in kept]
     autoencoder = autoencoder.to(device).eval()
     lengths = [source.length(video) for video in videos]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -210,6 +218,8 @@ def encode_latents(
                 done += len(values)
         file["offset"] = offsets
         file.create_dataset("id", data=[source.id(video) for video in videos], dtype=h5py.string_dtype())
+        labels = [source.label(video) or "" for video in videos]
+        file.create_dataset("label", data=labels, dtype=h5py.string_dtype())
         file.create_dataset("place", data=encoded.pop("ids"), dtype=h5py.string_dtype())
         file.attrs.update(
             format=FORMAT,
@@ -247,6 +257,7 @@ class LatentClips(Dataset):
             self.attributes = dict(file.attrs)
             self.shape = file["latents"].shape[1:]
             offsets, self.ids = file["offset"][()], list(file["id"].asstr()[()])
+            self._labels = list(file["label"].asstr()[()]) if "label" in file else None
             self._places = list(file["place"].asstr()[()]) if "place" in file else None
         self.stride, self.seed, self.span = stride, seed, (frames - 1) * stride + 1
         lengths = np.diff(offsets)
@@ -267,6 +278,12 @@ class LatentClips(Dataset):
         first = int(self._offsets[video]) + start
         values = self._file.get()["latents"][first : first + self.span][:: self.stride]
         return {"latents": torch.from_numpy(values.astype(np.float32))}
+
+    def label(self, index: int) -> str | None:
+        """The label of an item's video; None: it has none. Raises UserError for a file from before labels were kept."""
+        if self._labels is None:
+            raise UserError(f"{self.path}: holds no labels; encode again with scripts/encode_latents.py")
+        return self._labels[self._videos[index]] or None
 
     def describe(self, index: int) -> dict[str, str]:
         """The id of an item's video."""
@@ -296,12 +313,15 @@ class LatentClips(Dataset):
 
 def encode_splits(args: argparse.Namespace) -> None:
     """What scripts/encode_latents.py does: write the latents of each split to a file of its own."""
+    if args.max_videos and len(args.max_videos) != len(args.splits):
+        raise UserError(f"--max-videos takes a number for each of --splits {' '.join(args.splits)}")
     config, _ = load_config(args.config, args.overrides)
     data, settings = config.data, config.model.autoencoder
     autoencoder = build_autoencoder({**settings, "ckpt_path": args.autoencoder or settings.get("ckpt_path")})
     options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}
     options["device"] = resolve_device(args.device)
+    most = dict(zip(args.splits, args.max_videos or [None] * len(args.splits), strict=True))
     for split in args.splits:
-        print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, **options))
+        print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, most=most[split], **options))
     words = ["python", "scripts/train_flow_pred.py", "--config", args.config, f"data.latents={args.out}"]
     print0("next:", shlex.join([*words, *args.overrides]))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.latents import LatentPredictor, at_rest, sample_noise
 from flow_pred.regressor import VectorFieldRegressor
 from training.randomness import SampleNoise
@@ -22,6 +23,7 @@ from videodata.errors import UserError
 
 Field = Callable[[Tensor], Tensor]
 MINIMUM_STEP = 1e-6
+SDE_STEPS = 2  # per frame, where nobody says otherwise
 
 
 class NeuralSDE(LatentPredictor):
@@ -32,9 +34,9 @@ class NeuralSDE(LatentPredictor):
 
     def __init__(
         self,
-        flow: VectorFieldRegressor,
-        denoiser: VectorFieldRegressor | None = None,
-        diffusion: VectorFieldRegressor | None = None,
+        flow: VectorFieldRegressor | ConvRegressor,
+        denoiser: VectorFieldRegressor | ConvRegressor | None = None,
+        diffusion: VectorFieldRegressor | ConvRegressor | None = None,
         num_input_frames: int = 4,
         logit_range: tuple[float, float] = (-9.0, 1.0),
         alpha: float = 1.0,
@@ -46,6 +48,11 @@ class NeuralSDE(LatentPredictor):
         self.num_input_frames, self.logit_range = num_input_frames, tuple(logit_range)
         self.alpha, self.diffusion_scale = alpha, diffusion_scale
         self.autoencoder = autoencoder
+
+    @property
+    def noisy(self) -> bool:
+        """Whether samples differ."""
+        return self.log_amplitude is not None and self.diffusion_scale > 0
 
     def drift(self, state: Tensor, known: Tensor) -> Tensor:
         """Drift of a state (B, K, C, H, W), the same shape.
@@ -69,7 +76,7 @@ class NeuralSDE(LatentPredictor):
         self,
         context_latents: Tensor,
         frames: int,
-        steps: int = 2,
+        steps: int = SDE_STEPS,
         outputs_per_interval: int = 1,
         increments: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -111,7 +118,7 @@ class NeuralSDE(LatentPredictor):
         step = method_named(method)
         per_output = math.ceil(steps / outputs)
         h = 1 / (per_output * outputs)
-        diffusion = None if self.log_amplitude is None else self.diffusion
+        diffusion = self.diffusion if self.noisy else None
         if given is not None and len(given) != per_output * outputs:
             raise UserError(f"{len(given)} increments per frame were given for {per_output * outputs} steps")
         state = known
@@ -128,7 +135,7 @@ class NeuralSDE(LatentPredictor):
 
     def adaptive_interval(self, known: Tensor, outputs: int, atol: float, streams: SampleNoise) -> Iterator[Tensor]:
         """States at the output times of one frame interval, with steps that each sample chooses for itself."""
-        diffusion = None if self.log_amplitude is None else self.diffusion
+        diffusion = self.diffusion if self.noisy else None
         path = None if diffusion is None else BrownianPath(streams, known.shape[1:])
         solver = AdaptiveEuler(lambda x, rows: self.drift(x, known[rows.to(x.device)]), diffusion, atol)
         step, state = torch.ones(len(known), dtype=torch.float64), known

@@ -39,15 +39,17 @@ class RiverDraw(NamedTuple):
 
 
 class StateDraw(NamedTuple):
-    """Which interval a neural-SDE step trains on, where in it, and the perturbation in units of noise_std."""
+    """Which interval a step of the neural SDE trains on, where in it, and the perturbation in units of noise_std; and
+    the same of a RIVER that sees the last K frames.
+    """
 
     target: Tensor  # (B,) frame at the end of the interval, in K .. N - 1
     time: Tensor  # (B,) in [0, 1)
-    noise: Tensor  # (B, K * C, H, W), standard normal
+    noise: Tensor  # (B, K * C, H, W), standard normal; for RIVER (B, C, H, W), where its path starts
 
-    def frames(self, count: int) -> Tensor:
-        """Indices (B, K + 1) of the K frames before the target and of the target itself."""
-        return self.target[:, None] + torch.arange(-count, 1, device=self.target.device)
+    def frames(self, count: int, ahead: int = 1) -> Tensor:
+        """Indices (B, K + ahead) of the K frames before the target, of the target itself, and of those after it."""
+        return self.target[:, None] + torch.arange(-count, ahead, device=self.target.device)
 
 
 class StateTarget(NamedTuple):
@@ -58,18 +60,40 @@ class StateTarget(NamedTuple):
     perturbation: Tensor  # (B, K * C, H, W)
 
 
-def draw_river(noise: SampleNoise, frames: int, shape: tuple[int, ...]) -> RiverDraw:
+def draw_river(noise: SampleNoise, frames: int, shape: tuple[int, ...], start_share: float = 0.0) -> RiverDraw:
     """Draw for clips of `frames` frames with latents of `shape` (C, H, W)."""
     target = 2 + noise.integers(frames - 2)
     condition = below(noise.uniform(), target - 1)
-    return RiverDraw(target, condition, noise.normal(*shape), noise.uniform())
+    return RiverDraw(target, condition, noise.normal(*shape), times_of(noise.uniform(), start_share))
 
 
-def draw_state(noise: SampleNoise, frames: int, count: int, shape: tuple[int, ...]) -> StateDraw:
-    """Draw for clips of `frames` frames, states of `count` of them, with latents of `shape` (C, H, W)."""
+def draw_state(
+    noise: SampleNoise,
+    frames: int,
+    count: int,
+    shape: tuple[int, ...],
+    start_share: float = 0.0,
+    noisy: int | None = None,
+    ahead: int = 1,
+) -> StateDraw:
+    """Draw for clips of `frames` frames, states of `count` of them, with latents of `shape` (C, H, W).
+
+    noisy: how many frames get noise; default: those of the state. ahead: frames from the target on that are there.
+    """
     channels, height, width = shape
-    target = count + noise.integers(frames - count)
-    return StateDraw(target, noise.uniform(), noise.normal(count * channels, height, width))
+    target = count + noise.integers(frames - count - ahead + 1)
+    time = times_of(noise.uniform(), start_share)
+    return StateDraw(target, time, noise.normal((noisy or count) * channels, height, width))
+
+
+def times_of(uniform: Tensor, start_share: float) -> Tensor:
+    """Times (B,) in [0, 1) from uniform numbers: uniform too, but for a share of them that is exactly 0.
+
+    A sample starts at time 0 and, with few steps, ends on what is answered there.
+    """
+    if start_share == 0:
+        return uniform
+    return ((uniform - start_share) / max(1 - start_share, 1e-6)).clamp_min(0)
 
 
 def state_target(latents: Tensor, draw: StateDraw, sigma: float, noise_std: float) -> StateTarget:

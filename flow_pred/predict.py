@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flow_pred.config import FlowPredConfig
+from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.latents import LatentPredictor, at_rest, decode_clip, encode_clip
+from flow_pred.neural_sde import SDE_STEPS
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from training import distributed
+from training.conditions import class_numbers
 from training.randomness import derive_seed
 from videodata.errors import UserError
-
-SDE_STEPS = 2  # solver steps per frame of the neural SDE, where nobody says otherwise; RIVER's default goes by its grid
 
 
 @dataclass
@@ -88,17 +89,26 @@ def plan_for(
     if isinstance(predictor, RiverPredictor):
         if res != 1:
             raise UserError("--res is for the neural SDE; RIVER has no time between frames")
+        if past_horizon is not None and predictor.frames_seen is not None:
+            raise UserError(
+                f"--past-horizon: this RIVER looks at the last {predictor.frames_seen} frames, at no others"
+            )
         options = {
             "grid": grid,
             "steps": steps or evaluation.steps,
-            "method": solver,
+            "method": solver or (evaluation.solver if grid == "uniform" else None),
             "past_horizon": evaluation.past_horizon if past_horizon is None else past_horizon,
             "warm_start": evaluation.warm_sampling if warm_start is None else warm_start,
         }
     else:
         if past_horizon is not None or warm_start is not None or grid != "uniform":
             raise UserError("--past-horizon, --warm-start and --grid are for RIVER")
-        options = {"steps": steps or SDE_STEPS, "method": solver or "euler", "atol": atol, "outputs_per_interval": res}
+        options = {
+            "steps": steps or evaluation.steps or SDE_STEPS,
+            "method": solver or evaluation.solver or "euler",
+            "atol": atol,
+            "outputs_per_interval": res,
+        }
     return Plan(context, frames, config.data.skip_frames + 1, res, seed, options)
 
 
@@ -120,7 +130,7 @@ class CallCounter:
     def __init__(self, predictor: LatentPredictor) -> None:
         self.samples: dict[str, int] = {}
         for name, module in predictor.named_children():
-            if isinstance(module, VectorFieldRegressor):
+            if isinstance(module, (VectorFieldRegressor, ConvRegressor)):
                 module.register_forward_hook(self._count(name))
 
     def _count(self, name: str) -> Any:
@@ -146,9 +156,17 @@ def over_processes(count: int) -> int:
 
 
 def predict(
-    predictor: LatentPredictor, clips: Dataset, plan: Plan, batch_size: int, device: torch.device
+    predictor: LatentPredictor,
+    clips: Dataset,
+    plan: Plan,
+    batch_size: int,
+    device: torch.device,
+    class_name: str | None = None,
+    guidance: float = 1.0,
 ) -> Iterator[Prediction]:
     """Predictions of all clips, in order; clip i depends on (seed, i) alone.
+
+    class_name: what to ask a model of classes for, and guidance towards it; None: no class.
 
     Several processes take turns at the batches; the main process gets all of them, the others get none.
     """
@@ -158,7 +176,8 @@ def predict(
         if mine < len(starts):
             items = list(range(starts[mine], min(starts[mine] + batch_size, len(clips))))
             context, target = plan.split(torch.stack([clips[item] for item in items]))
-            new = predict_frames(predictor, context, plan, items, plan.seed, device)
+            labels = [class_name] * len(items)
+            new = predict_frames(predictor, context, plan, items, plan.seed, device, labels, guidance)
             own = Prediction(torch.cat([context, new], dim=2), target, items)
         predictions = distributed.gather_batches([] if own is None else [own])  # turn by turn: they are large
         if distributed.is_main():
@@ -172,10 +191,18 @@ def predict_frames(
     items: list[int],
     seed: int,
     device: torch.device,
+    labels: Sequence[str | None] = (),
+    guidance: float = 1.0,
 ) -> Tensor:
-    """What follows the context (B, 3, n, H, W) of the clips with these numbers: (B, 3, frames * res, H, W)."""
+    """What follows the context (B, 3, n, H, W) of the clips with these numbers: (B, 3, frames * res, H, W).
+
+    labels: the class of each, and guidance towards it, for a model of classes.
+    """
+    options = dict(plan.options)
+    if classes := getattr(predictor, "classes", ()):
+        options |= {"labels": class_numbers(classes, labels) if labels else None, "guidance": guidance}
     generator = torch.Generator().manual_seed(derive_seed(seed, "generate"))
     with at_rest(predictor):
         latents = encode_clip(predictor.autoencoder, context.to(device))
-        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **plan.options)
+        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **options)
         return decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()

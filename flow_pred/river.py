@@ -1,5 +1,6 @@
 """RIVER: each next latent frame is carried from noise by a flow that looks at the last frame and at a random earlier
-one (Davtyan et al., ICCV 2023, arXiv 2211.14575). The flow's path, the sampler, and solvers of dx/ds = velocity(x, s).
+one (Davtyan et al., ICCV 2023, arXiv 2211.14575), or at the last K frames. The flow's path, the sampler, and solvers
+of dx/ds = velocity(x, s).
 
 Axes: B batch, n context frames, C H W one latent frame.
 """
@@ -12,22 +13,40 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.latents import LatentPredictor, at_rest, below, sample_noise
 from flow_pred.regressor import VectorFieldRegressor
+from training.conditions import guided
 from videodata.errors import UserError
 
 Velocity = Callable[[Tensor, float], Tensor]
+LEAST_TIME = 0.02  # to the end of the path, that the way to a predicted frame is divided by
 DEFAULTS = {"uniform": (10, "midpoint"), "reference": (100, "rk4")}  # grid -> steps, solver
 
 
 class RiverPredictor(LatentPredictor):
-    """Continues latent clips frame by frame with a VectorFieldRegressor of role "river"."""
+    """Continues latent clips frame by frame with a network of role "river".
+
+    prediction: what the network answers with, the velocity, or ("frame") how the next frame differs from the last one.
+    classes: the names of the labels that it can be told.
+    """
 
     def __init__(
-        self, regressor: VectorFieldRegressor, autoencoder: nn.Module | None = None, sigma: float = 1e-7
+        self,
+        regressor: VectorFieldRegressor | ConvRegressor,
+        autoencoder: nn.Module | None = None,
+        sigma: float = 1e-7,
+        prediction: str = "velocity",
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.regressor, self.autoencoder, self.sigma = regressor, autoencoder, sigma
+        self.regressor, self.autoencoder, self.sigma, self.prediction = regressor, autoencoder, sigma, prediction
+        self.classes = tuple(classes)
+
+    @property
+    def frames_seen(self) -> int | None:
+        """How many of the last frames the network reads; None: the last one and a random earlier one."""
+        return self.regressor.num_input_frames if self.regressor.condition == "last" else None
 
     def sample(
         self,
@@ -42,47 +61,72 @@ class RiverPredictor(LatentPredictor):
         generator: torch.Generator | None = None,
         method: str | None = None,
         positions: Sequence[int] | None = None,
+        labels: Tensor | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Latents (B, n, C, H, W), n >= 1 -> (B, n + frames, C, H, W).
 
         grid "uniform": `steps` intervals of `method` (10, midpoint). grid "reference": the original's
         floor((1 - warm_start) * steps) grid points with the 3/8 rule (100). warm_start in [0, 1): where on the path
         to start, from a mixture of noise and the last frame. past_horizon: how many of the last frames may be looked
-        back at, the last one included; -1: all. noise (frames, B, C, H, W) and condition_indices (frames, evaluation,
-        B) replace the draws. positions: which stream of noise each sample gets (default 0 .. B - 1), so that a
-        sample does not change with its batch.
+        back at, the last one included; -1: all; a network that reads the last K frames needs n >= K and looks at no
+        others. noise (frames, B, C, H, W) and condition_indices (frames, evaluation, B) replace the draws. positions:
+        which stream of noise each sample gets (default 0 .. B - 1), so that a sample does not change with its batch.
+        labels (B,): the class of each sample by its number; guidance: how far to lead to it (`training.conditions`).
         """
         times, method = path_times(steps, grid, warm_start, method)
         streams = sample_noise(len(context_latents), generator, positions, context_latents.device)
-        single = context_latents.shape[1] == 1
+        seen, single = self.frames_seen, context_latents.shape[1] == 1 and self.frames_seen is None
+        if seen and context_latents.shape[1] < seen:
+            raise UserError(f"the context has {context_latents.shape[1]} frames; this RIVER needs at least {seen}")
         latents = context_latents.repeat(1, 2, 1, 1, 1) if single else context_latents
         evaluations = (len(times) - 1) * EVALUATIONS[method]
         with at_rest(self.regressor):
             for index in range(frames):
                 epsilon = streams.normal(*latents.shape[2:]) if noise is None else noise[index]
-                if condition_indices is None:
+                conditions = None
+                if condition_indices is not None:
+                    conditions = condition_indices[index].to(latents.device)
+                elif seen is None:
                     conditions = draw_conditions(streams.uniform(evaluations), latents.shape[1], past_horizon)
-                else:
-                    conditions = condition_indices[index]
-                new = self.next_latent(latents, epsilon.to(latents), conditions.to(latents.device), times, method)
+                velocity = self.velocity(latents, conditions, labels, guidance)
+                start, _ = river_path(
+                    latents[:, -1], epsilon.to(latents), latents.new_full((len(latents),), times[0]), self.sigma
+                )
+                new = integrate(velocity, start, times, method)
                 latents = torch.cat([latents, new[:, None]], dim=1)
         return latents[:, 1:] if single else latents
 
-    def next_latent(
-        self, latents: Tensor, epsilon: Tensor, conditions: Tensor, times: list[float], method: str
-    ) -> Tensor:
-        """The frame after `latents` (B, L, C, H, W): (B, C, H, W). conditions: (evaluation, B) in call order."""
+    def velocity(self, latents: Tensor, conditions: Tensor | None, labels: Tensor | None, guidance: float) -> Velocity:
+        """The field that carries noise to the frame after `latents` (B, L, C, H, W).
+
+        conditions: frames to look back at (evaluation, B), in call order; None for a network that reads the last ones.
+        """
         last, length = latents[:, -1], latents.shape[1]
         batch = torch.arange(len(latents), device=latents.device)
-        calls = iter(conditions)
+        calls = None if conditions is None else iter(conditions)
 
         def velocity(x: Tensor, s: float) -> Tensor:
-            condition = next(calls)  # (B,)
-            distance = length - 1 - condition
-            return self.regressor(x, last, latents[batch, condition], distance, x.new_full((len(x),), s))
+            if calls is None:
+                given = (latents[:, -self.frames_seen :].flatten(1, 2), None, None)
+            else:
+                condition = next(calls)  # (B,)
+                given = (last, latents[batch, condition], length - 1 - condition)
+            answer = self.answer(x, given, x.new_full((len(x),), s), labels, guidance)
+            if self.prediction == "velocity":
+                return answer
+            return (last + answer - x) / max(1 - s, LEAST_TIME)
 
-        start, _ = river_path(last, epsilon, epsilon.new_full((len(epsilon),), times[0]), self.sigma)
-        return integrate(velocity, start, times, method)
+        return velocity
+
+    def answer(
+        self, x: Tensor, given: tuple[Tensor | None, ...], time: Tensor, labels: Tensor | None, guidance: float
+    ) -> Tensor:
+        """What the network says at (x, time), led to the class where there is one."""
+        if labels is None:
+            return self.regressor(x, *given, time)
+        none = len(self.classes)
+        return guided(lambda told: self.regressor(x, *given, time, told), labels.to(x.device), none, guidance)
 
 
 def path_times(steps: int | None, grid: str, warm_start: float, method: str | None) -> tuple[list[float], str]:

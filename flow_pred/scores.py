@@ -10,10 +10,15 @@ from torch import Tensor
 
 from evaluation.subject import Batch, Subject
 from flow_pred.latents import LatentPredictor
+from flow_pred.neural_sde import NeuralSDE
 from flow_pred.predict import Plan, predict_frames
 from videodata.errors import UserError
 
+NEAR = 4  # frames that are judged apart from those after them
 NO_TRUTH = "metrics need the true frames in between: data.skip_frames + 1 must be a multiple of --res"
+
+
+MEAN_PATH = "mean path"  # its row in the table
 
 
 class Predictions(Subject):
@@ -26,10 +31,14 @@ class Predictions(Subject):
 
     def __init__(self, predictor: LatentPredictor, plan: Plan, device: torch.device) -> None:
         self.predictor, self.plan, self.device, self.context = predictor, plan, device, plan.context
+        self.classes = getattr(predictor, "classes", ())
 
     def make(self, batch: Batch) -> Tensor:
         context = batch.clips[:, :, : self.context]
-        frames = predict_frames(self.predictor, context, self.plan, batch.items, batch.seed, self.device)
+        labels, guidance = batch.labels if self.classes else (), self.guidance
+        frames = predict_frames(
+            self.predictor, context, self.plan, batch.items, batch.seed, self.device, labels, guidance
+        )
         return torch.cat([context, frames], dim=2)
 
     def compared(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
@@ -41,6 +50,8 @@ class Predictions(Subject):
         context, count = batch.clips[:, :, : self.context], made.shape[2] - self.context
         last = context[:, :, -1:]
         rows = {"": made, "last frame repeated": torch.cat([context, last.expand(-1, -1, count, -1, -1)], dim=2)}
+        if isinstance(self.predictor, NeuralSDE) and self.predictor.noisy:
+            rows[MEAN_PATH] = self.mean_path(batch)
         res = self.plan.res
         if res > 1:
             share = (torch.arange(1, res + 1) / res).view(1, 1, 1, -1, 1, 1)
@@ -50,13 +61,23 @@ class Predictions(Subject):
                 rows[f"cross-fade of {name} frames"] = torch.cat([context, fade], dim=2)
         return rows
 
+    def mean_path(self, batch: Batch) -> Tensor:
+        """What the neural SDE predicts without its noise: nearer to the truth than a sample can be, and less sharp."""
+        scale, self.predictor.diffusion_scale = self.predictor.diffusion_scale, 0.0
+        try:
+            return self.make(batch)
+        finally:
+            self.predictor.diffusion_scale = scale
+
     def parts(self, frames: int) -> dict[str, Sequence[int] | None]:
-        """All predicted frames, or those in between and the others apart; the first four too where there are more."""
+        """All predicted frames, or those in between and the others apart; the near and the far ones too."""
         res = self.plan.res
         if res > 1:
             whole = range(res - 1, frames, res)
             return {"in between": [n for n in range(frames) if n not in whole], "whole frames": whole}
-        return {"": None, **({"first 4 frames": range(4)} if frames > 4 else {})}
+        if frames <= NEAR:
+            return {"": None}
+        return {"": None, f"frames 1-{NEAR}": range(NEAR), f"frames {NEAR + 1}-{frames}": range(NEAR, frames)}
 
     def facts(self) -> dict[str, Any]:
         return {"context_frames": self.context, **self.plan.options}

@@ -2,7 +2,8 @@
 `objectives.py`, and the command scripts/train_flow_pred.py: autoencoder, data, networks, run folder, and the original's
 final file.
 
-A batch is clips (B, 3, N, H, W), uint8 or float in [-1, 1], or {"latents": (B, N, C, h, w)} from a latent cache.
+A batch is clips (B, 3, N, H, W), uint8 or float in [-1, 1], or {"latents": (B, N, C, h, w)} from a latent cache; for a
+model of classes (clips, class numbers (B,)).
 Axes: B batch, N frames of a clip, C h w one latent frame.
 """
 
@@ -11,9 +12,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ from torchvision.transforms.v2 import functional
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_weights
 from flow_pred.config import RIVER_FINAL_RATE, SDE_FINAL_SHARE, FlowPredConfig, configure, plain_config
-from flow_pred.files import build_regressor, default_run, inner, read_component
+from flow_pred.conv_backbone import ConvBlock, ConvRegressor
+from flow_pred.files import Regressor, build_regressor, default_run, inner, read_component
 from flow_pred.latents import LatentClips, LatentPredictor, LatentSpace, decode_clip, moments_of, pick_frames
-from flow_pred.neural_sde import NeuralSDE, log_diffusion
+from flow_pred.neural_sde import SDE_STEPS, NeuralSDE, log_diffusion
 from flow_pred.objectives import (
+    RiverDraw,
     StateDraw,
     StateTarget,
     diffusion_nll,
@@ -41,23 +45,28 @@ from flow_pred.objectives import (
     mean_square,
     state_target,
 )
-from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor, river_path
 from training import Losses, Networks, Recipe, Step, TrainSettings, settings_from, train
 from training.checkpoint import checkpoints_in
 from training.cli import relaunch
+from training.conditions import drop_labels
+from training.data import collate
 from training.distributed import is_main, print0
 from training.optim import build_optimizer
 from training.randomness import SampleNoise
 from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.files import write_file
+from videodata.labels import LabelledClips, classes_of
 from videodata.pixels import as_float, normalize
 
 logger = logging.getLogger(__name__)
 MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 STRENGTH, HUE = 0.1, 0.25  # of colour augmentation: brightness, contrast and saturation; hue
 SHOWN = 4  # sequences in the pictures
+START_BATCHES = 4  # that the diffusion's start is measured on
+SATURATED = 0.99  # of tanh: almost no gradient comes back
+NOTHING_LEARNED = 0.98  # of the loss of the answer 0
 Terms = dict[str, Tensor]  # per-sample values (B,); "loss" is what is minimised
 
 
@@ -66,12 +75,13 @@ class PredictorRecipe(Recipe):
 
     best_metric = ("loss", "min")
     ema_networks = ("regressor",)
-    shard_types = (torch.nn.TransformerEncoderLayer,)
+    shard_types = (torch.nn.TransformerEncoderLayer, ConvBlock)
 
-    def __init__(self, config: FlowPredConfig, regressor: VectorFieldRegressor, latent_space: LatentSpace) -> None:
+    def __init__(self, config: FlowPredConfig, regressor: Regressor, latent_space: LatentSpace) -> None:
         settings = config.training.optimizer
         # fused: one pass over 98 M parameters where the default makes a dozen
-        options = {"weight_decay": settings.weight_decay, "fused": True}
+        options = {"weight_decay": settings.weight_decay, "fused": True, "tables": regressor.tables()}
+        options["convolutions"] = isinstance(regressor, ConvRegressor)
         optimizer = build_optimizer(settings.name, regressor.trained_parameters(), settings.learning_rate, **options)
         super().__init__({"regressor": regressor}, {"regressor": optimizer})
         self.config, self.latent_space = config, latent_space
@@ -136,23 +146,76 @@ class PredictorRecipe(Recipe):
 
 
 class RiverRecipe(PredictorRecipe):
-    """Conditional flow matching of the next frame given the last one and a random earlier one."""
+    """Conditional flow matching of the next frame given the last one and a random earlier one, or the last K."""
 
     name = "flow_pred_river"
 
     def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
-        draw = draw_river(step.noise, self.frames_in(batch), self.latent_shape)
-        target, reference, condition = self.latents(batch, draw.frames, step).unbind(1)
-        x, velocity = river_path(target, draw.noise, draw.time, self.config.model.sigma)
-        predicted = networks["regressor"](x, reference, condition, draw.distance, draw.time)
-        return {"loss": mean_square(predicted.float(), velocity)}
+        batch, labels = batch if self.config.model.classes else (batch, None)
+        model, frames = self.config.model, self.frames_in(batch)
+        if model.condition == "last":
+            return {"loss": self.unrolled(batch, labels, step, networks)}
+        draw = draw_river(step.noise, frames, self.latent_shape, model.start_share)
+        target, last, condition = self.latents(batch, draw.frames, step).unbind(1)
+        shown, told = (last, condition, draw.distance), self.told(labels, step)
+        return {"loss": self.loss_and_frame(networks, draw, draw.noise, target, last, shown, told)[0]}
+
+    def unrolled(self, batch: Any, labels: Tensor | None, step: Step, networks: Networks) -> Tensor:
+        """The loss (B,) of the frame after the K that are shown, and in training of those after it, which are
+        predicted from predicted frames as a sample's are: it sees its own faults, and learns to mend them.
+        """
+        model = self.config.model
+        count, ahead = model.num_input_frames, model.unroll if step.training else 1
+        draw = draw_state(step.noise, self.frames_in(batch), count, self.latent_shape, model.start_share, ahead, ahead)
+        latents = self.latents(batch, draw.frames(count, ahead), step)
+        seen, told, losses = self.perturbed(latents[:, :count], step), self.told(labels, step), []
+        for target, noise in zip(latents[:, count:].unbind(1), draw.noise.chunk(ahead, dim=1), strict=True):
+            shown = (seen.flatten(1, 2), None, None)
+            loss, frame = self.loss_and_frame(networks, draw, noise, target, seen[:, -1], shown, told)
+            losses.append(loss)
+            seen = torch.cat([seen[:, 1:], frame.detach()[:, None]], dim=1)
+        return torch.stack(losses).mean(0)
+
+    def loss_and_frame(
+        self, networks: Networks, draw: RiverDraw | StateDraw, noise: Tensor, target: Tensor, last: Tensor,
+        shown: tuple[Tensor | None, ...], told: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The loss (B,) at a point of the path from noise to the target, and where a straight line ends from there."""
+        model = self.config.model
+        x, velocity = river_path(target, noise, draw.time, model.sigma)
+        answer = networks["regressor"](x, *shown, draw.time, *told).float()
+        if model.prediction == "frame":
+            frame = last + answer
+            return mean_square(frame, target), frame
+        return mean_square(answer, velocity), x + (1 - draw.time.view(-1, 1, 1, 1)) * answer
+
+    def told(self, labels: Tensor | None, step: Step) -> tuple[Tensor, ...]:
+        """Labels (B,) where there are classes, in training without some: guidance compares with what no class gets."""
+        if labels is None or not step.training:
+            return () if labels is None else (labels,)
+        model = self.config.model
+        return (drop_labels(labels, len(model.classes), model.class_dropout, step.noise.uniform()),)
+
+    def perturbed(self, seen: Tensor, step: Step) -> Tensor:
+        """Frames (B, K, C, h, w) that are shown, in training with noise of random size, as a sample's own have."""
+        most = self.config.model.context_noise
+        if not (most and step.training):
+            return seen
+        size = most * step.noise.uniform().view(-1, 1, 1, 1, 1)
+        return seen + size * step.noise.normal(*seen.shape[1:])
 
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and what RIVER continues them with."""
-        predictor = RiverPredictor(networks["regressor"], sigma=self.config.model.sigma)
-        settings = self.config.evaluation
+        model, settings = self.config.model, self.config.evaluation
+        predictor = RiverPredictor(
+            networks["regressor"], sigma=model.sigma, prediction=model.prediction, classes=model.classes
+        )
         options = {"past_horizon": settings.past_horizon, "warm_start": settings.warm_sampling}
-        return self.shown_prediction(predictor, batch, step, steps=settings.steps, **options)
+        options |= {"steps": settings.steps, "method": settings.solver}
+        if model.classes:
+            batch, labels = batch
+            options["labels"] = labels[:SHOWN]
+        return self.shown_prediction(predictor, batch, step, **options)
 
 
 class StateRecipe(PredictorRecipe):
@@ -162,8 +225,13 @@ class StateRecipe(PredictorRecipe):
         """Draw intervals, times and perturbations for a batch."""
         model = self.config.model
         count = model.num_input_frames
-        draw: StateDraw = draw_state(step.noise, self.frames_in(batch), count, self.latent_shape)
+        draw: StateDraw = draw_state(step.noise, self.frames_in(batch), count, self.latent_shape, model.start_share)
         return state_target(self.latents(batch, draw.frames(count), step), draw, model.sigma, model.noise_std)
+
+    def solver(self) -> dict[str, Any]:
+        """How `sample` is asked to solve the equation."""
+        settings = self.config.evaluation
+        return {"steps": settings.steps or SDE_STEPS, "method": settings.solver or "euler"}
 
 
 class FlowRecipe(StateRecipe):
@@ -182,7 +250,7 @@ class FlowRecipe(StateRecipe):
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and what the flow alone continues them with."""
         sde = NeuralSDE(networks["regressor"], num_input_frames=self.config.model.num_input_frames)
-        return self.shown_prediction(sde, batch, step)
+        return self.shown_prediction(sde, batch, step, **self.solver())
 
 
 class DenoiserRecipe(StateRecipe):
@@ -194,6 +262,21 @@ class DenoiserRecipe(StateRecipe):
         goal = self.state(batch, step)
         predicted = networks["regressor"](goal.state).float()
         return {"loss": mean_square(predicted, -goal.perturbation)}
+
+    def evaluate(self, batch: Any, step: Step, networks: Networks) -> Terms:
+        """The loss, and beside it that of the answer 0."""
+        goal = self.state(batch, step)
+        loss = mean_square(networks["regressor"](goal.state).float(), -goal.perturbation)
+        return {"loss": loss, "judged": torch.stack([loss, goal.perturbation.square().flatten(1).mean(1)], dim=1)}
+
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        loss, zero = sums["judged"].tolist()
+        if loss > NOTHING_LEARNED * zero and is_main():
+            logger.warning(
+                "WARN the denoiser answers no better than 0 (%.3g of its loss): train it longer, or predict without it",
+                loss / zero,
+            )
+        return {"loss_over_zero": loss / zero}
 
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Perturbed newest frames, and the same after one step of the denoiser."""
@@ -212,23 +295,74 @@ class DiffusionRecipe(StateRecipe):
     def __init__(
         self,
         config: FlowPredConfig,
-        regressor: VectorFieldRegressor,
+        regressor: Regressor,
         latent_space: LatentSpace,
-        flow: VectorFieldRegressor,
-        denoiser: VectorFieldRegressor | None = None,
+        flow: Regressor,
+        denoiser: Regressor | None = None,
     ) -> None:
         super().__init__(config, regressor, latent_space)
         self.flow, self.denoiser = flow, denoiser
         self.frozen += [network for network in (flow, denoiser) if network is not None]
 
+    @torch.no_grad()
+    def residual(self, goal: StateTarget) -> Tensor:
+        """What the flow leaves unexplained, (B, C, h, w)."""
+        return goal.velocity - self.flow(goal.state).float()
+
     def terms(self, batch: Any, step: Step, networks: Networks) -> Terms:
+        return self.judged(batch, step, networks)[0]
+
+    def judged(self, batch: Any, step: Step, networks: Networks) -> tuple[Terms, Tensor]:
+        """The losses, and for each sample (B, 3): NLL, mean squared residual, share of amplitudes at their limit."""
         goal, model = self.state(batch, step), self.config.model
-        with torch.no_grad():
-            residual = goal.velocity - self.flow(goal.state).float()
-        amplitude = log_diffusion(networks["regressor"](goal.state).float(), tuple(model.logit_range))
+        residual, answer = self.residual(goal), networks["regressor"](goal.state).float()
+        amplitude = log_diffusion(answer, tuple(model.logit_range))
         first, second = diffusion_reference(amplitude, residual)
         nll = diffusion_nll(amplitude, residual)
-        return {"loss": nll if model.diffusion_loss == "nll" else first + second, "nll": nll, "amplitude_mse": first}
+        loss = nll if model.diffusion_loss == "nll" else first + second
+        limit = (answer.detach().tanh().abs() > SATURATED).float()
+        facts = torch.stack([x.flatten(1).mean(1) for x in (nll.detach()[:, None], residual.square(), limit)], dim=1)
+        return {"loss": loss, "nll": nll, "amplitude_mse": first}, facts
+
+    def evaluate(self, batch: Any, step: Step, networks: Networks) -> Terms:
+        """The losses, and what `summarize` judges them by."""
+        terms, facts = self.judged(batch, step, networks)
+        return {**terms, "judged": torch.cat([facts, torch.ones_like(facts[:, :1])], dim=1)}
+
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        model = self.config.model
+        nll, square, limit = (sums["judged"][:3] / sums["judged"][3]).tolist()
+        constant = 0.5 * math.log(max(square, 1e-30)) + 0.5  # of the best amplitude that is the same everywhere
+        if limit > 0.5 and is_main():
+            logger.warning(
+                "WARN %.0f %% of the noise amplitudes sit at a limit of model.logit_range %s and learn no more: start "
+                "anew with model.diffusion_start: residual, or widen the range", 100 * limit, model.logit_range
+            )  # fmt: skip
+        elif nll > constant and is_main():
+            logger.warning(
+                "WARN the diffusion (NLL %.3f) is no better than one amplitude everywhere (%.3f): train it longer",
+                nll, constant,
+            )  # fmt: skip
+        return {"nll_of_constant": constant, "at_limit": limit}
+
+    @torch.no_grad()
+    def start_at_residual(self, data: Dataset) -> None:
+        """Start the network at the root mean square of the flow's residual in each channel, everywhere.
+
+        Far above it the first gradients are thousands of times too large, and after them tanh is saturated for good.
+        """
+        size, squares = self.config.training.batching.batch_size, []
+        for first in range(0, min(START_BATCHES * size, len(data)), size):
+            items = range(first, min(first + size, len(data)))
+            batch = collate([data[item] for item in items])
+            step = Step(0, 1, SampleNoise(0, items), torch.device("cpu"), training=False)
+            squares.append(self.residual(self.state(batch, step)).square().mean((2, 3)))  # (B, C)
+        low, high = self.config.model.logit_range
+        amplitude = 0.5 * torch.cat(squares).mean(0).clamp_min(1e-12).log()  # (C,)
+        share = (2 * (amplitude - low) / (high - low) - 1).clamp(-SATURATED, SATURATED)
+        last = self.networks["regressor"].last
+        last.weight.zero_()
+        last.bias.copy_(share.atanh())
 
     def pictures(self, batch: Any, step: Step, networks: Networks) -> dict[str, Tensor]:
         """Clips and one draw of their continuation."""
@@ -236,7 +370,7 @@ class DiffusionRecipe(StateRecipe):
         sde = NeuralSDE(
             self.flow, self.denoiser, networks["regressor"], model.num_input_frames, tuple(model.logit_range)
         )
-        return self.shown_prediction(sde, batch, step)
+        return self.shown_prediction(sde, batch, step, **self.solver())
 
 
 def jitter_colors(clips: Tensor, noise: SampleNoise) -> Tensor:
@@ -287,9 +421,22 @@ def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: P
         schedule=optimizer.schedule,
         warmup_steps=optimizer.num_warmup_steps,
         warmup_start=0.0,
+        precision=precision_of(config.training.precision),
+        clip=optimizer.clip,
+        ema=optimizer.ema,
         **({"final_rate": final} if optimizer.schedule == "sqrt" else {}),
     )
     return dataclasses.replace(settings, device="cpu") if args.num_gpus == 0 else settings
+
+
+def precision_of(name: str) -> str:
+    """fp32, bf16 or fp16; auto is bf16 where the processor multiplies it in hardware."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch has no public name
+    return "bf16" if fast else "fp32"
 
 
 def check_resume(run_dir: Path, step: int | None) -> None:
@@ -359,7 +506,7 @@ def build_recipe(config: FlowPredConfig, latent_space: LatentSpace) -> Predictor
     return DiffusionRecipe(config, regressor, latent_space, networks["f"], networks.get("d"))
 
 
-def frozen_part(path: str, role: str, config: FlowPredConfig) -> VectorFieldRegressor:
+def frozen_part(path: str, role: str, config: FlowPredConfig) -> Regressor:
     """The flow or the denoiser under a diffusion. Raises UserError if it was trained on other latents."""
     own = config.model
     part = read_component(path, role, dataclasses.replace(own, func={"f": "f_nll", "d": "d"}[role]))
@@ -398,10 +545,23 @@ def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[Predictor
     data, validation = open_data(config, seed)
     if isinstance(data, LatentClips):
         data.check(autoencoder)
+    if config.model.classes == "auto":
+        config.model.classes = list(classes_of(data))
     config.model.latent_mean, config.model.latent_std = measure_latents(config, autoencoder, data, run_dir)
     latent_space = LatentSpace(autoencoder, config.model.latent_mean, config.model.latent_std)
     check_latents(config, latent_space, data)
-    return build_recipe(config, latent_space), data, validation
+    texts = pooled_texts(config.data.texts, config.model.classes) if config.data.texts else None
+    if texts is not None:
+        config.model.text_width = texts.shape[1]
+    recipe = build_recipe(config, latent_space)
+    if config.model.classes:
+        if config.data.texts:
+            recipe.networks["regressor"].class_code.texts.copy_(texts)
+        data = LabelledClips(data, config.model.classes)
+        validation = None if validation is None else LabelledClips(validation, config.model.classes)
+    if config.model.diffusion_start == "residual" and isinstance(recipe, DiffusionRecipe):
+        recipe.start_at_residual(data)  # a run that continues loads its weights afterwards
+    return recipe, data, validation
 
 
 @torch.no_grad()
@@ -418,6 +578,24 @@ def check_latents(config: FlowPredConfig, latent_space: LatentSpace, data: Datas
             f"the autoencoder's latents are {shape} and the network is made for {expected}: "
             "set model.vector_field_regressor.state_size and state_res"
         )
+
+
+def pooled_texts(folder: str, captions: Sequence[str]) -> Tensor:
+    """The mean of each caption's cached embeddings (captions, width), over the tokens that its mask keeps.
+
+    The files are those that trainings of vvae cache (`CaptionCache`). Raises UserError for a caption that has none.
+    """
+    from vvae.src.modules.t5 import CaptionCache, VVAEError
+
+    rows = []
+    for caption in captions:
+        try:
+            embeddings, mask = CaptionCache(folder).get(caption)  # (L, width), (L,)
+        except VVAEError as error:
+            raise UserError(f"caption {caption!r}: {error}") from error
+        weight = mask.to(embeddings)[:, None]
+        rows.append((embeddings * weight).sum(0) / weight.sum().clamp_min(1))
+    return torch.stack(rows).float()
 
 
 def write_final(run_dir: Path, recipe: PredictorRecipe, config: FlowPredConfig, step: int) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evaluation.metrics import psnr
 from flow_pred.autoencoder import SimpleVQVAE, build_ours
-from flow_pred.config import AutoencoderObjective, DataConfig, load_config
+from flow_pred.config import AutoencoderObjective, AutoencoderTraining, DataConfig, configure_autoencoder
 from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
 from training import Losses, Networks, Recipe, Step, settings_from, train
@@ -32,28 +32,27 @@ SHOWN = 8
 
 def train_flow_autoencoder(args: argparse.Namespace) -> None:
     """What scripts/train_flow_autoencoder.py does: train, or continue where the same command stopped."""
-    config, _ = load_config(args.config, args.overrides)
+    config = configure_autoencoder(args)
     settings = {key: value for key, value in config.model.autoencoder.items() if key not in ("type", "ckpt_path")}
     if config.model.autoencoder.get("type") != "ours":
         raise UserError(f"{args.config}: model.autoencoder.type is not `ours`; a VQGAN is trained by train_vqgan.py")
-    objective = AutoencoderObjective(
-        **{entry.name: getattr(args, entry.name) for entry in dataclasses.fields(AutoencoderObjective)}
-    )
+    chosen = config.autoencoder_training
     torch.manual_seed(args.seed)
-    recipe = AutoencoderRecipe(build_ours(settings, None), objective, args.vgg_weights)
-    if args.data:
-        config.data.data_root = args.data
+    recipe = AutoencoderRecipe(build_ours(settings, None), chosen.objective, args.vgg_weights)
     stored = {"model": {"type": "ours", **settings}}
-    stored |= {"objective": dataclasses.asdict(objective), "data": dataclasses.asdict(config.data)}
+    stored |= {"objective": dataclasses.asdict(chosen.objective), "data": dataclasses.asdict(config.data)}
     run_dir = args.run_dir or args.runs / f"{config.name}_run-{args.run_name}"
-    training, validation = open_data(args, config.data)
-    train(recipe, training, settings_from(args, run_dir, args.steps), stored, validation)
+    training, validation = open_data(chosen, config.data, args.seed)
+    settings = settings_from(
+        args, run_dir, chosen.steps, batch_size=chosen.batch_size, warmup_steps=chosen.warmup_steps
+    )
+    train(recipe, training, settings, stored, validation)
 
 
-def open_data(args: argparse.Namespace, data: DataConfig) -> tuple[ClipDataset, ClipDataset]:
+def open_data(chosen: AutoencoderTraining, data: DataConfig, seed: int) -> tuple[ClipDataset, ClipDataset]:
     """Clips to train on and to validate with, uint8 (3, T, H, W); those to train on are mirrored at random."""
-    shape = {"frames": args.clip_frames, "size": data.crop_size, "short_side": data.input_size}
-    shape |= {"stride": args.clip_stride, "seed": args.seed, "dtype": "uint8"}
+    shape = {"frames": chosen.clip_frames, "size": data.crop_size, "short_side": data.input_size}
+    shape |= {"stride": chosen.clip_stride, "seed": seed, "dtype": "uint8"}
     training, validation = (
         open_clips(data.data_root, split=split, flip=split == "train", **shape) for split in ("train", "val")
     )
@@ -74,28 +73,38 @@ class AutoencoderRecipe(Recipe):
     def __init__(
         self, model: SimpleVQVAE, objective: AutoencoderObjective, perceptual_weights: str | None = None
     ) -> None:
-        codes = model.vector_quantizer.embedding
-        options = {"betas": BETAS, "fused": True, "convolutions": True, "tables": [codes.weight]}
+        codes = model.vector_quantizer.embedding if model.vector_quantizer else None
+        options = {"betas": BETAS, "fused": True, "convolutions": True, "tables": [codes.weight] if codes else []}
         optimizer = build_optimizer(objective.optimizer, model.parameters(), objective.learning_rate, **options)
-        reservoir = LatentReservoir(codes.num_embeddings, codes.embedding_dim)
-        super().__init__({"autoencoder": model, "reservoir": reservoir}, {"autoencoder": optimizer})
+        networks: Networks = {"autoencoder": model}
+        if codes:
+            networks["reservoir"] = LatentReservoir(codes.num_embeddings, codes.embedding_dim)
+        super().__init__(networks, {"autoencoder": optimizer})
         self.objective = objective
         self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
 
     def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
-        quantise = step.index >= self.objective.vq_warmup
+        coded = "reservoir" in networks
+        quantise = coded and step.index >= self.objective.vq_warmup
         if quantise:
             self.start_codebook(networks)
         images, shares, truth = chosen_frames(batch, step)
-        frames, latents, quantiser = networks["autoencoder"](images, shares, quantise)
-        if not quantise:
+        noise = self.latent_noise(images, shares is not None, step)
+        frames, latents, quantiser = networks["autoencoder"](images, shares, quantise, noise)
+        if coded and not quantise:
             kept = latents.detach().movedim(1, -1)  # (N, h, w, C)
             if shares is not None:  # clip by clip, so that the order is the same for any number of processes
                 kept = kept.unflatten(0, (2, -1)).transpose(0, 1)
             networks["reservoir"](kept)
         reconstruction, blended = frames[: len(images)], frames[len(images) :]
-        terms = {"reconstruction": (reconstruction - images).square().mean(), "quantiser": quantiser.mean()}
-        total = terms["reconstruction"] + self.objective.vq_weight * terms["quantiser"]
+        terms = {"reconstruction": (reconstruction - images).square().mean()}
+        total = terms["reconstruction"]
+        if coded:
+            terms["quantiser"] = quantiser.mean()
+            total = total + self.objective.vq_weight * terms["quantiser"]
+        if self.objective.latent_penalty > 0:
+            terms["latents"] = latents.square().mean()
+            total = total + self.objective.latent_penalty * terms["latents"]
         if shares is not None:
             terms["blend"] = (blended - truth).square().mean()
             total = total + self.objective.blend_weight * terms["blend"]
@@ -103,6 +112,19 @@ class AutoencoderRecipe(Recipe):
             terms["perceptual"] = self.perceptual(reconstruction, images).mean()
             total = total + self.objective.perceptual_weight * terms["perceptual"]
         yield Losses(total, terms)
+
+    def latent_noise(self, images: Tensor, ends: bool, step: Step) -> Tensor | None:
+        """Noise for the latents of images (N, 3, H, W), in units of their spread; a predictor errs by about as much.
+
+        ends: the images are all first frames, then all last ones; otherwise clip by clip.
+        """
+        if self.objective.latent_noise == 0:
+            return None
+        model = self.networks["autoencoder"]
+        shape = model.latent_shape(*images.shape[-2:])
+        noise = step.noise.normal(len(images) // len(step.noise), *shape)  # (B, frames of a clip, C, h, w)
+        noise = noise.transpose(0, 1) if ends else noise  # each clip has its own noise, whatever is in its batch
+        return self.objective.latent_noise * noise.flatten(0, 1)
 
     @torch.no_grad()
     def start_codebook(self, networks: Networks) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, run
+from training.cli import make_parser, positive_int, run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,6 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="any source of videos, in place of data.data_root")
     parser.add_argument(
         "--splits", nargs="+", choices=("train", "val", "test"), default=["train", "val"], help="parts of the data"
+    )
+    parser.add_argument(
+        "--max-videos", nargs="+", type=positive_int, metavar="N", help="of each part, evenly spread (default: all)"
     )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored latents")
     parser.add_argument("--autoencoder", "--vqvae-path", help="its checkpoint, in place of autoencoder.ckpt_path")

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import (
+    add_class_arguments,
     fraction,
     make_parser,
     nonnegative_float,
@@ -24,6 +25,7 @@ from training.cli import (
 )
 
 FORMATS = ("h5", "mp4", "gif", "npy")
+CONFIGURED = " (default: of the configuration, else 1)"
 SOLVERS = ("euler", "heun", "midpoint", "rk4", "adaptive")
 
 
@@ -65,9 +67,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--solver", choices=SOLVERS, help="(default: midpoint for RIVER, euler for the neural SDE)")
+    group.add_argument("--solver", choices=SOLVERS, help="(default: evaluation.solver, else midpoint or euler)")
     group.add_argument(
-        "--steps", type=positive_int, help="solver steps per frame (default: 10 for RIVER, 2 for the neural SDE)"
+        "--steps",
+        type=positive_int,
+        help="solver steps per frame (default: evaluation.steps, else 10 for RIVER, 2 for the neural SDE)",
     )
     group.add_argument(
         "--grid",
@@ -77,12 +81,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--atol", type=positive_float, default=1e-2, help="tolerance of the adaptive solver")
     group.add_argument("--res", type=positive_int, default=1, help="neural SDE: output frames per frame interval")
-    group.add_argument("--alpha", type=nonnegative_float, default=1.0, help="neural SDE: weight of the denoiser")
-    group.add_argument("--gscale", type=nonnegative_float, default=1.0, help="neural SDE: factor on the diffusion")
+    group.add_argument("--alpha", type=nonnegative_float, help="neural SDE: weight of the denoiser" + CONFIGURED)
+    group.add_argument("--gscale", type=nonnegative_float, help="neural SDE: factor on the diffusion" + CONFIGURED)
     group.add_argument(
         "--past-horizon", type=number(int, -1), help="RIVER: how many last frames may be looked back at; -1: all"
     )
     group.add_argument("--warm-start", type=fraction, help="RIVER: start this far on the path, from the last frame")
+    add_class_arguments(group)
     group.add_argument("--seed", type=nonnegative_int, default=42, help="of the windows and of the noise")
 
 

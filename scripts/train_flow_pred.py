@@ -13,14 +13,13 @@ from training.settings import add_training_arguments
 
 DEFAULTS = {
     "seed": 1543,
-    "clip": 0.0,
     "save_every": 5000,
     "log_every": 100,
     "evaluate_every": 20_000,
     "pictures_every": 5000,
     "evaluate_batches": 100,
 }  # the original's
-OF_THE_CONFIGURATION = ("batch_size", "workers", "schedule", "warmup_steps", "final_rate")
+OF_THE_CONFIGURATION = ("batch_size", "workers", "schedule", "warmup_steps", "final_rate", "clip", "ema", "precision")
 
 
 def build_parser() -> argparse.ArgumentParser:

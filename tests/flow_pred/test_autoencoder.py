@@ -130,3 +130,23 @@ def test_files_that_do_not_fit_are_reported_and_nothing_is_loaded(tmp_path):
         build_autoencoder({"type": "our"})
     with pytest.raises(UserError, match="f8_small"):
         build_autoencoder({"type": "ldm-vq", "config": "f8_smal"})
+
+
+def test_space_to_depth_and_no_codebook_shrink_the_work_and_keep_the_shapes():
+    """Latents and images have the sizes that the settings say; nothing is quantised; the noise is what is added."""
+    settings = {**TINY, "space_to_depth": 2, "quantize": False}
+    settings["encoder"] = settings["encoder"] | {"levels": 1}
+    settings["decoder"] = settings["decoder"] | {"levels": 1}
+    model = build_autoencoder(settings)
+    images = torch.randn(2, 3, 16, 8)
+    with torch.no_grad():
+        latents = model.encode(images)
+        assert latents.shape == (2, *model.latent_shape(16, 8)) == (2, 4, 4, 2)
+        decoded = model.decode(latents)
+        assert decoded.shape == images.shape and not any("quantizer" in key for key in model.state_dict())
+        assert not torch.equal(model.decode(latents + 1e-3), decoded)
+        noise = torch.randn(2, 4, 4, 2)
+        spread = latents.flatten(1).std(1).view(-1, 1, 1, 1)
+        torch.testing.assert_close(model(images, noise=noise)[0], model.decode(latents + spread * noise))
+    with pytest.raises(UserError, match="quantize: false"):
+        build_autoencoder({key: value for key, value in TINY.items() if key != "vector_quantizer"})

@@ -13,9 +13,11 @@ from evaluation.runner import Pass
 from evaluation.subject import Batch
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
 from flow_pred.autoencoder import Identity
+from flow_pred.config import parse_config
 from flow_pred.generate import open_h5, strip, write_clips
-from flow_pred.predict import CallCounter, Plan, predict
+from flow_pred.predict import CallCounter, Plan, plan_for, predict
 from flow_pred.scores import Predictions
+from tests.flow_pred.tiny import tiny_values
 from tests.training import processes
 from videodata import read_video
 from videodata.errors import UserError
@@ -133,3 +135,33 @@ def test_all_files_are_written_with_what_was_predicted(tmp_path):
     frames, fps = read_video(tmp_path / "0001.mp4")
     assert frames.shape == (7, 8, 18, 3) and fps == 6
     assert np.load(tmp_path / "0001.npy", allow_pickle=False).shape == (8, 8, 8, 3)
+
+
+def test_near_and_far_frames_have_rows_and_the_sde_its_mean_path():
+    """Frames 1-4 and those after them; the mean path is the row without noise, and the noise is on again after it."""
+    torch.manual_seed(0)
+    networks = [VectorFieldRegressor(**SIZE, role=role, num_input_frames=2) for role in "fg"]
+    noisy = NeuralSDE(networks[0], None, networks[1], num_input_frames=2, autoencoder=Identity())
+    plan = Plan(context=2, frames=6, options={"steps": 1})
+    target = torch.stack([Ramp(8)[index] for index in range(3)])
+    batch = Batch(target, [0, 1, 2], 0)
+    subject = Predictions(noisy, plan, torch.device("cpu"))
+    made = subject.make(batch)
+    rows = subject.compared(batch, made)
+    still = Predictions(NeuralSDE(networks[0], num_input_frames=2, autoencoder=Identity()), plan, torch.device("cpu"))
+    assert torch.equal(rows["mean path"], still.make(batch)) and torch.equal(subject.make(batch), made)
+    assert not torch.equal(rows["mean path"], made) and "mean path" not in still.compared(batch, made)
+    assert list(subject.parts(12)) == ["", "frames 1-4", "frames 5-12"] and list(subject.parts(4)) == [""]
+
+
+def test_sampling_goes_by_the_configuration_unless_flags_say_otherwise():
+    """Steps, solver and horizon of `evaluation`; the reference grid has its own solver."""
+    values = tiny_values()
+    values["evaluation"] = {"steps": 1, "solver": "euler", "past_horizon": 2}
+    config = parse_config(values)
+    options = plan_for(river(), config).options
+    assert (options["steps"], options["method"], options["past_horizon"]) == (1, "euler", 2)
+    options = plan_for(river(), config, steps=3, solver="heun", past_horizon=-1).options
+    assert (options["steps"], options["method"], options["past_horizon"]) == (3, "heun", -1)
+    assert plan_for(river(), config, grid="reference", steps=20).options["method"] is None
+    assert plan_for(sde(), config).options["steps"] == 1

@@ -1,5 +1,6 @@
 """Cached latents: the same numbers as encoding, windows keyed by position, and what is refused."""
 
+import h5py
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from flow_pred.latents import LatentClips, LatentSpace, encode_latents, moments_
 from tests.flow_pred.test_autoencoder import TINY
 from videodata import open_clips
 from videodata.errors import UserError
+from videodata.labels import classes_of
 
 DATA = "shapes:6,frames=20,size=16"
 
@@ -57,3 +59,20 @@ def test_another_autoencoders_cache_and_a_missing_one_are_refused(tmp_path, auto
     with pytest.raises(UserError, match="clip spans"):
         LatentClips(tmp_path, "val", 21)
     assert cached.describe(0)["id"] and cached.fingerprint()
+
+
+def test_a_cache_keeps_labels_and_can_be_a_part_of_the_videos(tmp_path, autoencoder):
+    """Each clip has its video's label; `most` spreads over the split; older files name the command that mends them."""
+    encode_latents(autoencoder, DATA, "train", tmp_path, size=16)
+    cached, pictures = LatentClips(tmp_path, "train", 2), open_clips(DATA, 2, 16, split="train")
+    labels = [pictures.label(index) for index in range(len(pictures))]
+    assert [cached.label(index) for index in range(len(cached))] == labels and all(labels)
+    assert classes_of(cached) == classes_of(pictures)
+    encode_latents(autoencoder, DATA, "train", tmp_path / "part", size=16, most=2)
+    part = LatentClips(tmp_path / "part", "train", 2)
+    assert [part.ids[0], part.ids[1]] == [cached.ids[0], cached.ids[-1]] and len(part) == 2
+    assert part.provenance()["ids"] == [cached.provenance()["ids"][place] for place in (0, -1)]
+    with h5py.File(tmp_path / "train.hdf5", "a") as file:
+        del file["label"]
+    with pytest.raises(UserError, match="encode again"):
+        LatentClips(tmp_path, "train", 2).label(0)

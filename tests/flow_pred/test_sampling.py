@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.flow_pred_original import sample_as_the_original
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
+from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.predict import CallCounter
 from flow_pred.river import draw_conditions, path_times
 from tests.flow_pred.fixture_files import Fixture, regressor
@@ -180,3 +181,70 @@ def test_too_little_context_and_unknown_solvers_are_refused():
         neural_sde().sample(context(frames=2), 1)
     with pytest.raises(UserError, match="rk9"):
         neural_sde().sample(context(), 1, method="rk9")
+
+
+def last_frames_river(prediction: str = "frame", classes: tuple[str, ...] = ()) -> RiverPredictor:
+    torch.manual_seed(0)
+    size = {key: value for key, value in TINY.items() if key != "mid_depth"}
+    network = ConvRegressor(**size, condition="last", num_input_frames=K, classes=len(classes))
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return RiverPredictor(network, prediction=prediction, classes=classes)
+
+
+def test_river_of_the_last_frames_looks_at_no_others():
+    """Older frames and the past horizon change nothing, each of the last K does; a shorter context is refused."""
+    predictor = last_frames_river()
+    known = context(frames=K + 1)
+    expected = predictor.sample(known, 2, steps=1, method="euler", generator=seeded())
+    for frame in range(K + 1):
+        changed = known.clone()
+        changed[:, frame] += 1
+        found = predictor.sample(changed, 2, steps=1, method="euler", generator=seeded(), past_horizon=2)
+        assert torch.equal(found[:, K + 1], expected[:, K + 1]) == (frame == 0), frame
+    with pytest.raises(UserError, match="at least 3"):
+        predictor.sample(known[:, :2], 1)
+
+
+def test_one_euler_step_ends_on_the_predicted_frame():
+    """The last frame plus the answer at time 0, wherever the noise was; further steps go on from there."""
+    predictor, known = last_frames_river(), context()
+    noise = torch.randn(1, 3, 2, 2, 3, generator=seeded(1))
+    found = predictor.sample(known, 1, steps=1, method="euler", noise=noise)[:, -1]
+    with torch.no_grad():
+        answer = predictor.regressor.eval()(noise[0], known.flatten(1, 2), None, None, torch.zeros(3))
+    torch.testing.assert_close(found, known[:, -1] + answer)
+    four = predictor.sample(known, 1, steps=4, method="euler", noise=noise)[:, -1]
+    assert torch.isfinite(four).all() and not torch.equal(four, found)
+
+
+def test_guidance_1_is_the_plain_sampler_bit_for_bit():
+    """It calls the network once; more guidance leads further away from what is said to no class, 0 says just that."""
+    predictor, known = last_frames_river(classes=("a", "b")), context()
+    torch.nn.init.normal_(predictor.regressor.class_code.table.weight)
+    counter = CallCounter(predictor)
+
+    def sampled(labels, guidance):
+        before = counter.drift
+        options = {"steps": 2, "method": "euler", "generator": seeded()}
+        made = predictor.sample(known, 1, labels=labels, guidance=guidance, **options)[:, -1]
+        return made, counter.drift - before
+
+    a, none = torch.tensor([0, 0, 0]), torch.tensor([2, 2, 2])
+    plain, calls = sampled(a, 1.0)
+    guided, twice = sampled(a, 3.0)
+    unasked, _ = sampled(None, 1.0)
+    assert (calls, twice) == (6, 12)
+    assert torch.equal(unasked, sampled(none, 1.0)[0]) and not torch.equal(plain, unasked)
+    torch.testing.assert_close(sampled(a, 0.0)[0], unasked)
+    assert (guided - unasked).abs().mean() > 1.5 * (plain - unasked).abs().mean()
+
+
+def test_a_diffusion_scale_of_0_is_the_equation_without_noise():
+    """The same frames as without the diffusion, and its network is not called."""
+    noisy, still = neural_sde(), neural_sde()
+    noisy.diffusion_scale, still.log_amplitude = 0.0, None
+    counter = CallCounter(noisy)
+    assert torch.equal(noisy.sample(context(), 2, generator=seeded()), still.sample(context(), 2, generator=seeded()))
+    assert counter.total == 2 * counter.drift  # flow and denoiser

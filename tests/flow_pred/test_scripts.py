@@ -12,11 +12,14 @@ import torch
 import yaml
 from PIL import Image
 
+from flow_pred.files import load_model
 from tests.flow_pred.fixture_files import Fixture
 from tests.flow_pred.tiny import tiny_values
 from videodata import open_clips, write_video
 from videodata.errors import UserError
+from videodata.labels import classes_of
 from videodata.video_folder import VideoFolder
+from vvae.src.modules.t5 import CaptionCache
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -45,6 +48,8 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
         f"model.autoencoder.ckpt_path={runs}/shapes_run-autoencoder",
         "training.optimizer.num_training_steps=2",
         "training.batching.batch_size=2",
+        "data.frames_per_sample=8",
+        "training.num_observations=6",
     ]
     river = configs / "shapes_river_tiny.yaml"
     command("train_flow_autoencoder.py", "--config", river, "--runs", runs, "--steps", 2, "--batch_size", 2, *small)
@@ -58,11 +63,11 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
         command("train_flow_pred.py", "--config", configs / f"shapes_{name}_tiny.yaml", *arguments, *small, *options)
     sde = [f"--ckpt-{part[0]}={runs}/shapes_run-{part}" for part in ("f-01-mse", "d-01", "g-01-nll")]
     shared = ["--num-videos", 2, "--metrics", "--frames", 2]
-    command("generate_flow_videos.py", *sde, *shared, "--res", 4, "--context", 4, "--out", tmp_path / "sde")
+    command("generate_flow_videos.py", *sde, *shared, "--res", 2, "--context", 4, "--out", tmp_path / "sde")
     assert "PSNR in between" in capsys.readouterr().out
     command("generate_flow_videos.py", "--ckpt", runs / "shapes_run-river", *shared, "--out", tmp_path / "river")
     with h5py.File(tmp_path / "sde" / "videos.h5") as file:
-        assert file["generated_videos"].shape == (2, 12, 3, 32, 32)
+        assert file["generated_videos"].shape == (2, 8, 3, 32, 32)
     report = json.loads((tmp_path / "river" / "metrics.json").read_text())
     assert report["excluded_frames"] == 4 and report["details"]["videos"] == 2
     assert {"strip.png", "0000.mp4"} <= {path.name for path in (tmp_path / "river").iterdir()}
@@ -81,6 +86,52 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     arguments = ["--config", river, "--run-name", "river", "--runs", runs, "--num-gpus", 0, "--resume-step", 7]
     with pytest.raises(UserError, match="newest is 2"):
         command("train_flow_pred.py", *arguments, *small)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["pictures", "latents"])
+@pytest.mark.parametrize("texts", [False, True], ids=["classes", "texts"])
+def test_river_is_trained_and_asked_by_class(tmp_path, capsys, cached, texts):
+    """The classes are the data's, by a table or by cached embeddings of their names; flags ask for one of them."""
+    config, folder = tmp_path / "tiny_river.yaml", tmp_path / "texts"
+    values = tiny_values("river", classes="auto", condition="last", backbone="conv")
+    values["data"]["data_root"] = data = "digits:12,frames=6,size=4,digits=1"
+    config.write_text(yaml.safe_dump(values))
+    options = []
+    if cached:
+        command("encode_latents.py", "--config", config, "--out", tmp_path / "latents", "--device", "cpu")
+        options.append(f"data.latents={tmp_path}/latents")
+    labels = classes_of(open_clips(data, 2, 4, split="train"))
+    arguments = ["--config", config, "--runs", tmp_path, "--num-gpus", 0, "--steps", 2]
+    if texts:
+        folder.mkdir()
+        options.append(f"data.texts={folder}")
+        with pytest.raises(UserError, match=f"caption '{labels[0]}'"):
+            command("train_flow_pred.py", *arguments, *options)
+        cache = CaptionCache(folder)
+        cache.fill(labels, lambda caption: (torch.randn(1, 3, 1024), torch.tensor([[True, True, False]])))
+    validation = open_clips(data, 2, 4, split="val")
+    unknown = {validation.label(index) for index in range(len(validation))} - set(labels)
+    if unknown:
+        pytest.skip(f"digits {unknown} are in val alone")
+    command("train_flow_pred.py", *arguments, *options)
+    run_dir = tmp_path / "tiny_run-river"
+    stored = yaml.safe_load((run_dir / "config.yaml").read_text())["model"]
+    assert stored["classes"] == list(labels) and stored["text_width"] == (1024 if texts else 0)
+    if texts:
+        loaded = load_model(run_dir).predictor.regressor.class_code
+        embeddings, mask = cache.get(labels[0])
+        torch.testing.assert_close(loaded.texts[0], embeddings[mask].mean(0))
+    shared = ["--checkpoint", run_dir, "--device", "cpu", "--steps", 1]
+    for asked in ([], ["--class", labels[0]], ["--class", labels[0], "--guidance", 3]):
+        out = tmp_path / "out"
+        command("generate_flow_videos.py", *shared, "--num-videos", 1, "--out", out, "--format", "npy", *asked)
+        calls = 4 if "--guidance" in asked else 2  # of a midpoint step
+        assert f"{calls}.0 network calls" in capsys.readouterr().out
+    command("evaluate.py", "flow_pred", *shared, "--data", data, "--split", "train", "--guidance", 2, "--metrics",
+            "psnr", "--num_clips", 2, "--output", tmp_path / "report.json")  # fmt: skip
+    assert json.loads((tmp_path / "report.json").read_text())["details"]["guidance"] == 2
+    with pytest.raises(UserError, match="none of the"):
+        command("generate_flow_videos.py", *shared, "--class", "eleven", "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

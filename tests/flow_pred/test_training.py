@@ -7,6 +7,8 @@ import torch
 
 from flow_pred.autoencoder import SimpleVQVAE
 from flow_pred.config import AutoencoderObjective
+from flow_pred.neural_sde import log_diffusion
+from flow_pred.objectives import draw_state, times_of
 from flow_pred.train import jitter_colors
 from flow_pred.train_autoencoder import AutoencoderRecipe
 from tests.contract import ModelContract
@@ -41,6 +43,17 @@ class TestDiffusion(TestRiver):
         return tiny_recipe("g", **overrides)
 
 
+class TestConvolutionalRiver(TestRiver):
+    """And RIVER as small trainings have it: convolutions, the last frames, the next frame, times at 0, classes."""
+
+    def build_recipe(self, **overrides):
+        changes = {"backbone": "conv", "condition": "last", "prediction": "frame", "start_share": 0.5, "unroll": 2}
+        return tiny_recipe("river", "muon", context_noise=0.1, classes=["a", "b"], **changes, **overrides)
+
+    def dataset(self):
+        return LabelledNoise()
+
+
 class TestFlow(TestRiver):
     """And its drift."""
 
@@ -55,6 +68,20 @@ class TestDenoiser(TestRiver):
         return tiny_recipe("d", out_norm="bn", **overrides)
 
 
+class TestAutoencoderWithoutCodebook(ModelContract):
+    """And the autoencoder without a codebook, on clips, with noise on its latents."""
+
+    test_two_processes_equal_one = None  # Adam makes steps of the rounding errors that its norm's biases get
+
+    def build_recipe(self, **overrides):
+        torch.manual_seed(0)
+        model = SimpleVQVAE(TINY["encoder"], TINY["decoder"], space_to_depth=2, quantize=False)
+        return AutoencoderRecipe(model, AutoencoderObjective(latent_noise=0.1, latent_penalty=1e-3))
+
+    def dataset(self):
+        return RandomClips(side=16)
+
+
 class TestAutoencoder(ModelContract):
     """And the autoencoder under both, on clips, with the quantiser from the second step on."""
 
@@ -67,6 +94,13 @@ class TestAutoencoder(ModelContract):
 
     def dataset(self):
         return RandomClips(side=16)
+
+
+class LabelledNoise(RandomClips):
+    """The same clips with the numbers of two classes."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index), torch.tensor(index % 2)
 
 
 def step_for(batch: int, training: bool = True) -> Step:
@@ -89,9 +123,10 @@ def test_every_component_has_losses_metrics_and_pictures(func):
     for network in recipe.networks.values():
         network.eval()
     with torch.no_grad():
-        assert {value.shape for value in recipe.evaluate(batch_of(), step_for(4, False), recipe.networks).values()} == {
-            (4,)
-        }
+        metrics = recipe.evaluate(batch_of(), step_for(4, False), recipe.networks)
+        judged = metrics.pop("judged", None)  # sums for `summarize`
+        assert {value.shape for value in metrics.values()} == {(4,)}
+        assert (judged is None) == (recipe.config.model.role not in "dg")
         for clip in recipe.pictures(batch_of(), step_for(4, False), recipe.networks).values():
             assert clip.shape[1] == 3 and clip.abs().max() <= 1
 
@@ -190,3 +225,104 @@ def test_the_autoencoder_learns_and_starts_its_codes_at_the_latents(tmp_path):
     assert bool(recipe.networks["reservoir"].used) and codes.std() > 0.05
     frames = torch.stack([Clips()[index][:, 0] for index in range(8)])
     assert len(model.eval().quantize(model.encode(frames))[1].unique()) > 3
+
+
+def test_the_diffusion_starts_at_what_its_flow_leaves_unexplained():
+    """The untrained amplitude is the residual's root mean square in each channel; a random start is far away."""
+    nll = {}
+    for start in ("random", "residual"):
+        recipe = tiny_recipe("g", diffusion_start=start)
+        with torch.no_grad():
+            metrics = recipe.evaluate(batch_of(8), step_for(8, False), recipe.networks)
+        nll[start] = metrics["nll"].mean()
+    goal = recipe.state(batch_of(8), step_for(8, False))
+    residual = recipe.residual(goal)
+    with torch.no_grad():
+        amplitude = log_diffusion(recipe.networks["regressor"](goal.state), (-9.0, 1.0)).exp()
+    torch.testing.assert_close(amplitude.mean((0, 2, 3)), residual.square().mean((0, 2, 3)).sqrt(), rtol=0.05, atol=0)
+    constant = 0.5 * residual.square().mean().log() + 0.5
+    assert nll["residual"] < constant + 0.1 < nll["random"]
+
+
+def test_networks_that_learned_nothing_are_named_in_one_line(caplog):
+    """A diffusion at its limit, one that is worse than a constant, and a denoiser that might as well answer 0."""
+
+    def said(recipe, change):
+        caplog.clear()
+        with torch.no_grad():
+            change(recipe.networks["regressor"].last)
+            metrics = recipe.evaluate(batch_of(8), step_for(8, False), recipe.networks)
+        found = recipe.summarize({"judged": metrics["judged"].double().sum(0)})
+        return found, [record.getMessage() for record in caplog.records]
+
+    def constant(value):
+        return lambda last: (last.weight.zero_(), last.bias.fill_(value))
+
+    found, lines = said(tiny_recipe("g"), constant(5.0))
+    assert found["at_limit"] == 1 and len(lines) == 1 and "100 % of the noise amplitudes" in lines[0]
+    found, lines = said(tiny_recipe("g"), constant(0.0))
+    assert found["at_limit"] == 0 and len(lines) == 1 and "no better than one amplitude" in lines[0]
+    found, lines = said(tiny_recipe("g", diffusion_start="residual"), lambda last: None)
+    assert found["at_limit"] == 0
+    found, lines = said(tiny_recipe("d"), constant(0.0))
+    assert found["loss_over_zero"] == pytest.approx(1) and len(lines) == 1 and "no better than 0" in lines[0]
+
+
+def test_a_share_of_the_times_is_where_a_sample_starts():
+    """The others stay uniform; without a share the draws are the originals'."""
+    uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    times = times_of(uniform, 0.5)
+    assert (times == 0).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert times[times > 0].mean().item() == pytest.approx(0.5, abs=0.03) and times.max() < 1
+    assert times_of(uniform, 0.0) is uniform
+    shape, noise = (3, 4, 4), [SampleNoise(0, range(50)) for _ in range(2)]
+    plain, half = (draw_state(source, 5, 2, shape, share) for source, share in zip(noise, (0.0, 0.5), strict=True))
+    assert torch.equal(plain.target, half.target) and torch.equal(plain.noise, half.noise)
+    assert (half.time == 0).sum() > 10 > (plain.time == 0).sum()
+
+
+def test_a_frame_is_predicted_from_the_last_one_and_context_noise_is_for_training():
+    """A network that answers 0 predicts the last frame: its loss is the change from frame to frame."""
+    recipe = tiny_recipe("river", condition="last", prediction="frame", context_noise=0.5, backbone="conv")
+    still = batch_of()[:, :, :1].expand(-1, -1, 5, -1, -1)
+    with torch.no_grad():
+        assert recipe.evaluate(still, step_for(4, False), recipe.networks)["loss"].abs().max() == 0
+        (noisy,) = recipe.losses(still, step_for(4), recipe.networks)
+    assert noisy.total > 0.01
+
+
+def test_labels_are_kept_back_in_training_alone():
+    """With a dropout of 1 the class acts in no loss, without dropout in every one."""
+    losses = {}
+    for dropout in (0.0, 1.0):
+        recipe = tiny_recipe("river", classes=["a", "b"], class_dropout=dropout)
+        torch.nn.init.normal_(recipe.networks["regressor"].class_code.table.weight)
+        for label in (0, 1):
+            data = (batch_of(), torch.full((4,), label))
+            (found,) = recipe.losses(data, step_for(4), recipe.networks)
+            losses[dropout, label] = found.total.item()
+    assert losses[0.0, 0] != losses[0.0, 1] and losses[1.0, 0] == losses[1.0, 1]
+
+
+def test_unrolled_training_predicts_from_its_own_frames():
+    """The second frame's error is that of a network that saw its first prediction, not the true frame."""
+    recipes = [tiny_recipe("river", condition="last", prediction="frame", unroll=n, backbone="conv") for n in (1, 2)]
+    clips = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(4, 3, -1, 4, 4) / 10  # 0.1 brighter from frame to frame
+    losses = [next(recipe.losses(clips, step_for(4), recipe.networks)).total.item() for recipe in recipes]
+    assert losses == pytest.approx([0.01, (0.01 + 0.04) / 2])  # an untrained network repeats what it saw last
+
+
+def test_noise_on_latents_is_each_clips_own():
+    """Whatever else is in the batch, on single frames and on the two ends of clips."""
+    recipe = TestAutoencoderWithoutCodebook().build_recipe()
+    for ends, frames in ((False, 1), (True, 2)):
+        both, second = (
+            recipe.latent_noise(torch.zeros(frames * len(keys), 3, 16, 16), ends, noise_step(keys))
+            for keys in ((4, 7), (7,))
+        )
+        assert both.std() > 0.05
+        assert torch.equal(both[1::2], second) if ends else torch.equal(both[1:], second)
+
+
+def noise_step(positions):
+    return Step(0, 4, SampleNoise(0, positions), torch.device("cpu"))

@@ -30,7 +30,7 @@ class RandomClips(Dataset):
 def tiny_values(func: str = "river", **model: Any) -> dict[str, Any]:
     """A complete plain configuration; `model` changes its model part, `aug` and regressor keys theirs."""
     size = {"state_size": 3, "state_res": [4, 4], "inner_dim": 16, "depth": 1, "mid_depth": 1, "dropout": 0.0}
-    size |= {key: model.pop(key) for key in list(model) if key in ("checkpointing", "out_norm")}
+    size |= {key: model.pop(key) for key in list(model) if key in ("checkpointing", "out_norm", "backbone")}
     return {
         "name": "tiny",
         "data": {
@@ -67,4 +67,7 @@ def tiny_recipe(func: str = "river", optimizer: str = "adamw", **model: Any) -> 
     if config.model.role != "g":
         return {"river": RiverRecipe, "f": FlowRecipe, "d": DenoiserRecipe}[config.model.role](*parts)
     flow, denoiser = (build_regressor(parse_config(tiny_values(name)).model) for name in ("f_nll", "d"))
-    return DiffusionRecipe(*parts, flow, denoiser)
+    recipe = DiffusionRecipe(*parts, flow, denoiser)
+    if config.model.diffusion_start == "residual":
+        recipe.start_at_residual(RandomClips())
+    return recipe
