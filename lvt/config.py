@@ -128,6 +128,8 @@ def convnet(in_channels: int, out_channels: int) -> dict[str, Any]:
         "OUT_CHANNELS": out_channels,
         "NORM": "",
         "N_LAYERS": 0,  # residual blocks
+        "KERNEL": 3,  # (new) of the layers at the resolution of the codes
+        "STRIDED_KERNEL": 4,  # (new) of the encoder's two strided layers; 2: of patches that do not overlap
         "SPECTRAL": False,
         "OUT_ACTIVATION": "",
     }
@@ -307,6 +309,8 @@ class ConvNetConfig:
     out_channels: int = 16  # the encoder's output always has NF channels
     norm: str = ""
     n_layers: int = 0  # residual blocks
+    kernel: int = 3  # of the layers at the resolution of the codes
+    strided_kernel: int = 4  # of the encoder's two strided layers
     spectral: bool = False
     out_activation: str = ""
     weights: str = ""
@@ -314,6 +318,10 @@ class ConvNetConfig:
     def __post_init__(self) -> None:
         if self.norm or self.spectral:
             raise UserError("NORM and SPECTRAL are not supported: no published model uses them, leave them empty")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"ENCODER and GENERATOR: KERNEL must be odd, found {self.kernel}")
+        if self.strided_kernel not in (2, 4):
+            raise UserError(f"ENCODER: STRIDED_KERNEL must be 2 or 4, found {self.strided_kernel}")
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,9 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, h, w, E) -> (B, t, h, w, D)."""
         weight = self.conv.weight * self.live
+        if x.shape[1] == 1:  # before the only frame there is nothing
+            padded = F.pad(x[:, 0].movedim(-1, 1), (1, 1, 2, 0))
+            return F.conv2d(padded, weight[:, :, 2], self.conv.bias).movedim(1, -1)[:, None]
         padded = F.pad(x.movedim(-1, 1), (1, 1, 2, 0, 2, 0))
         return F.conv3d(padded, weight, self.conv.bias).movedim(1, -1)
 
