@@ -45,7 +45,7 @@ def start_tables(model: VideoTransformer, frames: int, codebooks: Sequence[Tenso
 
 
 def unit_vectors(codebook: Tensor) -> Tensor:
-    """The vectors (V, D) of a codebook, centred, its directions evened out by half, of mean squared length 1: (V, r)."""
+    """The vectors (V, D) of a codebook, centred, directions evened out by half, of mean squared length 1: (V, r)."""
     left, sizes, _ = torch.linalg.svd(codebook.float() - codebook.float().mean(0), full_matrices=False)
     kept = sizes > SMALLEST * sizes[0]
     vectors = left[:, kept] * sizes[kept].sqrt()

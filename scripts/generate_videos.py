@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.cli import fraction, make_parser, nonnegative_int, positive_float, positive_int, run
+from training.cli import add_class_arguments, fraction, make_parser, nonnegative_int, positive_float, positive_int, run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,7 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=positive_int, help="of the whole clip (default: INPUT.N_FRAMES_PER_VIDEO_TEST)")
     add("--hop", type=positive_int, default=1, help="frames added per window when --frames is longer than that")
     add("--fps", type=Fraction, default=Fraction(8), help="of the videos")
-    add("--class-index", type=nonnegative_int, help="class of a class-conditional model")
+    add_class_arguments(parser)
+    add("--class-index", type=nonnegative_int, help="same as --class, by its number")
     add("--samples", type=positive_int, help="same as TEST.VT_SAMPLER.NUM_SAMPLES")
     add("--given", type=nonnegative_int, metavar="N", help="same as TEST.VT_SAMPLER.N_PRIME; 0: invent all")
     add("--temperature", type=positive_float, help="same as TEST.VT_SAMPLER.TEMPERATURE")
