@@ -1,4 +1,4 @@
-"""Tables of a fresh transformer start at the scale of the rows that are added up, and codes that look alike start alike."""
+"""Tables of a fresh transformer start at the scale of the rows that are added up; similar codes start similar."""
 
 import pytest
 import torch
