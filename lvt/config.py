@@ -34,6 +34,7 @@ FLAGS = {  # of the scripts, and the keys that each stands for
     "device": ("MODEL.DEVICE",),
     "precision": ("SOLVER.PRECISION",),
     "checkpoint": ("MODEL.GENERATOR.WEIGHTS",),
+    "vqvae": tuple(f"TEST.VT_SAMPLER.VQ_VAE.{part}_WEIGHTS" for part in ("ENCODER", "GENERATOR", "CODEBOOK")),
     "out": ("OUTPUT_DIR",),
 }
 

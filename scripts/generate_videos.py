@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
     add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder or file of weights")
+    add("--vqvae", metavar="RUN", help="same as the three TEST.VT_SAMPLER.VQ_VAE.*_WEIGHTS")
     add("--out", metavar="DIR", help="same as OUTPUT_DIR")
     add("--compile", action="store_true", help="compile the sampler (pays off for many samples)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")

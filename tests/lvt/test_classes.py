@@ -115,10 +115,10 @@ def test_runs_of_before_name_their_classes_elsewhere(tmp_path):
     """config.yaml of older runs lists them under model.CLASSES alone."""
     (tmp_path / "config.yaml").write_text(
         "MODEL: {META_ARCHITECTURE: VideoTransformerModel, AUTOREGRESSIVE: {VT: {CLASS_NUM: 2}}}\n"
-        "model: {CLASSES: [jump, run]}\n"
+        "model: {CLASSES: ['07', '1']}\n"
     )
     config = configuration.load_config(tmp_path / "config.yaml")
-    assert config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASSES"] == ["jump", "run"]
+    assert config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASSES"] == ["07", "1"]
 
 
 def test_each_clip_is_asked_for_its_own_class():
