@@ -98,14 +98,17 @@ def sample_seeds(batch: int, seeds: Sequence[int] | None, generator: torch.Gener
 class CachedDecoder:
     """Samples slices of one size for a batch. `begin` a slice, then `sample` its positions in raster order.
 
-    compiled: one graph for all positions (torch.compile), which always attends to whole blocks.
+    compiled: one graph for all positions (torch.compile), which always attends to whole blocks. With a `guidance` other
+    than 1, the batch is twice that of the samples: as the class has them, then the same without a class, and logits are
+    led from the second to the first (Ho and Salimans 2022, arXiv 2207.12598).
     """
 
     def __init__(
-        self, model: VideoTransformer, size: Triple, batch: int, rule: SamplingRule, compiled: bool = False
-    ) -> None:
+        self, model: VideoTransformer, size: Triple, batch: int, rule: SamplingRule, compiled: bool = False,
+        guidance: float = 1.0,
+    ) -> None:  # fmt: skip
         self.decoder, self.head, self.config, self.rule = model.decoder, model.ch_predictor, model.config, rule
-        self.size, self.batch, self.compiled = size, batch, compiled
+        self.size, self.batch, self.compiled, self.guidance = size, batch, compiled, guidance
         self.layers = [CachedLayer(layer, size, batch, not compiled) for layer in model.decoder.block_local_attention]
         taps = model.decoder.conv.matrix(one_frame=size[0] == 1)  # (taps * E, D)
         width, device, dtype = self.config.d, taps.device, taps.dtype
@@ -138,7 +141,10 @@ class CachedDecoder:
             layer.fill(own, known_frames)
 
     def sample(self, position: int, uniform: Tensor) -> Tensor:
-        """Codes int64 (B, C) of a position, from uniform numbers (B, C); they are kept for the next positions."""
+        """Codes int64 (B, C) of a position, from uniform numbers (B, C); they are kept for the next positions.
+
+        B counts the samples: half of the batch under guidance.
+        """
         if not self.compiled:
             places = [Place(*place) for place in self.places[position]]
             return self.step(position, places, uniform)
@@ -157,7 +163,7 @@ class CachedDecoder:
         return codes
 
     def sample_codes(self, x: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, C) one codebook after the other from features (B, D), and the sum of their embeddings (B, E)."""
+        """Codes (samples, C), one codebook after the other, from features (B, D), and the sums of their embeddings."""
         norm, nv = self.head.layer_norm, self.config.nv
         y = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
         codes: list[Tensor] = []
@@ -165,11 +171,22 @@ class CachedDecoder:
         for k, table in enumerate(self.decoder.ch_embedder):
             hidden = self.first_hidden[k](y)
             for earlier, code in enumerate(codes):
-                hidden = hidden + self.picked_hidden[k][code + earlier * nv]
-            logits = self.head.logits(k, hidden, table.weight)
+                hidden = hidden + self.of_batch(self.picked_hidden[k][code + earlier * nv])
+            logits = self.led(self.head.logits(k, hidden, table.weight))
             codes.append(self.rule.choose(logits, uniform[:, k]))
             embedding = embedding + table.weight[codes[-1]]
-        return torch.stack(codes, 1), embedding
+        return torch.stack(codes, 1), self.of_batch(embedding)
+
+    def led(self, logits: Tensor) -> Tensor:
+        """Logits (B, V) of the batch -> those of the samples."""
+        if self.guidance == 1:
+            return logits
+        with_class, without = logits.chunk(2)
+        return without + self.guidance * (with_class - without)
+
+    def of_batch(self, rows: Tensor) -> Tensor:
+        """Rows of the samples -> of the batch, which may hold each of them twice."""
+        return rows if self.guidance == 1 else torch.cat([rows, rows])
 
 
 def padded_cells(size: Triple) -> int:

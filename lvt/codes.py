@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,11 @@ class CodeWindows(Dataset):
         """Hash of the ids, labels and lengths of the videos."""
         facts = [(entry.id, entry.label, entry.frames) for entry in map(self.source.videos.__getitem__, self._videos)]
         return f"{len(facts)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+
+    def items_of(self, ids: Collection[str], items: Sequence[int] | None = None) -> int:
+        """How many items, or of these items, are of videos with these ids of `provenance`."""
+        own = self.provenance()["ids"]
+        return sum(own[item] in ids for item in (range(len(own)) if items is None else items))
 
     def provenance(self) -> dict[str, Any] | None:
         """Of the encoded videos, as `ClipDataset.provenance`; None for codes that do not say what was encoded."""

@@ -34,6 +34,7 @@ FLAGS = {  # of the scripts, and the keys that each stands for
     "device": ("MODEL.DEVICE",),
     "precision": ("SOLVER.PRECISION",),
     "checkpoint": ("MODEL.GENERATOR.WEIGHTS",),
+    "vqvae": tuple(f"TEST.VT_SAMPLER.VQ_VAE.{part}_WEIGHTS" for part in ("ENCODER", "GENERATOR", "CODEBOOK")),
     "out": ("OUTPUT_DIR",),
 }
 
@@ -44,6 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers that would only fai
     **dict.fromkeys(("DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"), (0, math.inf)),
     **dict.fromkeys(("TEST.VT_SAMPLER.N_PRIME", "TEST.VT_SAMPLER.TOP_K", "MAX_MINUTES"), (0, math.inf)),
     **dict.fromkeys(("SOLVER.LR_G", "SOLVER.CLIP_NORM", "TEST.VT_SAMPLER.TEMPERATURE"), (0.0, math.inf)),
+    "MODEL.AUTOREGRESSIVE.VT.CLASS_NUM": (-1, math.inf),
     **dict.fromkeys(("SOLVER.EMA", "TEST.VT_SAMPLER.TOP_P", "MODEL.CODEBOOK.START_AFTER"), (0.0, 1.0)),
 }
 
@@ -54,8 +56,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     Raises UserError for unknown keys, naming the nearest one, and for values of another type than the default's.
     """
     config = deepcopy(DEFAULTS)
-    file = {key: value for key, value in yaml_files.load_config(path).items() if key not in OF_A_RUN}
-    override(config, file, str(path))
+    loaded = yaml_files.load_config(path)
+    override(config, {key: value for key, value in loaded.items() if key not in OF_A_RUN}, str(path))
+    if not config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASSES"]:  # runs noted them there before the key was there
+        config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASSES"] = list((loaded.get("model") or {}).get("CLASSES") or [])
     for key, value in split_overrides(overrides):
         override(config, nested(key, value), "the command line")
     return config
@@ -128,6 +132,8 @@ def convnet(in_channels: int, out_channels: int) -> dict[str, Any]:
         "OUT_CHANNELS": out_channels,
         "NORM": "",
         "N_LAYERS": 0,  # residual blocks
+        "KERNEL": 3,  # (new) of the layers at the resolution of the codes
+        "STRIDED_KERNEL": 4,  # (new) of the encoder's two strided layers; 2: of patches that do not overlap
         "SPECTRAL": False,
         "OUT_ACTIVATION": "",
     }
@@ -149,7 +155,10 @@ TRANSFORMER = {
     "PAD_VALUE": -1,
     "SHARE_P": True,
     "SHARE_EMBEDDINGS": False,
-    "CLASS_NUM": 0,  # > 0: class-conditional
+    "CLASS_NUM": 0,  # > 0: class-conditional; -1: as many classes as DATASETS.TRAIN has
+    "CLASSES": [],  # (new) names of the classes; a training sets them
+    "CLASS_DROPOUT": 0.0,  # (new) share of the labels that a training drops: what guidance needs
+    "TABLE_START": "matrix",  # (new) taps, codebook: where the tables of a fresh network start, see table_start.py
     "DROPOUT": 0.0,  # (new)
     "QKV_INIT": "matrix",  # (new) "tensor": the original's smaller scale
     "ATTENTION": "auto",  # (new) auto, sdpa, flex
@@ -204,7 +213,7 @@ DEFAULTS: dict[str, Any] = {
         "WARMUP_ITERS": -1,
         "WARMUP_FACTOR": 0.01,
         "WARMUP_METHOD": "linear",  # constant
-        "OPTIMIZER_NAME": "adam",  # adamw (new), rmsprop
+        "OPTIMIZER_NAME": "adam",  # adamw (new), muon (new), rmsprop
         "LR_G": 1e-4,
         "LR_D": 4e-4,  # (unused)
         "WEIGHT_DECAY": {"BASE_G": 0.0, "BIAS_G": 0.0, "NORM_G": 0.0, "BASE_D": 0.0, "BIAS_D": 0.0, "NORM_D": 0.0},
@@ -219,7 +228,7 @@ DEFAULTS: dict[str, Any] = {
         "SLICES_PER_CLIP": 1,  # (new) slices trained per clip and step; -1: all
         "CLIP_NORM": 0.0,  # (new) gradient norm; 0: no clipping
         "EMA": 0.0,  # (new) decay of averaged weights; 0: none
-        "PRECISION": "fp32",  # (new) bf16, fp16
+        "PRECISION": "fp32",  # (new) bf16, fp16; auto: bf16 where the processor multiplies it faster
         "COMPILE": False,  # (new) torch.compile
     },
     "LOSS": {
@@ -274,6 +283,9 @@ class TransformerConfig:
     share_p: bool = True  # SHARE_P: one output layer for all codebooks
     share_embeddings: bool = False  # SHARE_EMBEDDINGS: the code embeddings are the output layer
     class_num: int = 0  # CLASS_NUM: classes to condition on; 0: none
+    classes: tuple[str, ...] = ()  # CLASSES: their names, where they are known
+    class_dropout: float = 0.0  # CLASS_DROPOUT: share of the labels that a training drops; 0: "no class" is no class
+    table_start: Literal["matrix", "taps", "codebook"] = "matrix"  # TABLE_START of a fresh network's tables
     dropout: float = 0.0  # DROPOUT after attention and after the feed-forward layer
     qkv_init: Literal["matrix", "tensor"] = "matrix"  # QKV_INIT, see layers.initialize_heads
     attention: Literal["auto", "sdpa", "flex"] = "auto"  # ATTENTION, see layers.BlockLocalAttention
@@ -289,11 +301,23 @@ class TransformerConfig:
             raise UserError("VT: SHARE_EMBEDDINGS needs SHARE_P False")
         if self.pad_value >= 0:
             raise UserError(f"VT: PAD_VALUE must be negative, found {self.pad_value}")
+        if self.class_num < 0 or (self.class_dropout and not self.class_num) or not 0 <= self.class_dropout < 1:
+            raise UserError(
+                f"VT: CLASS_NUM {self.class_num} and CLASS_DROPOUT {self.class_dropout} do not fit: a share below 1 of "
+                "the labels of at least one class (-1 counts the classes of DATASETS.TRAIN in a training)"
+            )
+        if len(self.classes) > self.class_num:
+            raise UserError(f"VT: CLASS_NUM {self.class_num} is less than the {len(self.classes)} names in CLASSES")
 
     @property
     def n_slices(self) -> int:
         """Slices of a clip, one for each offset of the stride."""
         return self.stride[0] * self.stride[1] * self.stride[2]
+
+    @property
+    def no_class(self) -> int | None:
+        """The number that stands for "no class"; None for a model that has not learned it."""
+        return self.class_num if self.class_dropout else None
 
 
 @dataclass(frozen=True)
@@ -307,6 +331,8 @@ class ConvNetConfig:
     out_channels: int = 16  # the encoder's output always has NF channels
     norm: str = ""
     n_layers: int = 0  # residual blocks
+    kernel: int = 3  # of the layers at the resolution of the codes
+    strided_kernel: int = 4  # of the encoder's two strided layers
     spectral: bool = False
     out_activation: str = ""
     weights: str = ""
@@ -314,6 +340,10 @@ class ConvNetConfig:
     def __post_init__(self) -> None:
         if self.norm or self.spectral:
             raise UserError("NORM and SPECTRAL are not supported: no published model uses them, leave them empty")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"ENCODER and GENERATOR: KERNEL must be odd, found {self.kernel}")
+        if self.strided_kernel not in (2, 4):
+            raise UserError(f"ENCODER: STRIDED_KERNEL must be 2 or 4, found {self.strided_kernel}")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lvt.codes import CodeWindows, holds_codes, open_codes
+from lvt.config import TransformerConfig
 from videodata.clips import ClipDataset, open_clips, spread
 from videodata.errors import UserError
 from videodata.source import ClipSource
@@ -109,18 +111,45 @@ def codes_path(config: dict[str, Any], name: str, training: bool) -> Path:
 
 
 def class_names(config: dict[str, Any]) -> list[str] | None:
-    """The classes of a class-conditional transformer: all labels of DATASETS.TRAIN, in alphabetical order.
+    """The classes of a class-conditional transformer: those that the configuration names, else all labels of
+    DATASETS.TRAIN, in alphabetical order.
 
     None for a transformer without classes. Raises UserError when there are more than CLASS_NUM.
     """
-    count = config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASS_NUM"]
-    if not count:
-        return None
+    node = config["MODEL"]["AUTOREGRESSIVE"]["VT"]
+    count = node["CLASS_NUM"]
+    if not count or node["CLASSES"]:
+        return node["CLASSES"] or None
     sources = [open_codes(codes_path(config, name, training=True)) for name in config["DATASETS"]["TRAIN"]]
     names = sorted({video.label for source in sources for video in source.videos} - {None})
-    if len(names) > count:
+    if len(names) > count > 0:
         raise UserError(f"DATASETS.TRAIN has {len(names)} classes, but CLASS_NUM is {count}")
     return names
+
+
+def known_classes(config: TransformerConfig, classes: Tensor) -> Tensor:
+    """Class numbers (B,) of windows, -1 for videos without a label, which become "no class" where the model knows it.
+
+    Raises UserError where it does not.
+    """
+    if int(classes.min()) >= 0:
+        return classes
+    if config.no_class is None:
+        raise UserError(
+            "VT.CLASS_NUM is set, but some videos of the data set have no class (the folder above); VT.CLASS_DROPOUT "
+            "above 0 makes a model that can do without"
+        )
+    return classes.where(classes >= 0, config.no_class)
+
+
+def with_part(name: str, part: str) -> str:
+    """The name of a data set of frames with the part that is meant where it has no mark; that of a named one as it is,
+    but for the clips in place of single frames.
+    """
+    known = named_datasets()
+    if name in known:
+        return name if name.endswith("_seq") or f"{name}_seq" not in known else f"{name}_seq"
+    return name if SPLIT_MARK in name else f"{name}{SPLIT_MARK}{part}"
 
 
 def frames_place(config: dict[str, Any], name: str, training: bool) -> tuple[str, str | None, Named | None]:
@@ -170,4 +199,13 @@ def thinned(dataset: Dataset, count: int) -> Dataset:
     """`count` items evenly spread over the data set; all of them for 0."""
     if count <= 0 or count >= len(dataset):
         return dataset
-    return Subset(dataset, spread(list(range(len(dataset))), count))
+    return Thinned(dataset, spread(list(range(len(dataset))), count))
+
+
+class Thinned(Subset):
+    """Some items of a data set, which knows which of them are of videos that a run was trained on."""
+
+    def __init__(self, dataset: Dataset, indices: list[int]) -> None:
+        super().__init__(dataset, indices)
+        if hasattr(dataset, "items_of"):
+            self.items_of = lambda ids: dataset.items_of(ids, indices)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from training.cli import nonnegative_int, positive_float
-from videodata.errors import UserError
+from training.cli import fraction, nonnegative_int, positive_float
 
 if TYPE_CHECKING:
     from evaluation.subject import Subject
@@ -23,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vqvae", metavar="RUN", help="run folder of the VQ-VAE (default: the one in the configuration)")
     add("--given", type=nonnegative_int, help="frames that are shown (default: TEST.VT_SAMPLER.N_PRIME)")
     add("--temperature", type=positive_float, help="of the sampler (default: TEST.VT_SAMPLER.TEMPERATURE)")
-    add("--class_index", type=nonnegative_int, help="class of a class-conditional model")
+    add("--top_k", type=nonnegative_int, help="of the sampler (default: TEST.VT_SAMPLER.TOP_K)")
+    add("--top_p", type=fraction, help="of the sampler (default: TEST.VT_SAMPLER.TOP_P)")
 
 
 def open_subject(args: argparse.Namespace) -> Subject:
@@ -53,10 +53,8 @@ def open_continuations(args: argparse.Namespace, config: dict[str, Any], transfo
     sampler = config["TEST"]["VT_SAMPLER"]
     if args.vqvae:
         sampler["VQ_VAE"] |= {f"{node}_WEIGHTS": args.vqvae for node in WEIGHT_NODES.values()}
-    if args.temperature is not None:
-        sampler["TEMPERATURE"] = args.temperature
-    if bool(transformer.config.class_num) != (args.class_index is not None):
-        raise UserError("--class_index goes with class-conditional models, and they need it")
+    asked = {"TEMPERATURE": args.temperature, "TOP_K": args.top_k, "TOP_P": args.top_p}
+    sampler |= {key: value for key, value in asked.items() if value is not None}
     given = sampler["N_PRIME"] if args.given is None else args.given
     vqvae = load_sampler_vqvae(config, device)
-    return Continuations(transformer, vqvae, given, args.class_index, **sampling_options(sampler))
+    return Continuations(transformer, vqvae, given, **sampling_options(sampler))

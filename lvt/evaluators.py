@@ -21,7 +21,7 @@ from evaluation.runner import Watch, evaluate, trained_on_of
 from evaluation.subject import Batch, Subject
 from lvt.codes import CODES_NAME, write_codes
 from lvt.config import is_transformer
-from lvt.datasets import open_code_windows, open_frames, open_videos, thinned
+from lvt.datasets import known_classes, open_code_windows, open_frames, open_videos, thinned
 from lvt.files import load_configured, load_sampler_vqvae, weights_behind
 from lvt.generate import FRAMES_PER_SECOND, generate_codes, sampling_options, write_clip
 from lvt.scores import Continuations, Likelihood, Reconstructions
@@ -142,9 +142,8 @@ def measure(
     """The scores of TEST.N_SAMPLES items of a data set, and how many of them are among what was trained on."""
     protocol.seed, protocol.device = max(config["SEED"], 0), distributed.join_processes(config["MODEL"]["DEVICE"])
     items = thinned(data, config["TEST"]["N_SAMPLES"])
-    seen = trained_on_of(weights_behind(config), data)
+    seen = trained_on_of(weights_behind(config), items)
     if seen:
-        seen = min(seen, len(items))  # of all items; those that are measured are spread over them
         logger.warning("WARNING: %d of these %d clips of %s were in the training set", seen, len(items), name)
     scores = evaluate(subject, lambda _: items, protocol, watch)
     return scores, {"clips": len(items), "clips_trained_on": seen}
@@ -191,7 +190,7 @@ def write_samples(config: Config, transformer: VideoTransformer, dataset: str) -
             continue
         item = move(collate([windows[number]] * count), device)
         codes = item["codes"].long()
-        classes = item["class_index"] if transformer.config.class_num else None
+        classes = known_classes(transformer.config, item["class_index"]) if transformer.config.class_num else None
         made = generate_codes(
             transformer, codes, sampler["N_PRIME"], class_idx=classes,
             seeds=[seed + number * count + sample for sample in range(count)], **sampling_options(sampler),

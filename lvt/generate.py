@@ -31,6 +31,7 @@ from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import atomic_path, files_in_folder
 from videodata.frame_folder import IMAGE_SUFFIXES, read_image
+from videodata.labels import class_number
 from videodata.pixels import channels_first, to_uint8
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def generate_codes(
     generator: torch.Generator | None = None,
     class_idx: Tensor | None = None,
     *,
+    guidance: float = 1.0,
     seeds: Sequence[int] | None = None,
     compiled: bool = False,
     progress: Progress | None = None,
@@ -58,19 +60,20 @@ def generate_codes(
 
     codes int64 (B, C, T, H, W); what it holds after the first frames does not matter. Randomness comes from `seeds`,
     one per sample, or from seeds that are drawn from `generator`; a sample depends on its own seed alone. class_idx
-    int64 (B,) for a class-conditional model. compiled: torch.compile the step (worth it for many clips).
+    int64 (B,) for a class-conditional model; None: no class, where the model knows that. guidance: how far to lead the
+    model to the class (1: not at all, at half the price). compiled: torch.compile the step (worth it for many clips).
     Raises UserError for sizes that do not fit the model.
     """
     rule = SamplingRule(temperature, top_k, top_p, greedy)
     check_codes(model, codes, n_prime)
-    check_classes(model, class_idx)
+    class_idx = checked_classes(model, codes, class_idx, guidance)
     streams = SampleStreams(sample_seeds(len(codes), seeds, generator))
     clips = codes.clone()
     clips[:, :, n_prime:] = 0
     training = model.training
     model.eval()
     try:
-        return ClipSampler(model, clips, n_prime, rule, class_idx, compiled).run(streams, progress)
+        return ClipSampler(model, clips, n_prime, rule, class_idx, compiled, guidance).run(streams, progress)
     finally:
         model.train(training)
 
@@ -123,11 +126,22 @@ def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_classes(model: VideoTransformer, class_index: Tensor | None) -> None:
-    """Raises UserError for classes that the model does not know."""
-    count = model.config.class_num
-    if count and class_index is not None and not (int(class_index.min()) >= 0 and int(class_index.max()) < count):
+def checked_classes(
+    model: VideoTransformer, codes: Tensor, class_index: Tensor | None, guidance: float
+) -> Tensor | None:
+    """The classes (B,), "no class" for all where none are given and the model knows it.
+
+    Raises UserError for classes that the model does not know, and for guidance where there is nothing to lead to.
+    """
+    count, none = model.config.class_num, model.config.no_class
+    if guidance != 1 and (class_index is None or none is None):
+        raise UserError(f"guidance {guidance:g} needs a class, and a model that was trained with VT.CLASS_DROPOUT")
+    if class_index is None:
+        return None if none is None else codes.new_full((len(codes),), none)
+    largest = count - 1 if none is None else none
+    if count and not (int(class_index.min()) >= 0 and int(class_index.max()) <= largest):
         raise UserError(f"classes must be 0 .. {count - 1}, found {class_index.tolist()}")
+    return class_index
 
 
 def check_codes(model: VideoTransformer, codes: Tensor, n_prime: int) -> None:
@@ -147,12 +161,15 @@ class ClipSampler:
 
     def __init__(
         self, model: VideoTransformer, clips: Tensor, n_prime: int, rule: SamplingRule, class_index: Tensor | None,
-        compiled: bool,
+        compiled: bool, guidance: float = 1.0,
     ) -> None:  # fmt: skip
         self.model, self.clips, self.n_prime, self.class_index = model, clips, n_prime, class_index
+        self.twice = guidance != 1  # each sample with its class and without
+        if self.twice:
+            self.class_index = torch.cat([class_index, torch.full_like(class_index, model.config.no_class)])
         self.stride = model.config.stride
         self.size = slice_size(tuple(clips.shape[2:]), self.stride)
-        self.decoder = CachedDecoder(model, self.size, len(clips), rule, compiled)
+        self.decoder = CachedDecoder(model, self.size, len(clips) * (1 + self.twice), rule, compiled, guidance)
         taps = visible_taps(self.size, self.stride, model.config.kernel).to(clips.device)
         self.table = model.encoder.conv.table(taps)  # the same for all slices
 
@@ -178,11 +195,12 @@ class ClipSampler:
 
     def begin(self, number: int, known_frames: int) -> Tensor:
         """Encode what slice `number` may see and start the decoder; gives the slice's codes (B, C, n) to fill in."""
-        index = self.clips.new_full((len(self.clips),), number)
-        context, slice_codes = self.model.slice_inputs(self.clips, index)
+        clips = torch.cat([self.clips, self.clips]) if self.twice else self.clips
+        index = clips.new_full((len(clips),), number)
+        context, slice_codes = self.model.slice_inputs(clips, index)
         encoded = self.model.encoder(context, index, self.class_index, self.table)
         self.decoder.begin(slice_codes, encoded, known_frames)
-        return slice_codes.flatten(2)
+        return slice_codes[: len(self.clips)].flatten(2)
 
     def known_frames(self, number: int) -> int:
         """Frames of slice `number` that lie within the first n_prime frames of the clip."""
@@ -226,7 +244,8 @@ def continuations(
     if frames <= given.shape[1]:
         raise UserError(f"clips of {frames} frames have nothing after the {given.shape[1]} given ones")
     codes = encode_clips(vqvae, given[None]).repeat(count, 1, 1, 1, 1)
-    classes = None if args.class_index is None else codes.new_full((count,), args.class_index)
+    classes = asked_class(transformer, args)
+    classes = None if classes is None else codes.new_full((count,), classes)
     with tqdm(unit="position", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -236,9 +255,18 @@ def continuations(
 
         return generate_frames(
             transformer, vqvae, codes, given.shape[1], frames, window, hop=args.hop, class_idx=classes,
-            seeds=[seed + sample for sample in range(count)], compiled=args.compile, progress=progress,
-            **sampling_options(sampler),
+            guidance=args.guidance, seeds=[seed + sample for sample in range(count)], compiled=args.compile,
+            progress=progress, **sampling_options(sampler),
         )  # fmt: skip
+
+
+def asked_class(transformer: VideoTransformer, args: argparse.Namespace) -> int | None:
+    """The class that --class names, or --class-index; None: no choice. Raises UserError for one that there is not."""
+    if args.class_name is None:
+        return args.class_index
+    if args.class_index is not None:
+        raise UserError("--class and --class-index say the same thing: use one of them")
+    return class_number(transformer.config.classes, args.class_name)
 
 
 def read_given(folder: Path | None, count: int, size: int) -> Tensor:

@@ -148,6 +148,9 @@ class BlockLocalAttention(nn.Module):
         if self.attention == "flex" or large:
             banks = (self.dt_bank, self.dh_bank, self.dw_bank)
             return flex_block_attention(query, key, value, banks, self.block, self.causal)
+        if not query.is_cuda and torch.is_grad_enabled():  # the fused kernel of CPUs has no gradient of the bias
+            scores = (query * query.shape[-1] ** -0.5) @ key.mT + self.bias().to(query.dtype)
+            return scores.softmax(-1).to(value.dtype) @ value
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias().to(query.dtype)[None])
 
 

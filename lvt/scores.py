@@ -13,12 +13,14 @@ from evaluation.codebook import BitsPerToken, CodebookUsage
 from evaluation.metrics import mean_frame
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
+from lvt.datasets import known_classes
 from lvt.generate import generate_codes
 from lvt.transformer import VideoTransformer, bits_per_subpixel, clip_nats
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
 from training.data import move
 from training.distributed import gather_batches
 from training.randomness import derive_seed
+from videodata.labels import class_number
 
 
 def squared_error(made: Tensor, clips: Tensor) -> Tensor:
@@ -60,12 +62,13 @@ class Likelihood(Subject):
     metrics = own_metrics = ("bits",)
 
     def __init__(self, transformer: VideoTransformer) -> None:
-        self.bits, self.conditional = Bits(transformer, transformer.config.n_prime), transformer.config.class_num > 0
+        self.bits, self.config = Bits(transformer, transformer.config.n_prime), transformer.config
         self.device = transformer.encoder.conv.weight.device
 
     def make(self, batch: Batch) -> None:
         windows = move(batch.clips, self.device)
-        self.bits.update(windows["codes"].long(), windows["class_index"] if self.conditional else None)
+        classes = known_classes(self.config, windows["class_index"]) if self.config.class_num else None
+        self.bits.update(windows["codes"].long(), classes)
 
     def own_scores(self) -> dict[str, list[Score]]:
         return {"bits": self.bits.scores()}
@@ -74,32 +77,39 @@ class Likelihood(Subject):
 class Continuations(Subject):
     """Clips of which the first `given` frames are shown and the others sampled; the given ones stay as they are.
 
-    With none given, samples belong to no clip, and only the sets are compared. class_index: of a class-conditional
-    transformer. options: of `generate_codes`.
+    With none given, samples belong to no clip, and only the sets are compared. A class-conditional transformer is asked
+    for the class of each clip. options: of `generate_codes`.
     """
 
     random = True
     metrics = ("psnr", "ssim", "bits", "codebook")
     own_metrics = ("bits", "codebook")
 
-    def __init__(
-        self, transformer: VideoTransformer, vqvae: VQVAE, given: int, class_index: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, transformer: VideoTransformer, vqvae: VQVAE, given: int, **options: Any) -> None:
         self.transformer, self.vqvae, self.context = transformer, vqvae, given
         self.paired = given > 0
-        self.class_index, self.options = class_index, options
+        self.classes, self.options = transformer.config.classes, options
         self.codes, self.bits = Codes(vqvae), Bits(transformer, given)
         self.shown: tuple[Tensor, Tensor] | None = None  # the last clips and their codes
 
     def make(self, batch: Batch) -> Tensor:
         codes = self.encode(batch.clips)
-        classes = None if self.class_index is None else codes.new_full((len(codes),), self.class_index)
+        classes = self.classes_of(batch, codes.device)
         if batch.sample == 0:
             self.codes.update(codes)
             self.bits.update(codes, classes)
         seeds = [derive_seed(batch.seed, "continue", item) for item in batch.items]
-        made = generate_codes(self.transformer, codes, self.context, class_idx=classes, seeds=seeds, **self.options)
+        options = {"class_idx": classes, "guidance": self.guidance, **self.options}
+        made = generate_codes(self.transformer, codes, self.context, seeds=seeds, **options)
         return self.behind_given(batch.clips, decode_clips(self.vqvae, made).cpu())
+
+    def classes_of(self, batch: Batch, device: torch.device) -> Tensor | None:
+        """The number of each clip's class (B,); None of a transformer without classes. Raises UserError."""
+        config = self.transformer.config
+        if not config.class_num:
+            return None
+        numbers = [-1 if label is None else class_number(self.classes, label) for label in batch.labels]
+        return known_classes(config, torch.tensor(numbers, device=device))
 
     def encode(self, clips: Tensor) -> Tensor:
         """Codes of clips; kept for their further samples and baselines."""

@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from evaluation.codebook import CodebookUsage, code_counts
 from losses.perceptual import LPIPS
 from lvt.config import configure, is_transformer
-from lvt.datasets import class_names, open_code_windows, open_frames, thinned, together
+from lvt.datasets import class_names, known_classes, open_code_windows, open_frames, thinned, together, with_part
 from lvt.evaluators import evaluate_lvt, evaluators_of, missed_expectations
 from lvt.files import (
     build_transformer,
@@ -30,10 +31,13 @@ from lvt.files import (
 )
 from lvt.generate import generate_frames
 from lvt.scores import squared_error
+from lvt.solver import optimizer_of, precision_of, schedule
 from lvt.subscale import slice_frames, slice_of_position
+from lvt.table_start import start_tables
 from lvt.transformer import VideoTransformer, bits_per_code, bits_per_subpixel, clip_nats, cross_entropy
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
-from training import TrainSettings, distributed, optim, train
+from training import TrainSettings, distributed, train
+from training.conditions import drop_labels
 from training.randomness import seed_everything
 from training.recipe import Losses, Networks, Recipe, Step
 from videodata import pixels
@@ -47,9 +51,13 @@ FREE_KEYS = frozenset(
         *("MAX_ITER", "DEVICE", "NUM_WORKERS", "OUTPUT_DIR", "CHECKPOINT_PERIOD", "EVAL_PERIOD", "VIS_PERIOD"),
         *("LOG_PERIOD", "MAX_MINUTES", "EVALUATORS", "N_SAMPLES", "TEST", "GRADIENT_CHECKPOINTING", "COMPILE", "CFG"),
         *("WEIGHTS", "ENCODER_WEIGHTS", "GENERATOR_WEIGHTS", "CODEBOOK_WEIGHTS", "NUM_SAMPLES", "TEMPERATURE"),
-        *("TOP_K", "TOP_P", "EXPECTED_RESULTS"),
+        *("TOP_K", "TOP_P", "EXPECTED_RESULTS", "TABLE_START"),
     }
 )  # last parts of the configuration keys that a continued run may change
+
+
+NEW_KEYS = {"KERNEL": 3, "STRIDED_KERNEL": 4, "CLASS_DROPOUT": 0.0}  # of a network's shape
+MISSING = object()
 
 
 class LVTRecipe(Recipe):
@@ -70,9 +78,20 @@ class VQVAERecipe(LVTRecipe):
     name = "lvt-vqvae"
     best_metric = ("mse", "min")
     ema_networks = ("vqvae",)
+    parts: tuple[str, ...] = ()  # of the data, whose codes the transformer is trained and tested on
+
+    def show_command(self, run_dir: Path) -> str | None:
+        """The next command: that which encodes the data."""
+        shown = super().show_command(run_dir)
+        if shown is None or not self.parts:
+            return shown
+        return (
+            f"python scripts/train_lvt.py --config-file {run_dir}/config.yaml --eval-only --run_dir {run_dir} "
+            f"TEST.EVALUATORS CodesExtractor DATASETS.TEST {shlex.quote(repr(self.parts))}"
+        )
 
     def __init__(self, model: VQVAE, config: dict[str, Any]) -> None:
-        super().__init__({"vqvae": model}, {"vqvae": optimizer_of(model, config["SOLVER"])})
+        super().__init__({"vqvae": model}, {"vqvae": optimizer_of(model, config)})
         self.first_quantized = int(config["SOLVER"]["MAX_ITER"] * model.config.codebook.start_after)  # step
         weight, file = config["LOSS"]["PERCEPTUAL"]["LAMBDA"], config["LOSS"]["PERCEPTUAL"]["WEIGHTS"]
         self.perceptual_weight = weight
@@ -80,7 +99,7 @@ class VQVAERecipe(LVTRecipe):
 
     def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         model = self.networks["vqvae"]
-        frames = model.normalize(frames_of(batch))
+        frames = model.normalize(frames_of(batch)).contiguous(memory_format=torch.channels_last)  # faster on CPUs
         out = networks["vqvae"](frames, step.index >= self.first_quantized)
         terms = model.losses(frames, out)
         if self.perceptual is not None:
@@ -120,7 +139,7 @@ class TransformerRecipe(LVTRecipe):
     ema_networks = ("transformer",)
 
     def __init__(self, model: VideoTransformer, config: dict[str, Any], vqvae: VQVAE | None = None) -> None:
-        super().__init__({"transformer": model}, {"transformer": optimizer_of(model, config["SOLVER"])})
+        super().__init__({"transformer": model}, {"transformer": optimizer_of(model, config)})
         self.slices_per_clip = config["SOLVER"]["SLICES_PER_CLIP"]
         self.sampler = config["TEST"]["VT_SAMPLER"]
         self.vqvae = vqvae
@@ -132,7 +151,11 @@ class TransformerRecipe(LVTRecipe):
         index = self.choose_slices(clip, step)  # (B, slices)
         repeats = index.shape[1]
         codes, index = codes.repeat_interleave(repeats, 0), index.flatten()
-        classes = None if classes is None else classes.repeat_interleave(repeats)
+        if classes is not None:
+            if model.config.class_dropout:
+                uniform = step.noise.uniform()
+                classes = drop_labels(classes, model.config.no_class, model.config.class_dropout, uniform)
+            classes = classes.repeat_interleave(repeats)
         context, slice_codes = model.slice_inputs(codes, index)
         ignore = slice_frames(index, clip, stride)[:, None] < model.config.n_prime
         logits = networks["transformer"](context, slice_codes, index, classes)
@@ -170,35 +193,13 @@ class TransformerRecipe(LVTRecipe):
 
     def unpack(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Codes int64 (B, C, T, h, w), and the classes (B,) where the model is conditioned on them."""
-        codes, classes = batch["codes"].long(), batch["class_index"]
-        conditional = self.networks["transformer"].config.class_num > 0
-        if conditional and int(classes.min()) < 0:
-            raise UserError("VT.CLASS_NUM is set, but some videos of the data set have no class (the folder above)")
-        return codes, classes if conditional else None
+        codes, config = batch["codes"].long(), self.networks["transformer"].config
+        return codes, known_classes(config, batch["class_index"]) if config.class_num else None
 
 
 def frames_of(clips: Tensor) -> Tensor:
     """uint8 clips (B, 3, T, H, W) -> frames (B * T, 3, H, W)."""
     return clips.transpose(1, 2).flatten(0, 1)
-
-
-def optimizer_of(model: nn.Module, solver: dict[str, Any]) -> torch.optim.Optimizer:
-    """The optimiser of a SOLVER node. Raises UserError for an unknown name."""
-    decay = solver["WEIGHT_DECAY"]
-    groups: dict[float, list[nn.Parameter]] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            kind = "NORM_G" if isinstance(module, nn.LayerNorm) else "BIAS_G" if name == "bias" else "BASE_G"
-            groups.setdefault(decay[kind], []).append(parameter)
-    parameters = [{"params": members, "weight_decay": amount} for amount, members in groups.items()]
-    if solver["OPTIMIZER_NAME"] not in ("adam", "adamw", "rmsprop"):
-        raise UserError(f"SOLVER.OPTIMIZER_NAME {solver['OPTIMIZER_NAME']!r}: use adam, adamw or rmsprop")
-    options = {
-        "betas": (solver["ADAM"]["BETA1_G"], solver["ADAM"]["BETA2_G"]),
-        "alpha": solver["RMSPROP"]["ALPHA_G"],
-        "momentum": solver["RMSPROP"]["MOMENTUM_G"],
-    }
-    return optim.build_optimizer(solver["OPTIMIZER_NAME"], parameters, solver["LR_G"], eps=1e-8, **options)
 
 
 def train_lvt(args: argparse.Namespace) -> list[str]:
@@ -222,9 +223,12 @@ def train_network(config: dict[str, Any], resume: bool = True, allow_config_chan
     """
     seed_everything(max(config["SEED"], 0))
     evaluators_of(config)  # a mistake there shall not wait for the end of the training
+    name_classes(config)
     training, validation = open_data(config)
     recipe = build_recipe(config)
     recipe.held_out = flags_of(validation)
+    if not is_transformer(config):
+        recipe.parts = parts_of(config)
     chosen = settings(config, resume, allow_config_change)
     result = train(recipe, training, chosen, {**config, "model": shape_of_model(config)}, validation)
     if not result.finished:
@@ -251,9 +255,43 @@ def build_recipe(config: dict[str, Any]) -> VQVAERecipe | TransformerRecipe:
     """The network of a configuration, freshly initialised, with its losses and optimiser."""
     if not is_transformer(config):
         return VQVAERecipe(build_vqvae(config), config)
-    shows = config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
-    shown = find_sampler_vqvae(config, torch.device("cpu")) if shows else None
-    return TransformerRecipe(build_transformer(config), config, shown)
+    model, shows = build_transformer(config), config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
+    start = model.config.table_start
+    vqvae = find_sampler_vqvae(config, torch.device("cpu")) if shows or start == "codebook" else None
+    if start != "matrix":
+        books = codebooks_of(vqvae, model) if start == "codebook" else None
+        start_tables(model, config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN"], books)
+    return TransformerRecipe(model, config, vqvae if shows else None)
+
+
+def codebooks_of(vqvae: VQVAE | None, model: VideoTransformer) -> list[Tensor] | None:
+    """The vectors of the codes that the transformer models, a tensor (V, D) for each codebook; None: not those."""
+    books = [] if vqvae is None else [book.embedding.weight for book in vqvae.quantizer.ve]
+    if len(books) == model.config.nc and all(len(book) == model.config.nv for book in books):
+        return books
+    logger.warning("WARN VT.TABLE_START codebook: TEST.VT_SAMPLER.VQ_VAE is not the one of these codes; taps is taken")
+    return None
+
+
+def name_classes(config: dict[str, Any]) -> None:
+    """Write the names of the classes into the configuration of a class-conditional transformer, and for CLASS_NUM -1
+    how many there are. Raises UserError for data without labels.
+    """
+    node = config["MODEL"]["AUTOREGRESSIVE"]["VT"]
+    if not is_transformer(config) or not node["CLASS_NUM"]:
+        return
+    node["CLASSES"] = class_names(config)
+    if not node["CLASSES"]:
+        raise UserError("VT.CLASS_NUM is set, but no video of DATASETS.TRAIN has a class")
+    if node["CLASS_NUM"] < 0:
+        node["CLASS_NUM"] = len(node["CLASSES"])
+
+
+def parts_of(config: dict[str, Any]) -> tuple[str, ...]:
+    """What of the data of a VQ-VAE is to be encoded: every data set that it is trained or tested on, with its part."""
+    names = config["DATASETS"]
+    marked = [with_part(name, part) for key, part in (("TRAIN", "train"), ("TEST", "val")) for name in names[key]]
+    return tuple(dict.fromkeys(marked))
 
 
 def flags_of(validation: Dataset | None) -> str | None:
@@ -268,10 +306,17 @@ def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
     """The part of the configuration that a continued run must share."""
     model = config["MODEL"]
     if is_transformer(config):
-        shape = {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": model["AUTOREGRESSIVE"]["VT"]}
+        node = model["AUTOREGRESSIVE"]["VT"]
+        shape = {"META_ARCHITECTURE": model["META_ARCHITECTURE"], "VT": without_defaults(node)}
         classes = class_names(config)
         return shape if classes is None else {**shape, "CLASSES": classes}
-    return {name: model[name] for name in ("META_ARCHITECTURE", "ENCODER", "GENERATOR", "CODEBOOK")}
+    parts = {name: without_defaults(model[name]) for name in ("ENCODER", "GENERATOR", "CODEBOOK")}
+    return {"META_ARCHITECTURE": model["META_ARCHITECTURE"], **parts}
+
+
+def without_defaults(node: dict[str, Any]) -> dict[str, Any]:
+    """The node without keys that runs of before did not have yet, where they say what was the only choice then."""
+    return {key: value for key, value in node.items() if key != "CLASSES" and NEW_KEYS.get(key, MISSING) != value}
 
 
 def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) -> TrainSettings:
@@ -284,7 +329,7 @@ def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) ->
         accumulation=solver["ACCUMULATION_STEPS"],
         seed=max(config["SEED"], 0),
         device=config["MODEL"]["DEVICE"],
-        precision=solver["PRECISION"],
+        precision=precision_of(config),
         compile=solver["COMPILE"],
         clip=solver["CLIP_NORM"],
         ema=solver["EMA"],
@@ -298,23 +343,3 @@ def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) ->
         workers=config["DATALOADER"]["NUM_WORKERS"],
         **schedule(solver),
     )
-
-
-def schedule(solver: dict[str, Any]) -> dict[str, Any]:
-    """The engine's settings of the learning rate for a SOLVER node. Raises UserError for an unknown schedule."""
-    kinds: dict[str, dict[str, Any]] = {
-        "WarmupMultiStepLR": {
-            "schedule": "multistep", "milestones": tuple(solver["STEPS"]), "gamma": solver["GAMMA"],
-        },
-        "WarmupCosineLR": {"schedule": "cosine_full"},
-    }  # fmt: skip
-    name = solver["LR_SCHEDULER_NAME"]
-    if name == "Identity":  # without warm-up, as the original has it
-        return {}
-    if name not in kinds:
-        raise UserError(f"SOLVER.LR_SCHEDULER_NAME {name!r}: use Identity, WarmupMultiStepLR or WarmupCosineLR")
-    if solver["WARMUP_ITERS"] < 1:
-        return kinds[name]
-    kind = "constant" if solver["WARMUP_METHOD"] == "constant" else "linear"
-    warmup = {"warmup_steps": solver["WARMUP_ITERS"], "warmup": kind, "warmup_start": solver["WARMUP_FACTOR"]}
-    return {**kinds[name], **warmup}

@@ -135,8 +135,8 @@ class SliceEncoder(nn.Module):
         self.class_num, self.gradient_checkpointing = config.class_num, gradient_checkpointing
         self.conv = TableConv3d(config)
         self.slice_embedding = nn.Embedding(config.n_slices, config.de)
-        if config.class_num:
-            self.class_embedding = nn.Embedding(config.class_num, config.de)
+        if config.class_num:  # and a last row for "no class"
+            self.class_embedding = nn.Embedding(config.class_num + (config.no_class is not None), config.de)
         inputs = config.de * (2 if config.class_num else 1)
         self.linear_projector = nn.Conv3d(inputs, config.d, 1, bias=False)
         self.block_local_attention = nn.ModuleList(
@@ -186,6 +186,9 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, h, w, E) -> (B, t, h, w, D)."""
         weight = self.conv.weight * self.live
+        if x.shape[1] == 1:  # before the only frame there is nothing
+            padded = F.pad(x[:, 0].movedim(-1, 1), (1, 1, 2, 0))
+            return F.conv2d(padded, weight[:, :, 2], self.conv.bias).movedim(1, -1)[:, None]
         padded = F.pad(x.movedim(-1, 1), (1, 1, 2, 0, 2, 0))
         return F.conv3d(padded, weight, self.conv.bias).movedim(1, -1)
 

@@ -162,30 +162,37 @@ class ResidualBlock(nn.Module):
     The skip carries the rectified input: the published weights were trained with a first ReLU that works in place.
     """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, kernel: int = 3) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(width, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, width, 1)
-        )
+        self.block = nn.Sequential(nn.ReLU(), same_size(width, hidden, kernel), nn.ReLU(), nn.Conv2d(hidden, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         rectified = F.relu(x)
         return rectified + self.block(rectified)
 
 
+def same_size(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+
 class Encoder(nn.Module):
-    """Frames (N, in_channels, H, W) -> vectors (N, nf, H / 4, W / 4)."""
+    """Frames (N, in_channels, H, W) -> vectors (N, nf, H / 4, W / 4).
+
+    A vector sees 18 x 18 pixels, and 8 more for each residual block. With KERNEL 1 it sees 10 x 10, with
+    STRIDED_KERNEL 2 beside it the 4 x 4 that it stands for: then a code changes only where its own pixels do.
+    """
 
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__()
-        width = config.nf
+        width, strided = config.nf, config.strided_kernel
         self.layers = nn.Sequential(
-            nn.Conv2d(config.in_channels, width // 2, 4, stride=2, padding=1),
+            nn.Conv2d(config.in_channels, width // 2, strided, stride=2, padding=strided // 2 - 1),
             nn.ReLU(),
-            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),
+            nn.Conv2d(width // 2, width, strided, stride=2, padding=strided // 2 - 1),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            *(ResidualBlock(width, config.res_channels) for _ in range(config.n_layers)),
+            same_size(width, width, config.kernel),
+            *(ResidualBlock(width, config.res_channels, config.kernel) for _ in range(config.n_layers)),
             *activation(config.out_activation),
         )
 
@@ -202,8 +209,8 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.nf
         self.layers = nn.Sequential(
-            nn.Conv2d(config.in_channels, width, 3, padding=1),
-            *(ResidualBlock(width, config.res_channels) for _ in range(config.n_layers)),
+            same_size(config.in_channels, width, config.kernel),
+            *(ResidualBlock(width, config.res_channels, config.kernel) for _ in range(config.n_layers)),
             nn.ReLU(),
             nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
             nn.ReLU(),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.cli import fraction, make_parser, nonnegative_int, positive_float, positive_int, run
+from training.cli import add_class_arguments, fraction, make_parser, nonnegative_int, positive_float, positive_int, run
 from videodata.errors import UserError
 
 
@@ -24,7 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=positive_int, help="of the whole clip (default: INPUT.N_FRAMES_PER_VIDEO_TEST)")
     add("--hop", type=positive_int, default=1, help="frames added per window when --frames is longer than that")
     add("--fps", type=Fraction, default=Fraction(8), help="of the videos")
-    add("--class-index", type=nonnegative_int, help="class of a class-conditional model")
+    add_class_arguments(parser)
+    add("--class-index", type=nonnegative_int, help="same as --class, by its number")
     add("--samples", type=positive_int, help="same as TEST.VT_SAMPLER.NUM_SAMPLES")
     add("--given", type=nonnegative_int, metavar="N", help="same as TEST.VT_SAMPLER.N_PRIME; 0: invent all")
     add("--temperature", type=positive_float, help="same as TEST.VT_SAMPLER.TEMPERATURE")
@@ -32,11 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--top-p", type=fraction, help="same as TEST.VT_SAMPLER.TOP_P")
     add("--seed", type=int, help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
-    add(
-        "--checkpoint",
-        metavar="RUN",
-        help="same as MODEL.GENERATOR.WEIGHTS: run folder, file of weights, or a name of weights/",
-    )
+    add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder, file, or a name of weights/")
+    add("--vqvae", metavar="RUN", help="same as the three TEST.VT_SAMPLER.VQ_VAE.*_WEIGHTS")
     add("--out", metavar="DIR", help="same as OUTPUT_DIR")
     add("--compile", action="store_true", help="compile the sampler (pays off for many samples)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")

@@ -29,11 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", type=lambda path: [path], metavar="DATA",
         help="same as DATASETS.TRAIN and DATASETS.TEST: its parts train and val")  # fmt: skip
     add("--run_dir", metavar="DIR", help="same as OUTPUT_DIR")
+    add("--vqvae", metavar="RUN", help="of the transformer: same as the three TEST.VT_SAMPLER.VQ_VAE.*_WEIGHTS")
     add("--steps", type=positive_int, help="same as SOLVER.MAX_ITER")
     add("--batch_size", type=positive_int, help="same as SOLVER.IMS_PER_BATCH")
     add("--seed", type=int, help="same as SEED")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
-    add("--precision", "--dtype", choices=("fp32", "bf16", "fp16"), help="same as SOLVER.PRECISION")
+    add("--precision", "--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="same as SOLVER.PRECISION")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")
     return parser
 

@@ -23,6 +23,7 @@ from videodata.errors import UserError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 BASE = "_BASE_"  # key that names the file below, relative to the file that holds it
+NAMES = ("classes", "CLASSES")  # keys of lists of names, which stay text although some look like numbers
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # ${oc.env:HOME} and its like
 LITERAL = re.compile(r"\s*(\(.*\)|\[.*\]|[-+]?[\d.][\d.eE_+-]*)\s*")
 
@@ -72,7 +73,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def literals(value: Any) -> Any:
     """Nested configuration in which strings such as "(7, 1, 1)" or "1e-4" are lists and numbers."""
     if isinstance(value, dict):
-        return {str(key): literals(entry) for key, entry in value.items()}
+        return {str(key): entry if key in NAMES else literals(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [literals(entry) for entry in value]
     if isinstance(value, str) and LITERAL.fullmatch(value):

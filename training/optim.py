@@ -25,20 +25,22 @@ DECAYS = {  # what is left of the way to the final rate at a progress in [0, 1]
 OWN_OPTIONS = {  # options that not every optimiser has
     "adam": ("betas", "eps", "fused"),
     "adamw": ("betas", "eps", "fused"),
-    "muon": ("betas", "eps", "matrix_rate", "convolutions", "tables"),
+    "muon": ("betas", "eps", "matrix_rate", "convolutions", "tables", "heads", "half"),
     "rmsprop": ("eps", "alpha", "momentum"),
 }
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """The matrix with all singular values brought near 1 (Newton-Schulz iteration; Jordan et al. 2024, "Muon")."""
+    """The matrix (or each of a stack) with all singular values brought near 1 (Newton-Schulz iteration; Jordan et al.
+    2024, "Muon").
+    """
     a, b, c = NEWTON_SCHULZ
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+    x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT if matrix.shape[-2] > matrix.shape[-1] else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -47,6 +49,8 @@ class Muon(torch.optim.Optimizer):
     Every direction of a matrix moves equally far, where Adam moves far along the few with large gradients: a network
     learns from about half as many clips. `matrix_rate`: learning rate of the matrices, in units of `lr`.
     `convolutions`: kernels are matrices (out, in * taps) too. `tables`: matrices that are none, such as a codebook.
+    `heads`: stacks (heads, in, width of a head) of projections, which are one matrix (in, heads * width) each. `half`:
+    orthogonalise in bfloat16, all matrices of a shape at once, which pays where the processor multiplies that faster.
     """
 
     def __init__(
@@ -59,13 +63,18 @@ class Muon(torch.optim.Optimizer):
         matrix_rate: float = 2.5,
         convolutions: bool = False,
         tables: Iterable[nn.Parameter] = (),
+        heads: Iterable[nn.Parameter] = (),
+        half: bool = False,
     ) -> None:
         common = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         groups: list[dict] = [{"params": [], "matrix_rate": rate} for rate in (matrix_rate, 0.0)]
-        no_matrices = {id(table) for table in tables}
+        groups.append({"params": [], "matrix_rate": matrix_rate, "heads": True})
+        no_matrices, stacks = {id(table) for table in tables}, {id(stack) for stack in heads}
         for parameter in parameters:
             matrix = parameter.ndim == 2 or (convolutions and parameter.ndim > 2)
-            groups[0 if matrix and id(parameter) not in no_matrices else 1]["params"].append(parameter)
+            number = 0 if matrix and id(parameter) not in no_matrices else 1
+            groups[2 if id(parameter) in stacks else number]["params"].append(parameter)
+        self.half = half
         super().__init__([group for group in groups if group["params"]], common)
 
     @torch.no_grad()
@@ -76,21 +85,40 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = self.update_matrix if group["matrix_rate"] else self.update_adamw
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update(parameter, parameter.grad, self.state[parameter], group)
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in moved:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                if not group["matrix_rate"]:
+                    self.update_adamw(parameter, parameter.grad, self.state[parameter], group)
+            if group["matrix_rate"]:
+                self.update_matrices(moved, group)
         return loss
 
-    def update_matrix(self, parameter: Tensor, gradient: Tensor, state: dict, group: dict) -> None:
-        momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+    def update_matrices(self, parameters: list[Tensor], group: dict) -> None:
+        """Orthogonalise one by one, or with `half` by shape."""
+        together: dict[Any, list[Tensor]] = {}
+        for number, parameter in enumerate(parameters):
+            together.setdefault(parameter.shape if self.half else number, []).append(parameter)
+        for alike in together.values():
+            directions = [self.direction(parameter, group) for parameter in alike]  # (out, in) each
+            if self.half:
+                updates = orthogonalized(torch.stack(directions).bfloat16()).float().unbind()
+            else:
+                updates = [orthogonalized(direction) for direction in directions]
+            for parameter, update in zip(alike, updates, strict=True):
+                scale = UPDATE_RMS * max(update.shape) ** 0.5  # an orthogonal matrix has RMS 1 / sqrt(larger side)
+                if group.get("heads"):
+                    update = update.unflatten(1, (len(parameter), -1)).transpose(0, 1)
+                update = update.reshape(parameter.shape).to(parameter.dtype)
+                parameter.add_(update, alpha=-group["lr"] * group["matrix_rate"] * scale)
+
+    def direction(self, parameter: Tensor, group: dict) -> Tensor:
+        """The Nesterov momentum of a parameter as the matrix (out, in) that it is, after taking in its gradient."""
         beta = group["betas"][0]
-        momentum.lerp_(gradient, 1 - beta)
-        update = orthogonalized(gradient.lerp(momentum, beta).flatten(1).float())  # (out, in)
-        scale = UPDATE_RMS * max(update.shape) ** 0.5  # an orthogonal matrix has RMS 1 / sqrt(larger side)
-        update = update.view_as(parameter).to(parameter.dtype)
-        parameter.add_(update, alpha=-group["lr"] * group["matrix_rate"] * scale)
+        momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        momentum.lerp_(parameter.grad, 1 - beta)
+        direction = parameter.grad.lerp(momentum, beta).float()
+        return (direction.transpose(0, 1) if group.get("heads") else direction).flatten(1)
 
     def update_adamw(self, parameter: Tensor, gradient: Tensor, state: dict, group: dict) -> None:
         if not state:

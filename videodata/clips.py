@@ -219,10 +219,13 @@ class ClipDataset(Dataset):
         source = self.opened if base is None else os.path.realpath(self.opened)
         return {"source": source, "split": self.split, "fingerprint": self.fingerprint(), "ids": ids}
 
-    def items_of(self, ids: Collection[str]) -> int:
-        """How many items are cut from the videos with these ids of `provenance`."""
+    def items_of(self, ids: Collection[str], items: Sequence[int] | None = None) -> int:
+        """How many items, or of these items, are cut from the videos with these ids of `provenance`."""
+        own = self.provenance()["ids"]
         counts = np.diff(self._last_item, prepend=0)
-        return int(sum(count for id, count in zip(self.provenance()["ids"], counts, strict=True) if id in ids))
+        if items is not None:
+            counts = np.bincount(np.searchsorted(self._last_item, list(items), side="right"), minlength=len(own))
+        return int(sum(count for id, count in zip(own, counts, strict=True) if id in ids))
 
     def _split_index(self, index: int | tuple[int, int]) -> tuple[int, int | None]:
         item, position = index if isinstance(index, tuple) else (index, None)

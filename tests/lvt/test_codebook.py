@@ -1,10 +1,11 @@
 """Codebooks on a CPU: memory of their own, no explosion of unused codes, restarts, statistics."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
-from lvt.config import CodebookConfig
-from lvt.vqvae import Codebook, Quantizer
+from lvt.config import CodebookConfig, ConvNetConfig
+from lvt.vqvae import Codebook, Encoder, Quantizer
 
 
 def clustered(count, dim=4, clusters=3, seed=0):
@@ -70,3 +71,17 @@ def test_usage_counts_codes():
     usage = quantizer.usage(codes)
     assert_close(usage["perplexity"], torch.tensor((8 + 2) / 2).double())
     assert_close(usage["code_usage"], torch.tensor((1 + 2 / 8) / 2).double())
+
+
+@pytest.mark.parametrize(("options", "width"), [({}, 18), ({"kernel": 1}, 10), ({"kernel": 1, "strided_kernel": 2}, 4)])
+def test_what_a_code_sees(options, width):
+    """The pixels that reach one vector of the encoder; with patches, those that the code stands for alone."""
+    torch.manual_seed(0)
+    encoder = Encoder(ConvNetConfig(in_channels=3, nf=8, res_channels=8, **options))
+    frames = torch.rand(1, 3, 40, 40, requires_grad=True)
+    encoder(frames)[0, :, 5, 5].square().sum().backward()
+    seen = frames.grad.abs().sum((0, 1)) > 0
+    rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
+    assert rows[-1] - rows[0] + 1 == columns[-1] - columns[0] + 1 == width
+    if width == 4:
+        assert (int(rows[0]), int(columns[0])) == (20, 20)

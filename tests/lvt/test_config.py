@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from lvt import config as configuration
 from lvt.config import is_transformer
 from lvt.files import build_transformer, build_vqvae
-from lvt.train import schedule
+from lvt.solver import schedule
 from training.config import dotted_keys
 from training.optim import learning_rate_scale
 from videodata.errors import UserError
@@ -123,7 +123,8 @@ def test_learning_rates_equal_the_original(load_fixture, name):
 def test_fresh_weights_have_the_spread_that_the_file_names(kind):
     """INIT_TYPE sets convolutions and linear layers; biases are zero, other weights keep their own rule."""
     torch.manual_seed(0)
-    model = build_transformer(configuration.load_config(CONFIGS / "VT_tiny.yaml", ["MODEL.INIT_TYPE", kind]))
+    changes = ["MODEL.INIT_TYPE", kind, "MODEL.AUTOREGRESSIVE.VT.KERNEL", "(7, 1, 1)"]
+    model = build_transformer(configuration.load_config(CONFIGS / "VT_tiny.yaml", changes))
     conv, linear = model.encoder.conv.weight, model.ch_predictor.U[0].weight  # (64, 256, 7, 1, 1), (128, 128)
     expected = {"normal": (1.04 * 64 * 256 * 7) ** -0.5, "xavier_uniform": (2 / (7 * (64 + 256))) ** 0.5}
     assert_close(conv.std().item(), expected[kind], rtol=0.02, atol=0)

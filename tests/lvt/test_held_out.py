@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from lvt.codes import CodeWindows, open_codes
+from lvt.codes import CodeWindows, open_codes, write_codes
+from lvt.datasets import thinned
 from scripts import evaluate, train_lvt
 from tests.lvt.test_scripts import VQVAE, VT, call, config
 from training import trained_on
+from videodata.clips import open_clips, overlap
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
 
@@ -71,6 +73,25 @@ def test_evaluators_count_too(parts, tmp_path):
     results = json.loads((parts["vqvae"] / "evaluation.json").read_text())
     assert [results[name]["reconstruction"]["clips_trained_on"] for name in names] == [COUNTS["train"], 0]
     assert [results[name]["reconstruction"]["clips"] for name in names] == [COUNTS["train"], COUNTS["test"]]
+
+
+@pytest.mark.parametrize("kind", ["clips", "codes"])
+def test_only_the_clips_that_are_measured_are_counted(tmp_path, kind):
+    """Of items that are spread over a data set that was trained on in part, those of the videos that were."""
+    every = open_clips("shapes:10", 4, 16, split=None, windows="consecutive")
+    if kind == "codes":
+        videos = [(f"video {number}", None, 4) for number in range(10)]
+        codes = np.zeros((10, 4, 1, 2, 2), dtype=np.int64)
+        made_from = open_clips("shapes:10", 4, 16, split=None).provenance()
+        write_codes(tmp_path / "codes.npy", videos, codes.__getitem__, 8, provenance=made_from)
+        every = CodeWindows(open_codes(tmp_path / "codes.npy"), 4, random=False)
+    known = every.provenance()
+    record = {**known, "ids": [*known["ids"][:3], known["ids"][9]]}
+    some = thinned(every, 4)
+    last_of_a_video = [len(every) // 10 * (number + 1) for number in range(10)]
+    videos = [next(number for number, last in enumerate(last_of_a_video) if item < last) for item in some.indices]
+    assert overlap(record, some) == sum(video < 3 or video == 9 for video in videos) == 2
+    assert overlap(record, every) == 4 * len(every) // 10
 
 
 @pytest.mark.parametrize("name", ["{data}#test", "{data}#val", "bair_test", "bair_test_seq"])

@@ -198,3 +198,25 @@ def test_tables_of_a_published_file_can_be_computed(load_fixture, name):
     }
     for key, table in tables.items():
         assert_close(table, state[key])
+
+
+def test_slices_of_one_frame_skip_the_taps_of_the_frames_before():
+    """The causal convolution of one frame is that of the same frame after two empty ones."""
+    torch.manual_seed(0)
+    conv = CausalConv3d(5, 7)
+    x = torch.randn(2, 1, 4, 6, 5)
+    empty = torch.zeros(2, 2, 4, 6, 5)
+    torch.testing.assert_close(conv(x), conv(torch.cat([empty, x], 1))[:, 2:])
+
+
+def test_attention_in_training_is_the_fused_attention():
+    """On a CPU a pass with gradients multiplies matrices; one without takes the fused kernel."""
+    torch.manual_seed(0)
+    for causal in (False, True):
+        layer = BlockLocalAttention(24, 2, 8, (1, 3, 4), causal)
+        with torch.no_grad():
+            layer.dh_bank.normal_()
+        x = torch.randn(2, 2, 3, 4, 24)
+        with torch.no_grad():
+            fused = layer(x)
+        torch.testing.assert_close(layer(x), fused, atol=1e-5, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shlex
 import signal
 from pathlib import Path
 
@@ -24,11 +25,12 @@ VQVAE = [
     "SOLVER.WARMUP_ITERS", 2,
 ]  # fmt: skip
 VT = [
-    "MODEL.AUTOREGRESSIVE.VT.NV", 32, "MODEL.AUTOREGRESSIVE.VT.D", 24, "MODEL.AUTOREGRESSIVE.VT.STRIDE", "(4, 1, 1)",
-    "MODEL.AUTOREGRESSIVE.VT.BLOCKS_E", "((1, 4, 4),)", "MODEL.AUTOREGRESSIVE.VT.BLOCKS_D", "((1, 4, 4),)",
-    "MODEL.AUTOREGRESSIVE.VT.N_HEAD_E", "(2,)", "MODEL.AUTOREGRESSIVE.VT.N_HEAD_D", "(2,)", "INPUT.SIZE", 16,
-    "INPUT.N_FRAMES_PER_VIDEO_TRAIN", 4, "INPUT.N_FRAMES_PER_VIDEO_TEST", 4, "SOLVER.IMS_PER_BATCH", 1,
-    "MODEL.DEVICE", "cpu", "SOLVER.WARMUP_ITERS", 2, "TEST.VT_SAMPLER.N_PRIME", 2, "TEST.VT_SAMPLER.NUM_SAMPLES", 2,
+    "MODEL.AUTOREGRESSIVE.VT.N_PRIME", 1, "MODEL.AUTOREGRESSIVE.VT.NV", 32, "MODEL.AUTOREGRESSIVE.VT.D", 24,
+    "MODEL.AUTOREGRESSIVE.VT.STRIDE", "(4, 1, 1)", "MODEL.AUTOREGRESSIVE.VT.BLOCKS_E", "((1, 4, 4),)",
+    "MODEL.AUTOREGRESSIVE.VT.BLOCKS_D", "((1, 4, 4),)", "MODEL.AUTOREGRESSIVE.VT.N_HEAD_E", "(2,)",
+    "MODEL.AUTOREGRESSIVE.VT.N_HEAD_D", "(2,)", "INPUT.SIZE", 16, "INPUT.N_FRAMES_PER_VIDEO_TRAIN", 4,
+    "INPUT.N_FRAMES_PER_VIDEO_TEST", 4, "SOLVER.IMS_PER_BATCH", 1, "MODEL.DEVICE", "cpu", "SOLVER.WARMUP_ITERS", 2,
+    "TEST.VT_SAMPLER.N_PRIME", 2, "TEST.VT_SAMPLER.NUM_SAMPLES", 2,
 ]  # fmt: skip
 
 
@@ -171,6 +173,63 @@ def test_given_frames_are_continued(trained, clips):
     assert not absent.exists()
 
 
+def test_a_digit_is_asked_for(tmp_path, monkeypatch, capsys):
+    """Labels go from the videos through the codes into the transformer, which is asked for one by its name.
+
+    The last line of the VQ-VAE's training is the command that encodes the videos.
+    """
+    monkeypatch.chdir(tmp_path)
+    data = "digits:12,frames=4,size=16,digits=1"
+    vqvae = ["--config-file", config("VQVAE_tiny.yaml"), *VQVAE]
+    assert call(train_lvt.main, *vqvae, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", "v", "DATASETS.TRAIN", f"('{data}',)",
+                "DATASETS.TEST", f"('{data}',)") == 0  # fmt: skip
+    following = (tmp_path / "v" / "train.log").read_text().strip().splitlines()[-1]
+    script, *words = shlex.split(following.split("next: python ")[1])
+    assert script == "scripts/train_lvt.py" and call(train_lvt.main, *words) == 0
+    codes = "v/inference/digits-12,frames=4,size=16,digits=1"
+    classes = ["MODEL.AUTOREGRESSIVE.VT.CLASS_NUM", -1, "MODEL.AUTOREGRESSIVE.VT.CLASS_DROPOUT", 0.5]
+    command = [
+        "--config-file",
+        config("VT_tiny.yaml"),
+        "--vqvae",
+        "v",
+        "--run_dir",
+        "t",
+        "--data",
+        codes,
+        *VT,
+        *classes,
+    ]
+    assert call(train_lvt.main, *command, "SOLVER.MAX_ITER", 2, "MODEL.AUTOREGRESSIVE.VT.N_PRIME", 0) == 0
+    ask = ["--config-file", "t/config.yaml", "--checkpoint", "t", "--given", 0, "--samples", 1, "--device", "cpu"]
+    names = json.loads((tmp_path / "v/inference/digits-12,frames=4,size=16,digits=1-train/codes.json").read_text())
+    name = names["videos"][0]["label"]
+    assert name in "0123456789"
+    made = {}
+    for number, extra in enumerate([[], ["--class", name], ["--class", name, "--guidance", 9]]):
+        assert call(generate_videos.main, *ask, *extra, "--out", f"o{number}") == 0
+        made[number] = read_video(tmp_path / f"o{number}" / "video.mp4")[0]
+    assert not np.array_equal(made[1], made[2])
+    assert call(generate_videos.main, *ask, "--class", "eleven", "--out", "x") == 2
+    assert "class 'eleven' is none of the" in capsys.readouterr().err
+    common = [
+        "--checkpoint",
+        "t",
+        "--data",
+        data,
+        "--split",
+        "train",
+        "--num_clips",
+        2,
+        "--given",
+        1,
+        "--device",
+        "cpu",
+    ]
+    assert call(evaluate.main, "lvt", *common, "--metrics", "psnr", "bits", "--guidance", 2, "--out", "e.json") == 0
+    assert json.loads((tmp_path / "e.json").read_text())["details"]["guidance"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -178,7 +237,7 @@ def test_given_frames_are_continued(trained, clips):
         ([*VQVAE, "DATASETS.TRAIN", "('bair_train',)", "OUTPUT_DIR", "x"], "datasets/bair/train does not exist"),
         ([*VQVAE, "TEST.EVALUATORS", "BitsEvaluator", "--eval-only"], "has no value"),
         (["--eval-only", *VQVAE, "TEST.EVALUATORS", "BitsEvaluator"], "does not fit this model"),
-        ([*VQVAE, "SOLVER.OPTIMIZER_NAME", "sgd", "OUTPUT_DIR", "x"], "use adam, adamw or rmsprop"),
+        ([*VQVAE, "SOLVER.OPTIMIZER_NAME", "sgd", "OUTPUT_DIR", "x"], "use adam, adamw, muon, rmsprop"),
         ([*VQVAE, "TEST.EVALUATORS", "VTSampler", "OUTPUT_DIR", "x"], "does not fit this model"),
         (["--num-machines", 2, *VQVAE], "--dist-url"),
         ([*VQVAE, "SOLVER.MAX_ITER", 0], "SOLVER.MAX_ITER must be at least 1"),

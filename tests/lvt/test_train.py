@@ -22,10 +22,10 @@ VQVAE_SIZES = {
 }  # fmt: skip
 VT_SIZES = {
     "MODEL.AUTOREGRESSIVE.VT": {
-        "NC": 2, "NV": 16, "D": 24, "DA": 8, "DE": 12, "KERNEL": [3, 3, 3], "STRIDE": [2, 2, 2], "N_HEAD_E": [2],
-        "N_HEAD_D": [2], "BLOCKS_E": [[2, 2, 2]], "BLOCKS_D": [[2, 2, 2]],
+        "N_PRIME": 1, "NC": 2, "NV": 16, "D": 24, "DA": 8, "DE": 12, "KERNEL": [3, 3, 3], "STRIDE": [2, 2, 2],
+        "N_HEAD_E": [2], "N_HEAD_D": [2], "BLOCKS_E": [[2, 2, 2]], "BLOCKS_D": [[2, 2, 2]],
     },
-    "SOLVER": {"SLICES_PER_CLIP": 2},
+    "SOLVER": {"SLICES_PER_CLIP": 2, "PRECISION": "fp32"},
 }  # fmt: skip
 
 

@@ -64,3 +64,26 @@ def test_sharding_is_refused():
     recipe = SimpleNamespace(optimizers={"net": Muon([weight], lr=0.1)})
     with pytest.raises(UserError, match="use another optimizer"):
         check_sharding(SimpleNamespace(precision="fp32"), recipe)
+
+
+def test_stacked_heads_are_one_matrix():
+    """A stack (heads, in, width) moves as the matrix (in, heads * width) that projects to all heads."""
+    gradient = torch.randn(4, 24, 6, generator=torch.Generator().manual_seed(1))
+    stack, matrix = nn.Parameter(torch.zeros(4, 24, 6)), nn.Parameter(torch.zeros(24, 24))
+    stack.grad, matrix.grad = gradient, gradient.transpose(0, 1).flatten(1)
+    Muon([stack, matrix], lr=0.1, convolutions=True, heads=[stack]).step()
+    torch.testing.assert_close(stack.transpose(0, 1).flatten(1), matrix)
+
+
+def test_half_precision_moves_the_same_way():
+    """All matrices of a shape at once in bfloat16: the same directions, to a few parts in a hundred."""
+    torch.manual_seed(1)
+    ours, theirs = ([nn.Parameter(torch.zeros(shape)) for shape in ((16, 8), (8, 8), (16, 8))] for _ in range(2))
+    for own, other in zip(ours, theirs, strict=True):
+        own.grad = other.grad = torch.randn_like(own)
+    Muon(ours, lr=0.1, half=True).step()
+    Muon(theirs, lr=0.1).step()
+    for own, other in zip(ours, theirs, strict=True):
+        assert own.dtype == torch.float32
+        assert torch.cosine_similarity(own.flatten(), other.flatten(), 0) > 0.995
+        assert not torch.equal(ours[0], ours[2])
