@@ -1,4 +1,6 @@
-"""The weight files with documented names, `<stem>_epoch_<N>.pth`, and loading a network from any file of ours."""
+"""The weight files with documented names, `<stem>_epoch_<N>.pth`, loading a network from any file of ours, and the
+prior of the second stage, which lies in the run's folder or in one file with it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.checkpoint import canonical, load_checkpoint, read_tensors, strict_load
+from training.checkpoint import canonical, load_checkpoint, read_tensors, strict_load, write_weights
+from training.state import weights_digest
+from video_vae.config import PriorConfig, from_dict
 from video_vae.model import TransformerNetwork
+from video_vae.prior import LatentPrior
 from videodata.errors import UserError
 from videodata.files import write_file
 
-RECIPE = "video_vae"
+RECIPE, PRIOR_RECIPE = "video_vae", "video_vae_prior"
+PRIOR_FOLDER = "prior"  # below the run's folder
+COMPLETE = "model.safetensors"  # both stages
 FORMAT = 1
 EPOCH_SUFFIX = re.compile(r"_epoch_(\d+)$")
 
@@ -102,3 +109,57 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
     network = TransformerNetwork.from_config(stored.config["model"])
     strict_load(network, stored.weights, path)
     return network.to(device).eval().requires_grad_(False), stored.config
+
+
+def weights_id(network: TransformerNetwork) -> str:
+    """What tells these weights from others: a prior knows which ones its latents are of."""
+    return weights_digest(network.state_dict())[:16]
+
+
+def load_prior(
+    path: Path | str, network: TransformerNetwork, device: torch.device | str = "cpu"
+) -> LatentPrior | None:
+    """The second stage of the network that `load_model` read from the same path, in eval mode; None where it has none.
+
+    Raises UserError for a run folder whose prior belongs to other weights. Beside a file of one of the run's other
+    steps such a prior counts as none.
+    """
+    path = Path(path)
+    stored = stored_prior(path)
+    if stored is None:
+        return None
+    config = from_dict(PriorConfig, stored["config"]["model"])
+    if config.weights_of != weights_id(network):
+        if not path.is_dir():
+            return None
+        command = f"python scripts/train_video_vae_prior.py --checkpoint {path}"
+        raise UserError(
+            f"{path / PRIOR_FOLDER}: is the prior of earlier weights of this run; remove it and fit it again: {command}"
+        )
+    prior = LatentPrior(config)
+    strict_load(prior, stored.get("ema", {}).get("prior") or stored["networks"]["prior"], path)
+    return prior.to(device).eval().requires_grad_(False)
+
+
+def stored_prior(path: Path) -> dict[str, Any] | None:
+    """The training state of the prior that lies beside or in a weight file of a video VAE, if there is one."""
+    if path.name == COMPLETE or (path.suffix == ".safetensors" and path.parent.name != "checkpoints"):
+        state = load_checkpoint(path)
+        found = "prior" in state["networks"]
+        return {"config": {"model": state["config"]["prior"]}, "networks": state["networks"]} if found else None
+    run = path if path.is_dir() else path.parent.parent
+    folder = run / PRIOR_FOLDER
+    return load_checkpoint(folder) if (folder / "checkpoints").is_dir() else None
+
+
+def write_complete(run: Path) -> Path:
+    """Write `model.safetensors`: the video VAE of a run and its prior, averaged where there are averages."""
+    vae, prior = load_checkpoint(run), load_checkpoint(run / PRIOR_FOLDER)
+    both = {
+        **vae,
+        "networks": {**vae["networks"], "prior": prior["networks"]["prior"]},
+        "ema": {**vae["ema"], **prior["ema"]},
+        "config": {**vae["config"], "prior": prior["config"]["model"]},
+    }
+    write_weights(run / COMPLETE, both)
+    return run / COMPLETE

@@ -67,7 +67,9 @@ class VideoVAERecipe(Recipe):
         epoch_offset: int = 0,
         epoch_every: int = 1,
     ) -> None:
-        options = {"betas": BETAS, "weight_decay": weight_decay}
+        # a coherent step of all weights of a kernel, AdamW's, is too far for a path of convolutions alone
+        kernels = network.config.clip_path.times > 0
+        options = {"betas": BETAS, "weight_decay": weight_decay, "convolutions": kernels}
         built = build_optimizer(optimizer, network.parameters(), learning_rate, **options)
         super().__init__({"vae": network}, {"vae": built})
         self.loss = loss
@@ -79,9 +81,11 @@ class VideoVAERecipe(Recipe):
 
     def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         moments = self.moments(step, batch.shape[2])
-        batch = normalize(batch[:, :, [t for t, _ in moments]])
-        reconstruction, terms = networks["vae"](batch, step.noise, moments)
+        # the latents are those of the whole clip, however many of its frames a step shows
         pixel_values = batch[0].numel()
+        whole = normalize(batch)
+        batch = whole[:, :, [t for t, _ in moments]]
+        reconstruction, terms = networks["vae"](batch, step.noise, moments, whole)
         error = squared_error(reconstruction, batch)
         nats = {name: kl / pixel_values for name, kl in terms.items()}  # per pixel value, (B,)
         paid = sum(free_bits(kl, self.loss.free_bits) for kl in terms.values()) / pixel_values
