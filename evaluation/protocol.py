@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.cli import positive_int
+from training.cli import add_class_arguments, positive_int
 from videodata.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Protocol:
     seed: int = 0
     repetitions: int = 1  # whole evaluations, with seeds seed, seed + 1, ...: of the windows and of the model's noise
     samples: int = 1  # clips that a random model makes of each clip
+    class_name: str | None = None  # to ask for in place of each clip's own, of a model of classes
+    guidance: float = 1.0  # towards the class
     batch_size: int = 4
     quantize: bool = True  # to 8 bit, before scoring
     ssim_definition: str = "standard"
@@ -74,6 +76,8 @@ class Protocol:
             "seed": self.seed,
             "repetitions": self.repetitions,
             "samples": self.samples,
+            "class": self.class_name,
+            "guidance": self.guidance,
             "rounded_to_8_bit": self.quantize,
             "fvd_frames": self.fvd_frames if set(SET_METRICS) & set(self.metrics) else None,
         }
@@ -111,6 +115,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         "--repetitions", type=positive_int, default=1, help="whole evaluations, with seeds seed, seed + 1, ..."
     )
     group.add_argument("--samples", type=positive_int, default=1, help="clips that a random model makes of each clip")
+    add_class_arguments(group)
     group.add_argument("--fvd_frames", choices=FVD_FRAMES, default="all", help="predicted: given frames left out")
     group.add_argument("--feature_cache", default=FEATURE_CACHE, help="features of real clips; none: not kept")
     group.add_argument("--no_quantize", action="store_true", help="score floats, not 8-bit frames")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,7 @@ from videodata.clips import ClipDataset, open_clips, overlap, together
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import files_in_folder, sha256_of
+from videodata.labels import class_number, label_of
 from videodata.pixels import normalize, to_uint8
 from videodata.splits import evaluation_split
 from videodata.video import VIDEO_SUFFIXES
@@ -137,6 +138,7 @@ def evaluate(
     anything is computed where the protocol does not fit the model or weights are missing.
     """
     protocol.check(metrics_of(subject), subject.random)
+    ask_for_class(subject, protocol)
     distances = open_distances(protocol)
     runs = []
     for repetition in range(protocol.repetitions):
@@ -145,6 +147,15 @@ def evaluate(
         found.run(watch)
         runs.append(found.scores())
     return merge_repetitions(runs)
+
+
+def ask_for_class(subject: Subject, protocol: Protocol) -> None:
+    """Set the subject's guidance. Raises UserError where the protocol asks a model for a class that it cannot show."""
+    if protocol.class_name is not None:
+        class_number(subject.classes, protocol.class_name)
+    if protocol.guidance != 1 and not subject.classes:
+        raise UserError(f"--guidance {protocol.guidance:g}: the model was trained without classes")
+    subject.guidance = protocol.guidance
 
 
 def metrics_of(subject: Subject) -> tuple[str, ...]:
@@ -174,7 +185,7 @@ class Pass:
         """Every clip through the model."""
         for batch in self._batches():
             seeds = [self.seed, *(derive_seed(self.seed, "sample", k) for k in range(1, self.protocol.samples))]
-            made = [self.subject.make(Batch(batch.clips, batch.items, seed, k)) for k, seed in enumerate(seeds)]
+            made = [self.subject.make(replace(batch, seed=seed, sample=k)) for k, seed in enumerate(seeds)]
             if self.subject.visible:
                 rows = self.update(batch, torch.stack(made, dim=1))
                 if watch:
@@ -186,7 +197,8 @@ class Pass:
         own = list(islice(starts, distributed.rank(), None, distributed.world_size()))
         for start in tqdm(own, desc="evaluating", unit="batch", disable=None if distributed.is_main() else True):
             items = list(range(start, min(start + size, len(self.clips))))
-            yield Batch(as_clips(default_collate([self.clips[item] for item in items])), items, self.seed)
+            labels = [self.protocol.class_name or label_of(self.clips, item) for item in items]
+            yield Batch(as_clips(default_collate([self.clips[item] for item in items])), items, self.seed, 0, labels)
 
     def update(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
         """Take in clips and what was made of them (B, S, 3, T, H, W); gives the rows that the first was compared in."""

@@ -22,12 +22,14 @@ class Batch:
     """Clips (B, 3, T, H, W) in [-1, 1], their numbers in the data set, and which sample of them is asked for.
 
     Of a data set whose items are no clips, such as windows of codes, `clips` is what the items are when put together.
+    labels: the class to show of each clip, its own unless asked otherwise; None where the data names none.
     """
 
     clips: Tensor
     items: list[int]
     seed: int
     sample: int = 0
+    labels: list[str | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Subject(ABC):
     context = 0
     random = False
     visible = True
+    classes: tuple[str, ...] = ()  # that it was trained with, and whose names are in batch.labels
+    guidance = 1.0  # towards the class of each clip (`training.conditions.guided`); `evaluate` sets it
     window = 0  # frames from one window border to the next; 0: no windows
     metrics: tuple[str, ...] = ("psnr", "ssim")  # what is measured unless asked otherwise
     own_metrics: tuple[str, ...] = ()  # beside those that only look at clips

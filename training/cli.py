@@ -101,6 +101,14 @@ nonnegative_float = number(float, 0)
 fraction = number(float, 0, 1)
 
 
+def add_class_arguments(parser: argparse._ActionsContainer) -> None:
+    """Flags of a generator of classes: `class_name`, None for no choice, and `guidance`."""
+    text = "what to show, of a model of classes (default: no choice; evaluations ask for each clip's own)"
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help=text)
+    text = "how far to lead the model to the class: 1 asks it plainly, more shows the class more clearly"
+    parser.add_argument("--guidance", type=nonnegative_float, default=1.0, metavar="G", help=text)
+
+
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
     """Call `main(arguments)` and exit: 0 done, 2 user error in one line on stderr, 3 non-finite training, 130 Ctrl-C.
 

@@ -149,11 +149,15 @@ class ClipDataset(Dataset):
         return int(self._last_item[-1])
 
     def __getitem__(self, index: int | tuple[int, int]) -> Tensor:
+        return self.with_label(index)[0]
+
+    def with_label(self, index: int | tuple[int, int]) -> tuple[Tensor, str | None]:
+        """An item and the label of the video that it was cut from, which is another one where that was skipped."""
         item, position = self._split_index(index)
         for attempt in range(len(self)):
             window = self._window((item + attempt) % len(self), position)
             try:
-                return self.read(window.video, window.start, window.flip)
+                return self.read(window.video, window.start, window.flip), self.source.label(window.video)
             except VideoError as error:
                 if self.on_error == "raise":
                     raise
@@ -182,6 +186,10 @@ class ClipDataset(Dataset):
             "flip": window.flip,
             "fps": None if fps is None else fps / self.stride,
         }
+
+    def label(self, index: int | tuple[int, int]) -> str | None:
+        """The label of item `index`, without drawing its window."""
+        return self.source.label(self._videos[self._place(self._split_index(index)[0])])
 
     def labels(self) -> list[str]:
         return sorted({label for label in map(self.source.label, self._videos) if label is not None})
@@ -223,8 +231,12 @@ class ClipDataset(Dataset):
             raise IndexError(f"item {index} of {len(self)}")
         return item, position
 
+    def _place(self, item: int) -> int:
+        """Which of the videos an item is cut from."""
+        return int(np.searchsorted(self._last_item, item, side="right"))
+
     def _window(self, item: int, position: int | None) -> Window:
-        place = int(np.searchsorted(self._last_item, item, side="right"))
+        place = self._place(item)
         video = self._videos[place]
         key = (self.seed, 0, item) if position is None else (self.seed, 1, int(position))
         draws = np.random.default_rng(key)

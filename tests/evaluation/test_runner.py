@@ -78,6 +78,33 @@ def test_batch_size_does_not_matter_and_repetitions_have_an_interval():
     )
 
 
+class Named(Noisy):
+    """Notes the labels that it is given, and the guidance."""
+
+    classes = ("Circles", "Mixed", "Squares", "Triangles")
+
+    def make(self, batch):
+        self.labels = [*getattr(self, "labels", []), *zip(batch.items, batch.labels, strict=True)]
+        return super().make(batch)
+
+
+def test_each_clip_comes_with_its_label():
+    """Its own, for every sample; or the one class that is asked for. Guidance reaches the model."""
+    clips = open_clips(DATA, 6, 24)
+    own = [(index, clips.describe(index)["label"]) for index in range(9)]
+    subject = Named()
+    run(subject, samples=2, batch_size=9)
+    assert subject.labels == own * 2 and subject.guidance == 1 and len({label for _, label in own}) > 1
+    other = Named()
+    run(other, class_name="Mixed", guidance=2.5)
+    assert other.labels == [(index, "Mixed") for index in range(9)] and other.guidance == 2.5
+    with pytest.raises(UserError, match="class 'mixed' .* the nearest is 'Mixed'"):
+        run(Named(), class_name="mixed")
+    for asked in ({"class_name": "Mixed"}, {"guidance": 2.0}):
+        with pytest.raises(UserError, match="trained without classes"):
+            run(Noisy(), **asked)
+
+
 RANDOM = {"metrics": ("fvd",), "allow_random_features": True, "force": True}
 
 

@@ -14,6 +14,7 @@ from tests.videodata.miniatures import MAKERS, miniature
 from tests.videodata.tree_server import tree_server
 from videodata import download, open_clips
 from videodata.errors import UserError
+from videodata.labels import classes_of
 
 SMALL = ["--num_frames", "4", "--width", "16", "--height", "16", "--workers", "1"]
 
@@ -77,6 +78,11 @@ def test_from_the_server_to_clips(dataset, server, tmp_path, form, capsys):
     labels = {entry["label"] for entry in content["videos"]}
     assert content["classes"] == sorted(label for label in labels if label)
     clips = open_clips(tmp_path / "out", 4, 16, split=dataset.split, dtype="uint8", windows="first")
+    if dataset.name in ("ucf101", "kth", "kinetics600"):
+        assert list(classes_of(clips)) == content["classes"]
+    elif form != "frames":  # whose labels are the names of folders
+        with pytest.raises(UserError, match="has no label"):
+            classes_of(clips)
     assert clips[0].float().std(dim=(2, 3)).max() < 3  # the frames of a miniature have one brightness each
     assert f"{found['found']} of {found['published']} published videos" in capsys.readouterr().out
 
