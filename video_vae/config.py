@@ -18,10 +18,11 @@ PRIORS = ("standard", "hierarchical")
 OPTIMIZERS = ("adamw", "muon")
 LEARNING_RATE, WEIGHT_DECAY = 1e-5, 1e-4
 LARGEST_WIDTH = 16384  # a wider layer is a slip of the keyboard; say so before memory is asked for
+MODEL_PATH = "transformer_model.pth"  # main.py without --model_path
 PRIOR_KINDS = ("flow", "gaussian", "normal")  # of where samples' latents come from
 PRIOR_RATE = 1.5e-3
 PRIOR_TRAINING: dict[str, Any] = {  # the engine's settings for the second stage
-    "batch_size": 64, "warmup_steps": 20, "schedule": "cosine", "ema": 0.99, "log_every": 50, "save_every": 0,
+    "batch_size": 64, "warmup_steps": 20, "schedule": "cosine", "ema": 0.99, "log_every": 50, "save_every": 0, "evaluate_every": 500,
 }  # fmt: skip
 FLOW_STEPS = 20  # of the way from a draw of the Gaussian to latents
 # Former options with the only values that they still have: files that name them so can be read.

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import canonical, load_checkpoint, read_tensors, strict_load, write_weights
+from training.config import from_dict
 from training.state import weights_digest
-from video_vae.config import PriorConfig, from_dict
+from video_vae.config import PriorConfig
 from video_vae.model import TransformerNetwork
 from video_vae.prior import LatentPrior
 from videodata.errors import UserError

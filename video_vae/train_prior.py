@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from videodata.clips import provenance_of
 from videodata.errors import UserError
 from videodata.labels import classes_of, label_of
 from videodata.pixels import normalize
+
+logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.99)
 CLIPS_AT_A_TIME = 16  # through the encoder
@@ -155,6 +158,9 @@ def fit_prior(
     )  # fmt: skip
     training = EncodedClips(vae, clips, classes, most_clips)
     validation = EncodedClips(vae, held_out, classes, HELD_OUT) if held_out else None
+    if settings.batch_size > len(training):
+        logger.info("batch %d in place of %d: there are no more clips", len(training), settings.batch_size)
+        settings = replace(settings, batch_size=len(training))
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     prior = LatentPrior(prior_config)
     prior.fit(*training.posteriors.unbind(1))
