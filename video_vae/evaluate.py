@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evaluation.subject import Subject
 from training.cli import nonnegative_float, positive_int
+from video_vae.config import FLOW_STEPS, PRIOR_KINDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=positive_int, nargs=2, metavar=("H", "W"), help="of the frames (default: as in training)"
     )
     parser.add_argument("--mean_latents", action="store_true", help="the posterior's means in place of draws from it")
-    parser.add_argument("--generate", action="store_true", help="clips from the prior in place of reconstructions")
+    parser.add_argument("--generate", action="store_true", help="new clips in place of reconstructions")
+    parser.add_argument(
+        "--prior", choices=PRIOR_KINDS, help="of new clips' latents (default: the second stage's flow where there is one)"
+    )
+    parser.add_argument("--prior_steps", type=positive_int, default=FLOW_STEPS, help="of the flow")
     parser.add_argument("--temperature", type=nonnegative_float, default=1.0, help="with --generate: of the prior")
 
 

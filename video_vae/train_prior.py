@@ -111,7 +111,11 @@ class PriorRecipe(Recipe):
 
     def evaluate(self, batch: tuple[Tensor, Tensor], step: Step, networks: Networks) -> dict[str, Tensor]:
         error, square = self.errors(*batch, step, networks)
-        return {"flow": error, "explained": 1 - error / square}
+        return {"flow": error, "squares": torch.stack([error, square], dim=1)}
+
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        error, square = sums["squares"].tolist()
+        return {"explained": 1 - error / square}
 
     def pictures(self, batch: tuple[Tensor, Tensor], step: Step, networks: Networks) -> dict[str, Tensor]:
         shown = SampleNoise(0, range(SAMPLES_SHOWN), step.device)
