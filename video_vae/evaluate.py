@@ -31,10 +31,16 @@ def open_subject(args: argparse.Namespace) -> Subject:
     """The model of --checkpoint, ready to be scored on clips like those of its training. Raises UserError."""
     from training.distributed import resolve_device
     from video_vae.files import load_model
+    from video_vae.sampler import open_sampler
     from video_vae.scores import Reconstructions, Samples
 
     network, config = load_model(args.checkpoint, resolve_device(args.device))
-    subject = Samples(network, args.temperature) if args.generate else Reconstructions(network, args.mean_latents)
+    if args.generate:
+        subject: Subject = Samples(
+            open_sampler(args.checkpoint, network, args.prior, args.prior_steps), args.temperature
+        )
+    else:
+        subject = Reconstructions(network, args.mean_latents)
     subject.runs = (args.checkpoint,)
     if Path(args.checkpoint).suffix == ".pth":  # lies outside of the run folder that says what it was trained on
         subject.runs += (config.get("engine", {}).get("run_dir", "."),)

@@ -55,7 +55,7 @@ class Samples(Subject):
     """New clips, of the length and size of those they are compared with, and of their classes where it knows classes."""
 
     paired, random = False, True
-    metrics = ("fvd",)
+    metrics = ("fd-pca",)
 
     def __init__(self, sampler: Sampler, temperature: float = 1.0) -> None:
         self.sampler, self.temperature, self.classes = sampler, temperature, sampler.classes
