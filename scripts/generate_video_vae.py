@@ -10,7 +10,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from training.cli import add_class_arguments, make_parser, nonnegative_float, nonnegative_int, number, positive_int, run
-
 from video_vae.config import FLOW_STEPS, PRIOR_KINDS
 
 PRODUCTS = ("samples", "reconstructions", "interpolation", "traversals")

@@ -22,16 +22,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=positive_int, default=2000, help="optimiser steps in all")
     parser.add_argument("--clips", type=nonnegative_int, default=0, help="to encode, evenly spread; 0: all")
     parser.add_argument(
-        "--classes", action="store_true", help="learn the label of each clip, so that samples of a class can be asked for"
+        "--classes",
+        action="store_true",
+        help="learn the clips' labels, so that samples of a class can be asked for",
     )
     parser.add_argument("--class_dropout", type=fraction, default=PriorConfig.class_dropout, help="share without label")
     parser.add_argument("--width", type=positive_int, default=PriorConfig.width, help="of the flow's tokens")
     parser.add_argument("--depth", type=nonnegative_int, default=PriorConfig.depth, help="blocks of the flow")
     parser.add_argument("--heads", type=positive_int, default=PriorConfig.heads, help="attention heads")
     parser.add_argument(
-        "--directions", type=nonnegative_int, default=PriorConfig.directions, help="principal directions of the Gaussian"
+        "--directions",
+        type=nonnegative_int,
+        default=PriorConfig.directions,
+        help="strongest directions of the Gaussian",
     )
-    parser.add_argument("--learning_rate", type=nonnegative_float, default=PRIOR_RATE, help="of Muon, after the warm-up")
+    parser.add_argument("--learning_rate", type=nonnegative_float, default=PRIOR_RATE, help="after the warm-up")
     parser.add_argument("--weight_decay", type=nonnegative_float, default=0.0, help="of the optimiser")
     add_training_arguments(parser, **PRIOR_TRAINING)
     return parser

@@ -116,7 +116,7 @@ class ClipDecoder(nn.Module):
             self.linear.weight.copy_(rows.T[..., None, None])
         nn.init.zeros_(self.linear.bias)
         first = nn.Conv2d(latent_dim, config.width, 3, padding=1)
-        self.layers = trunk(first, config, nn.Conv2d(config.width, values, 3, padding=1))
+        self.layers = trunk(first, config, nn.Conv2d(config.width, values, 1))
 
     def forward(self, z: Tensor) -> Tensor:
         x = F.pixel_shuffle(self.linear(z) + self.layers(z), self.stride)

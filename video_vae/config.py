@@ -22,7 +22,8 @@ MODEL_PATH = "transformer_model.pth"  # main.py without --model_path
 PRIOR_KINDS = ("flow", "gaussian", "normal")  # of where samples' latents come from
 PRIOR_RATE = 1.5e-3
 PRIOR_TRAINING: dict[str, Any] = {  # the engine's settings for the second stage
-    "batch_size": 64, "warmup_steps": 20, "schedule": "cosine", "ema": 0.99, "log_every": 50, "save_every": 0, "evaluate_every": 500,
+    "batch_size": 64, "warmup_steps": 20, "schedule": "cosine", "ema": 0.99, "log_every": 50, "save_every": 0,
+    "evaluate_every": 500,
 }  # fmt: skip
 FLOW_STEPS = 20  # of the way from a draw of the Gaussian to latents
 # Former options with the only values that they still have: files that name them so can be read.

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean_latents", action="store_true", help="the posterior's means in place of draws from it")
     parser.add_argument("--generate", action="store_true", help="new clips in place of reconstructions")
     parser.add_argument(
-        "--prior", choices=PRIOR_KINDS, help="of new clips' latents (default: the second stage's flow where there is one)"
+        "--prior",
+        choices=PRIOR_KINDS,
+        help="of new clips' latents (default: the flow, where there is one)",
     )
     parser.add_argument("--prior_steps", type=positive_int, default=FLOW_STEPS, help="of the flow")
     parser.add_argument("--temperature", type=nonnegative_float, default=1.0, help="with --generate: of the prior")

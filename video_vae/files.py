@@ -117,9 +117,7 @@ def weights_id(network: TransformerNetwork) -> str:
     return weights_digest(network.state_dict())[:16]
 
 
-def load_prior(
-    path: Path | str, network: TransformerNetwork, device: torch.device | str = "cpu"
-) -> LatentPrior | None:
+def load_prior(path: Path | str, network: TransformerNetwork, device: torch.device | str = "cpu") -> LatentPrior | None:
     """The second stage of the network that `load_model` read from the same path, in eval mode; None where it has none.
 
     Raises UserError for a run folder whose prior belongs to other weights. Beside a file of one of the run's other

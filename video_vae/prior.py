@@ -111,7 +111,8 @@ class LatentPrior(nn.Module):
         code = self.code(time_features(t))
         if self.classes is not None:
             code = code + self.classes(labels)
-        parts = [part.view(len(x), shape[0], -1) for part, shape in zip(x.split(self.sizes, 1), self.config.levels)]
+        levels = zip(x.split(self.sizes, dim=1), self.config.levels, strict=True)
+        parts = [part.view(len(x), shape[0], -1) for part, shape in levels]
         tokens = torch.cat(
             [layer(part.mT) + place for layer, part, place in zip(self.inputs, parts, self.places, strict=True)], dim=1
         )  # (B, N, width)

@@ -52,7 +52,7 @@ class Reconstructions(Subject):
 
 
 class Samples(Subject):
-    """New clips, of the length and size of those they are compared with, and of their classes where it knows classes."""
+    """New clips, of the length and size of those they are compared with, and of their classes if it knows any."""
 
     paired, random = False, True
     metrics = ("fd-pca",)

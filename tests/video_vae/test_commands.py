@@ -13,12 +13,14 @@ from scripts import evaluate, generate_video_vae
 from tests.video_vae.tiny import TINY, tiny_network
 from training import trained_on
 from training.checkpoint import load_checkpoint, newest_checkpoint
+from training.randomness import SampleNoise
 from training.recipe import Step
 from video_vae.config import LossConfig
 from video_vae.files import load_model, split_model_path
 from video_vae.train import VideoVAERecipe
 from videodata.errors import UserError
 from videodata.npy import NpySource
+from videodata.pixels import normalize
 
 SMALL = [
     "--set", f"levels={json.dumps(TINY['levels'])}", "stem_dim=8", "canvas_dim=8", "head_dim=4",
@@ -287,6 +289,18 @@ def test_the_kl_weight_warms_up():
 
     assert weight(0, 50) == 0 and weight(50, 50) == 0.5 and weight(300, 3000) == 1
     assert weight(150, 3000) == 0.5 and weight(5, 3000, kl_warmup_steps=10) == 0.5
+
+
+def test_the_kl_is_per_pixel_value_of_the_whole_clip_while_few_frames_are_shown():
+    """The latents are those of the whole clip, so a step that shows one frame does not make them dearer."""
+    batch = torch.randint(0, 256, (2, 3, 8, 16, 16), dtype=torch.uint8)
+    network = tiny_network()
+    step = Step(0, 100, SampleNoise(0, [0, 1]), torch.device("cpu"))
+    recipe = VideoVAERecipe(network, LossConfig(perceptual_weight=0.0, frames_warmup_steps=30))
+    losses = next(recipe.losses(batch, step, recipe.networks))
+    (moment,) = recipe.moments(step, 8)
+    _, terms = network(normalize(batch[:, :, [moment[0]]]), SampleNoise(0, [0, 1]), [moment])
+    assert losses.terms["kl"].item() == pytest.approx((sum(terms.values()) / batch[0].numel()).mean().item(), rel=1e-5)
 
 
 def test_the_frame_warm_up_takes_every_frame_in_turn():

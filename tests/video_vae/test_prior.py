@@ -69,7 +69,9 @@ def test_a_flow_that_has_learnt_nothing_gives_the_gaussian():
     torch.testing.assert_close(interpolate(start, end, torch.zeros(2))[0], start)
     torch.testing.assert_close(interpolate(start, end, torch.ones(2))[0], end)
     (low, _), (high, _) = (interpolate(start, end, torch.full((2,), t)) for t in (0.499, 0.501))
-    torch.testing.assert_close((high - low) / 0.002, interpolate(start, end, torch.full((2,), 0.5))[1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        (high - low) / 0.002, interpolate(start, end, torch.full((2,), 0.5))[1], atol=1e-3, rtol=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +87,14 @@ def trained(tmp_path_factory) -> LatentPrior:
     posteriors = torch.stack([means, torch.full_like(means, 0.05)], dim=1)
     prior = prior_of([(2, 1, 1)], directions=2, classes=["left", "right"], class_dropout=0.2)
     prior.fit(means, posteriors[:, 1])
-    settings = TrainSettings(tmp_path_factory.mktemp("prior"), 400, batch_size=64, device="cpu", schedule="cosine", evaluate_every=1000)
+    settings = TrainSettings(
+        tmp_path_factory.mktemp("prior"), 400, batch_size=64, device="cpu", schedule="cosine", evaluate_every=1000
+    )
     recipe = PriorRecipe(prior, tiny_network(), 3e-3, 0.0)
     recipe.pictures = lambda *_: {}  # there is no video VAE with such latents
-    result = train(recipe, TensorDataset(posteriors, labels), settings, {"model": {}}, TensorDataset(posteriors, labels))
+    result = train(
+        recipe, TensorDataset(posteriors, labels), settings, {"model": {}}, TensorDataset(posteriors, labels)
+    )
     assert result.metrics["explained"] > 0.3
     return prior.eval().requires_grad_(False)
 
@@ -101,7 +107,9 @@ def samples(prior: LatentPrior, kind: str = "flow", count: int = 200, guidance: 
 
 def test_the_flow_knows_what_the_gaussian_lacks(trained):
     """Nearly all of its samples lie at one of the four places, where few of the Gaussian's do."""
-    shares = {kind: ((samples(trained, kind).abs() - 1).abs() < 0.5).all(1).float().mean() for kind in ("flow", "gaussian")}
+    shares = {
+        kind: ((samples(trained, kind).abs() - 1).abs() < 0.5).all(1).float().mean() for kind in ("flow", "gaussian")
+    }
     assert shares["flow"] > 0.7 > 0.4 > shares["gaussian"]
 
 

@@ -127,7 +127,18 @@ def test_a_second_stage_of_other_weights_is_not_drawn_from(run):
 def test_samples_of_a_class_are_evaluated_with_each_clip_s_own(run):
     """The report says which prior they came from, and --guidance reaches the sampler."""
     prior(run, "--steps", 1, "--classes")
-    common = ["video_vae", "--checkpoint", str(run), "--data", DATA, "--split", "train", "--device", "cpu", "--generate"]
+    common = [
+        "video_vae",
+        "--checkpoint",
+        str(run),
+        "--data",
+        DATA,
+        "--split",
+        "train",
+        "--device",
+        "cpu",
+        "--generate",
+    ]
     evaluate.main([*common, "--guidance", "2"])
     report = json.loads(Path("evaluation.json").read_text())
     assert report["scores"][0]["name"].startswith("FD") and '"flow"' in json.dumps(report)
