@@ -31,6 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--depth", type=nonnegative_int, default=PriorConfig.depth, help="blocks of the flow")
     parser.add_argument("--heads", type=positive_int, default=PriorConfig.heads, help="attention heads")
     parser.add_argument(
+        "--patch", type=positive_int, default=PriorConfig.patch, help="side of the places that a token holds"
+    )
+    parser.add_argument(
         "--directions",
         type=nonnegative_int,
         default=PriorConfig.directions,

@@ -128,6 +128,7 @@ class PriorConfig:
     width: int = 128  # of the flow's tokens
     depth: int = 4
     heads: int = 4
+    patch: int = 1  # side of the square of places that one token holds, in maps that it divides
     directions: int = 128  # principal directions of the Gaussian; what is beside them is taken as independent
     classes: list[str] = field(default_factory=list)  # that can be asked for; none: unconditional
     class_dropout: float = 0.1  # share of the clips that are shown without their class
@@ -136,8 +137,8 @@ class PriorConfig:
     def __post_init__(self) -> None:
         if min(self.width, self.heads) < 1 or self.depth < 0 or self.width > LARGEST_WIDTH or self.width % self.heads:
             raise UserError(f"the prior's {self.heads} attention heads do not divide its width {self.width}")
-        if not 0 <= self.class_dropout < 1 or self.directions < 0:
-            raise UserError("the prior needs class_dropout in [0, 1) and directions >= 0")
+        if not 0 <= self.class_dropout < 1 or self.directions < 0 or self.patch < 1:
+            raise UserError("the prior needs class_dropout in [0, 1), directions >= 0 and a patch of at least 1")
 
 
 def setting(default: Any, meaning: str) -> Any:

@@ -13,7 +13,6 @@ Axes: B clips, D numbers of all latents of a clip, level after level; N tokens, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,17 +37,18 @@ class LatentPrior(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
-        width, sizes = config.width, [channels * height * width for channels, height, width in config.levels]
-        total = sum(sizes)
+        width, total = config.width, sum(self.sizes)
         self.register_buffer("mean", torch.zeros(total))
         self.register_buffer("scale", torch.ones(total))
         self.register_buffer("directions", torch.zeros(config.directions, total))
         self.register_buffer("rest", torch.ones(total))  # deviation beside the directions
-        self.places = nn.ParameterList(
-            nn.Parameter(0.02 * torch.randn(height * wide, width)) for _, height, wide in config.levels
-        )
-        self.inputs = nn.ModuleList(nn.Linear(channels, width) for channels, _, _ in config.levels)
-        self.outputs = nn.ModuleList(nn.Linear(width, channels) for channels, _, _ in config.levels)
+        self.patches = [
+            1 if height % config.patch or wide % config.patch else config.patch for _, height, wide in config.levels
+        ]
+        shapes = [(c * p**2, h * w // p**2) for (c, h, w), p in zip(config.levels, self.patches, strict=True)]
+        self.places = nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for _, count in shapes)
+        self.inputs = nn.ModuleList(nn.Linear(channels, width) for channels, _ in shapes)
+        self.outputs = nn.ModuleList(nn.Linear(width, channels) for channels, _ in shapes)
         self.code = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = ClassEmbedding(len(config.classes), width) if config.classes else None
         self.blocks = nn.ModuleList(FlowBlock(width, config.heads) for _ in range(config.depth))
@@ -111,16 +111,24 @@ class LatentPrior(nn.Module):
         code = self.code(time_features(t))
         if self.classes is not None:
             code = code + self.classes(labels)
-        levels = zip(x.split(self.sizes, dim=1), self.config.levels, strict=True)
-        parts = [part.view(len(x), shape[0], -1) for part, shape in levels]
-        tokens = torch.cat(
-            [layer(part.mT) + place for layer, part, place in zip(self.inputs, parts, self.places, strict=True)], dim=1
-        )  # (B, N, width)
+        parts = zip(self.inputs, self.tokens_of(x), self.places, strict=True)
+        tokens = torch.cat([layer(part) + place for layer, part, place in parts], dim=1)  # (B, N, width)
         for block in self.blocks:
             tokens = block(tokens, code)
         levels = self.norm(tokens).split([len(place) for place in self.places], dim=1)
-        velocity = [layer(level).mT.flatten(1) for layer, level in zip(self.outputs, levels, strict=True)]
-        return 0.5 * math.pi * torch.cat(velocity, dim=1)
+        velocity = self.numbers_of([layer(level) for layer, level in zip(self.outputs, levels, strict=True)])
+        return 0.5 * math.pi * velocity
+
+    def tokens_of(self, x: Tensor) -> list[Tensor]:
+        """x (B, D) as tokens (B, N_l, C_l * patch^2) of each level."""
+        parts = zip(x.split(self.sizes, dim=1), self.config.levels, self.patches, strict=True)
+        return [F.pixel_unshuffle(part.view(-1, *shape), patch).flatten(2).mT for part, shape, patch in parts]
+
+    def numbers_of(self, tokens: list[Tensor]) -> Tensor:
+        """The inverse of `tokens_of`."""
+        parts = zip(tokens, self.config.levels, self.patches, strict=True)
+        maps = [part.mT.unflatten(2, (h // p, w // p)) for part, (_, h, w), p in parts]
+        return torch.cat([F.pixel_shuffle(m, p).flatten(1) for m, p in zip(maps, self.patches, strict=True)], dim=1)
 
     def flow(self, x: Tensor, steps: int, labels: Tensor | None = None, guidance: float = 1.0) -> Tensor:
         """Where a draw of the Gaussian (B, D) is led: midpoint steps, each of two evaluations."""
@@ -187,8 +195,3 @@ def principal_directions(centred: Tensor, count: int) -> tuple[Tensor, Tensor]:
         basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q
     _, values, vectors = torch.linalg.svd(centred @ basis, full_matrices=False)
     return (values.square() / len(centred))[:count], (vectors @ basis.T)[:count]
-
-
-def tokens_of(levels: Sequence[Tensor]) -> Tensor:
-    """Latents z_l (B, C_l, h_l, w_l) of all levels as one row per clip: (B, D)."""
-    return torch.cat([level.flatten(1) for level in levels], dim=1)

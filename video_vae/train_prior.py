@@ -23,7 +23,7 @@ from training.recipe import Losses, Networks, Recipe, Step
 from video_vae.config import FLOW_STEPS, PRIOR_RATE, PriorConfig
 from video_vae.files import PRIOR_FOLDER, PRIOR_RECIPE, load_model, weights_id, write_complete
 from video_vae.model import Latents, TransformerNetwork
-from video_vae.prior import LatentPrior, interpolate, tokens_of
+from video_vae.prior import LatentPrior, interpolate
 from video_vae.train import open_data
 from videodata.clips import provenance_of
 from videodata.errors import UserError
@@ -60,7 +60,7 @@ class EncodedClips(Dataset):
         for start in tqdm(starts, "encoding clips", unit="batch", leave=False, disable=None):
             clips = torch.stack([self.clips[index] for index in items[start : start + CLIPS_AT_A_TIME]])
             posterior = network.posterior(normalize(clips.to(network.canvas.device)))
-            yield torch.stack([tokens_of(levels) for levels in posterior], dim=1).cpu()
+            yield torch.stack([torch.cat([z.flatten(1) for z in levels], dim=1) for levels in posterior], dim=1).cpu()
 
     def __len__(self) -> int:
         return len(self.posteriors)
@@ -133,7 +133,7 @@ def train_prior(args: argparse.Namespace) -> str:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is not the run folder of a video VAE, where its prior is to be stored")
     settings = settings_from(args, folder / PRIOR_FOLDER, args.steps)
-    sizes = {name: getattr(args, name) for name in ("width", "depth", "heads", "directions", "class_dropout")}
+    sizes = {name: getattr(args, name) for name in ("width", "depth", "heads", "patch", "directions", "class_dropout")}
     return fit_prior(folder, settings, args.classes, args.clips, args.learning_rate, args.weight_decay, **sizes)
 
 

@@ -59,6 +59,16 @@ def test_the_gaussian_of_few_clips_keeps_full_rank_and_the_variances():
     assert torch.allclose(drawn.var(0), rows.var(0, unbiased=False), rtol=0.2)
 
 
+def test_tokens_of_patches_hold_each_number_once():
+    """A map of 4x4 is 4 tokens of 2x2 places; one that the patch does not divide has a token at each place."""
+    prior = prior_of([(2, 4, 4), (3, 1, 1)], patch=2)
+    x = torch.arange(70.0).view(2, 35)
+    tokens = prior.tokens_of(x)
+    assert [tuple(part.shape) for part in tokens] == [(2, 4, 8), (2, 1, 3)]
+    assert tokens[0][0, 0].tolist() == [0, 1, 4, 5, 16, 17, 20, 21]
+    assert torch.equal(prior.numbers_of(tokens), x)
+
+
 def test_a_flow_that_has_learnt_nothing_gives_the_gaussian():
     """And the path to the latents starts at the one end and arrives at the other."""
     prior = prior_of()
