@@ -12,7 +12,7 @@ from training.cli import nonnegative_float, nonnegative_int
 from training.config import from_dict
 from videodata.errors import UserError
 
-PRESETS = ("base", "small", "tiny")
+PRESETS = ("base", "small", "tiny", "clips32")
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "configs" / "video_vae"
 PRIORS = ("standard", "hierarchical")
 OPTIMIZERS = ("adamw", "muon")
@@ -128,11 +128,11 @@ class PriorConfig:
     width: int = 128  # of the flow's tokens
     depth: int = 4
     heads: int = 4
-    patch: int = 1  # side of the square of places that one token holds, in maps that it divides
+    patch: int = 2  # side of the square of places that one token holds, in maps that it divides
     directions: int = 128  # principal directions of the Gaussian; what is beside them is taken as independent
     classes: list[str] = field(default_factory=list)  # that can be asked for; none: unconditional
     class_dropout: float = 0.1  # share of the clips that are shown without their class
-    weights_of: str = ""  # digest of the video VAE whose latents these are
+    of_step: int = 0  # of the training of the video VAE whose latents these are
 
     def __post_init__(self) -> None:
         if min(self.width, self.heads) < 1 or self.depth < 0 or self.width > LARGEST_WIDTH or self.width % self.heads:

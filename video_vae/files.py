@@ -1,5 +1,5 @@
 """The weight files with documented names, `<stem>_epoch_<N>.pth`, loading a network from any file of ours, and the
-prior of the second stage, which lies in the run's folder or in one file with it.
+prior of the second stage, which is a run of its own in the run's folder.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.checkpoint import canonical, load_checkpoint, read_tensors, strict_load, write_weights
+from training.checkpoint import canonical, load_checkpoint, read_tensors, strict_load
 from training.config import from_dict
-from training.state import weights_digest
 from video_vae.config import PriorConfig
 from video_vae.model import TransformerNetwork
 from video_vae.prior import LatentPrior
@@ -23,7 +22,6 @@ from videodata.files import write_file
 
 RECIPE, PRIOR_RECIPE = "video_vae", "video_vae_prior"
 PRIOR_FOLDER = "prior"  # below the run's folder
-COMPLETE = "model.safetensors"  # both stages
 FORMAT = 1
 EPOCH_SUFFIX = re.compile(r"_epoch_(\d+)$")
 
@@ -112,53 +110,31 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
     return network.to(device).eval().requires_grad_(False), stored.config
 
 
-def weights_id(network: TransformerNetwork) -> str:
-    """What tells these weights from others: a prior knows which ones its latents are of."""
-    return weights_digest(network.state_dict())[:16]
+def step_of(path: Path | str) -> int:
+    """The training step of a run folder's newest checkpoint, or of one of its files."""
+    return load_checkpoint(path)["step"]
 
 
-def load_prior(path: Path | str, network: TransformerNetwork, device: torch.device | str = "cpu") -> LatentPrior | None:
-    """The second stage of the network that `load_model` read from the same path, in eval mode; None where it has none.
+def load_prior(path: Path | str, device: torch.device | str = "cpu") -> LatentPrior | None:
+    """The second stage of the network that `load_model` reads from a run folder or one of its files, in eval mode.
 
-    Raises UserError for a run folder whose prior belongs to other weights. Beside a file of one of the run's other
-    steps such a prior counts as none.
+    None where it has none, or none of this step. Raises UserError for a run folder whose prior is of an earlier step.
     """
     path = Path(path)
-    stored = stored_prior(path)
-    if stored is None:
+    run = path if path.is_dir() else path.parent.parent
+    if path.suffix == ".pth" or not (run / PRIOR_FOLDER / "checkpoints").is_dir():
         return None
+    stored = load_checkpoint(run / PRIOR_FOLDER)
     config = from_dict(PriorConfig, stored["config"]["model"])
-    if config.weights_of != weights_id(network):
-        if not path.is_dir():
-            return None
+    step = step_of(path)
+    if config.of_step != step and path.is_dir():
         command = f"python scripts/train_video_vae_prior.py --checkpoint {path}"
         raise UserError(
-            f"{path / PRIOR_FOLDER}: is the prior of earlier weights of this run; remove it and fit it again: {command}"
+            f"{run / PRIOR_FOLDER}: is the prior of step {config.of_step} of this run, which is at step {step}; "
+            f"remove it and fit it again: {command}"
         )
+    if config.of_step != step:
+        return None
     prior = LatentPrior(config)
-    strict_load(prior, stored.get("ema", {}).get("prior") or stored["networks"]["prior"], path)
+    strict_load(prior, stored.get("ema", {}).get("prior") or stored["networks"]["prior"], run / PRIOR_FOLDER)
     return prior.to(device).eval().requires_grad_(False)
-
-
-def stored_prior(path: Path) -> dict[str, Any] | None:
-    """The training state of the prior that lies beside or in a weight file of a video VAE, if there is one."""
-    if path.name == COMPLETE or (path.suffix == ".safetensors" and path.parent.name != "checkpoints"):
-        state = load_checkpoint(path)
-        found = "prior" in state["networks"]
-        return {"config": {"model": state["config"]["prior"]}, "networks": state["networks"]} if found else None
-    run = path if path.is_dir() else path.parent.parent
-    folder = run / PRIOR_FOLDER
-    return load_checkpoint(folder) if (folder / "checkpoints").is_dir() else None
-
-
-def write_complete(run: Path) -> Path:
-    """Write `model.safetensors`: the video VAE of a run and its prior, averaged where there are averages."""
-    vae, prior = load_checkpoint(run), load_checkpoint(run / PRIOR_FOLDER)
-    both = {
-        **vae,
-        "networks": {**vae["networks"], "prior": prior["networks"]["prior"]},
-        "ema": {**vae["ema"], **prior["ema"]},
-        "config": {**vae["config"], "prior": prior["config"]["model"]},
-    }
-    write_weights(run / COMPLETE, both)
-    return run / COMPLETE

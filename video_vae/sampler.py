@@ -94,7 +94,7 @@ def open_sampler(
 
     Raises UserError where a second stage is asked for that is not there.
     """
-    prior = None if kind == "normal" else load_prior(checkpoint, network, network.canvas.device)
+    prior = None if kind == "normal" else load_prior(checkpoint, network.canvas.device)
     if prior is None and kind in ("flow", "gaussian"):
         raise UserError(
             f"{checkpoint}: has no second stage for --prior {kind}; "

@@ -21,7 +21,7 @@ from training.optim import build_optimizer
 from training.randomness import SampleNoise
 from training.recipe import Losses, Networks, Recipe, Step
 from video_vae.config import FLOW_STEPS, PRIOR_RATE, PriorConfig
-from video_vae.files import PRIOR_FOLDER, PRIOR_RECIPE, load_model, weights_id, write_complete
+from video_vae.files import PRIOR_FOLDER, PRIOR_RECIPE, load_model, step_of
 from video_vae.model import Latents, TransformerNetwork
 from video_vae.prior import LatentPrior, interpolate
 from video_vae.train import open_data
@@ -148,8 +148,7 @@ def fit_prior(
 ) -> str:
     """Train the prior of the run in `folder`, or continue it; gives a summary of one line. Raises UserError.
 
-    It is stored below the run's folder, and with the video VAE in one file, `model.safetensors`. `most_clips`: of the
-    training clips that are encoded; 0: all.
+    It is stored below the run's folder. `most_clips`: of the training clips that are encoded; 0: all.
     """
     device = distributed.join_processes(settings.device, settings.process_timeout)
     vae, config = load_model(folder, device)
@@ -158,7 +157,7 @@ def fit_prior(
     shapes = [(level.latent_dim, *grid) for grid, level in vae.levels(vae.config.image_size)]
     prior_config = PriorConfig(
         shapes, config["data"]["frames"], tuple(vae.config.image_size),
-        classes=list(classes), weights_of=weights_id(vae), **sizes,
+        classes=list(classes), of_step=step_of(folder), **sizes,
     )  # fmt: skip
     training = EncodedClips(vae, clips, classes, most_clips)
     validation = EncodedClips(vae, held_out, classes, HELD_OUT) if held_out else None
@@ -177,6 +176,5 @@ def fit_prior(
     result = train(recipe, training, settings, complete, validation)
     if not result.finished:
         return f"{settings.run_dir}: stopped at step {result.step} of {settings.steps}; the same command continues"
-    whole = write_complete(folder) if distributed.is_main() else folder
     known = f", explains {result.metrics['explained']:.3f} of what the Gaussian leaves" if result.metrics else ""
-    return f"{settings.run_dir}: finished after {result.step} steps{known}; both stages together in {whole}"
+    return f"{settings.run_dir}: finished after {result.step} steps{known}"

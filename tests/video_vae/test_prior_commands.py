@@ -13,7 +13,7 @@ from scripts import evaluate, generate_video_vae, train_video_vae_prior
 from tests.video_vae.tiny import TINY
 from training.checkpoint import load_checkpoint
 from training.state import weights_digest
-from video_vae.files import load_model, load_prior
+from video_vae.files import load_prior
 from videodata.errors import UserError
 
 DATA = "digits:40,digits=1,frames=4,size=16"
@@ -90,13 +90,9 @@ def test_a_stopped_training_continues_bit_for_bit(run, tmp_path):
         assert weights_digest(first[part]) == weights_digest(second[part])
 
 
-def test_both_stages_lie_in_one_file_too(run):
-    """model.safetensors alone gives the same samples, of a class and with guidance."""
+def test_an_unknown_class_is_one_line(run):
+    """Which names what there is."""
     prior(run, "--steps", 2, "--classes")
-    asked = ["--class", "7", "--guidance", "3"]
-    expected = draw(run, *asked)
-    shutil.move(run / "model.safetensors", "alone.safetensors")
-    assert np.array_equal(draw(Path("alone.safetensors"), *asked), expected)
     with pytest.raises(UserError, match="'77' is none of the 10 classes"):
         draw(run, "--class", "77")
 
@@ -107,7 +103,7 @@ def test_guidance_1_is_the_default_and_another_differs(run):
     plain = draw(run, "--class", "7")
     assert np.array_equal(plain, draw(run, "--class", "7", "--guidance", "1"))
     x = torch.randn(2, 88)
-    network = load_prior(run, load_model(run)[0])
+    network = load_prior(run)
     assert not torch.equal(network.flow(x, 2, torch.tensor([7, 7])), network.flow(x, 2, torch.tensor([7, 7]), 3.0))
 
 
@@ -115,12 +111,12 @@ def test_a_second_stage_of_other_weights_is_not_drawn_from(run):
     """After more steps of the first stage the second belongs to weights of the past, and the message says so."""
     prior(run, "--steps", 1)
     video_vae(run, "--steps", 2)
-    with pytest.raises(UserError, match="prior of earlier weights"):
+    with pytest.raises(UserError, match="prior of step 1 of this run, which is at step 2"):
         draw(run)
     assert draw(run, "--prior", "normal").shape == (2, 4, 16, 16, 3)
     earlier = run / "checkpoints" / "step-0000001.pt"
-    assert load_prior(earlier, load_model(earlier)[0]) is not None
-    with pytest.raises(UserError, match="another model.*weights_of"):
+    assert load_prior(earlier) is not None
+    with pytest.raises(UserError, match="another model.*of_step"):
         prior(run, "--steps", 1)
 
 
