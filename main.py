@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from training.cli import make_parser, nonnegative_float, number, positive_int, run
+from training.cli import make_parser, nonnegative_float, nonnegative_int, number, positive_int, run
 from training.settings import add_training_arguments
-from video_vae.config import LEARNING_RATE, OPTIMIZERS, PRESETS, WEIGHT_DECAY, LossConfig
+from video_vae.config import LEARNING_RATE, MODEL_PATH, OPTIMIZERS, PRESETS, WEIGHT_DECAY, LossConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,7 +18,10 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="clips: the .npy of prepare_ucf101.py, or any source of videodata.open_clips",
     )
-    parser.add_argument("--model_path", default="transformer_model.pth", help="<stem>_epoch_<N>.pth is written")
+    parser.add_argument(
+        "--model_path",
+        help=f"<stem>_epoch_<N>.pth is written (default: {MODEL_PATH}, or none where the run folder is named)",
+    )
     parser.add_argument(
         "--learning_rate", type=nonnegative_float, default=LEARNING_RATE, help="of the optimiser, after the warm-up"
     )
@@ -30,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--epoch_every", type=positive_int, default=1, help="write a file after every n-th epoch; at the end always"
     )
     add_run_arguments(parser)
+    add_prior_arguments(parser)
     add_model_arguments(parser)
     add_loss_arguments(parser)
     add_data_arguments(parser)
@@ -42,6 +46,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run folder")
     group.add_argument("--run_name", help="folder below runs/ (default: <model_path stem>-<hash of the configuration>)")
     group.add_argument("--run_dir", "--out", help="the run folder itself, in place of runs/<run_name>")
+
+
+def add_prior_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "second stage", "after the training, as by scripts/train_video_vae_prior.py, which has more flags"
+    )
+    group.add_argument(
+        "--prior_steps", type=nonnegative_int, default=0, help="of a prior fitted to the latents; 0: no second stage"
+    )
+    group.add_argument("--prior_classes", action="store_true", help="samples of a class can be asked for")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, nonnegative_float, nonnegative_int, number, positive_int, run
+from training.cli import add_class_arguments, make_parser, nonnegative_float, nonnegative_int, number, positive_int, run
+from video_vae.config import FLOW_STEPS, PRIOR_KINDS
 
 PRODUCTS = ("samples", "reconstructions", "interpolation", "traversals")
 
@@ -28,6 +29,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", type=positive_int, nargs=2, metavar=("H", "W"), help="of the samples (default: as in training)"
     )
     parser.add_argument("--temperature", type=nonnegative_float, default=1.0, help="factor on the prior's deviations")
+    parser.add_argument(
+        "--prior",
+        choices=PRIOR_KINDS,
+        help="of the samples' latents: the second stage's flow or Gaussian, or what the network was trained with "
+        "(default: flow where there is one)",
+    )
+    parser.add_argument("--prior_steps", type=positive_int, default=FLOW_STEPS, help="of the flow")
+    add_class_arguments(parser)
     parser.add_argument("--data", help="any source of clips: also reconstructions, an interpolation and traversals")
     parser.add_argument(
         "--split",

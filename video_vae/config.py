@@ -12,12 +12,20 @@ from training.cli import nonnegative_float, nonnegative_int
 from training.config import from_dict
 from videodata.errors import UserError
 
-PRESETS = ("base", "small", "tiny")
+PRESETS = ("base", "small", "tiny", "clips32")
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "configs" / "video_vae"
 PRIORS = ("standard", "hierarchical")
 OPTIMIZERS = ("adamw", "muon")
 LEARNING_RATE, WEIGHT_DECAY = 1e-5, 1e-4
 LARGEST_WIDTH = 16384  # a wider layer is a slip of the keyboard; say so before memory is asked for
+MODEL_PATH = "transformer_model.pth"  # main.py without --model_path
+PRIOR_KINDS = ("flow", "gaussian", "normal")  # of where samples' latents come from
+PRIOR_RATE = 1.5e-3
+PRIOR_TRAINING: dict[str, Any] = {  # the engine's settings for the second stage
+    "batch_size": 64, "warmup_steps": 20, "schedule": "cosine", "ema": 0.99, "log_every": 50, "save_every": 0,
+    "evaluate_every": 500,
+}  # fmt: skip
+FLOW_STEPS = 20  # of the way from a draw of the Gaussian to latents
 # Former options with the only values that they still have: files that name them so can be read.
 FORMER = {"gate": "exp_gelu", "decode_order": "reverse", "warmup_frames": 0, "cell_noise": 0.0}
 
@@ -29,6 +37,15 @@ class LevelConfig:
     dim: int  # width of the recurrent states
     heads: int  # attention heads
     latent_dim: int  # channels of the latent map
+
+
+@dataclass
+class ClipPathConfig:
+    """The direct way of a whole clip to its finest latents and back (video_vae/clip_path.py); times 0: none."""
+
+    times: int = 0  # cosines of t / T that carry the clip; as many as frames lose nothing
+    width: int = 96  # channels of its convolutions at level 1
+    depth: int = 2  # residual blocks on each side
 
 
 @dataclass
@@ -49,6 +66,7 @@ class VideoVAEConfig:
     gen_iterations: int = 3  # refinement iterations of the generator per frame
     prior: str = "standard"  # standard: N(0, 1) at every level; hierarchical: given the coarser levels
     dropout: float = 0.0
+    clip_path: ClipPathConfig = field(default_factory=ClipPathConfig)
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -77,6 +95,9 @@ class VideoVAEConfig:
             raise UserError("the video VAE needs at least 1 level and gen_iterations >= 1")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise UserError(f"image_size is {self.image_size}; give (height, width)")
+        path = self.clip_path
+        if path.times < 0 or not 0 < path.width <= LARGEST_WIDTH or path.depth < 0:
+            raise UserError(f"clip_path needs times and depth >= 0 and a width from 1 to {LARGEST_WIDTH}, got {path}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be in [0, 1)")
 
@@ -95,6 +116,29 @@ class VideoVAEConfig:
         for dim in (self.head_dim, *(level.latent_dim for level in self.levels)):
             if not 0 < dim <= LARGEST_WIDTH:
                 raise UserError(f"head_dim and latent_dim go from 1 to {LARGEST_WIDTH}, got {dim}")
+
+
+@dataclass
+class PriorConfig:
+    """The second stage, a prior of the latents (video_vae/prior.py); stored in its checkpoints."""
+
+    levels: list[tuple[int, int, int]]  # (channels, height, width) of each latent map
+    frames: int  # of the clips whose latents these are
+    size: tuple[int, int]  # their height and width
+    width: int = 128  # of the flow's tokens
+    depth: int = 4
+    heads: int = 4
+    patch: int = 2  # side of the square of places that one token holds, in maps that it divides
+    directions: int = 128  # principal directions of the Gaussian; what is beside them is taken as independent
+    classes: list[str] = field(default_factory=list)  # that can be asked for; none: unconditional
+    class_dropout: float = 0.1  # share of the clips that are shown without their class
+    of_step: int = 0  # of the training of the video VAE whose latents these are
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.heads) < 1 or self.depth < 0 or self.width > LARGEST_WIDTH or self.width % self.heads:
+            raise UserError(f"the prior's {self.heads} attention heads do not divide its width {self.width}")
+        if not 0 <= self.class_dropout < 1 or self.directions < 0 or self.patch < 1:
+            raise UserError("the prior needs class_dropout in [0, 1), directions >= 0 and a patch of at least 1")
 
 
 def setting(default: Any, meaning: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evaluation.subject import Subject
 from training.cli import nonnegative_float, positive_int
+from video_vae.config import FLOW_STEPS, PRIOR_KINDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=positive_int, nargs=2, metavar=("H", "W"), help="of the frames (default: as in training)"
     )
     parser.add_argument("--mean_latents", action="store_true", help="the posterior's means in place of draws from it")
-    parser.add_argument("--generate", action="store_true", help="clips from the prior in place of reconstructions")
+    parser.add_argument("--generate", action="store_true", help="new clips in place of reconstructions")
+    parser.add_argument(
+        "--prior",
+        choices=PRIOR_KINDS,
+        help="of new clips' latents (default: the flow, where there is one)",
+    )
+    parser.add_argument("--prior_steps", type=positive_int, default=FLOW_STEPS, help="of the flow")
     parser.add_argument("--temperature", type=nonnegative_float, default=1.0, help="with --generate: of the prior")
 
 
@@ -26,10 +33,16 @@ def open_subject(args: argparse.Namespace) -> Subject:
     """The model of --checkpoint, ready to be scored on clips like those of its training. Raises UserError."""
     from training.distributed import resolve_device
     from video_vae.files import load_model
+    from video_vae.sampler import open_sampler
     from video_vae.scores import Reconstructions, Samples
 
     network, config = load_model(args.checkpoint, resolve_device(args.device))
-    subject = Samples(network, args.temperature) if args.generate else Reconstructions(network, args.mean_latents)
+    if args.generate:
+        subject: Subject = Samples(
+            open_sampler(args.checkpoint, network, args.prior, args.prior_steps), args.temperature
+        )
+    else:
+        subject = Reconstructions(network, args.mean_latents)
     subject.runs = (args.checkpoint,)
     if Path(args.checkpoint).suffix == ".pth":  # lies outside of the run folder that says what it was trained on
         subject.runs += (config.get("engine", {}).get("run_dir", "."),)

@@ -1,4 +1,6 @@
-"""The weight files with documented names, `<stem>_epoch_<N>.pth`, and loading a network from any file of ours."""
+"""The weight files with documented names, `<stem>_epoch_<N>.pth`, loading a network from any file of ours, and the
+prior of the second stage, which is a run of its own in the run's folder.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,15 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import canonical, load_checkpoint, read_tensors, strict_load
+from training.config import from_dict
+from video_vae.config import PriorConfig
 from video_vae.model import TransformerNetwork
+from video_vae.prior import LatentPrior
 from videodata.errors import UserError
 from videodata.files import write_file
 
-RECIPE = "video_vae"
+RECIPE, PRIOR_RECIPE = "video_vae", "video_vae_prior"
+PRIOR_FOLDER = "prior"  # below the run's folder
 FORMAT = 1
 EPOCH_SUFFIX = re.compile(r"_epoch_(\d+)$")
 
@@ -102,3 +108,33 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
     network = TransformerNetwork.from_config(stored.config["model"])
     strict_load(network, stored.weights, path)
     return network.to(device).eval().requires_grad_(False), stored.config
+
+
+def step_of(path: Path | str) -> int:
+    """The training step of a run folder's newest checkpoint, or of one of its files."""
+    return load_checkpoint(path)["step"]
+
+
+def load_prior(path: Path | str, device: torch.device | str = "cpu") -> LatentPrior | None:
+    """The second stage of the network that `load_model` reads from a run folder or one of its files, in eval mode.
+
+    None where it has none, or none of this step. Raises UserError for a run folder whose prior is of an earlier step.
+    """
+    path = Path(path)
+    run = path if path.is_dir() else path.parent.parent
+    if path.suffix == ".pth" or not (run / PRIOR_FOLDER / "checkpoints").is_dir():
+        return None
+    stored = load_checkpoint(run / PRIOR_FOLDER)
+    config = from_dict(PriorConfig, stored["config"]["model"])
+    step = step_of(path)
+    if config.of_step != step and path.is_dir():
+        command = f"python scripts/train_video_vae_prior.py --checkpoint {path}"
+        raise UserError(
+            f"{run / PRIOR_FOLDER}: is the prior of step {config.of_step} of this run, which is at step {step}; "
+            f"remove it and fit it again: {command}"
+        )
+    if config.of_step != step:
+        return None
+    prior = LatentPrior(config)
+    strict_load(prior, stored.get("ema", {}).get("prior") or stored["networks"]["prior"], run / PRIOR_FOLDER)
+    return prior.to(device).eval().requires_grad_(False)

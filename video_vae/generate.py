@@ -15,10 +15,12 @@ from training.distributed import resolve_device
 from training.randomness import SampleNoise
 from video_vae.files import load_model
 from video_vae.model import Latents, TransformerNetwork
+from video_vae.sampler import Sampler, open_sampler
 from videodata.clips import open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import write_file
+from videodata.labels import class_number
 from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
 
@@ -32,21 +34,25 @@ def generate_video_vae(args: argparse.Namespace) -> str:
     if set(wanted) & set(OF_CLIPS) and not args.data:
         raise UserError(f"--only {' '.join(wanted)} needs clips: name a source with --data")
     network, config = load_model(args.checkpoint, resolve_device(args.device))
-    if "samples" in wanted and args.num_samples:
-        write_samples(network, config, args)
     told = ""
+    if "samples" in wanted and args.num_samples:
+        sampler = open_sampler(args.checkpoint, network, args.prior, args.prior_steps, args.guidance)
+        write_samples(sampler, config, args)
+        told = f"; {sampler.describe(args.prior)}"
     if set(wanted) & set(OF_CLIPS):
         part = args.split or evaluation_split(args.data)
         write_from_clips(network, config, args, wanted, part)
-        told = f", of clips of {args.data} (split {part}{'' if args.split else ', the default'})"
+        told = f", of clips of {args.data} (split {part}{'' if args.split else ', the default'}){told}"
     return f"{', '.join(wanted)} written to {args.out}{told}"
 
 
-def write_samples(network: TransformerNetwork, config: dict, args: argparse.Namespace) -> None:
-    """Clips from the prior: samples.npy, samples.png, sample_<i>.mp4."""
+def write_samples(sampler: Sampler, config: dict, args: argparse.Namespace) -> None:
+    """New clips: samples.npy, samples.png, sample_<i>.mp4."""
     frames = args.num_frames or config["data"]["frames"]
-    size = tuple(args.size or network.config.image_size)
-    clips = sample(network, args.num_samples, frames, size, args.temperature, args.seed)
+    size = tuple(args.size or sampler.network.config.image_size)
+    if args.class_name is not None:
+        class_number(sampler.classes, args.class_name)
+    clips = sample(sampler, args.num_samples, frames, size, args.temperature, args.seed, args.class_name)
     # the layout that main.py trains on: uint8 (N, T, H, W, 3)
     write_file(args.out / "samples.npy", lambda file: np.save(file, to_uint8(clips), allow_pickle=False))
     write_strip(args.out / "samples.png", clips)
@@ -85,19 +91,21 @@ def write_from_clips(
 
 @torch.no_grad()
 def sample(
-    network: TransformerNetwork,
+    sampler: Sampler,
     n: int,
     frames: int,
     size: tuple[int, int],
     temperature: float,
     seed: int,
-    chunk: int = 4,
+    class_name: str | None = None,
+    chunk: int = 16,
 ) -> Tensor:
-    """n clips from the prior (n, 3, T, H, W); clip i depends on (seed, i) alone."""
+    """n new clips (n, 3, T, H, W), of a class where one is named; clip i depends on (seed, i) alone."""
     clips = []
     for first in range(0, n, chunk):
-        noise = SampleNoise(seed, range(first, min(first + chunk, n)), network.canvas.device)
-        clips.append(network.decode(network.draw_latents(noise, frames, size, temperature)).cpu())
+        items = range(first, min(first + chunk, n))
+        noise = SampleNoise(seed, items, sampler.network.canvas.device)
+        clips.append(sampler.clips(noise, frames, size, temperature, [class_name] * len(items)).cpu())
     return torch.cat(clips)
 
 

@@ -143,10 +143,12 @@ class FrameHead(nn.Module):
         )  # fmt: skip
         self.out = nn.Sequential(group_norm(dim), nn.SiLU(), nn.Conv2d(dim, 3, 3, padding=1))
 
-    def forward(self, canvas: Tensor) -> Tensor:
+    def forward(self, canvas: Tensor, beside: Tensor | None = None) -> Tensor:
+        """`beside` (B, 3, H, W): what another path says, before it is squashed to [-1, 1]."""
         canvas = self.norm(canvas)
         x = self.to_pixels(self.expand(canvas))
-        return torch.tanh(self.to_pixels(self.patches(canvas)) + self.out(x + self.refine(x)))
+        frame = self.to_pixels(self.patches(canvas)) + self.out(x + self.refine(x))
+        return torch.tanh(frame if beside is None else frame + beside)
 
     def to_pixels(self, x: Tensor) -> Tensor:
         """(B, h, w, dim * stride^2) -> (B, dim, h * stride, w * stride)."""

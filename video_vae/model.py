@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from losses.kl import gaussian_kl
+from video_vae.clip_path import ClipDecoder, ClipEncoder
 from video_vae.config import VideoVAEConfig
 from video_vae.layers import (
     FrameHead,
@@ -63,6 +64,11 @@ class TransformerNetwork(nn.Module):
         self.decoder = RecurrentPyramid(config, config.canvas_dim, config.canvas_heads, extras=2)
         self.generator = RecurrentPyramid(config, config.canvas_dim, config.canvas_heads, extras=1)
         self.head = FrameHead(config.canvas_dim + dims[0], config.stem_stride, config.head_dim)
+        self.clip_encoder = self.clip_decoder = None
+        if config.clip_path.times:
+            finest = config.levels[0].latent_dim
+            self.clip_encoder = ClipEncoder(config.clip_path, config.stem_stride, finest)
+            self.clip_decoder = ClipDecoder(config.clip_path, config.stem_stride, finest)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], checkpointing: bool = True) -> TransformerNetwork:
@@ -70,14 +76,19 @@ class TransformerNetwork(nn.Module):
         return cls(VideoVAEConfig.from_dict(config), checkpointing)
 
     def forward(
-        self, clip: Tensor, noise: Noise | None = None, moments: Sequence[Moment] | None = None
+        self,
+        clip: Tensor,
+        noise: Noise | None = None,
+        moments: Sequence[Moment] | None = None,
+        whole: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Clip -> reconstruction of the same shape, and the KL in nats of each level as `kl_1`, ..., each (B,).
 
         Latents are drawn from the posterior with `noise`; without it they are the posterior's means. `moments` says
-        which frame of a longer clip each frame is, where the clip holds only some of them.
+        which frame of a longer clip each frame is, where the clip holds only some of them; `whole` is that longer
+        clip, which a clip path reads.
         """
-        latents, divergences = self.infer(clip, noise, moments)
+        latents, divergences = self.infer(clip, noise, moments, whole)
         terms = {f"kl_{level}": kl for level, kl in enumerate(divergences, start=1)}
         return self.decode(latents, moments), terms
 
@@ -85,17 +96,40 @@ class TransformerNetwork(nn.Module):
         """The latents of a clip: the posterior's means, or a draw from it with `noise`."""
         return self.infer(clip, noise)[0]
 
+    def posterior(self, clip: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Mean and standard deviation of each level's posterior, each (B, latent_dim_l, h_l, w_l).
+
+        Those of a level are given the means of the coarser ones, where the prior is hierarchical.
+        """
+        states, finest = self.read(clip)
+        levels, _ = self.latents.posterior(states, None, finest)
+        return [mean for _, mean, _ in levels], [(0.5 * log_var).exp() for _, _, log_var in levels]
+
     def infer(
-        self, clip: Tensor, noise: Noise | None = None, moments: Sequence[Moment] | None = None
+        self,
+        clip: Tensor,
+        noise: Noise | None = None,
+        moments: Sequence[Moment] | None = None,
+        whole: Tensor | None = None,
     ) -> tuple[Latents, list[Tensor]]:
         """Latents of a clip and, for each level, their KL from the prior in nats (B,)."""
+        frames, size = clip.shape[2], tuple(clip.shape[3:])
+        states, finest = self.read(clip, moments, whole)
+        levels, divergences = self.latents.infer(states, noise, finest)
+        return Latents(levels, frames, size), divergences
+
+    def read(
+        self, clip: Tensor, moments: Sequence[Moment] | None = None, whole: Tensor | None = None
+    ) -> tuple[Maps, Tensor | None]:
+        """The encoder's states after all frames, and what a clip path adds to the finest posterior."""
         frames, size = clip.shape[2], tuple(clip.shape[3:])
         clip = self.pad(clip)
         states = [clip.new_zeros(len(clip), *grid, level.dim) for grid, level in self.levels(size)]
         for index, moment in enumerate(moments or all_moments(frames)):
             states = self.recompute(self.read_frame, clip[:, :, index], moment, states)
-        levels, divergences = self.latents.infer(states, noise)
-        return Latents(levels, frames, size), divergences
+        if self.clip_encoder is None:
+            return states, None
+        return states, self.recompute(self.clip_encoder, clip if whole is None else self.pad(whole))
 
     def read_frame(self, frame: Tensor, moment: Moment, states: Maps) -> Maps:
         """One step of the encoder: frame (B, 3, H, W) and states -> new states."""
@@ -109,19 +143,23 @@ class TransformerNetwork(nn.Module):
             layer(z.permute(0, 2, 3, 1)) for layer, z in zip(self.from_latents, latents.levels, strict=True)
         ]  # each (B, h, w, dim)
         states = generated = embedded
+        coefficients = None if self.clip_decoder is None else self.recompute(self.clip_decoder, latents.levels[0])
         (height, width), clip = latents.size, []
         for moment in reversed(moments or all_moments(latents.frames)):  # the last frame is freshest in the latents
-            states, generated, frame = self.decode_frame(moment, embedded, states, generated)
+            beside = None if coefficients is None else self.clip_decoder.frame(coefficients, *moment)
+            states, generated, frame = self.decode_frame(moment, embedded, states, generated, beside)
             clip.append(frame[..., :height, :width])
         return torch.stack(clip[::-1], dim=2)
 
-    def decode_frame(self, moment: Moment, embedded: Maps, states: Maps, generated: Maps) -> tuple[Maps, Maps, Tensor]:
+    def decode_frame(
+        self, moment: Moment, embedded: Maps, states: Maps, generated: Maps, beside: Tensor | None = None
+    ) -> tuple[Maps, Maps, Tensor]:
         """One step of the decoder, the generator's refinement, and the frame (B, 3, H, W) that comes of it."""
         canvas, states = self.recompute(self.step_decoder, moment, embedded, states, generated)
         generated = states
         for _ in range(self.config.gen_iterations):
             canvas, generated = self.recompute(self.generator.step, canvas, generated, [states])
-        frame = self.recompute(self.draw, canvas, generated[0])
+        frame = self.recompute(self.draw, canvas, generated[0], beside)
         return states, generated, frame
 
     def step_decoder(self, moment: Moment, embedded: Maps, states: Maps, generated: Maps) -> tuple[Tensor, Maps]:
@@ -132,9 +170,9 @@ class TransformerNetwork(nn.Module):
         recalled = [time(e, *moment) for time, e in zip(self.latent_times, embedded, strict=True)]
         return self.decoder.step(canvas, states, [recalled, generated])
 
-    def draw(self, canvas: Tensor, finest: Tensor) -> Tensor:
-        """Refined canvas and the generator's finest state -> frame (B, 3, H, W), float32."""
-        return self.head(torch.cat([canvas, finest], dim=-1)).float()
+    def draw(self, canvas: Tensor, finest: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Refined canvas, the generator's finest state and the clip path's frame -> frame (B, 3, H, W), float32."""
+        return self.head(torch.cat([canvas, finest], dim=-1), beside).float()
 
     def generate(
         self,
@@ -233,22 +271,37 @@ class LatentHierarchy(nn.Module):
             nn.init.zeros_(layer.weight[dim:])
             nn.init.zeros_(layer.bias[:dim])
             nn.init.constant_(layer.bias[dim:], FIRST_LOG_VAR)
+        if config.clip_path.times:  # which gives the finest means; the states add to them
+            nn.init.zeros_(self.posteriors[0].weight)
         self.prior = TopDownPrior(self.latent_dims) if config.prior == "hierarchical" else None
 
-    def infer(self, states: list[Tensor], noise: Noise | None) -> tuple[list[Tensor], list[Tensor]]:
+    def infer(
+        self, states: list[Tensor], noise: Noise | None, finest: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Encoder states (B, h_l, w_l, dim_l) -> latents (B, latent_dim_l, h_l, w_l) and KL in nats (B,), per level.
 
-        Without noise the latents are the posterior's means.
+        Without noise the latents are the posterior's means. `finest` (B, h_1, w_1, 2 latent_dim_1) is added to mean
+        and log-variance of level 1.
         """
+        posterior, divergences = self.posterior(states, noise, finest)
+        return [z for z, _, _ in posterior], divergences
+
+    def posterior(
+        self, states: list[Tensor], noise: Noise | None, finest: Tensor | None = None
+    ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[Tensor]]:
+        """Latents, mean and log-variance of each level, each (B, latent_dim_l, h_l, w_l), and KL in nats (B,)."""
         levels, divergences = self._empty(), self._empty()
         context = None
         for index in reversed(range(len(states))):
-            parameters = self.posteriors[index](states[index]).float().permute(0, 3, 1, 2)
+            parameters = self.posteriors[index](states[index])
+            if index == 0 and finest is not None:
+                parameters = parameters + finest
+            parameters = parameters.float().permute(0, 3, 1, 2)
             mean, log_var = parameters.chunk(2, dim=1)
             prior_mean, prior_log_var, hidden = self._prior(index, context, like=mean)
             mean, log_var = mean + prior_mean, (log_var + prior_log_var).clamp(*LOG_VAR_RANGE)
             z = mean if noise is None else mean + (0.5 * log_var).exp() * noise.normal(*mean.shape[1:])
-            levels[index] = z
+            levels[index] = (z, mean, log_var)
             divergences[index] = gaussian_kl(mean, log_var, prior_mean, prior_log_var)
             context = (hidden, z)
         return levels, divergences

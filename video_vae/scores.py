@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from evaluation.subject import Batch, Subject
 from training.distributed import gather_batches
 from training.randomness import SampleNoise
 from video_vae.model import TransformerNetwork
+from video_vae.sampler import Sampler
 
 
 class Reconstructions(Subject):
@@ -50,21 +52,22 @@ class Reconstructions(Subject):
 
 
 class Samples(Subject):
-    """Clips from the prior, of the length and size of those they are compared with."""
+    """New clips, of the length and size of those they are compared with, and of their classes if it knows any."""
 
     paired, random = False, True
-    metrics = ("fvd",)
+    metrics = ("fd-pca",)
 
-    def __init__(self, network: TransformerNetwork, temperature: float = 1.0) -> None:
-        self.network, self.temperature = network, temperature
+    def __init__(self, sampler: Sampler, temperature: float = 1.0) -> None:
+        self.sampler, self.temperature, self.classes = sampler, temperature, sampler.classes
 
     def make(self, batch: Batch) -> Tensor:
-        noise = SampleNoise(batch.seed, batch.items, self.network.canvas.device)
+        noise = SampleNoise(batch.seed, batch.items, self.sampler.network.canvas.device)
         frames, size = batch.clips.shape[2], tuple(batch.clips.shape[3:])
-        return self.network.decode(self.network.draw_latents(noise, frames, size, self.temperature)).cpu()
+        sampler = replace(self.sampler, guidance=self.guidance)
+        return sampler.clips(noise, frames, size, self.temperature, batch.labels if self.classes else ()).cpu()
 
     def facts(self) -> dict[str, Any]:
-        return {"temperature": self.temperature}
+        return {"temperature": self.temperature, "prior": self.sampler.kind}
 
 
 def kl_bits(terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,8 +23,17 @@ from training.folder import FREE_KEYS
 from training.optim import build_optimizer
 from training.recipe import Losses, Networks, Recipe, Step
 from training.settings import TrainSettings
-from video_vae.config import LEARNING_RATE, OPTIMIZERS, WEIGHT_DECAY, LossConfig, VideoVAEConfig, load_config
-from video_vae.files import Stored, epoch_file, read_weights, split_model_path, write_epoch_file
+from video_vae.config import (
+    LEARNING_RATE,
+    MODEL_PATH,
+    OPTIMIZERS,
+    PRIOR_TRAINING,
+    WEIGHT_DECAY,
+    LossConfig,
+    VideoVAEConfig,
+    load_config,
+)
+from video_vae.files import PRIOR_FOLDER, Stored, epoch_file, read_weights, split_model_path, write_epoch_file
 from video_vae.layers import ContextBlock
 from video_vae.model import Moment, TransformerNetwork, all_moments
 from video_vae.scores import kl_bits
@@ -67,7 +76,9 @@ class VideoVAERecipe(Recipe):
         epoch_offset: int = 0,
         epoch_every: int = 1,
     ) -> None:
-        options = {"betas": BETAS, "weight_decay": weight_decay}
+        # a coherent step of all weights of a kernel, AdamW's, is too far for a path of convolutions alone
+        kernels = network.config.clip_path.times > 0
+        options = {"betas": BETAS, "weight_decay": weight_decay, "convolutions": kernels}
         built = build_optimizer(optimizer, network.parameters(), learning_rate, **options)
         super().__init__({"vae": network}, {"vae": built})
         self.loss = loss
@@ -79,9 +90,11 @@ class VideoVAERecipe(Recipe):
 
     def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         moments = self.moments(step, batch.shape[2])
-        batch = normalize(batch[:, :, [t for t, _ in moments]])
-        reconstruction, terms = networks["vae"](batch, step.noise, moments)
+        # the latents are those of the whole clip, however many of its frames a step shows
         pixel_values = batch[0].numel()
+        whole = normalize(batch)
+        batch = whole[:, :, [t for t, _ in moments]]
+        reconstruction, terms = networks["vae"](batch, step.noise, moments, whole)
         error = squared_error(reconstruction, batch)
         nats = {name: kl / pixel_values for name, kl in terms.items()}  # per pixel value, (B,)
         paid = sum(free_bits(kl, self.loss.free_bits) for kl in terms.values()) / pixel_values
@@ -139,6 +152,8 @@ def squared_error(reconstruction: Tensor, clip: Tensor) -> Tensor:
 
 def train_video_vae(args: argparse.Namespace) -> str:
     """Train, or continue, and give a summary of one line. Raises UserError for what the user can put right."""
+    writes_epochs = args.model_path or not (args.run_dir or args.run_name)
+    args.model_path = args.model_path or MODEL_PATH
     stem, offset = split_model_path(Path(args.model_path))
     stored = read_start(args.model_path) if args.load_model else None
     if stored and not offset:
@@ -151,7 +166,7 @@ def train_video_vae(args: argparse.Namespace) -> str:
             f"{args.data}: {len(training)} clips to train on are fewer than --batch_size {args.batch_size}; "
             "use a smaller batch, or --val_fraction 0"
         )
-    recipe = build_recipe(args, config, stored, stem, offset)
+    recipe = build_recipe(args, config, stored, stem if writes_epochs else None, offset)
     recipe.shown = ["--data", args.data, *([] if validation else ["--split", "train"])]
     complete = run_config(args, config, recipe.loss, data)
     folder = run_folder(args, stem, complete)
@@ -159,13 +174,27 @@ def train_video_vae(args: argparse.Namespace) -> str:
     result = train(recipe, training, settings_from(args, folder, steps), complete, validation)
     if not result.finished:
         return f"{folder}: stopped at step {result.step} of {steps}; the same command continues"
-    epochs = offset + -(-steps // per_epoch)
-    last = epoch_file(stem, epochs)
-    # the epoch may be broken off by --steps, not be one of --epoch_every, or its file have been removed since
-    if distributed.is_main() and (steps % per_epoch or not last.exists()):
-        write_epoch_file(stem, epochs, load_checkpoint(folder))
-    scores = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items() if name in ("psnr", "kl_bits"))
-    return f"{folder}: finished after {result.step} steps{scores}; weights in {last}"
+    told = f"{folder}: finished after {result.step} steps" + "".join(
+        f", {name} {value:.4g}" for name, value in result.metrics.items() if name in ("psnr", "kl_bits")
+    )
+    if writes_epochs:
+        last = epoch_file(stem, offset + -(-steps // per_epoch))
+        # the epoch may be broken off by --steps, not be one of --epoch_every, or its file have been removed since
+        if distributed.is_main() and (steps % per_epoch or not last.exists()):
+            write_epoch_file(stem, offset + -(-steps // per_epoch), load_checkpoint(folder))
+        told += f"; weights in {last}"
+    return told + (f"\n{second_stage(args, folder)}" if args.prior_steps else "")
+
+
+def second_stage(args: argparse.Namespace, folder: Path) -> str:
+    """What --prior_steps asks for."""
+    from video_vae.train_prior import fit_prior  # which needs this module
+
+    settings = TrainSettings(
+        folder / PRIOR_FOLDER, args.prior_steps, seed=args.seed, device=args.device, workers=args.workers,
+        **PRIOR_TRAINING,
+    )  # fmt: skip
+    return fit_prior(folder, settings, args.prior_classes)
 
 
 def read_start(path: str) -> Stored:
@@ -222,7 +251,7 @@ def open_data(data: dict[str, Any]) -> tuple[ClipDataset, ClipDataset | None]:
 
 
 def build_recipe(
-    args: argparse.Namespace, config: VideoVAEConfig, stored: Stored | None, stem: Path, offset: int
+    args: argparse.Namespace, config: VideoVAEConfig, stored: Stored | None, stem: Path | None, offset: int
 ) -> VideoVAERecipe:
     """The network, freshly initialised or loaded, with its losses and optimiser."""
     loss = LossConfig(**{entry.name: getattr(args, entry.name) for entry in fields(LossConfig)})

@@ -13,12 +13,14 @@ from scripts import evaluate, generate_video_vae
 from tests.video_vae.tiny import TINY, tiny_network
 from training import trained_on
 from training.checkpoint import load_checkpoint, newest_checkpoint
+from training.randomness import SampleNoise
 from training.recipe import Step
 from video_vae.config import LossConfig
 from video_vae.files import load_model, split_model_path
 from video_vae.train import VideoVAERecipe
 from videodata.errors import UserError
 from videodata.npy import NpySource
+from videodata.pixels import normalize
 
 SMALL = [
     "--set", f"levels={json.dumps(TINY['levels'])}", "stem_dim=8", "canvas_dim=8", "head_dim=4",
@@ -59,10 +61,10 @@ def test_08_the_documented_command_trains(folder):
     """python main.py --npy_file F is enough: the defaults are those of the documentation, and they train."""
     args = main.build_parser().parse_args(["--npy_file", "clips.npy"])
     documented = {
-        "model_path": "transformer_model.pth", "batch_size": 1, "learning_rate": 1e-5, "num_epochs": 50,
+        "model_path": None, "batch_size": 1, "learning_rate": 1e-5, "num_epochs": 50,
         "load_model": False, "perceptual_weight": 1.0, "no_checkpointing": False, "preset": None,
     }  # fmt: skip
-    assert {name: getattr(args, name) for name in documented} == documented
+    assert {name: getattr(args, name) for name in documented} == documented  # no model_path: transformer_model.pth
     main.main(["--npy_file", "clips.npy", "--perceptual_weight", "0", "--num_epochs", "1", *SMALL])
     network, config = load_model("transformer_model_epoch_1.pth")
     assert config["checkpointing"] and network.config.image_size == (12, 20)
@@ -85,11 +87,21 @@ def test_10_batch_size(folder, batch_size, steps):
     assert load_checkpoint("runs/r")["step"] == steps
 
 
+def test_a_named_run_folder_holds_all_unless_a_model_path_is_named(folder):
+    """Nothing is written beside it; with --model_path the files of the epochs are."""
+    before = set(Path().iterdir())
+    train("--num_epochs", 1, "--run_dir", "mine")
+    assert set(Path().iterdir()) - before == {Path("mine")}
+    train("--num_epochs", 1, "--run_name", "other", "--model_path", "named.pth")
+    assert {path.name for path in set(Path().iterdir()) - before} == {"mine", "runs", "named_epoch_1.pth"}
+
+
 def test_11_learning_rate_reaches_the_optimiser(folder):
     """The flag is the rate of the optimiser's state; rate 0 trains nothing."""
+    path = ["--model_path", "transformer_model.pth"]
     train("--num_epochs", 1, "--learning_rate", 0.125, "--run_name", "fast")
     assert load_checkpoint("runs/fast")["optimizers"]["vae"]["param_groups"][0]["lr"] == 0.125
-    train("--num_epochs", 2, "--learning_rate", 0, "--run_name", "still")
+    train("--num_epochs", 2, "--learning_rate", 0, "--run_name", "still", *path)
     first, second = weights("transformer_model_epoch_1.pth"), weights("transformer_model_epoch_2.pth")
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -133,7 +145,7 @@ def test_15_samples_come_from_the_prior(folder):
 
 def test_15_given_clips_are_reconstructed_interpolated_and_traversed(folder):
     """Each product has its files, from every kind of weight file; without clips the command says what it needs."""
-    train("--num_epochs", 1, "--run_name", "r")
+    train("--num_epochs", 1, "--run_name", "r", "--model_path", "transformer_model.pth")
     newest = newest_checkpoint(Path("runs/r/checkpoints"))
     for checkpoint in ("transformer_model_epoch_1.pth", newest.path, newest.weights):
         generate_video_vae.main(
@@ -263,6 +275,9 @@ def test_evaluation_reports_each_level_and_the_mean_frame(folder):
     evaluate.main([*common, "--generate", *options, "--feature_cache", "none"])
     names = [score["name"] for score in json.loads(Path("evaluation.json").read_text())["scores"]]
     assert names == ["FVD-RANDOM", "diversity RMSE"]
+    for generate in ([], ["--generate"]):  # the distance from real clips, of reconstructions and of samples
+        evaluate.main([*common, *generate, "--metrics", "fd-pca", "--force"])
+        assert json.loads(Path("evaluation.json").read_text())["scores"][0]["name"].startswith("FD")
 
 
 def test_the_kl_weight_warms_up():
@@ -274,6 +289,18 @@ def test_the_kl_weight_warms_up():
 
     assert weight(0, 50) == 0 and weight(50, 50) == 0.5 and weight(300, 3000) == 1
     assert weight(150, 3000) == 0.5 and weight(5, 3000, kl_warmup_steps=10) == 0.5
+
+
+def test_the_kl_is_per_pixel_value_of_the_whole_clip_while_few_frames_are_shown():
+    """The latents are those of the whole clip, so a step that shows one frame does not make them dearer."""
+    batch = torch.randint(0, 256, (2, 3, 8, 16, 16), dtype=torch.uint8)
+    network = tiny_network()
+    step = Step(0, 100, SampleNoise(0, [0, 1]), torch.device("cpu"))
+    recipe = VideoVAERecipe(network, LossConfig(perceptual_weight=0.0, frames_warmup_steps=30))
+    losses = next(recipe.losses(batch, step, recipe.networks))
+    (moment,) = recipe.moments(step, 8)
+    _, terms = network(normalize(batch[:, :, [moment[0]]]), SampleNoise(0, [0, 1]), [moment])
+    assert losses.terms["kl"].item() == pytest.approx((sum(terms.values()) / batch[0].numel()).mean().item(), rel=1e-5)
 
 
 def test_the_frame_warm_up_takes_every_frame_in_turn():

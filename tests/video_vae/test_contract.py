@@ -1,12 +1,16 @@
 """The promises of every model, kept by the video VAE."""
 
-from torch.utils.data import Dataset
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
 from tests.contract import ModelContract
 from tests.video_vae.tiny import clips, tiny_network
 from training import Recipe
-from video_vae.config import LossConfig
+from video_vae.config import LossConfig, PriorConfig
+from video_vae.prior import LatentPrior
 from video_vae.train import VideoVAERecipe
+from video_vae.train_prior import PriorRecipe
 
 
 class TestVideoVAE(ModelContract):
@@ -15,9 +19,10 @@ class TestVideoVAE(ModelContract):
     checkpointing_override = {"checkpointing": True}
     prior = "standard"
     optimizer = "adamw"
+    clip_path: dict[str, int] = {}
 
     def build_recipe(self, **overrides: bool) -> Recipe:
-        network = tiny_network(prior=self.prior, **overrides)
+        network = tiny_network(prior=self.prior, clip_path=self.clip_path, **overrides)
         return VideoVAERecipe(network, LossConfig(perceptual_weight=0.0), 1e-4, optimizer=self.optimizer)
 
     def dataset(self) -> Dataset:
@@ -29,3 +34,30 @@ class TestHierarchicalPrior(TestVideoVAE):
 
     prior = "hierarchical"
     optimizer = "muon"
+
+
+class TestClipPath(TestVideoVAE):
+    """With the direct path of the whole clip."""
+
+    optimizer = "muon"
+    clip_path = {"times": 3, "width": 8, "depth": 1}
+
+
+class TestSecondStage(ModelContract):
+    """The prior of the latents, with classes."""
+
+    def build_recipe(self, **overrides: bool) -> Recipe:
+        torch.manual_seed(0)
+        sizes = {"width": 16, "depth": 1, "heads": 2, "directions": 3, "classes": ["a", "b"]}
+        prior = LatentPrior(PriorConfig([(4, 4, 4), (6, 2, 2)], 3, (16, 16), **sizes))
+        prior.fit(*posteriors()[0].unbind(1))
+        return PriorRecipe(prior, tiny_network(), 1e-3, 0.0)
+
+    def dataset(self) -> Dataset:
+        return TensorDataset(*posteriors())
+
+
+def posteriors(count: int = 8) -> tuple[Tensor, Tensor]:
+    """Means and deviations (count, 2, D) of the latents of as many clips, and their class numbers."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 2, 88, generator=generator), torch.arange(count) % 2
