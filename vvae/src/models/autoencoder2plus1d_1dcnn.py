@@ -231,6 +231,11 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
         """In training, keep all activations."""
         self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = False
 
+    def set_temporal_branches(self, enabled: bool) -> None:
+        """Whether the layers over time of the first stage take part. They start at zero: until they are trained, a
+        pass without them gives the same, at a third of the cost."""
+        self.encoder.temporal_branches = self.decoder.temporal_branches = enabled
+
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight on which adversarial training balances its gradients."""

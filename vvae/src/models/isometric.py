@@ -1,9 +1,11 @@
 """Start values for training without published weights: the untrained model already passes colours on.
 
 In space, convolutions start as orthogonal maps of single pixels (Saxe et al. 2014, arXiv 1312.6120), residual branches
-at zero. In time, the latent starts as the mean of its 4 frames, which the decoder repeats; its channels stand beside
-their negatives, so that SiLU(x) - SiLU(-x) = x makes the activation linear (Balduzzi et al. 2017, arXiv 1702.08591)
-and a group norm leaves their mean alone.
+at zero. In time, the latent starts as the mean of its 4 frames, which the decoder repeats; where the temporal stage has
+fewer channels than the latent, the rest are half the differences of the first two frames' mean and the last two's (the
+Haar transform), with which the decoder tells them apart. Channels stand beside their negatives, so that
+SiLU(x) - SiLU(-x) = x makes the activation linear (Balduzzi et al. 2017, arXiv 1702.08591) and a group norm leaves
+their mean alone.
 """
 
 from __future__ import annotations
@@ -27,19 +29,19 @@ CENTRE, NEXT = (1, 1, 1), (2, 1, 1)  # taps of a 3x3x3 kernel: this frame and th
 
 @torch.no_grad()
 def start_isometric(model: AutoencoderKL2plus1D_1dcnn) -> None:
-    """Set the start values of a new model. Raises VVAEError if its temporal stage is narrower than the latent."""
+    """Set the start values of a new model. Raises VVAEError if its temporal stage is narrower than half the latent."""
     for stage in (model.encoder, model.decoder):
         _start_in_space(stage)
     channels = model.encoder.z_channels
     hidden = model.encoder_temporal.conv_in.conv.out_channels
-    if hidden < channels:
-        raise VVAEError(f"an isometric start needs ppconfig.hidden_channel >= {channels}, found {hidden}")
+    if 2 * hidden < channels:
+        raise VVAEError(f"an isometric start needs ppconfig.hidden_channel >= {-(-channels // 2)}, found {hidden}")
     if model.config.use_quant_conv:
         _orthogonal(model.quant_conv, [(0, 0, 0)])
         _orthogonal(model.post_quant_conv, [(0, 0, 0)])
     _quiet(model.quant_conv if model.config.use_quant_conv else model.encoder.conv_out)
     _start_encoder_in_time(model.encoder_temporal, channels, hidden)
-    _start_decoder_in_time(model.decoder_temporal, channels)
+    _start_decoder_in_time(model.decoder_temporal, channels, hidden)
 
 
 def _start_in_space(stage: nn.Module) -> None:
@@ -55,17 +57,18 @@ def _start_in_space(stage: nn.Module) -> None:
 
 
 def _start_encoder_in_time(encoder: EncoderTemporal1DCNN, channels: int, hidden: int) -> None:
-    """Means of two frames, then of four; half their differences take the channels that are left."""
+    """Means of two frames, then of four; half the differences of either take the channels that are left."""
     first, second = encoder.mid_blocks
-    _connect(encoder.conv_in.conv, [(c, c, CENTRE, 1.0) for c in range(channels)])
+    _connect(encoder.conv_in.conv, [(c, c, CENTRE, 1.0) for c in range(min(channels, hidden))])
     means = [(c, c, tap, 0.5) for c in range(hidden) for tap in (CENTRE, NEXT)]
     differences = [(hidden + c, c, tap, sign) for c in range(hidden) for tap, sign in ((CENTRE, 0.5), (NEXT, -0.5))]
     _connect(first.down.conv, means + differences)
     mirrored = [
-        (2 * c + side, c, tap, sign)
-        for c in range(2 * hidden)
-        for side, sign in enumerate((0.5, -0.5))
-        for tap in (CENTRE, NEXT)
+        (2 * (c + kind * hidden) + side, c, tap, half * sign)
+        for c in range(hidden)
+        for kind, signs in enumerate(((1, 1), (1, -1)))  # the mean of two means, half their difference
+        for side, half in enumerate((0.5, -0.5))
+        for tap, sign in zip((CENTRE, NEXT), signs, strict=True)
     ]
     _connect(second.down.conv, mirrored)
     last = encoder.final_block[-1].conv
@@ -74,12 +77,16 @@ def _start_encoder_in_time(encoder: EncoderTemporal1DCNN, channels: int, hidden:
     _close_branches(encoder)
 
 
-def _start_decoder_in_time(decoder: DecoderTemporal1DCNN, channels: int) -> None:
-    """Every latent frame four times."""
+def _start_decoder_in_time(decoder: DecoderTemporal1DCNN, channels: int, hidden: int) -> None:
+    """Every latent frame four times, plus the difference for the first two and minus it for the last two."""
+    first, second = decoder.mid_blocks
     _connect(decoder.conv_in.conv, [(c, c, CENTRE, 1.0) for c in range(channels)])
-    for block in decoder.mid_blocks:
+    for block in (first, second):
         _connect(block.up, [(c, c, tap, 1.0) for c in range(block.up.out_channels) for tap in (CENTRE, NEXT)])
-    _connect(decoder.conv_last.conv, [(c, c, CENTRE, 1.0) for c in range(channels)])
+    for c in range(hidden, channels):
+        first.up.weight[(c, c - hidden, *CENTRE)] = 1.0  # (in, out): a transposed convolution
+        first.up.weight[(c, c - hidden, *NEXT)] = -1.0
+    _connect(decoder.conv_last.conv, [(c, c, CENTRE, 1.0) for c in range(min(channels, hidden))])
     _close_branches(decoder)
 
 

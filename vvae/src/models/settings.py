@@ -31,8 +31,11 @@ class SpatialSettings:
     def __post_init__(self) -> None:
         if self.temporal_down_factor != 1 or not self.double_z:
             raise VVAEError("ddconfig: only temporal_down_factor 1 and double_z true are supported")
-        if any(self.ch * factor % 32 for factor in self.ch_mult):
-            raise VVAEError(f"ddconfig: every width ch * ch_mult must be a multiple of 32, found ch {self.ch}")
+        widths = [self.ch * factor for factor in self.ch_mult]
+        if any(width % 32 for width in widths if width > 32) or self.ch < 1 or widths[-1] % 32:
+            raise VVAEError(
+                f"ddconfig: widths ch * ch_mult above 32, and the last one, must be multiples of 32, found {widths}"
+            )
 
     def text_patch(self, level: int) -> int | None:
         """Side of the text-attention patches at a level (0: full resolution); None where there is no attention."""
