@@ -58,6 +58,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--num_patches_w", type=positive_int, default=4, help="patches beside each other")
     group.add_argument(
+        "--test_patches", type=nonnegative_int, default=0, help="score so many test patches, evenly spread; 0: all"
+    )
+    group.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, default=True, help="mirror and recolour training patches"
     )
     group.add_argument(

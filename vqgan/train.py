@@ -310,7 +310,7 @@ def train_vqgan(args: argparse.Namespace) -> list[str]:
             summary.append(describe(f"stage {stage}", result))
     best = args.checkpoint_dir / (GAN_FILE if gan_steps else STAGE1_FILE)
     scores = args.results_dir / "test_scores.json"
-    write_test_scores(best, testing, scores, device)
+    write_test_scores(best, testing, scores, device, args.test_patches)
     show = shlex.join(["scripts/visualize_vqgan.py", "--checkpoint", str(best), "--data", str(args.data_path)])
     return [f"{best}: {'; '.join(summary)}", f"{scores}: scores of {testing.clips.split} clips", f"next: python {show}"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -323,11 +323,15 @@ def captioned(clips: Dataset, folder: str, model: AutoencoderKL2plus1D_1dcnn) ->
 class Reconstructions(Subject):
     """Clips through the latents and back, window by window as files go."""
 
-    metrics = ("psnr", "ssim", "boundary")
-
     def __init__(self, model: nn.Module, streaming: Streaming) -> None:
         self.model, self.streaming = model, streaming
-        self.window = streaming.windows.size - streaming.windows.overlap
+
+    def made_for(self, frames: int, size: Sequence[int], stride: int = 1, **reading: Any) -> Subject:
+        """Set `clips`; a clip of one window has no borders inside, whose ratio would be nan."""
+        windows = self.streaming.windows
+        self.window = windows.size - windows.overlap if frames > windows.size else 0
+        self.metrics = ("psnr", "ssim", "boundary") if self.window else ("psnr", "ssim")
+        return super().made_for(frames, size, stride, **reading)
 
     def make(self, batch: Batch) -> Tensor:
         return torch.stack([reconstruct_clip(self.model, to_uint8(clip), self.streaming) for clip in batch.clips])

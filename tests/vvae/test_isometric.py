@@ -36,6 +36,21 @@ def test_the_latent_is_the_mean_of_four_frames():
     assert torch.allclose(model.decoder_temporal(latent), latent.repeat_interleave(4, dim=2), atol=1e-6)
 
 
+def test_channels_beyond_the_temporal_stage_hold_differences():
+    """Twice as many latent channels as the stage is wide: pairs of frames come back apart, each as its mean."""
+    settings = {"ddconfig": {**SPATIAL, "z_channels": 32}, "ppconfig": {"ch": 32, "hidden_channel": 16}}
+    model = AutoencoderKL2plus1D_1dcnn(**settings)
+    start_isometric(model)
+    frames = torch.randn(1, 32, 8, 3, 5)
+    pairs = frames.unflatten(2, (2, 2, 2)).mean(dim=4)  # (1, 32, latent frame, pair, h, w)
+    expected = torch.cat([pairs.mean(dim=3)[:, :16], (pairs[:, :16, :, 0] - pairs[:, :16, :, 1]) / 2], dim=1)
+    size = expected.square().mean(dim=(2, 3, 4), keepdim=True).sqrt()
+    latent = model.encoder_temporal(frames).chunk(2, dim=1)[0]
+    assert torch.allclose(latent, expected / size, atol=1e-4)
+    decoded = model.decoder_temporal(latent * size)
+    assert torch.allclose(decoded[:, :16], pairs[:, :16].repeat_interleave(2, dim=3).flatten(2, 3), atol=1e-4)
+
+
 def test_cells_go_down_orthogonally():
     """Every 2x2 cell by itself, onto orthogonal directions."""
     down = started().encoder.down[0].downsample
@@ -47,6 +62,6 @@ def test_cells_go_down_orthogonally():
 
 
 def test_a_narrow_temporal_stage_is_refused():
-    settings = {"ddconfig": {**SPATIAL, "z_channels": 32}, "ppconfig": {"ch": 32, "hidden_channel": 16}}
-    with pytest.raises(VVAEError, match="hidden_channel >= 32, found 16"):
+    settings = {"ddconfig": {**SPATIAL, "z_channels": 48}, "ppconfig": {"ch": 48, "hidden_channel": 16}}
+    with pytest.raises(VVAEError, match="hidden_channel >= 24, found 16"):
         start_isometric(AutoencoderKL2plus1D_1dcnn(**settings))
