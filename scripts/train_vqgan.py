@@ -22,7 +22,7 @@ from training.settings import add_training_arguments
 from videodata.errors import UserError
 from vqgan.config import GAN_LOSSES, OPTIMIZERS, QUANTIZERS, RECONSTRUCTIONS, UPSAMPLINGS, add_gpu_arguments
 
-PRESETS = ("base", "optimized", "test")
+PRESETS = ("base", "optimized", "test", "demo")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vqgan"
 
 

@@ -52,12 +52,13 @@ def test_channels_beyond_the_temporal_stage_hold_differences():
 
 
 def test_cells_go_down_orthogonally():
-    """Every 2x2 cell by itself, onto orthogonal directions."""
+    """Every 2x2 cell by itself, onto orthogonal directions, of which the first six are means."""
     down = started().encoder.down[0].downsample
     pixels = torch.zeros(1, 32, 1, 8, 8)
     pixels[:, :, :, 2:4, 2:4] = torch.randn(1, 32, 1, 2, 2)
     weight = down.conv.weight.flatten(1)
-    assert torch.allclose(weight @ weight.T, torch.eye(32), atol=1e-5)
+    assert torch.allclose(weight @ weight.T, torch.diag(torch.tensor([0.25] * 6 + [1.0] * 26)), atol=1e-5)
+    assert torch.allclose(down([pixels])[0][0, :6, 0, 1, 1], pixels[0, :6, 0, 2:4, 2:4].mean(dim=(1, 2)), atol=1e-6)
     assert (down([pixels])[0] != 0).any(dim=1).sum() == 1  # cells do not overlap
 
 
@@ -65,3 +66,17 @@ def test_a_narrow_temporal_stage_is_refused():
     settings = {"ddconfig": {**SPATIAL, "z_channels": 48}, "ppconfig": {"ch": 48, "hidden_channel": 16}}
     with pytest.raises(VVAEError, match="hidden_channel >= 24, found 16"):
         start_isometric(AutoencoderKL2plus1D_1dcnn(**settings))
+
+
+def test_the_untrained_model_shows_the_colours_of_its_cells():
+    """Of dark and bright, flat and contrasty clips alike: with one group, a norm leaves the clip's contrast."""
+    settings = {"ddconfig": {**SPATIAL, "ch": 16}, "ppconfig": {"ch": 16, "hidden_channel": 16}, "norm_groups": 1}
+    model = AutoencoderKL2plus1D_1dcnn(**settings)
+    start_isometric(model)
+    cells = torch.rand(4, 3, 2, 4, 4) * 2 - 1
+    cells *= torch.tensor([0.1, 0.3, 0.6, 1.0])[:, None, None, None, None]  # contrast
+    cells[::2] -= 0.5
+    clips = cells.repeat_interleave(4, dim=2).repeat_interleave(8, dim=3).repeat_interleave(8, dim=4)
+    with torch.no_grad():
+        error = (model(clips)[0] - clips).square().mean(dim=(1, 2, 3, 4))
+    assert (error < 0.02 * clips.square().mean(dim=(1, 2, 3, 4))).all()

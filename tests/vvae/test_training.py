@@ -197,7 +197,7 @@ def test_squared_errors_in_place_of_absolute_ones():
 def test_the_tiny_configuration_starts_isometric_and_only_from_nothing():
     config = load_config("configs/vvae/tiny.yaml")
     made = build_recipe(config)
-    assert made.image_steps == 200 and type(made.optimizers["autoencoder"]).__name__ == "Muon"
+    assert made.branch_start == 1000 and type(made.optimizers["autoencoder"]).__name__ == "Muon"
     assert made.networks["autoencoder"].encode(normalize(Gradients()[0][None])).logvar.eq(-6).all()
     config["model"]["params"]["ckpt_path_2d"] = "image.ckpt"
     with pytest.raises(UserError, match="isometric_start is for training from nothing, but model.params.ckpt_path_2d"):
