@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from training.cli import make_parser, positive_int, run
 from training.settings import FLAGS, add_training_arguments
 
-
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vvae"
 
 

@@ -2,11 +2,11 @@
 
 In space, the three colours and their negatives have channels of their own all the way down and up, where they are
 averaged over cells and repeated; the other channels start as orthogonal maps of single pixels (Saxe et al. 2014, arXiv
-1312.6120), residual branches at zero. In time, the latent starts as the mean of its 4 frames, which the decoder repeats; where the temporal stage has
-fewer channels than the latent, the rest are half the differences of the first two frames' mean and the last two's (the
-Haar transform), with which the decoder tells them apart. Where channels stand beside their negatives,
-SiLU(x) - SiLU(-x) = x makes the activation linear (Balduzzi et al. 2017, arXiv 1702.08591) and a group norm leaves
-their mean alone.
+1312.6120), residual branches at zero. In time, the latent starts as the mean of its 4 frames, which the decoder
+repeats; where the temporal stage has fewer channels than the latent, the rest are half the differences of the first two
+frames' mean and the last two's (the Haar transform), with which the decoder tells them apart. Where channels stand
+beside their negatives, SiLU(x) - SiLU(-x) = x makes the activation linear (Balduzzi et al. 2017, arXiv 1702.08591) and
+a group norm leaves their mean alone.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SAME = [(channel, channel, 1.0) for channel in range(6)]
 
 @torch.no_grad()
 def start_isometric(model: AutoencoderKL2plus1D_1dcnn) -> None:
-    """Set the start values of a new model. Raises VVAEError if its temporal stage is narrower than half the latent, or the
-    model than six channels."""
+    """Set the start values of a new model. Raises VVAEError for a model of less than six channels, and for a temporal
+    stage narrower than half the latent."""
     if model.encoder.conv_in.out_channels < len(SIGNS):
         raise VVAEError(f"an isometric start needs ddconfig.ch >= {len(SIGNS)}")
     for stage in (model.encoder, model.decoder):
@@ -60,18 +60,18 @@ def _keep_contrast(model: AutoencoderKL2plus1D_1dcnn) -> None:
     """Give the last norm of each stage two large constants, so that it divides all clips by about the same number.
 
     Only with one group: the constants of a group say nothing of the size of another. The layer behind undoes the
-    division.
+    division. The norm hides the constants themselves: through that layer, every step would shift all pixels at once.
     """
     encoder, decoder, temporal = model.encoder, model.decoder, model.encoder_temporal
-    for block, last in (
-        (encoder.mid.block_2.conv2, encoder.conv_out),
-        (temporal.mid_blocks[-1].res.conv2.conv, temporal.final_block[-1].conv),
-        (decoder.up[0].block[-1].conv2, decoder.conv_out),
+    for block, norm, last in (
+        (encoder.mid.block_2.conv2, encoder.norm_out, encoder.conv_out),
+        (temporal.mid_blocks[-1].res.conv2.conv, temporal.final_block[0], temporal.final_block[-1].conv),
+        (decoder.up[0].block[-1].conv2, decoder.norm_out, decoder.conv_out),
     ):
         constant = block.out_channels**0.5 * CONTRAST / 2**0.5
         block.bias[-2:] = torch.tensor([constant, -constant])
         last.weight *= CONTRAST
-        last.weight[:, -2:] = 0.0
+        norm.weight[-2:] = 0.0
 
 
 def _start_in_space(stage: nn.Module) -> None:
