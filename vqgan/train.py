@@ -35,7 +35,16 @@ from videodata.pixels import as_float
 from videodata.splits import declared_splits
 from vqgan.config import GAN_LOSSES, Objective, VQGANConfig
 from vqgan.data import PatchDataset, find_batch_files, open_frames
-from vqgan.files import GAN_FILE, build_model, load_model, model_config, read_weights, save_model, settle_device
+from vqgan.files import (
+    GAN_FILE,
+    STAGE1_FILE,
+    build_model,
+    load_model,
+    model_config,
+    read_weights,
+    save_model,
+    settle_device,
+)
 from vqgan.ldm import LDM_CONFIGS, LDMVQModel
 from vqgan.model import VQGAN, Discriminator, Reconstruction
 from vqgan.quantize import CodeRevival, LatentReservoir
@@ -50,7 +59,7 @@ OF_STAGE2 = (
     *("disc_start", "disc_ramp", "disc_limit", "lr_g", "lr_d"),
 )
 OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # not in a stage's configuration: a resumed run may change the other's part
-STAGE1_FILE, DISCRIMINATOR_FILE = "best_model_stage1.pt", "best_discriminator.pt"
+DISCRIMINATOR_FILE = "best_discriminator.pt"
 
 
 class ReconstructionRecipe(Recipe):
