@@ -22,7 +22,7 @@ from training.settings import add_training_arguments
 from videodata.errors import UserError
 from vqgan.config import GAN_LOSSES, OPTIMIZERS, QUANTIZERS, RECONSTRUCTIONS, UPSAMPLINGS, add_gpu_arguments
 
-PRESETS = ("base", "optimized", "test")
+PRESETS = ("base", "optimized", "test", "demo")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vqgan"
 
 
@@ -57,6 +57,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_patches_h", type=positive_int, default=3, help="patches below each other; 1 1: whole frames"
     )
     group.add_argument("--num_patches_w", type=positive_int, default=4, help="patches beside each other")
+    group.add_argument(
+        "--test_patches", type=nonnegative_int, default=0, help="score so many test patches, evenly spread; 0: all"
+    )
     group.add_argument(
         "--augment", action=argparse.BooleanOptionalAction, default=True, help="mirror and recolour training patches"
     )

@@ -11,10 +11,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from training.cli import make_parser, positive_int, run
 from training.settings import FLAGS, add_training_arguments
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "vvae"
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Train the VideoVAE+ autoencoder, or continue the same command's run.")
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file like configs/vvae/16z.yaml")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--config", metavar="FILE", help="YAML file like configs/vvae/16z.yaml")
+    chosen.add_argument("--preset", choices=sorted(path.stem for path in CONFIGS.glob("*.yaml")), help="one of those")
     parser.add_argument("--data", help="clips, in place of data.path: folder of videos, csv, .npy, .hdf5, shapes:<n>")
     parser.add_argument("--run_name", default="vvae", help="folder below runs/")
     parser.add_argument("--run_dir", "--out", type=Path, help="the run folder itself, in place of runs/<run_name>")
@@ -27,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Train."""
     args = build_parser().parse_args(argv)
+    args.config = args.config or str(CONFIGS / f"{args.preset}.yaml")
     from training.distributed import print0
     from vvae.train import train_vvae
 

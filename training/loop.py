@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,7 +35,7 @@ from training.log import CollapseWatch, RunLog
 from training.recipe import Recipe
 from training.settings import TrainSettings, check_schedule
 from training.state import TrainState, build_state
-from training.step import Update, Updater
+from training.step import Update, Updater, decided
 from videodata.clips import provenance_of
 from videodata.errors import UserError
 
@@ -69,6 +69,7 @@ def train(
     with ExitStack() as stack:
         # Join the processes and take the run folder; from here on a signal means save and leave.
         device = distributed.join_processes(settings.device, settings.process_timeout)
+        settings = replace(settings, precision=decided(settings.precision, device))
         check_sizes(settings, len(dataset))
         check_schedule(settings)
         set_determinism(settings)

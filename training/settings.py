@@ -31,7 +31,10 @@ class TrainSettings:
     accumulation: int = flag(1, "micro-batches per optimiser step", positive_int)
     seed: int = flag(0, "seed of the sample order, the augmentation and the model's noise")
     device: str = flag("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
-    precision: str = flag("fp32", "fp32, or autocast to bf16 or fp16", choices=("fp32", "bf16", "fp16"))
+    precision: str = flag(
+        "fp32", "fp32, or autocast to bf16 or fp16; auto: bf16 where the device multiplies it in hardware",
+        choices=("fp32", "bf16", "fp16", "auto"),
+    )  # fmt: skip
     compile: bool = flag(False, "compile the networks with torch.compile")
     fsdp: bool = flag(False, "shard the parameters over the processes (FSDP2) in place of replicating them (DDP)")
     deterministic: bool = flag(False, "ask torch for deterministic kernels")

@@ -194,6 +194,15 @@ class Updater:
             self.state.scaler.step(optimizer)
 
 
+def decided(precision: str, device: torch.device) -> str:
+    """The precision, of which `auto` is bf16 where the device multiplies it in hardware, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
     """The precision of the forward passes, in training and in evaluation."""
     dtype = PRECISIONS.get(settings.precision)

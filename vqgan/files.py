@@ -22,6 +22,7 @@ from vqgan.model import VQGAN
 
 FORMAT = "vqgan-weights"
 GAN_FILE = "best_model_gan.pt"  # of a run folder: the model after both stages
+STAGE1_FILE = "best_model_stage1.pt"  # and after the first, for runs that have no second
 VQGAN_KEYS = tuple(VQGANConfig.__dataclass_fields__)
 LDM_KEYS = ("ddconfig", "n_embed", "embed_dim", "commitment_cost")
 REMOVED_KEYS = ("attention_factors",)  # files of earlier versions hold it, empty
@@ -66,9 +67,7 @@ def load_model(
     For bare weights and published files, `config` says what they are: it is the part "model" of the configuration.
     Raises UserError.
     """
-    path = Path(path)
-    if (path / GAN_FILE).is_file():  # the run folder of both stages, whose own checkpoints lie in its parts
-        path = path / GAN_FILE
+    path = model_file(Path(path))
     weights, stored = read_weights(path)
     config = stored.get("model") or config
     if config is None:
@@ -76,6 +75,11 @@ def load_model(
     model = build_model(config)
     strict_load(model, weights, path)
     return model.to(device).eval(), {**stored, "model": config}
+
+
+def model_file(path: Path) -> Path:
+    """The best model of a run folder, whose own checkpoints lie in its parts; any other path as it is."""
+    return next((path / name for name in (GAN_FILE, STAGE1_FILE) if (path / name).is_file()), path)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -99,6 +103,7 @@ def from_checkpoint(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, T
 
 def model_identity(path: Path) -> str:
     """SHA-256 of a model's file, or of the newest checkpoint of a run folder. Raises UserError."""
+    path = model_file(path)
     if path.is_dir():
         newest = newest_checkpoint(path / "checkpoints")
         if newest is None and (weights := newest_weights(path / "checkpoints")):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from evaluation.codebook import CodebookUsage
 from evaluation.metrics import SMALLEST_SIDE, mean_frame
@@ -74,18 +75,22 @@ class Reconstructions(Subject):
         }
 
 
-def write_test_scores(model_file: Path, patches: PatchDataset, path: Path, device: torch.device | str = "auto") -> None:
-    """PSNR and SSIM (means over patches) and codebook usage over all test patches, as a JSON file that also says how
-    many of the clips were trained on; all processes join.
+def write_test_scores(
+    model_file: Path, patches: PatchDataset, path: Path, device: torch.device | str = "auto", count: int = 0
+) -> None:
+    """PSNR and SSIM (means over patches) and codebook usage over the test patches, as a JSON file that also says how
+    many of the clips were trained on; all processes join. `count`: so many patches, evenly spread; 0: all.
 
     A patch is scored as a clip of one frame, because a test split of a few videos has few frames but many patches.
     """
     model, _ = load_model(model_file, resolve_device(str(device)))
     subject = Reconstructions(model, rows=1, columns=1)
     paired = ("psnr", "ssim") if min(patches.patch_size) >= SMALLEST_SIDE else ("psnr",)
-    scores = evaluate(subject, lambda seed: patches, Protocol((*paired, "codebook"), batch_size=TEST_BATCH))
+    count = min(count, len(patches)) or len(patches)
+    scored = Subset(patches, [number * len(patches) // count for number in range(count)])
+    scores = evaluate(subject, lambda seed: scored, Protocol((*paired, "codebook"), batch_size=TEST_BATCH))
     found = {score.name.lower(): score.mean for score in scores if score.name.lower() in paired}
-    usage = {"codes_used": subject.usage.used, "perplexity": subject.usage.perplexity, "patches": len(patches)}
+    usage = {"codes_used": subject.usage.used, "perplexity": subject.usage.perplexity, "patches": count}
     clips = patches.clips
     seen = {"clips": len(clips), "clips_trained_on": trained_on_of((model_file,), clips)}
     if seen["clips_trained_on"]:

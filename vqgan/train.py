@@ -35,7 +35,16 @@ from videodata.pixels import as_float
 from videodata.splits import declared_splits
 from vqgan.config import GAN_LOSSES, Objective, VQGANConfig
 from vqgan.data import PatchDataset, find_batch_files, open_frames
-from vqgan.files import GAN_FILE, build_model, load_model, model_config, read_weights, save_model, settle_device
+from vqgan.files import (
+    GAN_FILE,
+    STAGE1_FILE,
+    build_model,
+    load_model,
+    model_config,
+    read_weights,
+    save_model,
+    settle_device,
+)
 from vqgan.ldm import LDM_CONFIGS, LDMVQModel
 from vqgan.model import VQGAN, Discriminator, Reconstruction
 from vqgan.quantize import CodeRevival, LatentReservoir
@@ -50,7 +59,7 @@ OF_STAGE2 = (
     *("disc_start", "disc_ramp", "disc_limit", "lr_g", "lr_d"),
 )
 OF_OTHER = {1: OF_STAGE2, 2: OF_STAGE1}  # not in a stage's configuration: a resumed run may change the other's part
-STAGE1_FILE, DISCRIMINATOR_FILE = "best_model_stage1.pt", "best_discriminator.pt"
+DISCRIMINATOR_FILE = "best_discriminator.pt"
 
 
 class ReconstructionRecipe(Recipe):
@@ -310,7 +319,7 @@ def train_vqgan(args: argparse.Namespace) -> list[str]:
             summary.append(describe(f"stage {stage}", result))
     best = args.checkpoint_dir / (GAN_FILE if gan_steps else STAGE1_FILE)
     scores = args.results_dir / "test_scores.json"
-    write_test_scores(best, testing, scores, device)
+    write_test_scores(best, testing, scores, device, args.test_patches)
     show = shlex.join(["scripts/visualize_vqgan.py", "--checkpoint", str(best), "--data", str(args.data_path)])
     return [f"{best}: {'; '.join(summary)}", f"{scores}: scores of {testing.clips.split} clips", f"next: python {show}"]
 

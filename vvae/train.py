@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -78,6 +78,7 @@ class OptimizationConfig:
     optimizer: str = "adam"
     image_prob: float = 0.0  # share of steps that take the frames of a batch as single images
     image_steps: int = 0  # first steps that all do, so that the spatial stage is there when the temporal one starts
+    branch_start: int = 0  # first step with the first stage's layers over time, which start at zero and cost most
     isometric_start: bool = False  # start values with which the model passes colours on
     keep_unused: bool = True  # keep the parameters that nothing uses, so that exported files have every published key
     checkpointing: bool = False
@@ -115,6 +116,7 @@ class VVAERecipe(Recipe):
         learning_rate: float = 1e-4,
         image_prob: float = 0.0,
         image_steps: int = 0,
+        branch_start: int = 0,
         optimizer: str = "adam",
         perceptual_weights: Path | str | None = None,
         data: str | None = None,
@@ -141,9 +143,10 @@ class VVAERecipe(Recipe):
             },
         )
         self.objective, self.image_prob, self.image_steps, self.data = objective, image_prob, image_steps, data
+        self.branch_start = branch_start
         self.perceptual = LPIPS("vgg", perceptual_weights)  # looks for its weights at the first call
         self.frozen = [] if objective.learn_logvar else [objective]
-        self.find_unused_parameters = images  # they leave the temporal layers without gradients
+        self.find_unused_parameters = images or branch_start > 0  # they leave temporal layers without gradients
 
     def losses(self, batch: Any, step: Step, networks: Networks) -> Iterator[Losses | None]:
         """The autoencoder's loss, then the discriminator's on the same reconstruction."""
@@ -152,6 +155,7 @@ class VVAERecipe(Recipe):
         images = self.takes_images(step)
         if images:
             video, text, noise = as_images(video, text, noise)
+        self.networks["autoencoder"].set_temporal_branches(step.index >= self.branch_start)
         reconstruction, posterior = networks["autoencoder"](
             video, **text, sample_posterior=True, mask_temporal=images, noise=noise
         )
@@ -274,7 +278,7 @@ def build_recipe(config: VVAEConfig | dict[str, Any], seed: int = 0) -> VVAEReci
         autoencoder.enable_gradient_checkpointing()
     recipe = VVAERecipe(
         autoencoder, objective, model.get("base_learning_rate", 1e-4), options.image_prob, options.image_steps,
-        options.optimizer, options.perceptual_weights, config.data.path,
+        options.branch_start, options.optimizer, options.perceptual_weights, config.data.path,
     )  # fmt: skip
     if objective.perceptual_weight > 0:
         recipe.perceptual.weights_file()  # looked for now, and not after the data has been read
@@ -319,11 +323,15 @@ def captioned(clips: Dataset, folder: str, model: AutoencoderKL2plus1D_1dcnn) ->
 class Reconstructions(Subject):
     """Clips through the latents and back, window by window as files go."""
 
-    metrics = ("psnr", "ssim", "boundary")
-
     def __init__(self, model: nn.Module, streaming: Streaming) -> None:
         self.model, self.streaming = model, streaming
-        self.window = streaming.windows.size - streaming.windows.overlap
+
+    def made_for(self, frames: int, size: Sequence[int], stride: int = 1, **reading: Any) -> Subject:
+        """Set `clips`; a clip of one window has no borders inside, whose ratio would be nan."""
+        windows = self.streaming.windows
+        self.window = windows.size - windows.overlap if frames > windows.size else 0
+        self.metrics = ("psnr", "ssim", "boundary") if self.window else ("psnr", "ssim")
+        return super().made_for(frames, size, stride, **reading)
 
     def make(self, batch: Batch) -> Tensor:
         return torch.stack([reconstruct_clip(self.model, to_uint8(clip), self.streaming) for clip in batch.clips])

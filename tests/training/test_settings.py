@@ -18,6 +18,7 @@ from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import add_training_arguments, cli, read_tensors, settings_from, train, trained_on
 from training.optim import Muon, build_optimizer, learning_rate_scale
 from training.settings import FLAGS, check_schedule
+from training.step import decided
 from videodata import open_clips
 from videodata.errors import UserError
 
@@ -244,3 +245,14 @@ def test_settings_have_no_value_that_only_the_loop_would_refuse(tmp_path):
     """The checks of sizes stay for callers without a command line."""
     with pytest.raises(UserError, match="--batch_size"):
         train(TinyGAN(), TinyClips(), settings(tmp_path, batch_size=0), {"model": {}})
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_auto_is_bf16_only_where_it_pays(fast, tmp_path, monkeypatch):
+    """The run says and notes which it took; a precision that is named is taken as it is."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert decided("fp32", torch.device("cpu")) == "fp32" and decided("bf16", torch.device("cpu")) == "bf16"
+    run(tmp_path, precision="auto", steps=1, log_every=1)
+    taken = "bf16" if fast else "fp32"
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["engine"]["precision"] == taken

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scripts import evaluate, train_vqgan
 from training import trained_on
@@ -13,6 +14,7 @@ from videodata.errors import UserError
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
 from vqgan import train
+from vqgan.files import load_model
 
 COUNTS = {"train": 5, "val": 2, "test": 3}
 SMALL = [
@@ -83,7 +85,11 @@ def test_declared_test_clips_are_not_trained_on(divided, opened, tmp_path, capsy
 def test_weights_of_unknown_training_make_it_unknown(divided, tmp_path):
     """What begins with a file that does not say what it was trained on does not claim to know."""
     flags = ["--data", str(divided), *SMALL, "--gan_steps", "0"]
-    train_vqgan.main([*flags, "--run_dir", str(tmp_path / "first")])
+    train_vqgan.main([*flags, "--run_dir", str(tmp_path / "first"), "--test_patches", "4"])
+    scores = json.loads((tmp_path / "first" / "results" / "test_scores.json").read_text())
+    assert (scores["patches"], scores["clips"]) == (4, COUNTS["test"] * 3)
+    folder, file = (load_model(tmp_path / "first" / name)[0] for name in ("", "best_model_stage1.pt"))
+    assert all(torch.equal(a, b) for a, b in zip(folder.state_dict().values(), file.state_dict().values(), strict=True))
     (tmp_path / "first" / "best_model_stage1.pt").rename(tmp_path / "bare.pt")
     train_vqgan.main([*flags, "--run_dir", str(tmp_path / "second"), "--resume", str(tmp_path / "bare.pt")])
     assert trained_on(tmp_path / "second") is None and trained_on(tmp_path / "second" / "stage1") is not None

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.vvae.conftest import TINY, make_tiny
 from vvae import AutoencoderKL2plus1D_1dcnn, CheckpointError, load_checkpoint
+from vvae.src.errors import VVAEError
 
 
 def same_weights(a, b) -> bool:
@@ -31,6 +32,21 @@ def test_what_is_written_is_read_back_under_the_published_keys(suffix, tmp_path)
     assert same_weights(load_checkpoint(blank(), path), model)
     assert same_weights(AutoencoderKL2plus1D_1dcnn.from_single_file(path), model)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_groups_of_a_narrow_model_come_back_with_its_weights(tmp_path, video):
+    """No shape tells how many there are; a model of the published number has no key for them."""
+    assert "norm_groups" not in blank().state_dict()
+    narrow = {"ddconfig": {**TINY["ddconfig"], "ch": 16}, "norm_groups": 4}
+    model, path = make_tiny(**narrow), tmp_path / "model.safetensors"
+    model.save_checkpoint(path)
+    found = AutoencoderKL2plus1D_1dcnn.from_single_file(path).freeze()
+    expected = model(video)[0]
+    assert torch.equal(found(video)[0], expected)
+    model.save_pretrained(tmp_path / "folder")
+    assert torch.equal(AutoencoderKL2plus1D_1dcnn.from_pretrained(tmp_path / "folder").freeze()(video)[0], expected)
+    with pytest.raises(VVAEError, match="ch 18: must be a multiple of 4"):
+        blank(**{**narrow, "ddconfig": {**TINY["ddconfig"], "ch": 18}})
 
 
 def test_a_training_checkpoint_of_the_original_loads(tmp_path):

@@ -23,6 +23,7 @@ from videodata.errors import UserError
 from videodata.npy import NpySource
 from videodata.pixels import denormalize, normalize
 from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
+from vvae.src.errors import VVAEError
 from vvae.src.images import to_clip
 from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D
 from vvae.src.modules.t5 import CaptionCache
@@ -44,7 +45,9 @@ class Gradients(Dataset):
         return "gradients"
 
 
-def recipe(checkpointing: bool = False, image_prob: float = 0.0, image_steps: int = 0, **loss) -> VVAERecipe:
+def recipe(
+    checkpointing: bool = False, image_prob: float = 0.0, image_steps: int = 0, branch_start: int = 0, **loss
+) -> VVAERecipe:
     """A tiny recipe with the same weights at each call, without the perceptual term."""
     torch.manual_seed(0)
     model = AutoencoderKL2plus1D_1dcnn(**TINY)
@@ -59,7 +62,7 @@ def recipe(checkpointing: bool = False, image_prob: float = 0.0, image_steps: in
         "disc_num_layers": 2,
         "disc_norm": "group",
     }
-    return VVAERecipe(model, kind(**{**settings, **loss}), learning_rate=1e-3, **images)
+    return VVAERecipe(model, kind(**{**settings, **loss}), learning_rate=1e-3, branch_start=branch_start, **images)
 
 
 class TestVVAE(ModelContract):
@@ -159,10 +162,42 @@ def test_images_first(tmp_path):
     assert not torch.equal(made.networks["autoencoder"].encoder_temporal.conv_in.conv.weight, start)
 
 
+def test_layers_over_time_join_at_branch_start(tmp_path):
+    """Before it nothing of them moves, and a pass without them gives what one with them gives; then they move."""
+    made = recipe(branch_start=2, disc_start=1000)
+    model, batch = made.networks["autoencoder"], torch.stack([Gradients()[0], Gradients()[1]])
+    branches = [p for name, p in model.named_parameters() if "_tmp." in name and "temporal." not in name]
+    start = [parameter.clone() for parameter in branches]
+    totals = []
+    for index in (0, 2):
+        step = Step(index, 4, SampleNoise(0, [0, 1]), torch.device("cpu"))
+        totals.append(next(iter(made.losses(batch, step, made.networks))).total)
+        totals[-1].backward()
+        assert any(parameter.grad is not None for parameter in branches) == (index == 2)
+        assert model.decoder_temporal.conv_in.conv.weight.grad is not None
+    assert torch.allclose(*totals)
+    run(tmp_path / "a", made, steps=2)
+    assert all(map(torch.equal, branches, start))
+    run(tmp_path / "b", recipe(branch_start=2, disc_start=1000), steps=2)
+    made = recipe(branch_start=2, disc_start=1000)
+    run(tmp_path / "b", made, steps=3)
+    moved = [p for name, p in made.networks["autoencoder"].named_parameters() if "_tmp." in name and p.ndim > 1]
+    assert not all(map(torch.equal, moved, [value for value in start if value.ndim > 1]))
+
+
+def test_squared_errors_in_place_of_absolute_ones():
+    frames, made = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, 3, 4, 4)
+    for kind, error in (("l1", 0.5), ("l2", 0.25)):
+        nll, mean = LPIPSWithDiscriminator(disc_start=0, pixel_loss=kind)(frames, made, None)
+        assert mean.item() == error and nll.item() == error * 48
+    with pytest.raises(VVAEError, match="pixel_loss must be one of l1, l2, found 'mse'"):
+        LPIPSWithDiscriminator(disc_start=0, pixel_loss="mse")
+
+
 def test_the_tiny_configuration_starts_isometric_and_only_from_nothing():
     config = load_config("configs/vvae/tiny.yaml")
     made = build_recipe(config)
-    assert made.image_steps == 200 and type(made.optimizers["autoencoder"]).__name__ == "Muon"
+    assert made.branch_start == 1000 and type(made.optimizers["autoencoder"]).__name__ == "Muon"
     assert made.networks["autoencoder"].encode(normalize(Gradients()[0][None])).logvar.eq(-6).all()
     config["model"]["params"]["ckpt_path_2d"] = "image.ckpt"
     with pytest.raises(UserError, match="isometric_start is for training from nothing, but model.params.ckpt_path_2d"):

@@ -117,6 +117,7 @@ def infer_settings(state: Mapping[str, Tensor], path: object = "the checkpoint")
         "embed_dim": latent if "quant_conv.weight" in state else 0,
         "caption_guide": bool(text_levels or factors),
         "t5_model_max_length": 100,
+        **({"norm_groups": int(state["norm_groups"])} if "norm_groups" in state else {}),
     }
 
 

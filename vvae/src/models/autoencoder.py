@@ -69,6 +69,7 @@ class Stage(nn.Module):
         self.companions = companions  # a list, so that they are no submodules
         self.slice_frames: int | None = None  # frames per slice; None: by memory
         self.gradient_checkpointing = False
+        self.temporal_branches = True  # False: as if those of this stage, and its attention over time, were still zero
 
     def _apply(self, function: Callable, recurse: bool = True) -> nn.Module:
         for companion in self.companions:
@@ -161,7 +162,8 @@ class Encoder2plus1D(Stage):
         generator: torch.Generator | None,
         noise: Noise | None,
     ) -> DiagonalGaussianDistribution:
-        first = DiagonalGaussianDistribution(self.spatial_moments(video, text, not mask_temporal))
+        temporal = self.temporal_branches and not mask_temporal
+        first = DiagonalGaussianDistribution(self.spatial_moments(video, text, temporal))
         noise_first, noise_second = noise if noise is not None else (None, None)
         if sample_posterior:
             first.latent = first.sample(noise_first, generator)
@@ -217,4 +219,4 @@ class Decoder2plus1D(Stage):
             if mask_temporal:
                 return self.frames(latent, text, temporal=False)
             (temporal,) = self.temporal
-            return self.frames(temporal(latent, text), text)
+            return self.frames(temporal(latent, text), text, self.temporal_branches)

@@ -26,6 +26,7 @@ from .autoencoder_temporal import DecoderTemporal1DCNN, EncoderTemporal1DCNN
 from .settings import ModelSettings, SpatialSettings, TemporalSettings, from_mapping
 
 logger = logging.getLogger(__name__)
+PUBLISHED_GROUPS = ModelSettings.norm_groups
 
 # Keys of the published configurations that describe the training or are never used.
 IGNORED_OPTIONS = {
@@ -58,6 +59,7 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
         self.config = from_mapping(ModelSettings, settings, "model.params", IGNORED_OPTIONS)
         spatial = from_mapping(SpatialSettings, self.config.ddconfig, "ddconfig")
         temporal = from_mapping(TemporalSettings, self.config.ppconfig, "ppconfig", ["z_channels"])
+        self.config.check_widths(spatial, temporal)
         weights = self.find_weights(ckpt_path, strict_ckpt)
         with torch.device("meta") if weights is not None else nullcontext():
             self._build(spatial, temporal, prune_unused)
@@ -82,6 +84,16 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
         self.encoder = Encoder2plus1D(spatial, self.encoder_temporal, quant, prune_unused)
         self.decoder = Decoder2plus1D(spatial, self.decoder_temporal, post_quant, prune_unused)
         self.encoder.z_channels = self.decoder.z_channels = temporal.ch
+        if self.config.norm_groups != PUBLISHED_GROUPS:
+            self._set_groups(self.config.norm_groups)
+
+    def _set_groups(self, groups: int) -> None:
+        """Fewer groups for narrow layers: with a channel each, a norm takes the clip's colours away. No weight tells
+        how many there are, so that a buffer does."""
+        self.register_buffer("norm_groups", torch.tensor(groups, device="cpu"))
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = min(groups, module.num_channels)
 
     # ------------------------------------------------------------------------------------------------ encode, decode
 
@@ -230,6 +242,11 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
     def disable_gradient_checkpointing(self) -> None:
         """In training, keep all activations."""
         self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = False
+
+    def set_temporal_branches(self, enabled: bool) -> None:
+        """Whether the layers over time of the first stage take part. They start at zero: until they are trained, a
+        pass without them gives the same, at a third of the cost."""
+        self.encoder.temporal_branches = self.decoder.temporal_branches = enabled
 
     @property
     def last_layer(self) -> nn.Parameter:

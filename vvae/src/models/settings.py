@@ -31,8 +31,6 @@ class SpatialSettings:
     def __post_init__(self) -> None:
         if self.temporal_down_factor != 1 or not self.double_z:
             raise VVAEError("ddconfig: only temporal_down_factor 1 and double_z true are supported")
-        if any(self.ch * factor % 32 for factor in self.ch_mult):
-            raise VVAEError(f"ddconfig: every width ch * ch_mult must be a multiple of 32, found ch {self.ch}")
 
     def text_patch(self, level: int) -> int | None:
         """Side of the text-attention patches at a level (0: full resolution); None where there is no attention."""
@@ -70,8 +68,20 @@ class ModelSettings:
     scaling_factor: float = 1.0  # 1 / standard deviation of the latents, where it was measured
     latents_mean: list[float] | None = None  # per channel
     latents_std: list[float] | None = None
+    norm_groups: int = 32  # of every group norm, one channel each where there are fewer
+
+    def check_widths(self, spatial: SpatialSettings, temporal: TemporalSettings) -> None:
+        """Raises VVAEError for a width that the groups do not divide."""
+        for name, unit, factors in (
+            ("ddconfig: every width ch * ch_mult, ch", spatial.ch, spatial.ch_mult),
+            ("ppconfig: hidden_channel", temporal.hidden_channel, (2, 4)),
+        ):
+            if any(unit * factor % min(self.norm_groups, unit * factor) for factor in factors):
+                raise VVAEError(f"{name} {unit}: must be a multiple of {self.norm_groups} (norm_groups), or smaller")
 
     def __post_init__(self) -> None:
+        if self.norm_groups < 1:
+            raise VVAEError(f"norm_groups must be at least 1, found {self.norm_groups}")
         if self.use_quant_conv and not self.embed_dim:
             raise VVAEError("use_quant_conv needs embed_dim (4 in the published 4-channel models); add it to params")
 

@@ -42,7 +42,7 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = nn.GroupNorm(min(32, channels), channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.relative_position_k = RelativePosition(channels)
         self.relative_position_v = RelativePosition(channels)

@@ -122,13 +122,13 @@ class Scaling(NamedTuple):
 
 
 class Normalize(nn.GroupNorm):
-    """GroupNorm with 32 groups, whose statistics run over the channels of a group and all frames and pixels of a clip.
+    """GroupNorm with 32 groups (fewer channels: one each), whose statistics run over all frames and pixels of a clip.
 
     Without gradients a clip is normalised in two passes: `scaling` from all slices, then `forward` slice by slice.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__(32, channels, eps=eps)
+        super().__init__(min(32, channels), channels, eps=eps)
 
     def scaling(self, x: Slices) -> Scaling | None:
         """From the statistics of the clip; None while gradients are recorded, where `forward` finds them itself."""

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from ...errors import VVAEError
 
 KINDS = ("hinge", "vanilla")
+PIXEL_LOSSES = ("l1", "l2")
 
 
 class LPIPSWithDiscriminator(nn.Module):
     """Objective with a discriminator of frames. Arguments have the names of the published configurations.
 
     disc_start: optimiser step from which the discriminator takes part. The steps of the original's configurations
-    count both optimisers, so that its 50001 are about 25,000 of these. pixel_weight, kl_weight_spatial (weight of the
-    first stage's KL) and learn_logvar are additions; at their defaults they change nothing.
+    count both optimisers, so that its 50001 are about 25,000 of these. pixel_weight, pixel_loss (l1, or l2: squares),
+    kl_weight_spatial (weight of the first stage's KL) and learn_logvar are additions; at their defaults they change
+    nothing.
     """
 
     dimensions: ClassVar[int] = 2
@@ -41,6 +43,7 @@ class LPIPSWithDiscriminator(nn.Module):
         disc_loss: str = "hinge",
         disc_norm: str = "batch",
         pixel_weight: float = 1.0,
+        pixel_loss: str = "l1",
         kl_weight_spatial: float = 0.0,
         learn_logvar: bool = False,
         pixelloss_weight: float = 1.0,
@@ -53,9 +56,12 @@ class LPIPSWithDiscriminator(nn.Module):
             raise VVAEError("loss: use_actnorm, disc_conditional and disc_in_channels other than 3 are not supported")
         if disc_loss not in KINDS:
             raise VVAEError(f"loss: disc_loss must be one of {', '.join(KINDS)}, found {disc_loss!r}")
+        if pixel_loss not in PIXEL_LOSSES:
+            raise VVAEError(f"loss: pixel_loss must be one of {', '.join(PIXEL_LOSSES)}, found {pixel_loss!r}")
         self.disc_start = disc_start
         self.kl_weight, self.kl_weight_spatial = kl_weight, kl_weight_spatial
         self.pixel_weight, self.perceptual_weight = pixel_weight, perceptual_weight
+        self.pixel_loss = pixel_loss
         self.disc_num_layers, self.disc_norm, self.disc_loss = disc_num_layers, disc_norm, disc_loss
         self.disc_factor, self.disc_weight = disc_factor, disc_weight
         self.perceptual_chunk = max_bs
@@ -67,7 +73,8 @@ class LPIPSWithDiscriminator(nn.Module):
 
         distance: perceptual distance of each frame (N,), which is added to the error of each of its pixels.
         """
-        error = self.pixel_weight * (frames.float() - reconstruction.float()).abs()
+        difference = frames.float() - reconstruction.float()
+        error = self.pixel_weight * (difference.abs() if self.pixel_loss == "l1" else difference.square())
         if distance is not None:
             error = error + self.perceptual_weight * distance.float().view(-1, 1, 1, 1)
         nll = error / torch.exp(self.logvar) + self.logvar
