@@ -74,6 +74,7 @@ class Demo:
         }  # fmt: skip
         for name in ("clips", "text"):  # which have braces of their own
             values[name] = str(values[name]).format(**values)
+        values["clips_name"] = Path(values["clips"]).name
         return text.format(**values)
 
     def words(self, command: str) -> list[str]:
