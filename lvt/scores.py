@@ -23,7 +23,6 @@ from training.distributed import gather_batches
 from training.randomness import derive_seed
 from videodata.labels import class_number
 
-
 NEAR = 4  # frames after the given ones whose scores are told apart
 
 
