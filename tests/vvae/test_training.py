@@ -27,8 +27,10 @@ from vvae.src.errors import VVAEError
 from vvae.src.images import to_clip
 from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D
 from vvae.src.modules.t5 import CaptionCache
+from vvae.src.streaming import Streaming
+from vvae.src.tiling import Windows
 from vvae.src.video_io import write_video
-from vvae.train import VVAERecipe, build_recipe, open_data
+from vvae.train import Reconstructions, VVAERecipe, build_recipe, open_data
 
 
 class Gradients(Dataset):
@@ -299,3 +301,10 @@ def test_parts_of_their_own_are_kept_apart_too(tmp_path):
     config = ["--config", "configs/vvae/tiny.yaml", "--data", str(tmp_path), "optimization.image_stpes=1"]
     with pytest.raises(UserError, match="did you mean 'optimization.image_steps'"):
         train_vvae.main(config)
+
+
+def test_a_clip_of_one_window_has_no_borders(tiny):
+    """What has no border has no boundary ratio; two windows have one, at the first's end without the overlap."""
+    subject = Reconstructions(tiny, Streaming(windows=Windows(8, 4)))
+    assert "boundary" not in subject.made_for(8, (32, 32)).metrics and subject.window == 0
+    assert "boundary" in subject.made_for(12, (32, 32)).metrics and subject.window == 4
