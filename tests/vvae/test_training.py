@@ -23,6 +23,7 @@ from videodata.errors import UserError
 from videodata.npy import NpySource
 from videodata.pixels import denormalize, normalize
 from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
+from vvae.files import load_model
 from vvae.src.errors import VVAEError
 from vvae.src.images import to_clip
 from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D
@@ -180,9 +181,11 @@ def test_layers_over_time_join_at_branch_start(tmp_path):
     assert torch.allclose(*totals)
     run(tmp_path / "a", made, steps=2)
     assert all(map(torch.equal, branches, start))
+    assert not load_model(tmp_path / "a")[0].encoder.temporal_branches
     run(tmp_path / "b", recipe(branch_start=2, disc_start=1000), steps=2)
     made = recipe(branch_start=2, disc_start=1000)
     run(tmp_path / "b", made, steps=3)
+    assert load_model(tmp_path / "b")[0].decoder.temporal_branches
     moved = [p for name, p in made.networks["autoencoder"].named_parameters() if "_tmp." in name and p.ndim > 1]
     assert not all(map(torch.equal, moved, [value for value in start if value.ndim > 1]))
 
