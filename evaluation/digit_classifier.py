@@ -88,13 +88,17 @@ def read_digits(clips: Tensor, classifier: DigitClassifier) -> Tensor:
     return torch.cat([classifier(part) for part in parts]).unflatten(0, (len(clips), -1))
 
 
-def vote(readings: Tensor) -> tuple[list[str], Tensor]:
-    """Of readings (B, T, 66): the set that fits all frames of each clip best, "" for none, and its confidence (B,).
+def vote(readings: Tensor, digits: Sequence[int | None]) -> tuple[list[str], Tensor]:
+    """Of readings (B, T, 66): the set of so many digits (None: any number) that fits all frames best, and its
+    confidence (B,), in which sets of other numbers and "none" have their share.
 
     Probabilities of the frames are multiplied, to the power 1 / T: frames in which digits cross say little, digits that
     turn into others contradict themselves, and many frames give no more confidence than one.
     """
-    confidence, best = readings.mean(dim=1).softmax(dim=-1).max(dim=-1)
+    sizes = torch.tensor([len(name) for name in SETS])
+    allowed = torch.stack([sizes == count if count else sizes > 0 for count in digits])
+    fits = readings.mean(dim=1).softmax(dim=-1)
+    confidence, best = fits.where(allowed, 0).max(dim=-1)
     return [SETS[number] for number in best.tolist()], confidence
 
 
@@ -108,9 +112,9 @@ def check_labels(labels: Sequence[str | None]) -> None:
 class DigitScores:
     """Whether clips show the digits that they should, for the true clips ("true clips") and for those that were made.
 
-    identity: those of the label are seen in frames IDENTITY_FRAMES after the given ones, or the last where there are
-    fewer. class-agreement: what is seen over all these frames is the class that was asked for. recognised: what is seen
-    over them has a confidence above CONFIDENT, and is as many digits as the label has, where there is one.
+    identity: in frames IDENTITY_FRAMES after the given ones, or the last where there are fewer, the digits of the label
+    are seen. class-agreement: over all these frames the class that was asked for is. Both know how many digits there
+    are. recognised: as many as the label has (any, where there is none) are seen with confidence above CONFIDENT.
     """
 
     def __init__(self, metrics: Sequence[str], classifier: DigitClassifier, context: int = 0) -> None:
@@ -119,32 +123,26 @@ class DigitScores:
 
     def update(self, clips: Tensor, made: Tensor, labels: Sequence[str | None], asked: Sequence[str | None]) -> None:
         """Clips (B, 3, T, H, W), samples (B, S, 3, T, H, W) of each, labels, and the classes that were asked for."""
-        found = self._judge(clips, labels, labels, "true clips")
         samples = [self._judge(sample, labels, asked, "") for sample in made.unbind(1)]
-        found |= {
-            key: [fmean(row) for row in zip(*(sample[key] for sample in samples), strict=True)] for key in samples[0]
+        means = {
+            key: [fmean(row) for row in zip(*(found[key] for found in samples), strict=True)] for key in samples[0]
         }
-        self._batches.append(found)
+        self._batches.append(means | self._judge(clips, labels, labels, "true clips"))
 
     def _judge(
         self, clips: Tensor, labels: Sequence[str | None], asked: Sequence[str | None], row: str
     ) -> dict[tuple[str, str], list[float]]:
+        """(definition, label of its row) -> 0 or 1 for each clip."""
         readings, found = read_digits(clips[:, :, self.context :], self.classifier), {}
-        frames = readings.shape[1]
         if "identity" in self.metrics:
-            for frame in [number for number in IDENTITY_FRAMES if number <= frames] or [frames]:
-                seen, _ = vote(readings[:, max(0, frame - IDENTITY_VOTES) : frame])
+            for frame in [number for number in IDENTITY_FRAMES if number <= readings.shape[1]] or [readings.shape[1]]:
                 label = ", ".join(filter(None, (f"frame {frame}", row)))
-                found["digit-identity", label] = [float(a == b) for a, b in zip(seen, labels, strict=True)]
-        seen, confidence = vote(readings)
+                found["digit-identity", label] = seen_in(readings[:, max(0, frame - IDENTITY_VOTES) : frame], labels)
         if "class-agreement" in self.metrics:
-            found["digit-agreement", row] = [float(a == b) for a, b in zip(seen, asked, strict=True)]
+            found["digit-agreement", row] = seen_in(readings, asked)
         if "recognised" in self.metrics:
-            wanted = [len(label) if label else len(name) for label, name in zip(labels, seen, strict=True)]
-            sure = (confidence > CONFIDENT).tolist()
-            found["digit-recognised", row] = [
-                float(len(name) == count > 0 and known) for name, count, known in zip(seen, wanted, sure, strict=True)
-            ]
+            _, confidence = vote(readings, [label and len(label) for label in labels])
+            found["digit-recognised", row] = (confidence > CONFIDENT).float().tolist()
         return found
 
     def scores(self) -> list[Score]:
@@ -155,3 +153,9 @@ class DigitScores:
                 found.setdefault(key, []).extend(values)
         order = sorted(found, key=lambda key: ("true" in key[1], key[0]))
         return [Score(definition, found[definition, label], label) for definition, label in order]
+
+
+def seen_in(readings: Tensor, names: Sequence[str]) -> list[float]:
+    """1 for each clip whose frames, of readings (B, T, 66), show the digits of its name better than as many others."""
+    seen, _ = vote(readings, [len(name) for name in names])
+    return [float(one == other) for one, other in zip(seen, names, strict=True)]
