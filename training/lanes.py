@@ -159,7 +159,14 @@ def run_command(root: Path, words: list[str], log: Path) -> None:
     os.chdir(root)
     sys.argv = list(words)
     module = import_module(words[0].removesuffix(".py").replace("/", "."))
-    run(module.main, words[1:])
+    try:
+        run(module.main, words[1:])
+    except SystemExit as end:
+        if not end.code:
+            spent = os.times()
+            seconds = spent.user + spent.system + spent.children_user + spent.children_system
+            print(f"{seconds:.1f} seconds of one core")  # noqa: T201
+        raise
 
 
 def ready(waiting: Sequence[Stage]) -> list[Stage]:

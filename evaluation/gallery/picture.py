@@ -12,13 +12,13 @@ from evaluation.gallery.content import Clip, Grid, Section, read_clip
 from videodata.files import atomic_path
 
 # lengths in pixels, colours
-CLIPS, MOST_ROWS = 2, 4  # of a model in the still: clips beside each other, rows
+CLIPS, MOST_ROWS = 2, 5  # of a model in the still: clips beside each other, rows
 MOST_FRAMES = 8  # of a clip in the still; of longer ones every n-th
 SIDE, GAP, MODEL_GAP, CLIP_GAP, MARGIN, LABEL = 128, 4, 40, 32, 36, 250
 INK, SOFT, PAPER, MARK, NEW = (23, 27, 34), (89, 99, 111), (255, 255, 255), (36, 88, 211), (214, 120, 20)
 # of the film
 FILM_CLIPS = 3
-EDGE, HEAD, CAPTION = 4, 34, 52  # around a frame; for a line of words, for two
+EDGE, HEAD, CAPTION = 4, 40, 52  # around a frame; for a line of words, for two
 FRAME_TIME, LAST_TIME = 170, 1500  # milliseconds
 LARGEST = 1_900_000  # bytes; a larger film is compressed with loss
 

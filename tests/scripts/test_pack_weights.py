@@ -173,6 +173,20 @@ def test_generation_takes_a_name(folder):
 
 
 @pytest.mark.slow
+def test_the_second_stage_of_a_video_vae_comes_with_it(folder):
+    """Its run lies inside that of the first; samples are the same as from the run folder."""
+    train_video_vae()
+    small = ["--width", 8, "--depth", 1, "--heads", 2, "--batch_size", 4, "--warmup_steps", 0, "--device", "cpu"]
+    call("scripts.train_video_vae_prior", "--checkpoint", "runs/vae", "--steps", 2, *small)
+    words = ["--prior", "flow", "--num_samples", 2, "--only", "samples", "--out"]
+    call("scripts.generate_video_vae", "--checkpoint", "runs/vae", *words, "from_run")
+    pack("vae-test", {"vae": "runs/vae", "prior": "runs/vae/prior"}, "--dtype", "fp32")
+    shutil.rmtree("runs")
+    call("scripts.generate_video_vae", "--checkpoint", "vae-test", *words, "from_name")
+    assert Path("from_run/samples.npy").read_bytes() == Path("from_name/samples.npy").read_bytes()
+
+
+@pytest.mark.slow
 def test_what_can_be_wrong_is_one_line(folder, monkeypatch):
     """Names that nobody knows, files of something else, parts that are missing, files that are too large."""
     with pytest.raises(UserError, match=r"vae-tset: no such file, and .*weights/; there are none"):
