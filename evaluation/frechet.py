@@ -1,5 +1,5 @@
-"""Frechet distances between two sets of clips: FVD of clips (Unterthiner et al. 2018, arXiv 1812.01717) and FID of
-their frames (Heusel et al. 2017, arXiv 1706.08500).
+"""Frechet distances between two sets of clips: FVD of clips (Unterthiner et al. 2018, arXiv 1812.01717), FID of their
+frames (Heusel et al. 2017, arXiv 1706.08500), and FD-PCA of small clips, which needs no weights.
 
 The features of each set are taken as a Gaussian. Everything is float64; mean and covariance are streamed, so that
 memory does not grow with the number of features.
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.metrics import check_range, unit_frames
@@ -23,10 +24,15 @@ from evaluation.networks import FeatureExtractor, open_extractor
 from evaluation.protocol import Protocol
 from evaluation.report import Score, set_definition
 from training.distributed import gather_batches
+from videodata.clips import ClipDataset
 from videodata.errors import UserError
 from videodata.files import atomic_path
+from videodata.pixels import normalize
 
 CLIPS_AT_A_TIME = 8  # through the feature network
+POOLED = 8  # pixels of a side that FD-PCA looks at
+COMPONENTS = 48  # of FD-PCA at most, and
+CLIPS_PER_COMPONENT = 4  # at least: a covariance of fewer says more about their number
 Clips = Tensor | np.ndarray
 
 
@@ -63,15 +69,54 @@ def _batches(clips: Clips | Iterable[Clips]) -> Iterable[Clips]:
     return clips
 
 
-def open_distances(protocol: Protocol) -> list[SetDistance]:
-    """The distances that are asked for, empty, with their feature networks. Raises UserError for missing weights."""
+def open_distances(
+    protocol: Protocol, reference: ClipDataset | None = None, count: int = 0, start: int = 0
+) -> list[SetDistance]:
+    """The distances that are asked for, empty, with their features. Raises UserError for missing weights.
+
+    reference: real clips that FD-PCA finds its components in; count: clips that it will be of; start: first frame.
+    """
     options = (protocol.download, protocol.device, protocol.allow_random_features)
-    found = []
+    found: list[tuple[type[SetDistance], FeatureExtractor]] = []
     if "fvd" in protocol.metrics:
         found.append((FVD, open_extractor(protocol.extractor, protocol.fvd_weights, *options)))
     if "fid" in protocol.metrics:
         found.append((FID, open_extractor("inception", protocol.fid_weights, *options)))
+    if "fd-pca" in protocol.metrics:
+        found.append((FDPCA, PooledPCA(reference, count // CLIPS_PER_COMPONENT, start)))
     return [kind(extractor, quantize=protocol.quantize, force=protocol.force) for kind, extractor in found]
+
+
+class PooledPCA(FeatureExtractor):
+    """Coefficients of the principal components of small clips: POOLED x POOLED means of all frames, in [-1, 1].
+
+    Fitted on the clips of a data set; `components` at most COMPONENTS, and as many as there are clips for.
+    """
+
+    minimum_frames, kept = 1, False
+
+    def __init__(self, reference: ClipDataset, components: int, start: int = 0) -> None:
+        super().__init__(None)
+        clips = (reference[index][None, :, start:] for index in range(len(reference)))
+        pooled = torch.cat([self._pool(normalize(clip) if clip.dtype == torch.uint8 else clip) for clip in clips])
+        self.dimensions = max(1, min(COMPONENTS, components, len(pooled) // CLIPS_PER_COMPONENT))
+        self.name = f"pca{self.dimensions}"
+        self.mean = pooled.mean(dim=0)
+        _, values, basis = torch.linalg.svd(pooled - self.mean, full_matrices=False)
+        self.basis = basis[: self.dimensions].T
+        share = float((values[: self.dimensions] ** 2).sum() / (values**2).sum().clamp(min=1e-12))
+        split = getattr(reference, "split", None)
+        self.text = (
+            f"{self.dimensions} principal components of clips pooled to {POOLED}x{POOLED} pixels, [-1, 1], found in "
+            f"{len(pooled)} real clips (split {split}), whose variance they have {share:.0%} of"
+        )
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        return (self._pool(clips) - self.mean) @ self.basis
+
+    @staticmethod
+    def _pool(clips: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(clips.double().cpu().transpose(1, 2).flatten(0, 1), POOLED).reshape(len(clips), -1)
 
 
 class SetDistance(ABC):
@@ -196,6 +241,18 @@ class FID(SetDistance):
 
     def definition(self, count: int) -> str:
         return set_definition("fid", self.extractor.name, "", count, self.quantize)
+
+
+class FDPCA(SetDistance):
+    """Collects two sets of small clips. For models that are trained within minutes; no FVD, and not to be compared with
+    one: it sees where things are and how they move and not what they look like.
+    """
+
+    name, counted = "FD-PCA", "clips"
+    fewest = 2 * CLIPS_PER_COMPONENT
+
+    def definition(self, count: int) -> str:
+        return set_definition("fd", self.extractor.name, f"{self.frames or 0}f", count, self.quantize)
 
 
 class GaussianStatistics:

@@ -38,6 +38,7 @@ class FeatureExtractor(ABC):
     dimensions: int
     minimum_frames: int
     counted = "clips"  # what has one feature: clips or frames
+    kept = True  # in the feature cache
 
     def __init__(self, weights: Path | None) -> None:
         self.weights = weights

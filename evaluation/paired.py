@@ -95,15 +95,21 @@ class PairedScores:
         return [self._score(name, batches, frames) for name, batches in merge_dicts(self._batches).items()]
 
     def _score(self, definition: str, batches: list[Tensor], frames: Sequence[int] | None) -> Score:
-        clips = [row if frames is None else row[list(frames)] for batch in batches for row in batch]
-        score = Score(definition, per_clip=[row.mean().item() for row in clips])
-        if len({len(row) for row in clips}) == 1:
-            score.per_frame = torch.stack(clips).mean(dim=0).tolist()
+        score, clips = score_of_frames(definition, batches, frames)
         if definition.startswith("psnr"):
             score.notes["frames_at_the_cap"] = sum(int((row >= CAP).sum()) for row in clips)
         if definition.startswith("lpips"):
             score.notes["feature_network"] = lpips_facts(self.lpips, self.weights)
         return score
+
+
+def score_of_frames(definition: str, batches: list[Tensor], frames: Sequence[int] | None) -> tuple[Score, list[Tensor]]:
+    """The Score of values (B, T) of frames, batch by batch, and the values (t,) that count of each clip."""
+    clips = [row if frames is None else row[list(frames)] for batch in batches for row in batch]
+    score = Score(definition, per_clip=[row.mean().item() for row in clips])
+    if len({len(row) for row in clips}) == 1:
+        score.per_frame = torch.stack(clips).mean(dim=0).tolist()
+    return score, clips
 
 
 def scores_over_samples(
@@ -122,6 +128,45 @@ def scores_over_samples(
         means.append(Score(definition, [fmean(row) for row in values], label, notes=notes))
         best.append(Score(definition, [choose(row) for row in values], best_label, notes=notes))
     return means + best
+
+
+class EnergyScores:
+    """The energy score of each frame (Gneiting and Raftery 2007, section 4.3): E|X - y| - E|X - X'| / 2.
+
+    y is what followed, X and X' are independent samples of what could have, |.| is the norm over the values of a frame
+    in [0, 1]. The expectation over many clips is the lowest for a model that draws from the true distribution: neither
+    the mean of what could follow nor samples that are all alike or too different reach it. Of S >= 2 samples the second
+    term is the mean over pairs of different ones, and the score no matter of S; of a single one it is |X - y|, which is
+    the score of a model that draws nothing.
+    """
+
+    def __init__(self, quantize: bool = True, excluded_frames: int = 0) -> None:
+        self.quantize, self.excluded_frames, self.samples = quantize, excluded_frames, 0
+        self._batches: list[Tensor] = []  # (B, T) of the frames that count
+
+    def update(self, original: Tensor, samples: Tensor) -> None:
+        """Clips (B, 3, T, H, W) in [-1, 1] and samples (B, S, 3, T, H, W) of each."""
+        start, self.samples = self.excluded_frames, samples.shape[1]
+        first, *others = (
+            unit_frames(clips[:, :, start:], (-1.0, 1.0), self.quantize).flatten(2)  # (B, T, values)
+            for clips in (original, *samples.unbind(1))
+        )
+        error = torch.stack([(sample - first).norm(dim=2) for sample in others]).mean(dim=0)
+        pairs = [(a - b).norm(dim=2) for a, b in combinations(others, 2)]
+        self._batches.append((error - torch.stack(pairs).mean(dim=0) / 2 if pairs else error).cpu())
+
+    def over_processes(self) -> EnergyScores:
+        """The scores of all processes, which deal the batches out in turn: a new object."""
+        total = EnergyScores(self.quantize, self.excluded_frames)
+        found = gather_batches([(self.samples, batch) for batch in self._batches])
+        total.samples, total._batches = max((samples for samples, _ in found), default=0), [batch for _, batch in found]
+        return total
+
+    def score(self, label: str = "", frames: Sequence[int] | None = None) -> Score:
+        """Over all clips; frames: as of `PairedScores.scores`."""
+        score, _ = score_of_frames(f"energy-{'8bit' if self.quantize else 'raw'}", self._batches, frames)
+        score.label, score.notes["samples"] = label, self.samples
+        return score
 
 
 class Diversity:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 RANDOM = "RANDOM"  # stands in the name of every number that networks of random weights gave
-PAIRED_METRICS = ("psnr", "ssim", "lpips")
-SET_METRICS = ("fvd", "fid")
-FOLDER_METRICS = (*PAIRED_METRICS, "boundary", "brightness", *SET_METRICS)  # of files, which no model made here
+PAIRED_METRICS = ("psnr", "ssim", "lpips", "energy")
+SET_METRICS = ("fvd", "fid", "fd-pca")
+DIGIT_METRICS = ("identity", "class-agreement", "recognised")  # of clips of digits
+FOLDER_METRICS = ("psnr", "ssim", "lpips", "boundary", "brightness", *SET_METRICS)  # of files, which no model made here
 FVD_EXTRACTORS = ("i3d", "i3d-torchscript")
 FVD_FRAMES = ("all", "predicted")
 FEATURE_CACHE = "~/.cache/videogen/features"
@@ -88,7 +89,7 @@ def add_metric_arguments(
 ) -> None:
     """Which metrics, and how they are computed. None known: those that the model turns out to have."""
     group = parser.add_argument_group("metrics")
-    all_have = ", ".join((*PAIRED_METRICS, *SET_METRICS, "diversity", "boundary"))
+    all_have = ", ".join((*PAIRED_METRICS, *SET_METRICS, *DIGIT_METRICS, "diversity", "boundary"))
     text = f"{all_have}, or the model's own; a wrong name lists them (default: what the model is usually measured by)"
     options = {"choices": known, "default": list(default)} if known else {"metavar": "NAME"}
     group.add_argument("--metrics", nargs="+", help="what is measured" if known else text, **options)

@@ -267,6 +267,8 @@ _PSNR = f"10 log10(1/MSE) of each frame in [0, 1], at most 100 dB, {_MEAN}"
 _SSIM = f"Gaussian window 11x11, sigma 1.5, data range 1, per channel, inner pixels, {_MEAN}"
 _LPIPS = f"v0.1, frames at their own size, {_MEAN}"
 _NO_NUMBER = "a network of RANDOM weights: no number to report"
+_ENERGY = f"E|X - y| - E|X - X'| / 2 of samples X and truth y, norm over a frame's values in [0, 1], {_MEAN}"
+_DIGITS = "by weights/digit_classifier.safetensors, a vote of"
 _PAIRS = "mean over pairs of samples for one condition, then over conditions"
 DEFINITIONS = {
     "psnr-frame-8bit": Definition("PSNR", "dB", "higher", f"{_PSNR}; {_ROUNDED}"),
@@ -281,6 +283,8 @@ DEFINITIONS = {
     "lpips-vgg-raw": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_RAW}"),
     "lpips-RANDOM-8bit": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_ROUNDED}"),
     "lpips-RANDOM-raw": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_RAW}"),
+    "energy-8bit": Definition("energy score", "", "lower", f"{_ENERGY}; {_ROUNDED}"),
+    "energy-raw": Definition("energy score", "", "lower", f"{_ENERGY}; {_RAW}"),
     "mse-frame-raw": Definition("MSE", "", "lower", f"mean square error of each frame in [0, 1], {_MEAN}; {_RAW}"),
     "kl-bits": Definition("KL", "bits", "lower", "divergence of the posterior from the prior, bits per clip"),
     "bits-per-token": Definition(
@@ -307,16 +311,28 @@ DEFINITIONS = {
     "boundary-ratio": Definition(
         "boundary ratio", "", "lower", "mean change of the error from frame to frame at window borders / elsewhere"
     ),
+    "digit-identity": Definition(
+        "identity", "", "higher", f"share of clips in which the digits of the label are seen; {_DIGITS} three frames"
+    ),
+    "digit-agreement": Definition(
+        "class agreement", "", "higher", f"share of clips that show the class asked for; {_DIGITS} all frames"
+    ),
+    "digit-recognised": Definition(
+        "recognised",
+        "",
+        "higher",
+        f"share of clips whose digits are seen with confidence above 0.9; {_DIGITS} all frames",
+    ),
     "brightness-bias": Definition("brightness bias", "levels", "lower", "mean of prediction minus original, of 255"),
 }
 _SETS = re.compile(
-    r"(?P<metric>fvd|fid)-(?P<network>[A-Za-z0-9-]+?)(?:-(?P<frames>\d+)f)?-(?P<count>\d+)-(?P<rounding>8bit|raw)"
+    r"(?P<metric>fvd|fid|fd)-(?P<network>[A-Za-z0-9-]+?)(?:-(?P<frames>\d+)f)?-(?P<count>\d+)-(?P<rounding>8bit|raw)"
 )
 _USUAL_NETWORK = {"fvd": "i3d", "fid": "pytorch"}
 
 
 def set_definition(metric: str, network: str, frames: str, count: int, quantize: bool) -> str:
-    """The id of an FVD or FID: other networks, lengths and numbers give other values, so they are part of it."""
+    """The id of an FVD, FID or FD: other networks, lengths and numbers give other values, so they are part of it."""
     parts = (metric, network, frames, str(count), "8bit" if quantize else "raw")
     return "-".join(part for part in parts if part)
 
@@ -329,10 +345,13 @@ def definition_of(name: str) -> Definition:
     if not found:
         raise ValueError(f"no definition named {name!r}; add it to evaluation/report.py")
     metric, network = found["metric"], found["network"]
-    label = metric.upper() if network == _USUAL_NETWORK[metric] else f"{metric.upper()}-{network}"
+    label = metric.upper() if network == _USUAL_NETWORK.get(metric) else f"{metric.upper()}-{network}"
     what = f"{found['count']} clips of {found['frames']} frames" if found["frames"] else f"{found['count']} frames"
+    features = f"{network} features"
+    if metric == "fd":
+        features = f"{network.removeprefix('pca')} principal components of clips pooled to a few pixels (no FVD)"
     text = (
-        f"Frechet distance of {network} features, {what} on each side, unbiased covariance; falls as their number "
+        f"Frechet distance of {features}, {what} on each side, unbiased covariance; falls as their number "
         f"grows; {_ROUNDED if found['rounding'] == '8bit' else _RAW}"
     )
     return Definition(label, "", "lower", text)

@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
+from evaluation.digit_classifier import DigitScores, check_labels, open_classifier
 from evaluation.frechet import FeatureCache, SetDistance, open_distances
 from evaluation.metrics import SMALLEST_SIDE, boundary_ratio
-from evaluation.paired import Diversity, PairedScores, scores_over_samples
-from evaluation.protocol import PAIRED_METRICS, SET_METRICS, Protocol
+from evaluation.paired import Diversity, EnergyScores, PairedScores, scores_over_samples
+from evaluation.protocol import DIGIT_METRICS, PAIRED_METRICS, SET_METRICS, Protocol
 from evaluation.report import Report, Score, merge_repetitions
 from evaluation.subject import Batch, ClipSpec, Subject
 from training import distributed, trained_on
@@ -38,12 +39,13 @@ from videodata.errors import UserError
 from videodata.files import files_in_folder, sha256_of
 from videodata.labels import class_number, label_of
 from videodata.pixels import normalize, to_uint8
-from videodata.splits import evaluation_split
+from videodata.splits import declared_splits, evaluation_split
 from videodata.video import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 Watch = Callable[[Batch, Tensor, dict[str, Tensor]], None]
+REFERENCE_CLIPS = 512  # that FD-PCA finds its components in
 FRAMES_PER_SECOND = 8  # of the clips that are written, where the data does not say
 
 
@@ -73,6 +75,12 @@ class Source:
                 raise UserError(f"{error} (--split {self.part} is the default here; all: everything)") from error
             raise
         return clips
+
+    def reference(self, spec: ClipSpec, seed: int) -> ClipDataset:
+        """Real clips beside those that are scored: of the training part, or the scored ones where there is none."""
+        declared = declared_splits(self.data)
+        has_train = self.part not in ("train", "all") and (not declared or "train" in declared)
+        return (replace(self, split="train", num_clips=REFERENCE_CLIPS) if has_train else self).open(spec, seed)
 
 
 def evaluate_model(
@@ -109,7 +117,8 @@ def evaluate_model(
     report.clips, report.clips_trained_on = len(clips), trained_on_of(subject.runs, clips)
     report.excluded_frames, report.repetitions = context, protocol.repetitions
     shown = ShownClips(clips_dir, clips_shown, clips) if clips_dir else None
-    report.scores = evaluate(subject, lambda seed: source.open(spec, seed), protocol, shown and shown.take)
+    reference = source.reference(spec, protocol.seed) if "fd-pca" in protocol.metrics else None
+    report.scores = evaluate(subject, lambda seed: source.open(spec, seed), protocol, shown and shown.take, reference)
     if shown:
         shown.write()
     report.details = {
@@ -129,17 +138,23 @@ def evaluate_model(
 
 
 def evaluate(
-    subject: Subject, open_data: Callable[[int], Dataset], protocol: Protocol, watch: Watch | None = None
+    subject: Subject,
+    open_data: Callable[[int], Dataset],
+    protocol: Protocol,
+    watch: Watch | None = None,
+    reference: Dataset | None = None,
 ) -> list[Score]:
     """The scores of a model on the clips that `open_data` gives for a seed; all processes get the same.
 
     Clips are float or uint8 (3, T, H, W), frames (3, H, W) are clips of one frame. Processes deal the batches out in
-    turn. `watch(batch, made (B, S, 3, T, H, W), rows)` sees what this process made, to keep it. Raises UserError before
-    anything is computed where the protocol does not fit the model or weights are missing.
+    turn. `watch(batch, made (B, S, 3, T, H, W), rows)` sees what this process made, to keep it. reference: other real
+    clips, in which FD-PCA finds its components; default: those that are scored. Raises UserError before anything is
+    computed where the protocol does not fit the model or weights are missing.
     """
     protocol.check(metrics_of(subject), subject.random)
     ask_for_class(subject, protocol)
-    distances = open_distances(protocol)
+    scored = open_data(protocol.seed) if "fd-pca" in protocol.metrics else []
+    distances = open_distances(protocol, reference or scored, len(scored), start_of_sets(subject.context, protocol))
     runs = []
     for repetition in range(protocol.repetitions):
         seed = protocol.seed + repetition
@@ -164,7 +179,8 @@ def metrics_of(subject: Subject) -> tuple[str, ...]:
         return subject.own_metrics
     paired = PAIRED_METRICS if subject.paired else ()
     borders = ("boundary",) if subject.paired and subject.window else ()
-    return (*paired, *SET_METRICS, *(("diversity",) if subject.random else ()), *borders, *subject.own_metrics)
+    drawn = ("diversity",) if subject.random else ()
+    return (*paired, *SET_METRICS, *DIGIT_METRICS, *drawn, *borders, *subject.own_metrics)
 
 
 class Pass:
@@ -175,9 +191,15 @@ class Pass:
     ) -> None:
         self.subject, self.clips, self.protocol, self.seed = subject, clips, protocol, seed
         self.paired: dict[str, list[PairedScores]] = {}  # name of the row -> one collector per sample
+        self.energy: dict[str, EnergyScores] = {}  # name of the row -> all of its samples
         self.frames = 0  # that are scored of each clip
         self.diversity = Diversity(protocol.lpips_network, protocol.lpips_weights, subject.context)
         self.ratios: list[list[float]] = []
+        self.digits = None
+        if asked := set(protocol.metrics) & set(DIGIT_METRICS):
+            self.digits = DigitScores(protocol.metrics, open_classifier(), subject.context)
+            if asked != {"recognised"}:
+                check_labels([label_of(clips, item) for item in range(len(clips))])
         self.sets = [SetScores(distance, clips, protocol, subject.context) for distance in distances]
 
     @torch.no_grad()
@@ -207,6 +229,8 @@ class Pass:
             rows = self.subject.compared(batch, made[:, 0])
             for name, clips in rows.items():
                 self._row(name, 0).update(batch.clips, clips)
+                if "energy" in metrics:
+                    self._energy(name).update(batch.clips, clips[:, None] if name else made)
             for sample in range(1, made.shape[1]):
                 self._row("", sample).update(batch.clips, made[:, sample])
             self.frames = made.shape[3] - self.subject.context
@@ -215,6 +239,9 @@ class Pass:
         if "boundary" in metrics:
             window, quantize = self.subject.window, self.protocol.quantize
             self.ratios.append(boundary_ratio(batch.clips, made[:, 0], window, quantize=quantize))
+        if self.digits:
+            own = [label_of(self.clips, item) for item in batch.items]
+            self.digits.update(batch.clips, made, own, batch.labels or own)
         for distance in self.sets:
             distance.update(batch.clips, made[:, 0], batch.items)
         return rows
@@ -231,10 +258,14 @@ class Pass:
             )  # fmt: skip
         return collectors[sample]
 
+    def _energy(self, name: str) -> EnergyScores:
+        return self.energy.setdefault(name, EnergyScores(self.protocol.quantize, self.subject.context))
+
     def scores(self) -> list[Score]:
         """All scores, over all processes."""
         found = self._paired_scores()
         found += [distance.score() for distance in self.sets]
+        found += self.digits.scores() if self.digits else []
         if "diversity" in self.protocol.metrics:
             found += self.diversity.over_processes().scores()
         if "boundary" in self.protocol.metrics:
@@ -253,7 +284,14 @@ class Pass:
             for part, numbers in self.subject.parts(frames).items():
                 label = ", ".join(text for text in (part, name) if text)
                 found += scores_over_samples(collectors, label, numbers)
+                if "energy" in self.protocol.metrics:
+                    found.append(self._energy(name).over_processes().score(label, numbers))
         return found
+
+
+def start_of_sets(context: int, protocol: Protocol) -> int:
+    """The first frame that distances of sets look at, of clips of which `context` frames are given."""
+    return context if protocol.fvd_frames == "predicted" else 0
 
 
 class SetScores:
@@ -264,10 +302,11 @@ class SetScores:
 
     def __init__(self, distance: SetDistance, clips: ClipDataset, protocol: Protocol, context: int) -> None:
         self.distance = distance
-        self.context, self.start = context, context if protocol.fvd_frames == "predicted" else 0
+        self.context, self.start = context, start_of_sets(context, protocol)
         self.per_clip = clips.frames - self.start if self.distance.counted == "frames" else 1
         self.distance.check_count(len(clips) * self.per_clip)
-        self.cache = FeatureCache(protocol.feature_cache, self._key(clips, protocol))
+        folder = protocol.feature_cache if distance.extractor.kept else None
+        self.cache = FeatureCache(folder, self._key(clips, protocol))
         known = self.cache.read(len(clips) * self.per_clip)
         if distributed.any_process(known is None):  # so that all processes do the same
             known = None

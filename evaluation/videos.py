@@ -148,8 +148,8 @@ def pairs_by_name(originals: Path, predictions: Path) -> list[tuple[Path, Path]]
 
 
 def distances(real: ClipDataset, generated: ClipDataset, protocol: Protocol) -> list[Score]:
-    """FVD and FID of two sets of clips, as far as they are asked for."""
-    found = open_distances(protocol)
+    """FVD, FID and FD-PCA of two sets of clips, as far as they are asked for."""
+    found = open_distances(protocol, real, min(len(real), len(generated)))
     for distance in found:
         distance.check_count(min(len(real), len(generated)) * (real.frames if distance.counted == "frames" else 1))
     for side, clips in (("real", real), ("generated", generated)):

@@ -52,6 +52,25 @@ def test_vqgan(tmp_path, capsys):
     assert "FVD-RANDOM" in capsys.readouterr().out
 
 
+def test_digits_without_weight_files_of_others(tmp_path):
+    """Energy, small clips beside those of the training part, what is recognised; no class of a model without any."""
+    model = tiny_model()
+    save_model(tmp_path / "model.pt", model, config={"model": model_config(model)})
+    grid = ("--patch_size", 16, "--num_patches_h", 2, "--num_patches_w", 2)
+    asked = ("vqgan", "--checkpoint", tmp_path / "model.pt", "--data", "digits:100,frames=8", "--split", "val", *grid)
+    stored = report(tmp_path, *asked, "--metrics", "energy", "fd-pca", "identity", "recognised")
+    scores, true = names(stored), [f"{name} true clips" for name in ("identity frame 4,", "recognised")]
+    assert set(scores) == {
+        "energy score", "energy score of the mean frame", "FD-pca2", "identity frame 4", "recognised", *true,
+    }  # fmt: skip
+    assert "80 real clips (split train)" in scores["FD-pca2"]["feature_network"]["text"]
+    assert all(scores[name]["mean"] > 0.5 for name in true) and scores["recognised"]["mean"] == 0
+    assert (stored["details"]["class"], stored["details"]["guidance"]) == (None, 1)
+    for flags in (("--class", "07"), ("--guidance", 2)):
+        with pytest.raises(UserError, match="trained without classes"):
+            report(tmp_path, *asked, *flags)
+
+
 def test_vvae(tmp_path):
     """Windows over clips that are longer than a window, with the ratio at their borders."""
     torch.manual_seed(0)

@@ -177,7 +177,9 @@ def test_two_processes_equal_one(tmp_path, batch_size):
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed():
     """Unknown metrics, too few samples, FVD of few clips."""
-    assert metrics_of(Noisy()) == ("psnr", "ssim", "lpips", "fvd", "fid", "diversity", "seen")
+    digits = ("identity", "class-agreement", "recognised")
+    known = ("psnr", "ssim", "lpips", "energy", "fvd", "fid", "fd-pca", *digits, "diversity", "seen")
+    assert metrics_of(Noisy()) == known
     for protocol, message in (
         ({"metrics": ("kl",)}, "this model has psnr, ssim"),
         ({"metrics": ("diversity",)}, "--samples 2"),
