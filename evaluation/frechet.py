@@ -98,7 +98,7 @@ class PooledPCA(FeatureExtractor):
     def __init__(self, reference: ClipDataset, components: int, start: int = 0) -> None:
         super().__init__(None)
         clips = (reference[index][None, :, start:] for index in range(len(reference)))
-        pooled = torch.cat([self._pool(normalize(clip) if clip.dtype == torch.uint8 else clip) for clip in clips])
+        pooled = torch.cat([self.pool(normalize(clip) if clip.dtype == torch.uint8 else clip) for clip in clips])
         self.dimensions = max(1, min(COMPONENTS, components, len(pooled) // CLIPS_PER_COMPONENT))
         self.name = f"pca{self.dimensions}"
         self.mean = pooled.mean(dim=0)
@@ -112,10 +112,14 @@ class PooledPCA(FeatureExtractor):
         )
 
     def __call__(self, clips: Tensor) -> Tensor:
-        return (self._pool(clips) - self.mean) @ self.basis
+        return self.project(self.pool(clips))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Coefficients (B, dimensions) of what `pool` gives."""
+        return (pooled - self.mean) @ self.basis
 
     @staticmethod
-    def _pool(clips: Tensor) -> Tensor:
+    def pool(clips: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(clips.double().cpu().transpose(1, 2).flatten(0, 1), POOLED).reshape(len(clips), -1)
 
 

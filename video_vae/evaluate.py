@@ -34,15 +34,17 @@ def open_subject(args: argparse.Namespace) -> Subject:
     from training.distributed import resolve_device
     from video_vae.files import load_model
     from video_vae.sampler import open_sampler
-    from video_vae.scores import Reconstructions, Samples
+    from video_vae.scores import Reconstructions, Samples, TrainingDistance
+    from video_vae.train import open_data
 
     network, config = load_model(args.checkpoint, resolve_device(args.device))
+    asked = "fd-training" in (args.metrics or ())
+    distance = TrainingDistance(open_data(config["data"])[0]) if asked else None
     if args.generate:
-        subject: Subject = Samples(
-            open_sampler(args.checkpoint, network, args.prior, args.prior_steps), args.temperature
-        )
+        sampler = open_sampler(args.checkpoint, network, args.prior, args.prior_steps)
+        subject: Subject = Samples(sampler, args.temperature, distance)
     else:
-        subject = Reconstructions(network, args.mean_latents)
+        subject = Reconstructions(network, args.mean_latents, distance)
     subject.runs = (args.checkpoint,)
     if Path(args.checkpoint).suffix == ".pth":  # lies outside of the run folder that says what it was trained on
         subject.runs += (config.get("engine", {}).get("run_dir", "."),)

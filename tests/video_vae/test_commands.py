@@ -275,6 +275,12 @@ def test_evaluation_reports_each_level_and_the_mean_frame(folder):
     evaluate.main([*common, "--generate", *options, "--feature_cache", "none"])
     names = [score["name"] for score in json.loads(Path("evaluation.json").read_text())["scores"]]
     assert names == ["FVD-RANDOM", "diversity RMSE"]
+    for generate in ([], ["--generate"]):
+        evaluate.main([*common, *generate, "--metrics", "fd-training"])
+        made, true = json.loads(Path("evaluation.json").read_text())["scores"]
+        assert made["name"].endswith("from training clips") and true["name"].endswith("true clips")
+        assert true["mean"] == pytest.approx(0, abs=1e-6)  # these clips were all trained on
+        assert made["mean"] > 1e-3
     for generate in ([], ["--generate"]):  # the distance from real clips, of reconstructions and of samples
         evaluate.main([*common, *generate, "--metrics", "fd-pca", "--force"])
         assert json.loads(Path("evaluation.json").read_text())["scores"][0]["name"].startswith("FD")
