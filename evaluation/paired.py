@@ -131,7 +131,7 @@ def scores_over_samples(
 
 
 class EnergyScores:
-    """The energy score of each frame (Gneiting and Raftery 2007, equation 22): E|X - y| - E|X - X'| / 2.
+    """The energy score of each frame (Gneiting and Raftery 2007, section 4.3): E|X - y| - E|X - X'| / 2.
 
     y is what followed, X and X' are independent samples of what could have, |.| is the norm over the values of a frame
     in [0, 1]. The expectation over many clips is the lowest for a model that draws from the true distribution: neither

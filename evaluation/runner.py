@@ -153,7 +153,7 @@ def evaluate(
     """
     protocol.check(metrics_of(subject), subject.random)
     ask_for_class(subject, protocol)
-    scored = open_data(protocol.seed)
+    scored = open_data(protocol.seed) if "fd-pca" in protocol.metrics else []
     distances = open_distances(protocol, reference or scored, len(scored), start_of_sets(subject.context, protocol))
     runs = []
     for repetition in range(protocol.repetitions):

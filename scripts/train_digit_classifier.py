@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=OUT, help="the weights; beside them a .json: shares of right answers"
     )
     parser.add_argument("--steps", type=positive_int, default=2400, help="of 64 frames each")
-    parser.add_argument("--clips", type=positive_int, default=2000, help="that each of the shares is measured on")
+    parser.add_argument("--clips", type=positive_int, default=1000, help="that each of the shares is measured on")
     parser.add_argument("--seed", type=nonnegative_int, default=0, help="of the start and of the frames")
     return parser
 
