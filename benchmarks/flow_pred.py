@@ -33,8 +33,8 @@ from flow_pred.files import build_regressor, load_neural_sde, load_river
 from flow_pred.latents import LatentSpace, at_rest, decode_clip, encode_clip
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.predict import CallCounter
+from flow_pred.recipes import DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 from flow_pred.river import RiverPredictor
-from flow_pred.train import DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 from training import SampleNoise, Step
 from training.cli import make_parser, run
 from videodata.clips import open_clips

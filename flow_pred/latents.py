@@ -313,15 +313,12 @@ class LatentClips(Dataset):
 
 def encode_splits(args: argparse.Namespace) -> None:
     """What scripts/encode_latents.py does: write the latents of each split to a file of its own."""
-    if args.max_videos and len(args.max_videos) != len(args.splits):
-        raise UserError(f"--max-videos takes a number for each of --splits {' '.join(args.splits)}")
     config, _ = load_config(args.config, args.overrides)
     data, settings = config.data, config.model.autoencoder
     autoencoder = build_autoencoder({**settings, "ckpt_path": args.autoencoder or settings.get("ckpt_path")})
     options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}
-    options["device"] = resolve_device(args.device)
-    most = dict(zip(args.splits, args.max_videos or [None] * len(args.splits), strict=True))
+    options |= {"device": resolve_device(args.device), "most": args.max_videos}
     for split in args.splits:
-        print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, most=most[split], **options))
+        print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, **options))
     words = ["python", "scripts/train_flow_pred.py", "--config", args.config, f"data.latents={args.out}"]
     print0("next:", shlex.join([*words, *args.overrides]))

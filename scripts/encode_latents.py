@@ -19,9 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--splits", nargs="+", choices=("train", "val", "test"), default=["train", "val"], help="parts of the data"
     )
-    parser.add_argument(
-        "--max-videos", nargs="+", type=positive_int, metavar="N", help="of each part, evenly spread (default: all)"
-    )
+    parser.add_argument("--max-videos", type=positive_int, help="of each part at most, evenly spread (default: all)")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored latents")
     parser.add_argument("--autoencoder", "--vqvae-path", help="its checkpoint, in place of autoencoder.ckpt_path")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -9,7 +9,7 @@ from flow_pred.autoencoder import SimpleVQVAE
 from flow_pred.config import AutoencoderObjective
 from flow_pred.neural_sde import log_diffusion
 from flow_pred.objectives import draw_state, times_of
-from flow_pred.train import jitter_colors
+from flow_pred.recipes import jitter_colors
 from flow_pred.train_autoencoder import AutoencoderRecipe
 from tests.contract import ModelContract
 from tests.flow_pred.test_autoencoder import TINY

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from flow_pred.config import parse_config
 from flow_pred.files import build_autoencoder, build_regressor
 from flow_pred.latents import LatentSpace
-from flow_pred.train import DenoiserRecipe, DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
+from flow_pred.recipes import DenoiserRecipe, DiffusionRecipe, FlowRecipe, PredictorRecipe, RiverRecipe
 
 FRAMES = 5
 
