@@ -48,7 +48,7 @@ def open_codes(path: str | Path) -> CodesFile | CodesFolder:
 
 def holds_codes(path: Path) -> bool:
     """Whether a path is an array of codes, or a folder with one."""
-    return path.suffix == ".npy" or (path / CODES_NAME).is_file()
+    return (path.suffix == ".npy" and path.is_file()) or (path / CODES_NAME).is_file()
 
 
 class CodeWindows(Dataset):

@@ -4,6 +4,7 @@ codes, and its continuations of clips. `scripts/evaluate.py` and TEST.EVALUATORS
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from training.data import move
 from training.distributed import gather_batches
 from training.randomness import derive_seed
 from videodata.labels import class_number
+
+NEAR = 4  # frames after the given ones whose scores are told apart
 
 
 def squared_error(made: Tensor, clips: Tensor) -> Tensor:
@@ -128,6 +131,12 @@ class Continuations(Subject):
             last = clips[:, :, self.context - 1 : self.context].expand_as(clips)
             found["last frame repeated"] = self.behind_given(clips, last)
         return found
+
+    def parts(self, frames: int) -> dict[str, Sequence[int] | None]:
+        """All frames after the given ones, and where there are many, the near and the far ones too."""
+        if not self.context or frames <= NEAR:
+            return {"": None}
+        return {"": None, f"frames 1-{NEAR}": range(NEAR), f"frames {NEAR + 1}-{frames}": range(NEAR, frames)}
 
     def own_scores(self) -> dict[str, list[Score]]:
         return {"bits": self.bits.scores(), "codebook": self.codes.scores()}

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -78,17 +77,10 @@ class VQVAERecipe(LVTRecipe):
     name = "lvt-vqvae"
     best_metric = ("mse", "min")
     ema_networks = ("vqvae",)
-    parts: tuple[str, ...] = ()  # of the data, whose codes the transformer is trained and tested on
 
-    def show_command(self, run_dir: Path) -> str | None:
-        """The next command: that which encodes the data."""
-        shown = super().show_command(run_dir)
-        if shown is None or not self.parts:
-            return shown
-        return (
-            f"python scripts/train_lvt.py --config-file {run_dir}/config.yaml --eval-only --run_dir {run_dir} "
-            f"TEST.EVALUATORS CodesExtractor DATASETS.TEST {shlex.quote(repr(self.parts))}"
-        )
+    def show_command(self, run_dir: Path) -> str:
+        """The command that comes next: that which encodes the videos for the transformer."""
+        return f"python scripts/train_lvt.py --config-file {run_dir}/config.yaml --run_dir {run_dir} --encode"
 
     def __init__(self, model: VQVAE, config: dict[str, Any]) -> None:
         super().__init__({"vqvae": model}, {"vqvae": optimizer_of(model, config)})
@@ -203,12 +195,14 @@ def frames_of(clips: Tensor) -> Tensor:
 
 
 def train_lvt(args: argparse.Namespace) -> list[str]:
-    """The command scripts/train_lvt.py: train and evaluate, or with --eval-only evaluate.
+    """The command scripts/train_lvt.py: train and evaluate, or with --eval-only evaluate, or with --encode encode.
 
     Gives what of TEST.EXPECTED_RESULTS is missed, by line. Raises UserError.
     """
     config = configure(args)
-    if args.eval_only:
+    if args.encode:
+        config["DATASETS"]["TEST"], config["TEST"]["EVALUATORS"] = list(parts_of(config)), "CodesExtractor"
+    if args.eval_only or args.encode:
         results = evaluate_lvt(config)
     else:
         results = train_network(config, args.resume == "auto", args.allow_config_change)
@@ -227,8 +221,6 @@ def train_network(config: dict[str, Any], resume: bool = True, allow_config_chan
     training, validation = open_data(config)
     recipe = build_recipe(config)
     recipe.held_out = flags_of(validation)
-    if not is_transformer(config):
-        recipe.parts = parts_of(config)
     chosen = settings(config, resume, allow_config_change)
     result = train(recipe, training, chosen, {**config, "model": shape_of_model(config)}, validation)
     if not result.finished:

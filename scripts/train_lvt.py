@@ -22,6 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="auto: continue the run in OUTPUT_DIR; never: refuse a folder that holds a run")  # fmt: skip
     add("--allow-config-change", action="store_true", help="continue although the file changed")
     add("--eval-only", action="store_true", help="only run TEST.EVALUATORS on DATASETS.TEST")
+    add("--encode", action="store_true",
+        help="only encode the videos of DATASETS.TRAIN and DATASETS.TEST with the trained VQ-VAE")  # fmt: skip
     add("--num-gpus", type=positive_int, default=1, help="processes per machine (or start with torchrun)")
     add("--num-machines", type=positive_int, default=1, help="machines in all")
     add("--machine-rank", type=nonnegative_int, default=0, help="number of this machine, from 0")

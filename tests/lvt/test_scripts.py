@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import shlex
 import signal
 from pathlib import Path
 
@@ -184,7 +183,7 @@ def test_a_digit_is_asked_for(tmp_path, monkeypatch, capsys):
     assert call(train_lvt.main, *vqvae, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", "v", "DATASETS.TRAIN", f"('{data}',)",
                 "DATASETS.TEST", f"('{data}',)") == 0  # fmt: skip
     following = (tmp_path / "v" / "train.log").read_text().strip().splitlines()[-1]
-    script, *words = shlex.split(following.split("next: python ")[1])
+    script, *words = following.split("next: python ")[1].split()
     assert script == "scripts/train_lvt.py" and call(train_lvt.main, *words) == 0
     codes = "v/inference/digits-12,frames=4,size=16,digits=1"
     classes = ["MODEL.AUTOREGRESSIVE.VT.CLASS_NUM", -1, "MODEL.AUTOREGRESSIVE.VT.CLASS_DROPOUT", 0.5]
