@@ -40,23 +40,24 @@ def low_pass(rows: int, times: int, stride: int) -> Tensor:
 
     Rows beyond the number of values in a patch are 0.
     """
-    colors = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
-    colors /= colors.norm(dim=1, keepdim=True)
-    space = cosine_matrix(stride)
-    bands = torch.arange(stride) / stride
-    distance = (
-        torch.tensor([0.0, GREY_FIRST, GREY_FIRST])[:, None, None, None].square()
-        + (torch.arange(times) / times)[None, :, None, None].square()
-        + bands[None, None, :, None].square()
-        + bands[None, None, None, :].square()
-    )  # (3, K, stride, stride), of a function from the mean
-    order = distance.flatten().argsort(stable=True)[:rows]
-    weight = torch.zeros(rows, 3, times, stride, stride)
-    for row, which in enumerate(order.tolist()):
-        color, time, vertical, horizontal = map(int, torch.unravel_index(torch.tensor(which), distance.shape))
-        patch = torch.outer(space[vertical], space[horizontal])
-        weight[row, :, time] = colors[color][:, None, None] * patch
-    return weight.flatten(1, 2)
+    with torch.device("cpu"):  # also where a network is built on the meta device
+        colors = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+        colors /= colors.norm(dim=1, keepdim=True)
+        space = cosine_matrix(stride)
+        bands = torch.arange(stride) / stride
+        distance = (
+            torch.tensor([0.0, GREY_FIRST, GREY_FIRST])[:, None, None, None].square()
+            + (torch.arange(times) / times)[None, :, None, None].square()
+            + bands[None, None, :, None].square()
+            + bands[None, None, None, :].square()
+        )  # (3, K, stride, stride), of a function from the mean
+        order = distance.flatten().argsort(stable=True)[:rows]
+        weight = torch.zeros(rows, 3, times, stride, stride)
+        for row, which in enumerate(order.tolist()):
+            color, time, vertical, horizontal = map(int, torch.unravel_index(torch.tensor(which), distance.shape))
+            patch = torch.outer(space[vertical], space[horizontal])
+            weight[row, :, time] = colors[color][:, None, None] * patch
+        return weight.flatten(1, 2)
 
 
 class ResidualConvolutions(nn.Module):
