@@ -25,7 +25,9 @@ def load_model(
     path = Path(path) if path else None
     stored = path / "config.yaml" if path else None
     run_config = load_config(stored) if stored and stored.is_file() else {}
-    return build_model(path, config).freeze().to(device), run_config
+    model = build_model(path, config).freeze()
+    model.skip_idle_branches()
+    return model.to(device), run_config
 
 
 def build_model(path: Path | None, config: str | Path | None) -> AutoencoderKL2plus1D_1dcnn:

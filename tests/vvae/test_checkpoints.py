@@ -37,7 +37,7 @@ def test_what_is_written_is_read_back_under_the_published_keys(suffix, tmp_path)
 def test_the_groups_of_a_narrow_model_come_back_with_its_weights(tmp_path, video):
     """No shape tells how many there are; a model of the published number has no key for them."""
     assert "norm_groups" not in blank().state_dict()
-    narrow = {"ddconfig": {**TINY["ddconfig"], "ch": 16}, "norm_groups": 4}
+    narrow = {"ddconfig": {**TINY["ddconfig"], "ch": 16, "ch_mult": [1, 1, 2, 3]}, "norm_groups": 4}
     model, path = make_tiny(**narrow), tmp_path / "model.safetensors"
     model.save_checkpoint(path)
     found = AutoencoderKL2plus1D_1dcnn.from_single_file(path).freeze()

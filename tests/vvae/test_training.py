@@ -23,12 +23,15 @@ from videodata.errors import UserError
 from videodata.npy import NpySource
 from videodata.pixels import denormalize, normalize
 from vvae import AutoencoderKL2plus1D_1dcnn, load_checkpoint, save_text
+from vvae.files import load_model
 from vvae.src.errors import VVAEError
 from vvae.src.images import to_clip
 from vvae.src.modules.losses import LPIPSWithDiscriminator, LPIPSWithDiscriminator3D
 from vvae.src.modules.t5 import CaptionCache
+from vvae.src.streaming import Streaming
+from vvae.src.tiling import Windows
 from vvae.src.video_io import write_video
-from vvae.train import VVAERecipe, build_recipe, open_data
+from vvae.train import Reconstructions, VVAERecipe, build_recipe, open_data
 
 
 class Gradients(Dataset):
@@ -178,9 +181,11 @@ def test_layers_over_time_join_at_branch_start(tmp_path):
     assert torch.allclose(*totals)
     run(tmp_path / "a", made, steps=2)
     assert all(map(torch.equal, branches, start))
+    assert not load_model(tmp_path / "a")[0].encoder.temporal_branches
     run(tmp_path / "b", recipe(branch_start=2, disc_start=1000), steps=2)
     made = recipe(branch_start=2, disc_start=1000)
     run(tmp_path / "b", made, steps=3)
+    assert load_model(tmp_path / "b")[0].decoder.temporal_branches
     moved = [p for name, p in made.networks["autoencoder"].named_parameters() if "_tmp." in name and p.ndim > 1]
     assert not all(map(torch.equal, moved, [value for value in start if value.ndim > 1]))
 
@@ -299,3 +304,10 @@ def test_parts_of_their_own_are_kept_apart_too(tmp_path):
     config = ["--config", "configs/vvae/tiny.yaml", "--data", str(tmp_path), "optimization.image_stpes=1"]
     with pytest.raises(UserError, match="did you mean 'optimization.image_steps'"):
         train_vvae.main(config)
+
+
+def test_a_clip_of_one_window_has_no_borders(tiny):
+    """What has no border has no boundary ratio; two windows have one, at the first's end without the overlap."""
+    subject = Reconstructions(tiny, Streaming(windows=Windows(8, 4)))
+    assert "boundary" not in subject.made_for(8, (32, 32)).metrics and subject.window == 0
+    assert "boundary" in subject.made_for(12, (32, 32)).metrics and subject.window == 4

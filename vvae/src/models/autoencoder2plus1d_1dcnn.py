@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..checkpoints import Saving, load_checkpoint, load_image_checkpoint
 from ..distributions import DiagonalGaussianDistribution
 from ..errors import VVAEError
-from ..modules.ae_modules import pointwise
-from ..modules.attention_temporal_videoae import Text
+from ..modules.ae_modules import TemporalBranch, pointwise
+from ..modules.attention_temporal_videoae import TemporalAttention, Text
 from ..modules.t5 import Captions
 from ..tiling import FRAMES, LATENT, PIXEL, PIXELS, TiledCoding, Tiling, check_video
 from .autoencoder import Decoder2plus1D, Encoder2plus1D, Noise
@@ -247,6 +247,17 @@ class AutoencoderKL2plus1D_1dcnn(Saving, TiledCoding, Captions, nn.Module):
         """Whether the layers over time of the first stage take part. They start at zero: until they are trained, a
         pass without them gives the same, at a third of the cost."""
         self.encoder.temporal_branches = self.decoder.temporal_branches = enabled
+
+    def skip_idle_branches(self) -> None:
+        """Leave those layers out if all of them are at zero still, as in a model that was trained for a short while."""
+        kinds = {TemporalBranch: "conv", TemporalAttention: "proj_out"}
+        last = [
+            getattr(module, kinds[type(module)])
+            for stage in (self.encoder, self.decoder)
+            for module in stage.modules()
+            if type(module) in kinds
+        ]
+        self.set_temporal_branches(any(bool(value.any()) for layer in last for value in layer.parameters()))
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -5,6 +5,7 @@ Axes: B samples, C channels, T or t frames, H and W pixels, L text tokens, N seq
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(min(32, channels), channels)
+        self.norm = nn.GroupNorm(math.gcd(32, channels), channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.relative_position_k = RelativePosition(channels)
         self.relative_position_v = RelativePosition(channels)

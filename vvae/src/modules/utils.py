@@ -7,6 +7,7 @@ clip is always one slice."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -122,13 +123,13 @@ class Scaling(NamedTuple):
 
 
 class Normalize(nn.GroupNorm):
-    """GroupNorm with 32 groups (fewer channels: one each), whose statistics run over all frames and pixels of a clip.
+    """GroupNorm with 32 groups (fewer for narrow layers), whose statistics run over all frames and pixels of a clip.
 
     Without gradients a clip is normalised in two passes: `scaling` from all slices, then `forward` slice by slice.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__(min(32, channels), channels, eps=eps)
+        super().__init__(math.gcd(32, channels), channels, eps=eps)  # a model may set another number
 
     def scaling(self, x: Slices) -> Scaling | None:
         """From the statistics of the clip; None while gradients are recorded, where `forward` finds them itself."""
