@@ -119,7 +119,8 @@ class Demo:
         from training.lanes import Lanes
         from videodata.prepare import available_cores
 
-        lanes = max(1, min(available_cores(), len(self.models)))
+        branches = len(self.models) + ("flow_pred" in self.models)  # whose two predictors are trained side by side
+        lanes = max(1, min(available_cores(), branches))
         os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // lanes))
         return Lanes(ROOT, self.folder / "log", stages, lanes)
 
