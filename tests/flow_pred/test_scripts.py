@@ -73,7 +73,7 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     assert {"strip.png", "0000.mp4"} <= {path.name for path in (tmp_path / "river").iterdir()}
     common = ["--data", "shapes:12,frames=48,size=32", "--split", "test", "--num_clips", 2, "--device", "cpu"]
     parts = ["--denoiser", runs / "shapes_run-d-01", "--diffusion", runs / "shapes_run-g-01-nll"]
-    for name, further in (("f-01-mse", parts), ("river", ["--steps", 2])):
+    for name, further in (("f-01-mse", [*parts, "--steps", 2]), ("river", ["--steps", 2])):
         output = tmp_path / f"{name}.json"
         arguments = ["--checkpoint", runs / f"shapes_run-{name}", "--frames", 6, "--output", output, *further]
         command("evaluate.py", "flow_pred", *common, *arguments)
