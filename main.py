@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from training.cli import make_parser, nonnegative_float, nonnegative_int, number, positive_int, run
+from training.cli import make_parser, nonnegative_float, number, positive_int, run
 from training.settings import add_training_arguments
 from video_vae.config import LEARNING_RATE, MODEL_PATH, OPTIMIZERS, PRESETS, WEIGHT_DECAY, LossConfig
 
@@ -33,7 +33,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--epoch_every", type=positive_int, default=1, help="write a file after every n-th epoch; at the end always"
     )
     add_run_arguments(parser)
-    add_prior_arguments(parser)
     add_model_arguments(parser)
     add_loss_arguments(parser)
     add_data_arguments(parser)
@@ -46,16 +45,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run folder")
     group.add_argument("--run_name", help="folder below runs/ (default: <model_path stem>-<hash of the configuration>)")
     group.add_argument("--run_dir", "--out", help="the run folder itself, in place of runs/<run_name>")
-
-
-def add_prior_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "second stage", "after the training, as by scripts/train_video_vae_prior.py, which has more flags"
-    )
-    group.add_argument(
-        "--prior_steps", type=nonnegative_int, default=0, help="of a prior fitted to the latents; 0: no second stage"
-    )
-    group.add_argument("--prior_classes", action="store_true", help="samples of a class can be asked for")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,13 +27,12 @@ from video_vae.config import (
     LEARNING_RATE,
     MODEL_PATH,
     OPTIMIZERS,
-    PRIOR_TRAINING,
     WEIGHT_DECAY,
     LossConfig,
     VideoVAEConfig,
     load_config,
 )
-from video_vae.files import PRIOR_FOLDER, Stored, epoch_file, read_weights, split_model_path, write_epoch_file
+from video_vae.files import Stored, epoch_file, read_weights, split_model_path, write_epoch_file
 from video_vae.layers import ContextBlock
 from video_vae.model import Moment, TransformerNetwork, all_moments
 from video_vae.scores import kl_bits
@@ -183,18 +182,7 @@ def train_video_vae(args: argparse.Namespace) -> str:
         if distributed.is_main() and (steps % per_epoch or not last.exists()):
             write_epoch_file(stem, offset + -(-steps // per_epoch), load_checkpoint(folder))
         told += f"; weights in {last}"
-    return told + (f"\n{second_stage(args, folder)}" if args.prior_steps else "")
-
-
-def second_stage(args: argparse.Namespace, folder: Path) -> str:
-    """What --prior_steps asks for."""
-    from video_vae.train_prior import fit_prior  # which needs this module
-
-    settings = TrainSettings(
-        folder / PRIOR_FOLDER, args.prior_steps, seed=args.seed, device=args.device, workers=args.workers,
-        **PRIOR_TRAINING,
-    )  # fmt: skip
-    return fit_prior(folder, settings, args.prior_classes)
+    return told
 
 
 def read_start(path: str) -> Stored:

@@ -68,10 +68,10 @@ def test_a_run_without_second_stage_draws_as_before_and_says_so(run, capsys):
         draw(run, "--class", "3")
 
 
-def test_one_flag_of_main_trains_both_stages(run, capsys):
-    """A finished training goes on to its second stage, which is then what samples come from."""
+def test_samples_come_from_the_second_stage_where_there_is_one(run, capsys):
+    """By default; the others are asked for."""
     before = draw(run)
-    video_vae(run, "--steps", 1, "--prior_steps", 2, "--prior_classes")
+    prior(run, "--steps", 2, "--classes")
     assert load_checkpoint(run / "prior")["step"] == 2
     assert not np.array_equal(draw(run), before)
     assert "samples from the flow of the second stage" in capsys.readouterr().out
