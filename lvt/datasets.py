@@ -110,6 +110,13 @@ def codes_path(config: dict[str, Any], name: str, training: bool) -> Path:
     return next((part for part in parts if part.exists()), Path(path))
 
 
+def codebook_path(config: dict[str, Any], name: str) -> Path | None:
+    """The codebook.npy (K, D) that scripts/project_vqgan.py writes beside the codes of a data set; None: not there."""
+    codes = codes_path(config, name, training=True)
+    beside = codes.with_name("codebook.npy")
+    return beside if codes.suffix == ".npy" and beside.is_file() else None
+
+
 def class_names(config: dict[str, Any]) -> list[str] | None:
     """The classes of a class-conditional transformer: those that the configuration names, else all labels of
     DATASETS.TRAIN, in alphabetical order.

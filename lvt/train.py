@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -18,7 +19,16 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from evaluation.codebook import CodebookUsage, code_counts
 from losses.perceptual import LPIPS
 from lvt.config import configure, is_transformer
-from lvt.datasets import class_names, known_classes, open_code_windows, open_frames, thinned, together, with_part
+from lvt.datasets import (
+    class_names,
+    codebook_path,
+    known_classes,
+    open_code_windows,
+    open_frames,
+    thinned,
+    together,
+    with_part,
+)
 from lvt.evaluators import evaluate_lvt, evaluators_of, missed_expectations
 from lvt.files import (
     build_transformer,
@@ -248,20 +258,32 @@ def build_recipe(config: dict[str, Any]) -> VQVAERecipe | TransformerRecipe:
     if not is_transformer(config):
         return VQVAERecipe(build_vqvae(config), config)
     model, shows = build_transformer(config), config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
-    start = model.config.table_start
-    vqvae = find_sampler_vqvae(config, torch.device("cpu")) if shows or start == "codebook" else None
+    vqvae, start = find_sampler_vqvae(config, torch.device("cpu")) if shows else None, model.config.table_start
     if start != "matrix":
-        books = codebooks_of(vqvae, model) if start == "codebook" else None
+        books = codebooks_of(config, model, vqvae) if start == "codebook" else None
         start_tables(model, config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN"], books)
-    return TransformerRecipe(model, config, vqvae if shows else None)
+    return TransformerRecipe(model, config, vqvae)
 
 
-def codebooks_of(vqvae: VQVAE | None, model: VideoTransformer) -> list[Tensor] | None:
-    """The vectors of the codes that the transformer models, a tensor (V, D) for each codebook; None: not those."""
-    books = [] if vqvae is None else [book.embedding.weight for book in vqvae.quantizer.ve]
+def codebooks_of(config: dict[str, Any], model: VideoTransformer, vqvae: VQVAE | None = None) -> list[Tensor] | None:
+    """The vectors of the codes that the transformer models, a tensor (V, D) for each codebook: those that lie beside
+    the codes, else those of TEST.VT_SAMPLER.VQ_VAE, which may be given. None, with a warning, where they do not fit.
+    """
+    path, why = codebook_path(config, config["DATASETS"]["TRAIN"][0]), "is not the one of these codes"
+    try:
+        if path is not None:
+            books = [torch.from_numpy(np.load(path))]
+        else:
+            vqvae = vqvae or find_sampler_vqvae(config, torch.device("cpu"))
+            books = [] if vqvae is None else [book.embedding.weight for book in vqvae.quantizer.ve]
+    except (UserError, OSError, ValueError) as error:
+        books, why = [], f"cannot be read ({error})"
     if len(books) == model.config.nc and all(len(book) == model.config.nv for book in books):
         return books
-    logger.warning("WARN VT.TABLE_START codebook: TEST.VT_SAMPLER.VQ_VAE is not the one of these codes; taps is taken")
+    logger.warning(
+        "WARN VT.TABLE_START codebook: %s %s; taps is taken, which starts from random vectors",
+        path or "TEST.VT_SAMPLER.VQ_VAE", why,
+    )  # fmt: skip
     return None
 
 

@@ -39,7 +39,7 @@ LARGEST = 8_000_000  # bytes: the repository keeps every version of a file for e
 PART = "part:"  # in a configuration: the run folder of another part
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
-_unpacked: dict[Path, Path] = {}  # file -> the folder that its parts lie in
+_unpacked: dict[Path, tuple[Path, Path]] = {}  # absolute path -> the path as it was given, the folder of its parts
 
 
 def names() -> list[str]:
@@ -110,13 +110,13 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def unpack(path: Path) -> dict[str, Path]:
     """{part: its run folder}, the first part first; a file is unpacked once in a process. Raises UserError."""
-    facts = read_facts(path)
-    if path not in _unpacked:
+    facts, place = read_facts(path), path.resolve()  # the same relative path may be of another file elsewhere
+    if place not in _unpacked:
         folder = Path(tempfile.mkdtemp(prefix=f"{path.stem}-")).resolve()
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         write_parts(folder, facts, load_file(path))
-        _unpacked[path] = folder
-    return {part: _unpacked[path] / stored["folder"] for part, stored in facts["parts"].items()}
+        _unpacked[place] = path, folder
+    return {part: _unpacked[place][1] / stored["folder"] for part, stored in facts["parts"].items()}
 
 
 def write_parts(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -140,12 +140,12 @@ def write_parts(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Te
 
 def source_of(path: str | Path) -> Path:
     """The file that a run folder was unpacked from; any other path as it is."""
-    return next((file for file, folder in _unpacked.items() if folder in Path(path).parents), Path(path))
+    return next((file for file, folder in _unpacked.values() if folder in Path(path).parents), Path(path))
 
 
 def parts_beside(path: str | Path) -> dict[str, Path]:
     """The run folders of all parts of the trained model that `path` is one of; {} for any other path."""
-    return next((unpack(file) for file, folder in _unpacked.items() if folder in Path(path).parents), {})
+    return next((unpack(place) for place, (_, folder) in _unpacked.items() if folder in Path(path).parents), {})
 
 
 def replaced(value: Any, change: Any, prefix: str = "") -> Any:

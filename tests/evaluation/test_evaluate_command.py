@@ -143,7 +143,8 @@ def test_clips_that_were_trained_on_are_told_by_the_run(tmp_path, capsys):
     run_dir, data = tmp_path / "run", "shapes:20,frames=8,size=16"
     train_vvae.main([
         "--config", str(ROOT / "configs" / "vvae" / "tiny.yaml"), "--data", data, "--run_dir", str(run_dir),
-        "--steps", "2", "--batch_size", "2", "--device", "cpu", "data.size=16", "optimization.isometric_start=false",
+        "--steps", "2", "--batch_size", "2", "--device", "cpu", "data.size=16", "data.frames=8",
+        "optimization.isometric_start=false",
     ])  # fmt: skip
     common = ("vvae", "--checkpoint", run_dir, "--data", data, "--frames", 8, "--chunk_size", 8, "--overlap", 0)
     for split, seen, count in (("train", 16, 16), ("test", 0, 2)):

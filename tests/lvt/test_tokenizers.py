@@ -1,6 +1,7 @@
 """The transformer learns from the codes of any tokenizer: those of a VQGAN and of a latent-diffusion VQGAN."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import torch
 
 from lvt import config as configuration
 from lvt.codes import CodesFile
-from lvt.files import load_configured
+from lvt.files import build_transformer, load_configured
 from lvt.generate import generate_codes
-from lvt.train import train_network
+from lvt.train import build_recipe, codebooks_of, train_network
 from tests.lvt.test_config import CONFIGS
 from training.checkpoint import load_checkpoint
 from training.state import weights_digest
@@ -26,6 +27,7 @@ TOKENIZERS = {
     "ldm": lambda: LDMVQModel({**DDCONFIG, "attn_resolutions": ()}, CODES, 4),
 }
 STEPS = 120
+VQVAE_WEIGHTS = ("ENCODER_WEIGHTS", "GENERATOR_WEIGHTS", "CODEBOOK_WEIGHTS")
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -100,3 +102,25 @@ def test_training_on_projected_codes_resumes_bit_exactly(codes, tmp_path):
             train_network(lvt_config(codes, tmp_path / name, steps=stop), resume=stop == 6 and len(stops) > 1)
         ends.append(weights_digest(load_checkpoint(tmp_path / name)["networks"]))
     assert ends[0] == ends[1]
+
+
+def test_tables_start_from_the_codebook_of_the_tokenizer(tokenizer, codes, tmp_path, caplog):
+    """Not from that of the VQ-VAE which the configuration names, and which need not be there."""
+    config = lvt_config(codes, tmp_path)
+    (book,) = codebooks_of(config, build_transformer(config))
+    assert torch.equal(book, tokenizer.quantizer.codebook) and not caplog.messages
+
+
+def test_tables_start_from_random_vectors_without_a_codebook_that_fits(codes, tmp_path, caplog):
+    """A line says why: of other codes, or neither beside the codes nor in the VQ-VAE's run, which is not there."""
+    alone = tmp_path / "codes"
+    shutil.copytree(codes, alone)
+    config = lvt_config(alone, tmp_path)
+    np.save(alone / "codebook.npy", np.zeros((CODES + 1, 4), np.float32))
+    assert codebooks_of(config, build_transformer(config)) is None
+    (alone / "codebook.npy").unlink()
+    config["TEST"]["VT_SAMPLER"]["VQ_VAE"].update(dict.fromkeys(VQVAE_WEIGHTS, "runs/nowhere"))
+    assert build_recipe(config).vqvae is None
+    other, missing = caplog.messages
+    assert "codebook.npy is not the one of these codes; taps is taken" in other
+    assert "VQ_VAE cannot be read (runs/nowhere: no such weights" in missing and "taps is taken" in missing

@@ -256,3 +256,19 @@ def test_the_file_says_what_is_in_it(tmp_path):
     assert read["config"] == {"engine": {"run_dir": str(folder)}}
     assert pretrained.parts_beside(folder) == {"main": folder, "prior": second} and pretrained.source_of(folder) == path
     assert pretrained.parts_beside(tmp_path) == {} and pretrained.source_of(tmp_path) == tmp_path
+
+
+def test_a_relative_path_is_of_the_working_directory(tmp_path, monkeypatch):
+    """The same name in another directory is another file, also after the first one was unpacked."""
+    from training.checkpoint import write_weights
+
+    for number in range(2):
+        run = tmp_path / str(number) / "run"
+        (run / "checkpoints").mkdir(parents=True)
+        networks = {"net": {"a": torch.tensor([float(number)])}}
+        state = {"recipe": "tiny", "step": 1, "config": {}, "ema": {}, "networks": networks}
+        write_weights(run / "checkpoints" / "weights-0000001.safetensors", state)
+        monkeypatch.chdir(run.parent)
+        folder = pretrained.unpack(pretrained.pack(Path("x.safetensors"), "lvt", {"main": run}))["main"]
+        assert load_checkpoint(folder)["networks"]["net"]["a"].item() == number
+        assert pretrained.source_of(folder) == Path("x.safetensors")

@@ -26,8 +26,9 @@ def main(argv):
         open(rest[0], "a").write(rest[1])
     if what == "wait":
         open(rest[0], "w").close()
-        time.sleep(60)
+        time.sleep(600)
 """
+LONGEST = 300  # seconds until a process runs, on the busiest machine
 
 
 @pytest.fixture
@@ -37,6 +38,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(lanes, "POLL", 0.02)
     return tmp_path
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: what a shell starts in the background (`pytest &`) ignores it from birth."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def stage(name, *words, **options):
@@ -67,20 +76,20 @@ def test_commands_run_in_their_order_with_a_log_each(folder, capsys):
 def test_a_failure_is_one_line_and_calls_the_others_off(folder):
     """It names the log; what still runs is ended, what waits is never started."""
     waiting = stage("long", "wait", folder / "waits")
-    start = time.monotonic()
     with pytest.raises(UserError, match=r"wanted to go wrong: error: nothing here \(all of it: .*go-wrong.txt\)"):
         run(folder, waiting, stage("go wrong", "fail"), stage("never", "write", folder / "no", "", after=("go wrong",)))
-    assert time.monotonic() - start < 30 and waiting.process.exitcode not in (None, 0)
+    assert waiting.process.exitcode not in (None, 0)  # ended, not waited for
     assert not (folder / "no").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_all(folder, number):
+def test_ctrl_c_ends_all(folder, number, ctrl_c):
     """The processes are gone when it returns, and the signal's handler is the one of before."""
     waiting, before = stage("long", "wait", folder / "waits"), signal.getsignal(signal.SIGTERM)
 
     def interrupt():
-        while not (folder / "waits").exists():
+        until = time.monotonic() + LONGEST
+        while not (folder / "waits").exists() and time.monotonic() < until:
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
@@ -89,6 +98,7 @@ def test_ctrl_c_ends_all(folder, number):
     with pytest.raises(KeyboardInterrupt):
         run(folder, waiting)
     thread.join()
+    assert (folder / "waits").exists()
     assert waiting.process.exitcode is not None and signal.getsignal(signal.SIGTERM) is before
 
 
