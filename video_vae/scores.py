@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,8 @@ from training.randomness import SampleNoise
 from video_vae.model import TransformerNetwork
 from video_vae.sampler import Sampler
 from videodata.pixels import normalize
+
+logger = logging.getLogger(__name__)
 
 REFERENCE_CLIPS = 512  # of the training set
 
@@ -44,6 +47,9 @@ class TrainingDistance:
         """Over the clips of all processes since the last call."""
         batches, self._batches = gather_batches(self._batches), []
         count = sum(len(clips) for clips, _ in batches)
+        if count < 2:
+            logger.warning("fd-training is left out: it needs at least 2 clips, found %d", count)
+            return []
         features = PooledPCA(self.training, max(1, count // CLIPS_PER_COMPONENT))
         reference = GaussianStatistics(features.dimensions)
         for index in range(len(self.training)):

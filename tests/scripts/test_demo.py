@@ -106,10 +106,10 @@ def test_what_needs_weights_is_left_out_without_them(tmp_path, weights):
     found = demo(tmp_path)
     commands = found.table["models"]["lvt"]["commands"]
     names = [stage.name for stage in found.stages(commands)]
-    grid, number = found.table["models"]["lvt"]["grids"][0], found.table["models"]["lvt"]["numbers"][1]
+    grid, number = found.table["models"]["lvt"]["grids"][0], found.table["models"]["lvt"]["numbers"][-1]
     for name in ("lvt.json", "hour/lvt.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        values = {"PSNR best of 8": 13.0 + 2 * name.startswith("hour"), "PSNR last frame repeated": 9.5}
+        values = {number["score"]: 13.0 + 2 * name.startswith("hour"), number["baseline"]: 9.5}
         (tmp_path / name).write_text(json.dumps({"scores": [{"name": k, "mean": v} for k, v in values.items()]}))
     rows = list(found.grid(grid).rows)
     assert found.number(number).more == "" and found.number(number).value == "13.0 dB"
@@ -141,3 +141,17 @@ def test_sections_come_as_asked_for_with_a_line_each(tmp_path, weights, monkeypa
     titles = [found.table["models"][name]["title"] for name in ("vvae", "lvt")]
     assert [section.name for section in gallery.sections] == titles
     assert [line for _, line in told if line] == ["lvt: fine", "vvae: fine"] and told[-1][0] == "prepare the clips"
+
+
+def test_scores_whose_name_says_how_much_was_measured_are_found(tmp_path):
+    """By a *; one that may be missing is left out where there were too few clips, any other is an error."""
+    found = demo(tmp_path)
+    entry = {"report": "r.json", "score": "FD-* from training clips", "of": "clips", "unit": "", "may_be_missing": True}
+    entry |= {"baseline": "FD-* from training clips, true clips", "baseline_of": "true clips"}
+    names = ("FD-pca3 from training clips, true clips", "FD-pca3 from training clips")
+    scores = [{"name": name, "mean": float(place)} for place, name in enumerate(names)]
+    (tmp_path / "r.json").write_text(json.dumps({"scores": scores}))
+    assert found.was_measured(entry)
+    assert found.number(entry).value.strip() == "1.00" and found.number(entry).baseline.strip() == "0.00"
+    (tmp_path / "r.json").write_text(json.dumps({"scores": []}))
+    assert not found.was_measured(entry) and found.was_measured({**entry, "may_be_missing": False})
