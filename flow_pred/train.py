@@ -65,22 +65,12 @@ def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: P
         schedule=optimizer.schedule,
         warmup_steps=optimizer.num_warmup_steps,
         warmup_start=0.0,
-        precision=precision_of(config.training.precision),
+        precision=config.training.precision,
         clip=optimizer.clip,
         ema=optimizer.ema,
         **({"final_rate": final} if optimizer.schedule == "sqrt" else {}),
     )
     return dataclasses.replace(settings, device="cpu") if args.num_gpus == 0 else settings
-
-
-def precision_of(name: str) -> str:
-    """fp32, bf16 or fp16; auto is bf16 where the processor multiplies it in hardware."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch has no public name
-    return "bf16" if fast else "fp32"
 
 
 def check_resume(run_dir: Path, step: int | None) -> None:

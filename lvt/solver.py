@@ -11,6 +11,7 @@ from lvt.layers import BlockLocalAttention, HeadProjections
 from lvt.transformer import CausalConv3d, ChannelHead, TableConv3d
 from training import optim
 from training.distributed import resolve_device
+from training.step import decided
 from videodata.errors import UserError
 
 OPTIMIZERS = ("adam", "adamw", "muon", "rmsprop")
@@ -66,19 +67,11 @@ def kinds_of_weights(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def precision_of(config: dict[str, Any]) -> str:
-    """SOLVER.PRECISION with `auto` decided: bf16 where the device multiplies it in hardware, else fp32.
-
-    Those are GPUs that torch calls capable of it, and CPUs with AVX-512 BF16 or AMX. Raises UserError for another name.
-    """
+    """SOLVER.PRECISION with `auto` decided. Raises UserError for another name."""
     name = config["SOLVER"]["PRECISION"]
     if name not in ("auto", "fp32", "bf16", "fp16"):
         raise UserError(f"SOLVER.PRECISION {name!r}: use auto, fp32, bf16 or fp16")
-    if name != "auto":
-        return name
-    if resolve_device(config["MODEL"]["DEVICE"]).type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch has no public name
-    return "bf16" if fast else "fp32"
+    return decided(name, resolve_device(config["MODEL"]["DEVICE"]))
 
 
 def schedule(solver: dict[str, Any]) -> dict[str, Any]:

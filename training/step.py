@@ -195,7 +195,10 @@ class Updater:
 
 
 def decided(precision: str, device: torch.device) -> str:
-    """The precision, of which `auto` is bf16 where the device multiplies it in hardware, else fp32."""
+    """The precision, of which `auto` is bf16 where the device multiplies it in hardware, else fp32.
+
+    Those are GPUs that torch calls capable of it, and CPUs with AVX-512 BF16 or AMX, of which torch has no public name.
+    """
     if precision != "auto":
         return precision
     if device.type == "cuda":
