@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flow_pred.regressor import (
     DISTANCE_DIM,
+    check_resolution,
     check_role,
     class_code,
     class_or_none,
@@ -88,10 +89,7 @@ class ConvRegressor(nn.Module):
         if self.role == "river":
             maps = river_maps(self, input_latents, reference_latents, conditioning_latents)
             code = self.code(index_distances, timestamps, labels)[:, :, None, None]
-        if maps.shape[-2:] != self.state_res:
-            raise UserError(
-                f"latents are {tuple(maps.shape[-2:])} and the network is made for state_res {self.state_res}"
-            )
+        check_resolution(maps, self.state_res)
         x = self.project_in(maps.contiguous(memory_format=torch.channels_last)) + self.position
         for block in self.blocks:
             if self.checkpointing and self.training:

@@ -30,7 +30,7 @@ from flow_pred.config import load_config
 from training.distributed import print0, resolve_device
 from training.randomness import SampleNoise
 from training.state import weights_digest
-from videodata.clips import open_clips
+from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path
 from videodata.hdf5 import open_hdf5
@@ -200,8 +200,7 @@ def encode_latents(
     source, videos = open_split(data, split)
     encoded = open_clips(data, 1, None, split=split).provenance()  # of the same videos, in the same order
     if most is not None and most < len(videos):
-        kept = np.linspace(0, len(videos) - 1, most).round().astype(int).tolist()
-        videos, encoded["ids"] = [videos[place] for place in kept], [encoded["ids"][place] for place in kept]
+        videos, encoded["ids"] = spread(videos, most), spread(encoded["ids"], most)
     autoencoder = autoencoder.to(device).eval()
     lengths = [source.length(video) for video in videos]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

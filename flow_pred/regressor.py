@@ -68,6 +68,12 @@ def time_embedding(times: Tensor, dim: int) -> Tensor:
     return nn.functional.pad(code, (0, dim % 2))
 
 
+def check_resolution(latents: Tensor, state_res: tuple[int, int]) -> None:
+    """Raises UserError for latents (B, C, H, W) of another size than the network's."""
+    if latents.shape[-2:] != state_res:
+        raise UserError(f"latents are {tuple(latents.shape[-2:])} and the network is made for state_res {state_res}")
+
+
 class VectorFieldRegressor(nn.Module):
     """Velocity field of RIVER (role "river"), or flow "f", denoiser "d", log-diffusion "g" of the neural SDE.
 
@@ -145,10 +151,7 @@ class VectorFieldRegressor(nn.Module):
 
     def tokens(self, latents: Tensor) -> Tensor:
         """Projected tokens (B, N, D) with their position codes."""
-        if latents.shape[-2:] != self.state_res:
-            raise UserError(
-                f"latents are {tuple(latents.shape[-2:])} and the network is made for state_res {self.state_res}"
-            )
+        check_resolution(latents, self.state_res)
         return self.project_in(latents) + self.position_encoding(*self.state_res)
 
     def transform(self, tokens: Tensor) -> Tensor:

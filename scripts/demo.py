@@ -220,12 +220,16 @@ class Demo:
             more,
         )
 
+    def clips_of(self, kinds: dict[str, Any]) -> dict[str, list[Path]]:
+        """The clips of each kind: a pattern, or {weights, clips}, which is left out where the weights are not there."""
+        entries = {kind: value if isinstance(value, dict) else {"clips": value} for kind, value in kinds.items()}
+        return {kind: self.paths(value["clips"]) for kind, value in entries.items() if self.has_weights(value)}
+
     def grid(self, entry: dict[str, Any]) -> Grid:
         """Clips below each other, a row for each kind; those of weights that are not there are left out."""
         from evaluation.gallery import Grid
 
-        kinds = {kind: value if isinstance(value, dict) else {"clips": value} for kind, value in entry["rows"].items()}
-        rows = {kind: self.paths(value["clips"]) for kind, value in kinds.items() if self.has_weights(value)}
+        rows = self.clips_of(entry["rows"])
         columns = [f"clip {number + 1}" for number in range(self.shown)]
         return Grid(entry["title"], rows, columns, given=entry.get("given", 0), note=entry.get("note", ""))
 
@@ -265,10 +269,7 @@ class Demo:
         entry = self.table["film"]
         if not set(entry["models"]) <= set(self.models):
             return None
-        kinds = {
-            kind: value if isinstance(value, dict) else {"clips": value} for kind, value in entry["columns"].items()
-        }
-        columns = {kind: self.paths(value["clips"]) for kind, value in kinds.items() if self.has_weights(value)}
+        columns = self.clips_of(entry["columns"])
         return write_film(self.folder / "continuations.webp", columns, entry["given"])
 
 

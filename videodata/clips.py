@@ -96,7 +96,7 @@ def open_clips(
     )
 
 
-def spread(videos: list[int], total: int | None) -> list[int]:
+def spread(videos: list[Any], total: int | None) -> list[Any]:
     """`total` videos evenly spread over the list, first and last included; all of them for None."""
     if total is None or total <= 0:
         return videos
