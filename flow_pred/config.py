@@ -76,7 +76,7 @@ class ModelConfig:
     condition: str = "random"  # RIVER sees the last frame and a random earlier one; or `last`: the last frames
     prediction: str = "velocity"  # what RIVER's network answers with; or `frame`: the next frame less the last one
     context_noise: float = 0.0  # largest noise on the frames that RIVER sees in training, which its own will have
-    unroll: int = 1  # frames that RIVER predicts in a row in training, each from those before it
+    unroll: int = 1  # frames that RIVER predicts in a row in training, each from those before it; two at first
     start_share: float = 0.0  # of the path or interval times that are drawn at 0, where a sample starts
     noise_std: float = 0.1
     logit_range: list[float] = field(default_factory=lambda: [-9.0, 1.0])

@@ -150,7 +150,7 @@ class RiverRecipe(PredictorRecipe):
         predicted from predicted frames as a sample's are: it sees its own faults, and learns to mend them.
         """
         model = self.config.model
-        count, ahead = model.num_input_frames, model.unroll if step.training else 1
+        count, ahead = model.num_input_frames, frames_ahead(model.unroll, step)
         draw = draw_state(step.noise, self.frames_in(batch), count, self.latent_shape, model.start_share, ahead, ahead)
         latents = self.latents(batch, draw.frames(count, ahead), step)
         seen, told, losses = self.perturbed(latents[:, :count], step), self.told(labels, step), []
@@ -201,6 +201,17 @@ class RiverRecipe(PredictorRecipe):
             batch, labels = batch
             options["labels"] = labels[:SHOWN]
         return self.shown_prediction(predictor, batch, step, **options)
+
+
+def frames_ahead(unroll: int, step: Step) -> int:
+    """How many frames in a row a step predicts: at first at most two, and all `unroll` from half of the training on.
+
+    A network that has learned little yet soon predicts from noise, which teaches nothing.
+    """
+    if not step.training:
+        return 1
+    share = min(1.0, 2 * step.index / max(step.total_steps, 1))
+    return min(unroll, 2 + math.floor(share * (unroll - 1)))
 
 
 class StateRecipe(PredictorRecipe):

@@ -9,7 +9,7 @@ from flow_pred.autoencoder import SimpleVQVAE
 from flow_pred.config import AutoencoderObjective
 from flow_pred.neural_sde import log_diffusion
 from flow_pred.objectives import draw_state, times_of
-from flow_pred.recipes import jitter_colors
+from flow_pred.recipes import frames_ahead, jitter_colors
 from flow_pred.train_autoencoder import AutoencoderRecipe
 from tests.contract import ModelContract
 from tests.flow_pred.test_autoencoder import TINY
@@ -319,6 +319,14 @@ def test_unrolled_training_predicts_from_its_own_frames():
     clips = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(4, 3, -1, 4, 4) / 10  # 0.1 brighter from frame to frame
     losses = [next(recipe.losses(clips, step_for(4), recipe.networks)).total.item() for recipe in recipes]
     assert losses == pytest.approx([0.01, (0.01 + 0.04) / 2])  # an untrained network repeats what it saw last
+
+
+def test_the_frames_in_a_row_grow_from_two():
+    """To all of them in half of the training; never more than asked for, and one where nothing is learned."""
+    steps = [Step(index, 100, SampleNoise(0, [0]), torch.device("cpu")) for index in (0, 25, 49, 50, 99)]
+    assert [frames_ahead(8, step) for step in steps] == [2, 5, 8, 8, 8]
+    assert [frames_ahead(2, step) for step in steps] == [2] * 5 and frames_ahead(1, steps[-1]) == 1
+    assert frames_ahead(8, Step(99, 100, SampleNoise(0, [0]), torch.device("cpu"), training=False)) == 1
 
 
 def test_noise_on_latents_is_each_clips_own():

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -140,4 +141,5 @@ def test_without_a_terminal_there_is_a_line_now_and_then(folder, capsys, monkeyp
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     run(folder, stage("do it", "write", folder / "text", "a", seconds=90.0))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) > 1 and lines[0].endswith("left, do it") and lines[0].split()[:2] == ["0", "%,"]
+    first = re.fullmatch(r" *(\d+) %, \d+:\d\d left, do it", lines[0])  # of 90 s; a machine may be slow for a few
+    assert len(lines) > 1 and first and int(first[1]) < 50
