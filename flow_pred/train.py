@@ -34,7 +34,7 @@ from videodata.labels import LabelledClips, classes_of
 from videodata.pixels import normalize
 
 logger = logging.getLogger(__name__)
-FUNCTIONS = {"f": "f_nll", "g": "g_nll"}  # any of a role
+FUNCTIONS = {"f": "f_nll"}  # any of a role that has two
 MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 
 
