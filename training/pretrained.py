@@ -36,6 +36,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 MODELS = ("video_vae", "vqgan", "lvt", "vvae", "flow_pred")  # folders whose files.py has load_model
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGEST = 8_000_000  # bytes: the repository keeps every version of a file for ever
+START_FROM = "start_from"  # of a configuration: a run that only the beginning of the training needed
 PART = "part:"  # in a configuration: the run folder of another part
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -178,7 +179,7 @@ def pack(
         for network, weights in {**state["networks"], **state["ema"]}.items():
             if network not in left_out:
                 tensors |= {f"{part}/{network}/{key}": stored_as(value, dtype) for key, value in weights.items()}
-        config = replaced(state["config"], lambda text: portable(text, runs))
+        config = replaced(without(state["config"], START_FROM), lambda text: portable(text, runs))
         record = trained_on(run)
         record = None if record is None else replaced(record, lambda text: portable(text, {}))
         if record is not None and record not in records:
@@ -197,6 +198,13 @@ def pack(
                 "store the weights in half precision (--dtype fp16), or train a smaller model"
             )
     return path
+
+
+def without(config: Any, key: str) -> Any:
+    """A copy of a configuration in which a key, wherever it stands, is null."""
+    if isinstance(config, Mapping):
+        return {name: None if name == key else without(value, key) for name, value in config.items()}
+    return config
 
 
 def folder_of(part: str, runs: Mapping[str, Path]) -> str:
