@@ -34,7 +34,7 @@ import rarfile
 from tqdm import tqdm
 
 from videodata.errors import UserError
-from videodata.files import environment, lock_file, readable_size, require_room
+from videodata.files import environment, lock_file, readable_size, require_room, short_name
 
 logger = logging.getLogger(__name__)
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
@@ -256,7 +256,7 @@ def _write_members(members: Iterable[Member], folder: Path, archive: Path, open_
 def _write_file(source: IO[bytes], path: Path) -> None:
     # not files.atomic_path: no sync for each of 13,320 videos; `is_intact` checks each file instead
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name[:200] + ".partial")
+    temporary = path.with_name(short_name(path.name) + ".partial")
     try:
         with open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
