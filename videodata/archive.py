@@ -278,6 +278,8 @@ def extract_rar(archive: Path, folder: Path, hint: str = "") -> None:
             raise ArchiveError(archive, f"refused: {member.name!r} is a copy of {member.target!r}, which is not in it")
     missing = _clean(wanted, folder)
     check_room(missing, folder, archive)
+    _write_stored(archive, missing, folder)
+    missing = _clean(wanted, folder)
     tried: list[str] = []
     for tool in available_tools() if missing else []:
         logger.info("%s: extracting %d files with %s", archive, len(missing), tool)
@@ -286,15 +288,31 @@ def extract_rar(archive: Path, folder: Path, hint: str = "") -> None:
         if not missing:
             break
     if missing and not tried:
-        raise ArchiveError(
-            archive, f"no program that extracts rar is installed: {INSTALL}" + (f"; {hint}" if hint else "")
-        )
+        raise no_tool(archive, hint)
     if missing:
         raise ArchiveError(
             archive,
             f"{len(missing)} of {len(wanted)} members could not be extracted, the first is {missing[0].name!r} "
             f"({'; '.join(tried)}): the archive is damaged, or {INSTALL}" + (f"; {hint}" if hint else ""),
         )
+
+
+def no_tool(archive: object, hint: str = "") -> ArchiveError:
+    """What to say where a rar cannot be extracted for want of a program."""
+    return ArchiveError(
+        archive, f"no program that extracts rar is installed: {INSTALL}" + (f"; {hint}" if hint else "")
+    )
+
+
+def _write_stored(archive: Path, missing: Iterable[Member], folder: Path) -> None:
+    """Write those of the members that are stored as they are, which needs no program. What fails, a tool may manage."""
+    names = {member.name for member in missing if member.target is None}
+    with rarfile.RarFile(archive) as opened:
+        for info in opened.infolist():
+            name = posixpath.normpath(info.filename)
+            if name in names and info.compress_type == rarfile.RAR_M0:
+                with contextlib.suppress(rarfile.Error), opened.open(info) as source:
+                    _write_file(source, folder / name)
 
 
 def available_tools() -> list[str]:
@@ -390,7 +408,7 @@ def unpack_with_cffi(archive: str, folder: str) -> None:
     try:
         with RarArchive.open_for_processing(archive) as opened:
             for header in opened.iterate_headers():
-                path = os.path.join(folder, header.FileNameW)
+                path = os.path.join(folder, joined_surrogates(header.FileNameW))
                 if header.Flags & FLAGS_RHDF_DIRECTORY or os.path.lexists(path):
                     header.skip()
                     continue
@@ -399,6 +417,11 @@ def unpack_with_cffi(archive: str, folder: str) -> None:
                     header.test(file.write)
     except BadRarFile as error:
         sys.exit(str(error))
+
+
+def joined_surrogates(name: str) -> str:
+    """The library hands over a character beyond U+FFFF as the two halves that UTF-16 makes of it."""
+    return name.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
 
 
 if __name__ == "__main__":

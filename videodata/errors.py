@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 # What would end a line or cannot be written as UTF-8: control characters, line separators, and the bytes of a file name
 # that are no text, which Python keeps as lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def one_line(text: object) -> str:
-    """A name that somebody else gave, as one line that can be written anywhere: what cannot be becomes `\\n`, `\\xff`."""
+    """A name that somebody else gave as one line that can be written anywhere; the rest becomes `\\n`, `\\xff`."""
     return _UNPRINTABLE.sub(lambda found: _escaped(found[0]), str(text))
 
 
@@ -45,7 +44,7 @@ BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ)
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block, which writes to `path`, into a UserError; into a VideoError where its name is why."""
+    """Turn an OSError of the block, which writes to `path`, into a UserError; a VideoError where the name is why."""
     try:
         yield
     except OSError as error:

@@ -233,6 +233,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
+FILE, FOLDER = "file", "folder"
 Unreadable = dict[Path, str]  # what is wrong with a file or folder that a listing had to pass over
 
 
@@ -272,44 +273,53 @@ def scan_files(
 ) -> Iterator[tuple[str, str]]:
     """(folder, name) of the files of `files_in_folder` as they are found: there may be millions of frames."""
     others = Counter()
-    waiting, seen = [os.fspath(root)], set()
-    while waiting:
-        folder = waiting.pop()
-        try:
-            status, entries = os.stat(folder), _visible_entries(folder)
-        except OSError as error:
-            _pass_over(folder, f"cannot be opened ({error.strerror})", unreadable if waiting or seen else None)
-            continue
-        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above, or a second one
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            kind, ending = _kind(entry), os.path.splitext(entry.name)[1]
-            if kind == "folder":
-                waiting += [entry.path] if deep else []
-            elif kind != "file" and (has_suffix(entry.name, suffixes) or (deep and entry.is_symlink() and not ending)):
-                _pass_over(entry.path, kind, unreadable)
-            elif has_suffix(entry.name, suffixes):
-                yield folder, entry.name
-            else:
-                others[ending or entry.name] += 1
+    for folder, kinds in walk(root, deep=deep, unreadable=unreadable):
+        for name, kind in kinds.items():
+            ending = os.path.splitext(name)[1]
+            if kind == FILE and has_suffix(name, suffixes):
+                yield folder, name
+            # a link to nothing that has no suffix may have led to a folder of such files
+            elif kind not in (FILE, FOLDER) and (has_suffix(name, suffixes) or (deep and not ending)):
+                _pass_over(os.path.join(folder, name), kind, unreadable)
+            elif kind != FOLDER:
+                others[ending or name] += 1
     if others and wanted:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         logger.warning("%s: %d files that are not %s are left out (%s)", root, others.total(), wanted, kinds)
 
 
-def _visible_entries(folder: str) -> list[os.DirEntry]:
+def walk(
+    root: str | Path, *, deep: bool = True, unreadable: Unreadable | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each folder, and what its visible names are: FILE, FOLDER, or why they are neither. Links are followed once."""
+    waiting, seen = [os.fspath(root)], set()
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status, kinds = os.stat(folder), _kinds(folder)
+        except OSError as error:
+            _pass_over(folder, f"cannot be opened ({error.strerror})", unreadable if seen else None)
+            continue
+        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above, or a second one
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield folder, kinds
+        if deep:
+            waiting += [os.path.join(folder, name) for name, kind in kinds.items() if kind == FOLDER]
+
+
+def _kinds(folder: str) -> dict[str, str]:
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not is_hidden(entry.name)]
+        return {entry.name: _kind(entry) for entry in entries if not is_hidden(entry.name)}
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """ "folder", "file", or why it is neither. Looks at the file itself only where it is a link."""
+    """Looks at the file itself only where it is a link."""
     try:
         if entry.is_dir():
-            return "folder"
+            return FOLDER
         if entry.is_file():
-            return "file"
+            return FILE
     except OSError as error:
         return f"cannot be opened ({error.strerror})"
     return "is a link to nothing" if entry.is_symlink() else "is no plain file"

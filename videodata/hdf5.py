@@ -34,7 +34,7 @@ BLOCK = 8 * CHUNK_FRAMES  # frames that are held in memory while a video is writ
 CACHE_BYTES = 8 << 20  # four chunks of 320x240
 FACTS = ("id", "label", "group", "fps")
 LOCKED = (
-    "is locked: another program writes to it, so wait for that; or its disk has no locks, as network disks may: then set "
+    "is locked: wait for the program that writes to it; where there is none, its disk has no locks: set "
     "HDF5_USE_FILE_LOCKING=FALSE in the environment"
 )
 ROOM_TO_CLOSE = CACHE_BYTES + (8 << 20)  # with what HDF5 keeps of its own structures

@@ -217,6 +217,10 @@ def convert_to_frames(root: Path, camera: str = CAMERAS[0], jobs: int = 0) -> It
         good = [source.id(index) for index, folder in enumerate(folders) if folder.is_dir()]
         yield f"{out / split}: {len(good)} of {len(source)} records"
         yield write_motions(source, good, out / f"{split}.actions.npz")
+    yield (
+        "to train on them: python scripts/train_lvt.py --config-file configs/lvt/PR-DVQVAE2.yaml "
+        f"""DATASETS.TRAIN "('{out}#train',)" DATASETS.TEST "('{out}#test',)\""""
+    )
     report_left_out(failures, "records")
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from videodata.archive import ArchiveError, extract
+from videodata.archive import ArchiveError, available_tools, extract, no_tool
 from videodata.download import download
 from videodata.errors import UserError, one_line
-from videodata.files import lock_file, readable_size, require_room
+from videodata.files import has_suffix, lock_file, readable_size, require_room
 from videodata.lists import read_lines
 from videodata.prepare import Decoder, decode_files
 from videodata.video_folder import InputVideo, without_suffix
@@ -107,6 +107,7 @@ class Place:
         with self._turn(target):
             if target.is_dir():  # another process was faster
                 return target
+            self._require_tool(archive)
             path = self.fetch(file, archive.name, reserve=file.bytes)  # videos hardly shrink: as much when unpacked
             try:
                 extract(path, target, hint=file.hint)
@@ -116,6 +117,13 @@ class Place:
             if self.delete_archives:
                 path.unlink(missing_ok=True)
             return target
+
+    def _require_tool(self, archive: Archive) -> None:
+        """Raise UserError when a rar would be downloaded that nothing here can extract."""
+        path = self.root / archive.name
+        is_rar = has_suffix(archive.file.name, {".rar"})
+        if is_rar and not path.exists() and not available_tools():
+            raise no_tool(path, archive.file.hint)
 
     def _turn(self, path: Path) -> AbstractContextManager[None]:
         """One process at a time fetches a file or folder; the others wait where they share the place."""

@@ -185,6 +185,10 @@ def convert_to_frames(
     failures = [VideoError(video.path, video.error) for video in videos if video.error is not None]
     failures += write_trees(tasks, jobs, first=1)
     yield f"{output_dir}: {len(videos) - len(failures)} of {len(videos)} videos"
+    yield (
+        "to train on them: python scripts/train_lvt.py --config-file configs/lvt/K-DVQVAE.yaml "
+        f"""DATASETS.TRAIN "('{output_dir}',)" DATASETS.TEST "('{output_dir}',)\""""
+    )
     report_left_out(failures, "videos")
 
 
