@@ -71,6 +71,7 @@ class Member:
     kind: str  # "file", "folder", "link" or "other"
     crc32: int | None = None
     target: str | None = None  # of a link; of a file: the member that it is a copy of
+    stored: bool = False  # without compression, in a rar
 
 
 def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str = "") -> Path:
@@ -278,22 +279,23 @@ def extract_rar(archive: Path, folder: Path, hint: str = "") -> None:
             raise ArchiveError(archive, f"refused: {member.name!r} is a copy of {member.target!r}, which is not in it")
     missing = _clean(wanted, folder)
     check_room(missing, folder, archive)
+    tools, tried = available_tools(), []
+    if not tools and any(not member.stored and member.target not in names for member in missing):
+        raise no_tool(archive, hint)
     _write_stored(archive, missing, folder)
     missing = _clean(wanted, folder)
-    tried: list[str] = []
-    for tool in available_tools() if missing else []:
+    for tool in tools if missing else []:
         logger.info("%s: extracting %d files with %s", archive, len(missing), tool)
         tried.append(_run(tool, archive, folder, sum(member.size for member in wanted)))
         missing = _clean(wanted, folder)
         if not missing:
             break
-    if missing and not tried:
-        raise no_tool(archive, hint)
     if missing:
         raise ArchiveError(
             archive,
             f"{len(missing)} of {len(wanted)} members could not be extracted, the first is {missing[0].name!r} "
-            f"({'; '.join(tried)}): the archive is damaged, or {INSTALL}" + (f"; {hint}" if hint else ""),
+            f"({'; '.join(tried) or 'stored, without compression'}): the archive is damaged, or {INSTALL}"
+            + (f"; {hint}" if hint else ""),
         )
 
 
@@ -306,11 +308,11 @@ def no_tool(archive: object, hint: str = "") -> ArchiveError:
 
 def _write_stored(archive: Path, missing: Iterable[Member], folder: Path) -> None:
     """Write those of the members that are stored as they are, which needs no program. What fails, a tool may manage."""
-    names = {member.name for member in missing if member.target is None}
+    names = {member.name for member in missing if member.stored}
     with rarfile.RarFile(archive) as opened:
         for info in opened.infolist():
             name = posixpath.normpath(info.filename)
-            if name in names and info.compress_type == rarfile.RAR_M0:
+            if name in names:
                 with contextlib.suppress(rarfile.Error), opened.open(info) as source:
                     _write_file(source, folder / name)
 
@@ -348,7 +350,8 @@ def _member(info: rarfile.RarInfo, opened: rarfile.RarFile) -> Member:
         return Member(info.filename, info.file_size, "link", target=target)
     if redirection:  # a hard link or a reference to an equal file
         return Member(info.filename, info.file_size, "file", target=redirection[2])
-    return Member(info.filename, info.file_size, "file" if info.is_file() else "other", info.CRC)
+    stored = info.compress_type == rarfile.RAR_M0
+    return Member(info.filename, info.file_size, "file" if info.is_file() else "other", info.CRC, stored=stored)
 
 
 def _run(tool: str, archive: Path, folder: Path, size: int) -> str:

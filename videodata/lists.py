@@ -11,6 +11,7 @@ from pathlib import Path
 from videodata.errors import UserError
 
 SAVE = "save it as UTF-8"
+END = "\ufffe"  # no character, so that no list has it
 _NEWLINE = re.compile(r"\r\n|\r|\n")  # str.splitlines also splits at characters that names may hold
 
 
@@ -55,20 +56,24 @@ def read_list_text(path: str | Path) -> str:
 
 def _rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the first line and stripped fields of each row that is not empty."""
-    # strict: else a quotation mark that is not closed swallows all rows that follow
-    rows = csv.reader(io.StringIO(read_list_text(path), newline=""), skipinitialspace=True, strict=True)
-    line = 1
+    # Behind the last row comes one of ours: a quotation mark that is not closed swallows it and all rows before it.
+    text = io.StringIO(f"{read_list_text(path)}\n{END}\n", newline="")
+    rows, line = csv.reader(text, skipinitialspace=True), 1
     try:
         for row in rows:
             fields = [field.strip() for field in row]
+            if fields == [END]:
+                return
+            if any(END in field for field in fields):
+                raise UserError(f"{path}, line {line}: a text begins with a quotation mark and none ends it")
             if any(fields):
                 yield line, fields
             line = rows.line_num + 1
     except csv.Error as error:
         limit = csv.field_size_limit()
         reason = f"a field is longer than {limit} characters" if "field limit" in str(error) else str(error)
-        advice = f"write a quotation mark inside a text twice, close each text that begins with one, and {SAVE}"
-        raise UserError(f"{path}, line {line}: {reason}; {advice}") from error
+        advice = "end each text that begins with a quotation mark with another"
+        raise UserError(f"{path}, line {line}: {reason}; {advice}, and {SAVE}") from error
 
 
 def _by_column(path: str | Path, line: int, header: Sequence[str], row: Sequence[str]) -> dict[str, str]:

@@ -183,7 +183,7 @@ def open_each(
     files: Iterable[Path], open_file: Callable[[Path], ClipSource], unreadable: Mapping[Path, str]
 ) -> tuple[list[ClipSource], list[VideoError]]:
     """The sources in some files, and the errors of those that cannot be read; `unreadable`: what is no file at all."""
-    parts, broken = [], [VideoError(path, reason) for path, reason in unreadable.items()]
+    parts, broken = [], [VideoError(path, reason) for path, reason in sorted(unreadable.items())]
     for file in files:
         try:
             parts.append(open_file(file))

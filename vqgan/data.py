@@ -163,13 +163,16 @@ def color_jitter(picture: Tensor, draws: Tensor, strength: float) -> Tensor:
 
 
 def find_batch_files(folder: str | Path) -> dict[int, Path]:
-    """Number -> path of the batch files in a folder, in order; empty if there are none. Raises UserError for no data."""
+    """Number -> path of the batch files in a folder, in order; empty for a source of another kind.
+
+    Raises UserError where there is nothing.
+    """
     if is_generated(folder) or Path(folder).is_file():
         return {}
     if not Path(folder).exists():
         raise UserError(
-            f"{folder}: no such file or folder; scripts/split_batch_files.py --output_dir {folder} makes batch files of "
-            "a .npy, and --data_path takes any source of clips, such as shapes:100"
+            f"{folder}: no such file or folder; scripts/split_batch_files.py --output_dir {folder} makes batch files "
+            "of a .npy, and --data_path takes any source of clips, such as shapes:100"
         )
     files = files_in_folder(folder, {".npy"}, deep=False)
     found = {int(match[1]): path for path in files if (match := BATCH_FILE.fullmatch(path.name))}

@@ -92,13 +92,11 @@ def test_open_clips_of_frames(prefix, caplog):
     """Trees of images: what is a frame by name but no file makes its video unreadable, not shorter."""
     good, _ = odd_frames(Path("in"), prefix)
     clips = open_clips("in", FRAMES, SIDE, dtype="uint8", on_error="skip")
-    ids = {clips.describe(index)["id"] for index in range(len(clips))}
-    assert ids == {*good, f"{prefix}text"}  # pictures are not opened before they are asked for
-    readable = open_clips("in", FRAMES, SIDE, dtype="uint8", on_error="skip")
-    found = {
-        id: float(readable[k].float().mean()) for k, id in enumerate(map(readable.source.id, range(len(readable))))
-    }
-    assert all(abs(found[id] - good[id]) <= 2 for id in good)
+    ids = [clips.describe(index)["id"] for index in range(len(clips))]
+    assert set(ids) == {*good, f"{prefix}text"}  # pictures are not opened before they are asked for
+    for index, id in enumerate(ids):
+        if id in good:
+            assert abs(float(clips[index].float().mean()) - good[id]) <= 2
     assert "in: 4 videos cannot be read and are left out" in caplog.text
 
 
