@@ -291,11 +291,11 @@ def extract_rar(archive: Path, folder: Path, hint: str = "") -> None:
         if not missing:
             break
     if missing:
+        how = "; ".join(tried) or "stored, without compression"
         raise ArchiveError(
             archive,
             f"{len(missing)} of {len(wanted)} members could not be extracted, the first is {missing[0].name!r} "
-            f"({'; '.join(tried) or 'stored, without compression'}): the archive is damaged, or {INSTALL}"
-            + (f"; {hint}" if hint else ""),
+            f"({how}): the archive is damaged, or {INSTALL}" + (f"; {hint}" if hint else ""),
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import prepare_ucf101
-from scripts import convert_bair, convert_kinetics, prepare_data
+from scripts import convert_bair, convert_kinetics, convert_to_h5, prepare_data
 from tests.videodata.miniatures import bair_record
 from videodata import UserError, VideoError, write_video
 from videodata.datasets.bair import write_motions
@@ -192,6 +192,22 @@ def test_twins_in_the_frames_of_kinetics():
         "c/a": 1, "c/a.mp4": 1, "c/a.webm": 4
     }  # fmt: skip
     assert not [path for path in Path("out").rglob(".*")]
+
+
+@pytest.mark.parametrize("layout", ["river", "chunked"])
+def test_prepared_frames_become_shards(layout):
+    """convert_to_h5.py finds the videos below the folders of labels that prepare_data.py writes."""
+    for number, name in enumerate(("jump/a", "jump/b", "run/a")):
+        make_video(name, 60 * number)
+    for part in ("train", "test"):
+        prepare_data.main(["folder", "in", "--out", f"frames/{part}", "--format", "frames", *SMALL])
+    convert_to_h5.main(["--data_dir", "frames", "--out_dir", "h5", "--image_size", "16", "--layout", layout])
+    source = open_source("h5/train")
+    assert [round(source.read(k).mean() / 60) for k in range(3)] == [0, 1, 2] and len(open_source("h5/test")) == 3
+    if layout == "chunked":
+        assert [(source.id(k), source.label(k)) for k in range(3)] == [
+            ("jump/a", "jump"), ("jump/b", "jump"), ("run/a", "run")
+        ]  # fmt: skip
 
 
 def test_a_suffix_in_any_case():
