@@ -51,6 +51,11 @@ class Job:
             return [(self.out, (None,))]
         return [(self.out / f"{split or 'clips'}{suffix}", (split,)) for split in self.splits]
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether the videos of the other shares are here too."""
+        return self.shard.count == 1 or not self.dataset.shares_archives
+
     def expected_videos(self) -> float:
         """About how many videos are taken, known before anything is there."""
         planned = sum(map(self.dataset.planned, self.splits)) / self.shard.count
@@ -130,7 +135,8 @@ def prepare(job: Job, **options: object) -> Iterator[str]:
         if len(splits) == 1:
             ids = [video["id"] for video in read_sidecar(sidecar_path(summary.path))["videos"]]
             yield from job.dataset.write_extras(job.place, only, ids, summary.path)
-    if absent := job.selection.absent(listed):
+    absent = job.selection.absent(listed) if job.sees_all else None
+    if absent:
         problems.append(absent)
         yield f"  {absent}"
     if problems and not job.incomplete:
@@ -148,7 +154,7 @@ def _collect(
     problems = []
     for split in splits:
         videos = job.dataset.videos(job.place, split, job.shard)
-        if not (job.dataset.shares_archives and job.shard.count > 1):
+        if job.sees_all:
             counts, problem = _count(job, split, videos)
             problems += problem
             for key, value in counts.items():
