@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from videodata.encode import write_video
-from videodata.errors import UserError, disk_errors
+from videodata.errors import BAD_NAME, UserError, disk_errors
 from videodata.files import TEMPORARY, read_json, sync_folder
 from videodata.frame_folder import save_png
 from videodata.hdf5 import ShardSeries
@@ -29,6 +30,7 @@ PENDING_FRAMES = 256  # frames that wait for their PNG
 class FolderWriter(Writer):
     """Adds videos to a folder. Raises UserError also when the folder holds something else."""
 
+    format = FORMAT
     notes_each_video = True  # in the journal; shards note theirs when they are complete
     number = 0  # of the file that the current video goes to, where there are several
 
@@ -49,15 +51,20 @@ class FolderWriter(Writer):
     def end_video(self, *, status: str, reason: str | None = None, **description: object) -> Entry:
         """Finish the current video: keep it when status is "ok" or "damaged", else drop it."""
         kept = status in ("ok", "damaged")
-        entry = Entry(
-            sequences=int(kept), offset=self.number, crc32=0, status=status, reason=reason, **description
-        )  # fmt: skip
-        self.entries.append(entry)
+        facts = {"offset": self.number, "crc32": 0, **description}
+        self.entries.append(Entry(sequences=int(kept), status=status, reason=reason, **facts))
         with disk_errors(self.partial):
-            self._end_video(entry if kept else None)
+            try:
+                self._end_video(self.entries[-1] if kept else None)
+            except OSError as error:
+                if error.errno not in (*BAD_NAME, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                    raise
+                self._end_video(None)
+                refused = f"cannot be written under this name ({error.strerror})"
+                self.entries[-1] = Entry(sequences=0, status="bad", reason=refused, **facts)
             if self.notes_each_video:
                 self._write_lines()
-        return entry
+        return self.entries[-1]
 
     def finish(self, description: dict) -> None:
         """Write the side-car and give the folder its name. `description` goes first into the side-car."""

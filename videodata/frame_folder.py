@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from videodata.errors import VideoError, disk_errors
-from videodata.files import has_suffix, natural_key, scan_files
+from videodata.errors import VideoError, disk_errors, one_line
+from videodata.files import Unreadable, has_suffix, is_hidden, natural_key, scan_files, short_name
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 
@@ -29,8 +29,14 @@ class FrameFolder(ClipSource):
     def __init__(self, root: str | Path) -> None:
         self.path = str(root)
         root = Path(root)
-        counts = Counter(folder for folder, _ in scan_files(root, IMAGE_SUFFIXES, wanted="images"))
-        if not counts:
+        unreadable: Unreadable = {}
+        found = scan_files(root, IMAGE_SUFFIXES, wanted="images", unreadable=unreadable)
+        counts = Counter(folder for folder, _ in found)
+        for path in unreadable:
+            if has_suffix(path.name, IMAGE_SUFFIXES):  # a video without one of its frames is another video
+                counts.pop(str(path.parent), None)
+        self.broken = [VideoError(path, reason) for path, reason in unreadable.items()]
+        if not counts and not self.broken:
             raise VideoError(root, "holds no images")
         self._folders = sorted(map(Path, counts), key=lambda folder: natural_key(folder.relative_to(root)))
         self._lengths = [counts[str(folder)] for folder in self._folders]
@@ -40,11 +46,11 @@ class FrameFolder(ClipSource):
 
     def id(self, index: int) -> str:
         name = self._folders[index].relative_to(self.path).as_posix()
-        return Path(self.path).name if name == "." else name
+        return one_line(Path(self.path).name if name == "." else name)
 
     def label(self, index: int) -> str | None:
         parts = self._folders[index].relative_to(self.path).parts
-        return parts[-2] if len(parts) > 1 else None
+        return one_line(parts[-2]) if len(parts) > 1 else None
 
     def length(self, index: int) -> int:
         return self._lengths[index]
@@ -99,7 +105,8 @@ def _frame_names(folder: Path) -> list[str]:
 @functools.lru_cache(maxsize=4096)
 def _listed(folder: str, mtime_ns: int) -> list[str]:
     """Names of the frames in order; the time is part of the key, because it changes when a file comes or goes."""
-    return sorted((name for name in os.listdir(folder) if has_suffix(name, IMAGE_SUFFIXES)), key=natural_key)
+    names = (name for name in os.listdir(folder) if has_suffix(name, IMAGE_SUFFIXES) and not is_hidden(name))
+    return sorted(names, key=natural_key)
 
 
 def save_png(path: Path, frame: np.ndarray | Image.Image) -> None:
@@ -110,7 +117,7 @@ def save_png(path: Path, frame: np.ndarray | Image.Image) -> None:
 
 def write_frame_folder(folder: Path, frames: Iterable[np.ndarray | Image.Image], first: int = 0) -> int:
     """Write `<folder>/<first>.png`, ...; the folder has its name when all of them are there. Returns their number."""
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f".{short_name(folder.name)}.partial")
     with disk_errors(partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 from h5py import h5d, h5s
 
-from videodata.errors import UserError, VideoError
-from videodata.files import files_in_folder, publish
+from videodata.errors import UserError, VideoError, one_line
+from videodata.files import Unreadable, files_in_folder, publish
 from videodata.resize import Size
-from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range
+from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range, open_each
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 FORMAT = "videodata-hdf5"
@@ -33,6 +33,10 @@ CHUNK_FRAMES = 8
 BLOCK = 8 * CHUNK_FRAMES  # frames that are held in memory while a video is written
 CACHE_BYTES = 8 << 20  # four chunks of 320x240
 FACTS = ("id", "label", "group", "fps")
+LOCKED = (
+    "is locked: wait for the program that writes to it; where there is none, its disk has no locks: set "
+    "HDF5_USE_FILE_LOCKING=FALSE in the environment"
+)
 ROOM_TO_CLOSE = CACHE_BYTES + (8 << 20)  # with what HDF5 keeps of its own structures
 
 
@@ -52,17 +56,20 @@ class Hdf5File(ClipSource):
         return len(self._lengths)
 
     def id(self, index: int) -> str:
-        return self._fact("id", index) or f"{Path(self.path).stem}/{index}"
+        return one_line(self._fact("id", index) or f"{Path(self.path).stem}/{index}")
 
     def label(self, index: int) -> str | None:
         return self._fact("label", index)
 
     def group(self, index: int) -> str:
-        return self._fact("group", index) or self.id(index)
+        return one_line(self._fact("group", index) or self.id(index))
 
     def fps(self, index: int) -> Fraction | None:
         fps = self._fact("fps", index)
-        return Fraction(fps) if fps else None
+        try:
+            return Fraction(fps) if fps else None
+        except ValueError as error:
+            raise VideoError(f"{self.path}, video {index}", f"its fps is no number: {fps!r}") from error
 
     def length(self, index: int) -> int:
         return self._lengths[index]
@@ -102,7 +109,7 @@ class ChunkedFile(Hdf5File):
     def __init__(self, path: Path, file: h5py.File) -> None:
         super().__init__(path, file)
         for name in set(FACTS) & set(file):
-            self._facts[name] = [text or None for text in file[name].asstr()[()]]
+            self._facts[name] = _read_texts(file[name], len(self))
 
     def size(self, index: int) -> Size:
         return self._file.get()["frames"].shape[1:3]
@@ -165,17 +172,28 @@ class VideoGptFile(Hdf5File):
 def open_shard(path: Path) -> Hdf5File:
     """A file in whichever layout it has. Raises VideoError if it is none of the three."""
     with open_hdf5(path) as file:
-        if "frames" in file and "offset" in file:
-            return ChunkedFile(path, file)
-        if "len" in file:
-            return RiverFile(path, file)
-        if "train_data" in file or "test_data" in file:
-            return VideoGptFile(path, file)
+        try:
+            if "frames" in file and "offset" in file:
+                return ChunkedFile(path, file)
+            if "len" in file:
+                return RiverFile(path, file)
+            if "train_data" in file or "test_data" in file:
+                return VideoGptFile(path, file)
+        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise VideoError(path, f"is no HDF5 file of videos ({error})") from error
         raise VideoError(
             path,
             "is no HDF5 file of videos: expected groups `len` and `0`, `1`, ..., or datasets `frames` and `offset`, "
             f"or `train_data` and `train_idx`; found {sorted(file)[:5]}",
         )
+
+
+def _read_texts(data: h5py.Dataset, count: int) -> list[str | None]:
+    """A text for each video; numbers, which other programs store, as they are written. Raises ValueError."""
+    values = data.asstr(errors="backslashreplace")[()] if h5py.check_string_dtype(data.dtype) else data[()]
+    if len(values) != count:
+        raise ValueError(f"{data.name} has {len(values)} entries for {count} videos")
+    return [str(value) or None for value in values]
 
 
 def _slice(data: h5py.Dataset, first: int, frames: range) -> np.ndarray:
@@ -190,11 +208,10 @@ class Hdf5Source(JoinedSource):
         path = Path(path)
         if not path.exists():
             raise VideoError(path, "no such file or folder")
-        files = [path] if path.is_file() else files_in_folder(path, HDF5_SUFFIXES, deep=False)
-        shards = [open_shard(file) for file in files]
-        if not any(map(len, shards)):
-            raise VideoError(path, "holds no videos")
-        super().__init__(path, shards)
+        unreadable: Unreadable = {}
+        files = [path] if path.is_file() else files_in_folder(path, HDF5_SUFFIXES, deep=False, unreadable=unreadable)
+        shards, broken = open_each(files, open_shard, unreadable)
+        super().__init__(path, shards if any(map(len, shards)) else [], broken)
 
 
 def open_hdf5(path: str | Path) -> h5py.File:
@@ -205,6 +222,8 @@ def open_hdf5(path: str | Path) -> h5py.File:
         raise VideoError(path, "no such file") from error
     except OSError as error:
         reason = str(error).splitlines()[0]
+        if "unable to lock file" in reason:
+            raise VideoError(path, LOCKED) from error
         reason = "truncated: the file is shorter than it should be" if "truncated" in reason else reason
         raise VideoError(path, f"is not a readable HDF5 file ({reason}); prepare it again") from error
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videodata.errors import UserError, VideoError, disk_errors
+from videodata.errors import UserError, VideoError, disk_errors, one_line
 from videodata.files import publish
 from videodata.journal import Entry, Writer, described
 from videodata.resize import Size
@@ -57,7 +57,7 @@ class NpySource(ClipSource):
     def id(self, index: int) -> str:
         video = self._video(index)
         if video is None:
-            return f"{Path(self.path).stem}#{index}"
+            return f"{one_line(Path(self.path).stem)}#{index}"
         return f"{video['id']}#{index - video['first_sequence']}"
 
     def label(self, index: int) -> str | None:
@@ -162,6 +162,8 @@ def _read_sidecar(path: Path, shape: tuple[int, int, int, int]) -> list[dict]:
 
 class NpyWriter(Writer):
     """Appends the sequences of one video after another."""
+
+    format = FORMAT
 
     def __init__(
         self, path: str | os.PathLike, sequence_shape: tuple[int, ...], arguments: dict, restart: bool = False

@@ -233,7 +233,11 @@ def test_a_digit_is_asked_for(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--eval-only", *VQVAE, "OUTPUT_DIR", "absent"], "train first"),
-        ([*VQVAE, "DATASETS.TRAIN", "('bair_train',)", "OUTPUT_DIR", "x"], "datasets/bair/train does not exist"),
+        (
+            [*VQVAE, "DATASETS.TRAIN", "('bair_train',)", "OUTPUT_DIR", "x"],
+            "datasets/bair/train does not exist; "
+            "python scripts/prepare_data.py bair --format frames --out datasets/bair makes it; frames that you have",
+        ),
         ([*VQVAE, "TEST.EVALUATORS", "BitsEvaluator", "--eval-only"], "has no value"),
         (["--eval-only", *VQVAE, "TEST.EVALUATORS", "BitsEvaluator"], "does not fit this model"),
         ([*VQVAE, "SOLVER.OPTIMIZER_NAME", "sgd", "OUTPUT_DIR", "x"], "use adam, adamw, muon, rmsprop"),

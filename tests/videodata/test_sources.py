@@ -157,7 +157,7 @@ def test_a_csv_list(tmp_path):
         open_clips(table, 4, 8)
     assert len(open_clips(table, 4, 8, on_error="skip")) == 2
     table.write_text("file,text\na.mp4,x\n")
-    with pytest.raises(UserError, match=r"expected a column named path \(and text\), found \['file', 'text'\]"):
+    with pytest.raises(UserError, match=r"has no column named path; found \['file', 'text'\]"):
         open_source(table)
 
 

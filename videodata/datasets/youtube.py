@@ -5,7 +5,6 @@ Any run can be broken off and repeated.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from videodata.encode import write_video
 from videodata.errors import UserError, VideoError
 from videodata.files import lock_file
+from videodata.lists import read_table
 from videodata.video import iter_frames, probe
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ GONE = (
     "does not exist", "http error 404", "http error 410", "members-only", "confirm your age",
 )  # fmt: skip
 BLOCKED_IN_A_ROW = 5
+UNFINISHED = ".unfinished"  # folder of what yt-dlp is writing, removed at the end: hidden, so never one of the user
 
 
 class Clip(NamedTuple):
@@ -71,15 +72,7 @@ def read_clips(path: str | Path) -> list[Clip]:
 
     Raises UserError for a missing column, a time that is no number, or something that is no YouTube id.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
-            missing = {"youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
-            if missing:
-                raise UserError(f"{path}: has no column {', '.join(sorted(missing))}; found {rows.fieldnames}")
-            clips = [_clip(path, number, row) for number, row in enumerate(rows, 2)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a list of clips ({error})") from error
+    clips = [_clip(path, line, row) for line, row in read_table(path, ["youtube_id", "time_start", "time_end"])]
     if not clips:
         raise UserError(f"{path}: lists no clips")
     return clips
@@ -92,16 +85,16 @@ def parse_file_name(stem: str) -> tuple[str, int] | None:
 
 
 def _clip(path: str | Path, line: int, row: dict) -> Clip:
-    id = (row["youtube_id"] or "").strip()
+    id = row["youtube_id"]
     if not _ID.fullmatch(id):  # it becomes part of an address and of a file name
         raise UserError(f"{path}, line {line}: {id!r} is no YouTube id")
     try:
         start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-    except (TypeError, ValueError) as error:
+    except (OverflowError, ValueError) as error:
         raise UserError(f"{path}, line {line}: time_start and time_end must be seconds") from error
     if not 0 <= start < end:
         raise UserError(f"{path}, line {line}: time_end {end} must come after time_start {start}")
-    return Clip((row.get("label") or "").strip() or None, id, start, end)
+    return Clip(row.get("label") or None, id, start, end)
 
 
 @dataclass
@@ -150,7 +143,7 @@ class YouTube:
                     shown = {"clip": outcome.clip.stem, "status": outcome.status, "reason": outcome.reason}
                     lines.write(json.dumps({key: value for key, value in shown.items() if value}) + "\n")
                     lines.flush()
-        shutil.rmtree(folder / "tmp", ignore_errors=True)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         counts = Counter(ledger.get(clip.stem, "failed") for clip in clips)
         if counts["failed"]:
             raise UserError(f"{counts['failed']} of {len(clips)} clips failed; see {path}, run the same command again")
@@ -199,7 +192,7 @@ class YouTube:
         return Outcome(clip, "failed", reason)
 
     def _fetch_once(self, library: ModuleType, clip: Clip, folder: Path) -> None:
-        with library.YoutubeDL(self._options(folder / "tmp" / clip.stem)) as session:
+        with library.YoutubeDL(self._options(folder / UNFINISHED / clip.stem)) as session:
             info = session.extract_info(self.address.format(id=clip.youtube_id), download=True)
         source = Path(info["requested_downloads"][0]["filepath"])
         (folder / clip.folder).mkdir(exist_ok=True)
