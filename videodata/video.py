@@ -39,7 +39,7 @@ VIDEO_SUFFIXES = frozenset(
 ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "prores", "ffv1", "gif"}
 CHECKED = 4  # first frames of a file that are decoded to see whether they are those that its packets promise
 SAME_RATE = 0.01  # rates that differ by less are one: times are rounded to milliseconds in some containers
-GAP = 1.5  # of the usual time between two packets: more than this and a packet may be missing
+GAP = 1.75  # of the usual time between two frames: more than this and one may be missing, or the rate varies
 
 
 @dataclass(frozen=True)
@@ -276,51 +276,43 @@ def _table_of(path: str | Path) -> _Table | None:
 
 @functools.lru_cache(maxsize=256)
 def _make_table(path: str, size: int, mtime_ns: int) -> _Table | None:
-    shown, sent = [], []  # times of presentation and of decoding
+    promised = []
     with open_video(path) as video:
-        codec = video.stream.codec_context.name
-        if not video.stores_times or codec not in ONE_FRAME_PER_PACKET:
+        if not video.stores_times or video.stream.codec_context.name not in ONE_FRAME_PER_PACKET:
             return None
         for packet in video.packets():
             if packet.size == 0 or packet.is_discard:
                 continue
             if packet.pts is None or packet.is_corrupt:
                 return None
-            shown.append(packet.pts)
-            sent.append(packet.dts)
+            promised.append(packet.pts)
         if video.damaged_packets:
             return None
         lost = video.lost
-    times = _decoded_times(path, sorted(shown), codec == "hevc" and _has_gap(sent))
+    times = _decoded_times(path, sorted(promised))
     if times is None:
         return None
-    if len(times) < len(shown):
-        logger.warning("%s: %d of its %d frames cannot be decoded", path, len(shown) - len(times), len(shown))
+    if missing := len(promised) - len(times):
+        logger.warning("%s: %d of its %d frames cannot be decoded", path, missing, len(promised))
     return _Table(tuple(times), lost)
 
 
-def _has_gap(sent: list[int | None]) -> bool:
-    """Whether packets may be missing between these, by the times at which they are to be decoded."""
-    if None in sent:
-        return True
-    steps = [after - before for before, after in zip(sent, sent[1:], strict=False)]
-    return bool(steps) and not 0 < min(steps) <= max(steps) <= GAP * median(steps)
-
-
-def _decoded_times(path: str, promised: list[int], doubtful: bool) -> list[int] | None:
+def _decoded_times(path: str, promised: list[int]) -> list[int] | None:
     """The times that packets promise, less those of which no decoder makes a frame; None if they are no index.
 
     A decoder starts at a key frame: what a cut left before it, or shows before it and built on what is gone, never
-    comes. Most decoders then give a frame for each packet, damaged or not, so that the first few frames tell. That of
-    HEVC passes over frames whose references are missing, so a file with a gap is decoded once as a whole.
+    comes. Where packets are missing later on, it passes over frames that it cannot build or cannot put in order. So the
+    first few frames are compared, and a film with a gap in its times is decoded once as a whole.
     """
     if not _is_rising(promised):
         return None
+    steps = [after - before for before, after in zip(promised, promised[1:], strict=False)]
+    has_gap = bool(steps) and max(steps) > GAP * median(steps)
     with open_video(path) as video:
-        given = [frame.pts for frame in islice(video.frames(), None if doubtful else CHECKED)]
+        given = [frame.pts for frame in islice(video.frames(), None if has_gap else CHECKED)]
         if not given or None in given or video.damaged_packets:
             return None
-    if doubtful:
+    if has_gap:
         return given if _is_rising(given) else None
     rest = promised[bisect_left(promised, given[0]) :]
     return rest if rest[:CHECKED] == given else None

@@ -40,7 +40,8 @@ def assert_windows(path: Path, right: list[int]) -> None:
     for start in range(len(right)):
         count = min(3, len(right) - start)
         assert numbers(read_video(path, start, count)[0]) == right[start : start + count], start
-    assert numbers(read_video(path, 1, 5, step=4)[0]) == right[1:18:4]
+    half = (len(right) - 1) // 2
+    assert not half or numbers(read_video(path, 1, half, step=2)[0]) == right[1 : 2 * half : 2]
 
 
 @pytest.mark.parametrize(
