@@ -30,6 +30,7 @@ from videodata.video import iter_frames, probe
 RING_BYTES = 64 << 20  # per worker: a few seconds of 320x240, so that workers seldom wait for their turn
 SLOT_BYTES = 1 << 20
 LEAST_SLOTS = 4
+ROUGH = 2  # frames that headers claim too many though nothing is missing
 FREE_SLOT = b"free"  # the message that the oldest slot can be filled again; all others are JSON
 # Keep freed pictures for the next frame: giving them back to the kernel each time costs a sixth of the decoding.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(256 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
@@ -245,11 +246,13 @@ def decode(
 ) -> None:
     """Every stride-th frame of one video into the ring, then the outcome: a damaged video says so at its end.
 
-    start, stop: the stretch that is taken. One that reaches beyond the last frame is cut there, with a note.
+    start, stop: the stretch that is taken. One that reaches beyond the last frame is cut there, with a note, and so is
+    a file whose header promises more than it holds. Whatever goes wrong is the outcome of this video alone.
     """
     frames, fps, error, note = 0, None, None, None
     try:
-        rate = probe(path).fps / stride
+        info = probe(path)
+        rate = info.fps / stride
         fps = f"{rate.numerator}/{rate.denominator}"
         # Damage is reported after the last frame, so whoever wants the rest of a damaged video has it by then.
         stretch = islice(iter_frames(path, size, resize), start, stop)
@@ -259,10 +262,16 @@ def decode(
             frames += 1
         if stop is not None and start + frames < stop:
             note = f"frames {start} to {stop - 1} were asked for, the video has {frames} of these"
+        if stop is None and info.frames is not None and start + frames < info.frames - ROUGH:
+            note = f"its header says {info.frames} frames, {start + frames} can be decoded"
     except VideoError as problem:
         error = problem.reason
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent process is gone
+        raise
     except UserError as problem:
         error = str(problem)
+    except Exception as problem:  # noqa: BLE001 - one file never ends a run
+        error = f"cannot be decoded ({type(problem).__name__}: {problem})"
     ring.end(frames=frames, fps=fps, error=error, note=note)
 
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from videodata.container import CODEC_ERRORS
 from videodata.errors import VideoError, disk_errors, one_line
 from videodata.files import Unreadable, has_suffix, is_hidden, natural_key, scan_files, short_name
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+# What Pillow raises about a file, besides what all readers do: each of its formats has its own way of failing.
+PICTURE_ERRORS = (*CODEC_ERRORS, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
 COMPRESSION = 4  # of 9: twice as fast as the default for a few per cent more bytes
 
 
@@ -74,7 +79,8 @@ class FrameFolder(ClipSource):
 def read_image(path: str | Path) -> np.ndarray:
     """A picture of any kind as uint8 (H, W, 3) RGB: upright, transparent parts over black, 16 bits rounded to 8.
 
-    The one reader of pictures of the project. Raises VideoError, also for a file of several pictures.
+    The one reader of pictures of the project. Floating-point numbers in [0, 1] are rounded too. Raises VideoError, also
+    for a file of several pictures, and for numbers of which nobody says how much is white.
     """
     try:
         with Image.open(path) as image:
@@ -82,16 +88,18 @@ def read_image(path: str | Path) -> np.ndarray:
             if pages > 1 and image.format != "MPO":  # which is a JPEG with previews after the picture
                 raise VideoError(path, f"holds {pages} pictures; write each into a file of its own")
             return _eight_bit_rgb(ImageOps.exif_transpose(image), path)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except PICTURE_ERRORS as error:
         raise VideoError(path, f"is not a readable image ({error})") from error
 
 
 def _eight_bit_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255
-        grey = np.asarray(image).astype(np.int64)
-        return np.repeat(((grey.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise VideoError(path, "holds floating-point numbers, whose black and white nobody says; write 8 or 16 bits")
+    if image.mode.startswith("I") or image.mode == "F":  # grey in 16 bits or more, which Pillow would cut at 255
+        grey, white = np.asarray(image), 1 if image.mode == "F" else 65535
+        if not (grey.min() >= 0 and grey.max() <= white):  # in this form it holds for NaN too
+            kind = "floating-point numbers" if image.mode == "F" else "whole numbers"
+            found = f"{kind} from {grey.min()} to {grey.max()}, not from 0 to {white}"
+            raise VideoError(path, f"holds {found}: nobody says which of them is white; write 8 or 16 bits")
+        return np.repeat(np.rint(grey * (255.0 / white)).astype(np.uint8)[..., None], 3, axis=-1)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)

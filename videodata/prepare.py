@@ -265,7 +265,7 @@ def _write_videos(
 
 def _end_video(video: InputVideo, end: End, writer: Writer, settings: SequenceSettings) -> None:
     kept = -(-end.frames // settings.stride)
-    status, reason = "ok", end.note if video.stop is not None else None
+    status, reason = "ok", end.note if video.stop is not None or video.reach is None else None
     if end.error is not None:
         status, reason = "damaged" if settings.keep_damaged and end.frames else "bad", end.error
     if status != "bad" and kept < settings.num_frames:
@@ -275,15 +275,15 @@ def _end_video(video: InputVideo, end: End, writer: Writer, settings: SequenceSe
     writer.end_video(status=status, reason=reason, fps=end.fps, frames=end.frames, **named)
 
 
-def expected_sequences(videos: Sequence[InputVideo], settings: SequenceSettings) -> int:
-    """About how many sequences the videos give, from the headers of some of them."""
+def expected_sequences(videos: Sequence[InputVideo], settings: SequenceSettings) -> int | None:
+    """About how many sequences the videos give, from the headers of some of them; None where none of these tells."""
     step = max(1, len(videos) / PROBED)
     counts = []
     for index in range(min(PROBED, len(videos))):
         frames = _frames_to_expect(videos[int(index * step)])
         if frames is not None:
             counts.append(-(-frames // settings.stride) // settings.num_frames)
-    return round(sum(counts) / len(counts) * len(videos)) if counts else 0
+    return round(sum(counts) / len(counts) * len(videos)) if counts else None
 
 
 def _frames_to_expect(video: InputVideo) -> int | None:
@@ -292,14 +292,20 @@ def _frames_to_expect(video: InputVideo) -> int | None:
     if video.error is not None:
         return 0
     try:
-        frames = probe(video.path).frames
+        info = probe(video.path)
     except VideoError:
         return 0
+    frames = info.frames
+    if frames is None and info.seconds is not None:
+        frames = round(info.seconds * info.fps)
     return frames if frames is None or video.limit is None else min(frames, video.limit)
 
 
-def check_room(sequences: int, settings: SequenceSettings, path: Path) -> None:
+def check_room(sequences: int | None, settings: SequenceSettings, path: Path) -> None:
     """Say how large the result will be. Raises UserError when it does not fit on the disk."""
+    if sequences is None:
+        logger.info("%s: the length of the videos is unknown before they are decoded, and so is the size", path)
+        return
     needed = sequences * settings.sequence_bytes + len(npy_header(0, settings.shape))
     partial = partial_path(path)
     present = partial.stat().st_size if partial.is_file() else 0

@@ -32,7 +32,7 @@ from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
 logger = logging.getLogger(__name__)
 INDEX_NAME = ".videodata-index.json"
 FORMAT = "videodata-index"
-VERSION = 1
+VERSION = 2  # of what is counted and how sizes are meant
 UCF101 = """
     ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BaseballPitch Basketball
     BasketballDunk BenchPress Biking Billiards BlowDryHair BlowingCandles BodyWeightSquats Bowling BoxingPunchingBag

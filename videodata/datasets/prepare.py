@@ -98,7 +98,9 @@ def plan(job: Job) -> list[str]:
     else:
         counts = ", ".join(f"{split or 'videos'} {job.dataset.planned(split):.0f}" for split in job.splits)
         counts = f"published videos: {counts}"
-    if job.format == "npy":
+    if job.format == "npy" and sequences is None:
+        what = "a size that is unknown before the videos are decoded"
+    elif job.format == "npy":
         shape = ", ".join(map(str, (sequences, *job.settings.shape)))
         what = f"about uint8 ({shape}), {readable_size(sequences * job.settings.sequence_bytes)}"
     else:

@@ -26,7 +26,7 @@ from videodata.encode import write_video
 from videodata.errors import UserError, VideoError
 from videodata.files import lock_file
 from videodata.lists import read_table
-from videodata.video import iter_frames, probe
+from videodata.video import iter_stretch, stretch_rate
 
 logger = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -219,10 +219,11 @@ class YouTube:
 
 
 def cut_video(source: Path, target: Path, start: float, end: float) -> Path:
-    """Write the pictures from `start` to `end` seconds of a video as mp4. Raises VideoError if it ends before them."""
-    fps = probe(source).fps
-    first, last = round(start * fps), round(end * fps)
-    frames = islice(iter_frames(source, keep_damaged=True), first, last)
+    """Write the pictures from `start` to `end` seconds of a video as mp4. Raises VideoError if it ends before them.
+
+    They play for as long as in the video, also where its rate varies, and evenly.
+    """
+    frames = iter_stretch(source, start, end)
     head = next(frames, None)
     if head is None:
         raise VideoError(source, f"ends before second {start}")
@@ -231,7 +232,7 @@ def cut_video(source: Path, target: Path, start: float, end: float) -> Path:
         yield head
         yield from frames
 
-    return write_video(target, pictures(), fps, quality=18)
+    return write_video(target, pictures(), stretch_rate(source, start, end), quality=18)
 
 
 def classify(reason: str) -> str:

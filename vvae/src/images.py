@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,24 +35,29 @@ def to_frames(clip: Tensor) -> np.ndarray:
 def read_image(path: str | Path) -> np.ndarray:
     """uint8 (H, W, 3) RGB, upright, transparent parts over black, 16 bits rounded to 8. Raises VideoFileError."""
     pillow = _pillow()
+    refusals = (
+        OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError, TypeError,
+        struct.error, zlib.error, pillow.Image.DecompressionBombError,
+    )  # fmt: skip
     try:
         with pillow.Image.open(path) as image:
             pages = getattr(image, "n_frames", 1)
             if pages > 1 and image.format != "MPO":  # which is a JPEG with previews after the picture
                 raise VideoFileError(path, f"holds {pages} pictures; write each into a file of its own")
             return _eight_bit_rgb(pillow.ImageOps.exif_transpose(image), path)
-    except (OSError, SyntaxError, ValueError) as error:
+    except refusals as error:
         if isinstance(error, VideoFileError):
             raise
         raise VideoFileError(path, f"not a readable image ({error})") from error
 
 
 def _eight_bit_rgb(image: Any, path: str | Path) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255
-        grey = np.asarray(image).astype(np.int64)
-        return np.repeat(((grey.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise VideoFileError(path, "holds floating-point numbers without a stated white; write 8 or 16 bits")
+    if image.mode.startswith("I") or image.mode == "F":  # grey in 16 bits or more, which Pillow would cut at 255
+        grey, white = np.asarray(image), 1 if image.mode == "F" else 65535
+        if not (grey.min() >= 0 and grey.max() <= white):  # in this form it holds for NaN too
+            found = f"numbers from {grey.min()} to {grey.max()}, not from 0 to {white}"
+            raise VideoFileError(path, f"holds {found}: nobody says which of them is white; write 8 or 16 bits")
+        return np.repeat(np.rint(grey * (255.0 / white)).astype(np.uint8)[..., None], 3, axis=-1)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = _pillow().Image.alpha_composite(_pillow().Image.new("RGBA", rgba.size, "black"), rgba)
