@@ -33,6 +33,7 @@ from training.state import weights_digest
 from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path
+from videodata.finite import finite
 from videodata.hdf5 import open_hdf5
 from videodata.pixels import normalize
 from videodata.source import ClipSource, PerProcess
@@ -44,6 +45,7 @@ FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with
 FORMAT = "flow-latents"
 BLOCK = 64  # frames encoded at a time
 DTYPES = ("float16", "float32")
+LATENTS = "latents of the autoencoder"
 
 
 class LatentSpace(nn.Module):
@@ -107,7 +109,7 @@ def moments_of(autoencoder: nn.Module, clips: Iterable[Tensor]) -> Moments:
     """Moments of the latents of clips (3, T, H, W) in [-1, 1]."""
     moments = Moments()
     for clip in clips:
-        moments.add(autoencoder.encode(clip.transpose(0, 1)))
+        moments.add(finite(autoencoder.encode(clip.transpose(0, 1)), LATENTS))
     return moments
 
 
@@ -115,12 +117,13 @@ def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
     """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
     frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
     parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
-    return torch.cat([autoencoder.encode(part) for part in parts]).unflatten(0, frames.shape[:2])
+    latents = torch.cat([autoencoder.encode(part) for part in parts])
+    return finite(latents, LATENTS).unflatten(0, frames.shape[:2])
 
 
 def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
     """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
-    parts = latents.flatten(0, 1).split(FRAMES_AT_ONCE)
+    parts = finite(latents, "latents to decode").flatten(0, 1).split(FRAMES_AT_ONCE)
     frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
     return frames.transpose(1, 2).clamp(-1, 1)
 
@@ -208,9 +211,9 @@ def encode_latents(
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for video in videos:
             for frames in blocks(source, video, size, short_side):
-                latents = autoencoder.encode(normalize(frames.to(device)))
+                latents = finite(autoencoder.encode(normalize(frames.to(device))), f"{LATENTS} of {source.id(video)}")
                 moments.add(latents)
-                values = latents.float().cpu().numpy().astype(dtype)
+                values = as_stored(latents, dtype)
                 if done == 0:
                     file.create_dataset("latents", (int(offsets[-1]), *values.shape[1:]), dtype)
                 file["latents"][done : done + len(values)] = values
@@ -231,6 +234,14 @@ def encode_latents(
         )
     logger.info("%s: latents of %d frames of %d videos", path, done, len(videos))
     return path
+
+
+def as_stored(latents: Tensor, dtype: str) -> np.ndarray:
+    """Latents as they go to the disk. Raises UserError for those that are too large for the type."""
+    values = latents.float().cpu()
+    if values.abs().max() > torch.finfo(getattr(torch, dtype)).max:
+        raise UserError(f"{LATENTS}: up to {values.abs().max():.3g}, too large for {dtype}; use --dtype float32")
+    return values.numpy().astype(dtype)
 
 
 def blocks(source: ClipSource, video: int, size: int, short_side: int | None) -> Iterator[Tensor]:

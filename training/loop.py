@@ -38,6 +38,7 @@ from training.state import TrainState, build_state
 from training.step import Update, Updater, decided
 from videodata.clips import provenance_of
 from videodata.errors import UserError
+from videodata.finite import guarded_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def train(
     NonFiniteAbort (status 3) when the numbers stay non-finite.
     """
     with ExitStack() as stack:
+        stack.enter_context(guarded_elsewhere())  # the updater looks at losses and gradients
         # Join the processes and take the run folder; from here on a signal means save and leave.
         device = distributed.join_processes(settings.device, settings.process_timeout)
         settings = replace(settings, precision=decided(settings.precision, device))
