@@ -180,6 +180,11 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def remedy_for(error: OSError) -> str:
+    """What helps against an error of the disk."""
+    return REMEDIES.get(error.errno, "look at the disk or choose another folder")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, the CUDA allocator, CUDA's libraries or torch's CPU allocator ran out of memory."""
     torch = sys.modules.get("torch")

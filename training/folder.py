@@ -15,6 +15,7 @@ from training import distributed
 from training.checkpoint import checkpoints_in, first_of, migrate, newest_checkpoint, read_tensors
 from training.settings import FLAGS, TrainSettings
 from training.state import TrainState
+from training.writing import LogFile
 from videodata.clips import UNKNOWN, together
 from videodata.errors import UserError
 from videodata.files import (
@@ -54,7 +55,7 @@ def open_run_folder(folder: Path) -> Iterator[None]:
 def log_file(path: Path) -> Iterator[None]:
     """Add what this project's modules log to a file, too."""
     try:
-        handler = logging.FileHandler(path)
+        handler = LogFile(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -130,8 +130,8 @@ def test_the_other_commands_store_nothing(broken, tmp_path, capsys):
     own = ["--device", "cpu"]
     refused(capsys, tmp_path, "generate_video_vae", "--checkpoint", broken / "video_vae", "--out", tmp_path, *own)
     refused(
-        capsys, tmp_path, "project_vqgan", "--data_path", DATA, "--checkpoint", broken / "vqgan" / "stage1", "--splits", "all",
-        "--output_path", tmp_path / "codes",
+        capsys, tmp_path, "project_vqgan", "--data_path", DATA, "--checkpoint", broken / "vqgan" / "stage1",
+        "--splits", "all", "--output_path", tmp_path / "codes",
     )  # fmt: skip
     refused(
         capsys, tmp_path, "visualize_vqgan", "--data_path", DATA, "--checkpoint", broken / "vqgan" / "stage1",
