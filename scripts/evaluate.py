@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from evaluation.protocol import FOLDER_METRICS, add_metric_arguments, add_protocol_arguments, protocol_from
-from training.cli import HelpFormatter, make_parser, nonnegative_int, positive_int, run
+from training.cli import HelpFormatter, make_parser, nonnegative_int, positive_int, run, seed_number
 
 # Folders whose evaluate.py has add_arguments(parser), open_subject(args) -> Subject, and a docstring that says what is
 # scored. It is imported for --help, and so without torch.
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_videos_arguments(command)
     add_metric_arguments(command, FOLDER_METRICS, ("psnr", "ssim", "brightness"))
     for command in commands.choices.values():
-        command.add_argument("--seed", type=nonnegative_int, default=0, help="of the windows and of the model's noise")
+        command.add_argument("--seed", type=seed_number, default=0, help="of the windows and of the model's noise")
         command.add_argument("--out", "--output", type=Path, default=Path("evaluation.json"), help="the JSON file")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser

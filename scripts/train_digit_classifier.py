@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, nonnegative_int, positive_int, run
+from training.cli import make_parser, positive_int, run, seed_number
 
 OUT = Path("weights/digit_classifier.safetensors")
 
@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=positive_int, default=2400, help="of 64 frames each")
     parser.add_argument("--clips", type=positive_int, default=1000, help="that each of the shares is measured on")
-    parser.add_argument("--seed", type=nonnegative_int, default=0, help="of the start and of the frames")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the start and of the frames")
     return parser
 
 

@@ -33,7 +33,7 @@ from training.folder import (
 )
 from training.log import CollapseWatch, RunLog
 from training.recipe import Recipe
-from training.settings import TrainSettings, check_schedule
+from training.settings import TrainSettings, check_ranges, check_schedule
 from training.state import TrainState, build_state
 from training.step import Update, Updater, decided
 from videodata.clips import provenance_of
@@ -71,6 +71,7 @@ def train(
         stack.enter_context(guarded_elsewhere())  # the updater looks at losses and gradients
         # Join the processes and take the run folder; from here on a signal means save and leave.
         device = distributed.join_processes(settings.device, settings.process_timeout)
+        check_ranges(settings)
         settings = replace(settings, precision=decided(settings.precision, device))
         check_sizes(settings, len(dataset))
         check_schedule(settings)

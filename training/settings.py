@@ -8,7 +8,15 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from training.cli import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
+from training.cli import (
+    fraction,
+    nonnegative_float,
+    nonnegative_int,
+    positive_float,
+    positive_int,
+    seconds,
+    seed_number,
+)
 from videodata.errors import UserError
 
 SCHEDULES = ("constant", "cosine", "cosine_full", "linear", "sqrt", "multistep")
@@ -29,7 +37,7 @@ class TrainSettings:
 
     batch_size: int = flag(1, "samples per optimiser step, over all processes and micro-batches", positive_int)
     accumulation: int = flag(1, "micro-batches per optimiser step", positive_int)
-    seed: int = flag(0, "seed of the sample order, the augmentation and the model's noise")
+    seed: int = flag(0, "seed of the sample order, the augmentation and the model's noise", seed_number)
     device: str = flag("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
     precision: str = flag(
         "fp32", "fp32, or autocast to bf16 or fp16; auto: bf16 where the device multiplies it in hardware",
@@ -70,8 +78,8 @@ class TrainSettings:
     max_minutes: float = flag(0.0, "save and stop with status 0 after this time; 0: no limit", nonnegative_float)
 
     workers: int = flag(0, "loader processes", nonnegative_int)
-    loader_timeout: float = flag(300.0, "seconds before a silent loader process is an error", positive_float)
-    process_timeout: float = flag(600.0, "seconds before a silent training process is an error", positive_float)
+    loader_timeout: float = flag(300.0, "seconds before a silent loader process is an error", seconds)
+    process_timeout: float = flag(600.0, "seconds before a silent training process is an error", seconds)
     wandb: bool = flag(False, "log to Weights & Biases too (needs the wandb package)")
 
 
@@ -117,6 +125,20 @@ def settings_from(args: argparse.Namespace, run_dir: Path, steps: int, **default
     if not chosen.get("warmup_steps"):
         chosen = {name: value for name, value in chosen.items() if name in given or name not in OF_THE_WARMUP}
     return from_dict(TrainSettings, {"run_dir": run_dir, "steps": steps, **chosen}, "engine")
+
+
+def check_ranges(settings: TrainSettings) -> None:
+    """Raises UserError for a number that its flag would refuse: configuration files set the same settings."""
+    for entry in FLAGS:
+        value, kind = getattr(settings, entry.name), entry.metadata["type"]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        try:
+            kind(str(value))
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"--{entry.name}: {error}") from error
+    if any(step < 1 for step in settings.milestones):
+        raise UserError(f"--milestones: steps are counted from 1, found {min(settings.milestones)}")
 
 
 def check_schedule(settings: TrainSettings) -> None:
