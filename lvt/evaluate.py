@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from training.cli import nonnegative_int, positive_float
+from training.cli import nonnegative_int, positive_float, positive_fraction
 
 if TYPE_CHECKING:
     from evaluation.subject import Subject

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.cli import (
     add_class_arguments,
-    fraction,
     frame_rate,
     make_parser,
     nonnegative_int,
     number,
     positive_float,
+    positive_fraction,
     positive_int,
     run,
 )
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--given", type=nonnegative_int, metavar="N", help="same as TEST.VT_SAMPLER.N_PRIME; 0: invent all")
     add("--temperature", type=positive_float, help="same as TEST.VT_SAMPLER.TEMPERATURE")
     add("--top-k", type=nonnegative_int, help="same as TEST.VT_SAMPLER.TOP_K")
-    add("--top-p", type=fraction, help="same as TEST.VT_SAMPLER.TOP_P")
+    add("--top-p", type=positive_fraction, help="same as TEST.VT_SAMPLER.TOP_P")
     add("--seed", type=number(int, -1), help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
     add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder, file, or a name of weights/")

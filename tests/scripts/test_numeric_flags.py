@@ -25,7 +25,7 @@ KNOWN_ZERO = {  # where 0 is plainly a number like any other, or the weight that
     *("disc_start", "disc_ramp", "disc_limit", "vq_warmup", "decay_ramp", "perceptual_weight", "adv_weight", "skip"),
     *("past_horizon", "resume_step", "num_gpus", "max_bad_fraction", "latent_noise", "latent_penalty", "blend_weight"),
     *("vq_weight", "tile_overlap", "sleep", "workers", "val_fraction", "recon_weight", "kl_weight", "ema"),
-    *("kl_warmup_steps", "frames_warmup_steps"),
+    *("kl_warmup_steps", "frames_warmup_steps", "free_bits", "top_k", "gan_steps"),
 }
 
 
@@ -45,7 +45,7 @@ def numeric_flags():
     for name in SCRIPTS:
         for parser in parsers_of(name):
             for action in parser._actions:
-                if action.type is None or action.type in (str, Path):
+                if action.type is None or action.choices or action.type in (str, Path):
                     continue
                 try:
                     value = action.type("1")
