@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume-step",
         type=number(int, -1),
-        help="-1: the newest checkpoint; n: that of step n, which must be the newest one (default: continue the run)",
+        help="-1: the newest checkpoint; n: that of step n; newer ones are set aside (default: continue the run)",
     )
     parser.add_argument(
         "--random-seed", dest="seed", type=seed_number, default=argparse.SUPPRESS, help="same as --seed"

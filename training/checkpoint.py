@@ -175,6 +175,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     Nothing in it is ever executed. Raises UserError for a file that is missing, damaged, or holds anything else.
     """
     path = Path(path)
+    check_form(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -192,6 +193,34 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     return content
+
+
+FORMS = {  # what is found in place of weights, by its first bytes
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+    b"<!doctype": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+    b"<html": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+    b"<?xml": "an XML document, such as the error of a server; download the file again",
+    b"{": "a text, such as the error of a server; download the file again",
+    b"rar!": "a RAR archive: unpack it, and name the file in it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it, and name the file in it",
+    b"\x1f\x8b\x08": "a gzip file: unpack it, and name the file in it",
+}
+
+
+def check_form(path: Path) -> None:
+    """Raises UserError for a file that is plainly something else than weights, with what it is."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return  # whoever reads it says why it cannot be read
+    if not start and path.is_file():
+        raise UserError(f"{path}: is empty; download or copy it again")
+    if start[8:9] == b"{" and b"\0" in start[:8]:
+        return  # .safetensors, whose first bytes are the length of its header
+    for first, form in FORMS.items():
+        if start.lstrip().lower().startswith(first):
+            raise UserError(f"{path}: is {form}")
 
 
 def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
@@ -238,6 +267,7 @@ def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
 
 def load_weights(path: str | Path) -> dict[str, Any]:
     """recipe, step, config and networks {name: state dict} of a weights file. Raises UserError for a bad one."""
+    check_form(Path(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -153,12 +153,18 @@ def keep_rows(path: Path, last_step: int) -> None:
     write_file(path, "".join(kept))
 
 
-def start_wandb(folder: Path, config: Row) -> Any:
-    """A wandb run that a resumed run continues. Raises UserError without the package."""
+def check_wandb() -> None:
+    """Raises UserError without the package."""
     try:
-        import wandb
+        import wandb  # noqa: F401
     except ImportError as error:
         raise UserError("--wandb needs the wandb package: pip install wandb, or leave the flag out") from error
+
+
+def start_wandb(folder: Path, config: Row) -> Any:
+    """A wandb run that a resumed run continues."""
+    import wandb
+
     name = Path(folder).resolve().name
     return wandb.init(dir=str(folder), id=name, name=name, resume="allow", config=config)
 

@@ -31,7 +31,7 @@ from training.folder import (
     run_facts,
     write_config,
 )
-from training.log import CollapseWatch, RunLog
+from training.log import CollapseWatch, RunLog, check_wandb
 from training.recipe import Recipe
 from training.settings import TrainSettings, check_ranges, check_schedule
 from training.state import TrainState, build_state
@@ -39,6 +39,7 @@ from training.step import Update, Updater, decided
 from videodata.clips import provenance_of
 from videodata.errors import UserError
 from videodata.finite import guarded_elsewhere
+from videodata.prepare import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +73,14 @@ def train(
         # Join the processes and take the run folder; from here on a signal means save and leave.
         device = distributed.join_processes(settings.device, settings.process_timeout)
         check_ranges(settings)
-        settings = replace(settings, precision=decided(settings.precision, device))
+        cores = available_cores()  # more loader processes take time from each other, and torch warns of them
+        settings = replace(
+            settings, precision=decided(settings.precision, device), workers=min(settings.workers, cores)
+        )
         check_sizes(settings, len(dataset))
         check_schedule(settings)
+        if settings.wandb:
+            check_wandb()  # before there is a folder
         set_determinism(settings)
         stop = stack.enter_context(StopRequest(settings.max_minutes))
         folder = Path(settings.run_dir)
