@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
+from training.cli import remedy_for
+from videodata.errors import UserError
 from videodata.files import read_json, write_file
 
 FORMAT = "evaluation-report"
@@ -128,6 +130,21 @@ class Report:
         write_file(path, text)
         return Path(path)
 
+    def deliver(self, path: Path) -> None:
+        """Write the JSON file and print the table, that also where the disk refuses. Raises UserError.
+
+        The file comes first, because whoever reads the table may leave.
+        """
+        failure = None
+        try:
+            self.write(path)
+        except OSError as error:
+            failure = error
+        print(self.table(), flush=True)  # noqa: T201
+        if failure:
+            remedy = remedy_for(failure)
+            raise UserError(f"{path}: cannot be written ({failure.strerror}); {remedy}") from failure
+
     @property
     def note(self) -> str:
         """Whether what was scored had been trained on; empty for files, which no model is known of."""
@@ -173,7 +190,7 @@ def default_place(checkpoint: Path | str | None) -> Path:
     """Where the result of a checkpoint is written: into its run folder, where the gallery finds it, else here."""
     path = Path(checkpoint or "evaluation.json")
     folder = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    if (folder / "checkpoints").is_dir():
+    if any((folder / name).exists() for name in ("checkpoints", "trained_on.json")):
         return folder / "evaluation.json"
     return Path("evaluation.json" if checkpoint is None or path.is_dir() else f"evaluation_{path.stem}.json")
 

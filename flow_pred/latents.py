@@ -30,6 +30,7 @@ from flow_pred.config import load_config
 from training.distributed import print0, resolve_device
 from training.randomness import SampleNoise
 from training.state import weights_digest
+from training.writing import check_place
 from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path
@@ -328,6 +329,8 @@ def encode_splits(args: argparse.Namespace) -> None:
     autoencoder = build_autoencoder({**settings, "ckpt_path": args.autoencoder or settings.get("ckpt_path")})
     options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}
     options |= {"device": resolve_device(args.device), "most": args.max_videos}
+    for split in args.splits:
+        check_place(args.out / f"{split}.hdf5")  # of all, before the first is encoded
     for split in args.splits:
         print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, **options))
     words = ["python", "scripts/train_flow_pred.py", "--config", args.config, f"data.latents={args.out}"]

@@ -97,8 +97,8 @@ def checked(key: str, value: Any, default: Any, source: str) -> Any:
         value = float(value)
     if isinstance(default, str) and value is None:
         return ""
-    if isinstance(default, list) and isinstance(value, str) and all(isinstance(entry, str) for entry in default):
-        value = [value] if value else []  # one name where several are allowed
+    if isinstance(default, list) and all(isinstance(entry, str) for entry in default):
+        value = {str: [value], type(None): []}.get(type(value), value)  # one name where several are allowed, or none
     if type(value) is type(default):
         low, high = RANGES.get(key, (-math.inf, math.inf))
         if key in RANGES and not low <= value <= high:

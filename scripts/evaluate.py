@@ -15,8 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from evaluation.protocol import FOLDER_METRICS, add_metric_arguments, add_protocol_arguments, protocol_from
-from training.cli import HelpFormatter, make_parser, nonnegative_int, positive_int, remedy_for, run, seed_number
-from videodata.errors import UserError
+from training.cli import HelpFormatter, make_parser, nonnegative_int, positive_int, run, seed_number
 
 # Folders whose evaluate.py has add_arguments(parser), open_subject(args) -> Subject, and a docstring that says what is
 # scored. It is imported for --help, and so without torch.
@@ -113,12 +112,9 @@ def main(argv: list[str] | None = None) -> None:
             args.clips_dir, args.clips_shown,
         )  # fmt: skip
     if distributed.is_main():
-        try:  # first: whoever reads the table may leave
-            written = f"written to {report.write(args.out or beside_others(out, report))}"
-        except OSError as error:  # the numbers are shown all the same
-            print(report.table(), flush=True)
-            raise UserError(f"{out}: cannot be written ({error.strerror}); {remedy_for(error)}") from error
-        print(f"{report.table()}\n\n{written}")
+        path = args.out or beside_others(out, report)
+        report.deliver(path)
+        print(f"\nwritten to {path}")
         if args.model != "videos" and args.clips_dir:
             command = shlex.join(["python", "scripts/gallery.py", str(args.clips_dir)])
             print(f"clips in {args.clips_dir}; side by side on a page: {command}")

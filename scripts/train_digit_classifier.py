@@ -27,7 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from evaluation.digit_training import measure, save_classifier, train_classifier
+    from training.writing import check_place
 
+    check_place(args.out)  # now, and not after the training
     classifier = train_classifier(args.steps, args.seed)
     shares = measure(classifier, args.clips)
     save_classifier(classifier, args.out, {"steps": args.steps, "seed": args.seed, "clips": args.clips}, shares)

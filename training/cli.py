@@ -29,6 +29,9 @@ REMEDIES = {
     errno.EPERM: "check the permissions or choose another path",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file is in the way: check the path",
+    errno.EISDIR: "a folder is in the way: name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "too many open files: use fewer --workers or raise ulimit -n",
 }
 OUT_OF_MEMORY = (  # in the text of errors that have no type of their own

@@ -45,9 +45,9 @@ from videodata.pixels import normalize
 from videodata.sources import open_source
 from videodata.splits import declared_splits
 
-BETAS = (0.9, 0.99)
 logger = logging.getLogger(__name__)
 
+BETAS = (0.9, 0.99)
 LARGE = 50_000_000  # parameters, that a CPU is too slow for
 SAMPLES_SHOWN = 4
 FRAMES = 16  # per clip, for sources of whole videos

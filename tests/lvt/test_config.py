@@ -11,6 +11,7 @@ from lvt import config as configuration
 from lvt.config import is_transformer
 from lvt.files import build_transformer, build_vqvae
 from lvt.solver import schedule
+from scripts import train_lvt
 from training.config import dotted_keys
 from training.optim import learning_rate_scale
 from videodata.errors import UserError
@@ -141,3 +142,22 @@ def test_all_files_load():
     assert len(files) >= 16
     for file in files:
         assert dotted_keys(configuration.load_config(file))
+
+
+def test_a_bare_name_is_a_tuple_of_one():
+    """As the documented evaluation has it: DATASETS.TEST "kinetics_train_seq"; numbers still need a tuple."""
+    base = CONFIGS / "Base-VQVAE.yaml"
+    pairs = ["TEST.EVALUATORS", "CodesExtractor", "DATASETS.TEST", "kinetics_train_seq"]
+    config = configuration.load_config(base, pairs)
+    assert config["DATASETS"]["TEST"] == ["kinetics_train_seq"]
+    assert configuration.load_config(base, ["DATASETS.TEST", ""])["DATASETS"]["TEST"] == []
+    with pytest.raises(UserError, match="must be a tuple"):
+        configuration.load_config(base, ["MODEL.PIXEL_MEAN", "a"])
+
+
+def test_a_flag_behind_the_pairs_is_named():
+    """argparse takes it for a key, and would tell of an override without value."""
+    file = str(CONFIGS / "Base-VQVAE.yaml")
+    args = train_lvt.build_parser().parse_args(["--config-file", file, "SOLVER.MAX_ITER", "8", "--resume"])
+    with pytest.raises(UserError, match="--resume: flags stand before the KEY VALUE pairs"):
+        configuration.configure(args)

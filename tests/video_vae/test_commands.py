@@ -321,3 +321,23 @@ def test_the_frame_warm_up_takes_every_frame_in_turn():
     assert [frames(index) for index in (0, 3, 9)] == [[0], [3], [1]]
     assert frames(10) == [2, 6] and frames(21) == [1, 3, 5, 7] and frames(30) == list(range(8))
     assert frames(0, of=1) == [0] and frames(29, of=5) == [1, 3] and frames(30, of=5) == [0, 1, 2, 3, 4]
+
+
+def test_the_epoch_files_of_another_run_stay(folder):
+    """Refused before training, unless it is asked for; the same command and a longer one go on."""
+    train("--num_epochs", 1)
+    before = Path("transformer_model_epoch_1.pth").read_bytes()
+    with pytest.raises(UserError, match=r"transformer_model_epoch_1.pth: is of another run; .* --overwrite"):
+        train("--num_epochs", 1, "--seed", 3)
+    assert Path("transformer_model_epoch_1.pth").read_bytes() == before
+    train("--num_epochs", 2)
+    train("--num_epochs", 1, "--seed", 3, "--overwrite")
+    assert Path("transformer_model_epoch_1.pth").read_bytes() != before
+
+
+def test_a_model_path_that_cannot_be_written(folder):
+    """Told before training, with what helps."""
+    Path("file").write_text("")
+    with pytest.raises(UserError, match=r"file/model_epoch_1.pth: cannot be written \(Not a directory\)"):
+        train("--model_path", "file/model.pth", "--num_epochs", 1)
+    assert not Path("runs").exists()
