@@ -12,6 +12,7 @@ from training.cli import (
     fraction,
     nonnegative_float,
     nonnegative_int,
+    number,
     positive_float,
     positive_int,
     seconds,
@@ -19,6 +20,7 @@ from training.cli import (
 )
 from videodata.errors import UserError
 
+period = number(int, 0, 10**15)  # configurations say never by a number that no run reaches
 SCHEDULES = ("constant", "cosine", "cosine_full", "linear", "sqrt", "multistep")
 DECAYS = ("cosine", "cosine_full", "linear", "sqrt")  # the schedules that end at final_rate
 
@@ -69,12 +71,12 @@ class TrainSettings:
         "auto", "auto: continue the run folder; never: refuse a folder that holds a run", choices=("auto", "never")
     )
     allow_config_change: bool = flag(False, "resume although the configuration changed")
-    save_every: int = flag(1000, "steps between checkpoints; 0: only at the end", nonnegative_int)
+    save_every: int = flag(1000, "steps between checkpoints; 0: only at the end", period)
     keep: int = flag(2, "newest checkpoints to keep beside the best one", nonnegative_int)
-    log_every: int = flag(10, "steps between log lines", nonnegative_int)
-    evaluate_every: int = flag(0, "steps between evaluations; 0: at the end of each epoch", nonnegative_int)
+    log_every: int = flag(10, "steps between log lines", period)
+    evaluate_every: int = flag(0, "steps between evaluations; 0: at the end of each epoch", period)
     evaluate_batches: int = flag(16, "validation batches per evaluation at most; 0: all", nonnegative_int)
-    pictures_every: int = flag(0, "steps between pictures; 0: with each evaluation", nonnegative_int)
+    pictures_every: int = flag(0, "steps between pictures; 0: with each evaluation", period)
     max_minutes: float = flag(0.0, "save and stop with status 0 after this time; 0: no limit", nonnegative_float)
 
     workers: int = flag(0, "loader processes", nonnegative_int)

@@ -7,6 +7,7 @@ is written with what follows. Whatever is still missing at the end of the run is
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import Counter
@@ -117,6 +118,8 @@ def check_place(path: Path) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file in it")
+        if path.parent.is_file():  # which mkdir calls "File exists"
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("xb"):
             pass
