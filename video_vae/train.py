@@ -19,7 +19,7 @@ from evaluation.metrics import SMALLEST_SIDE, psnr, ssim
 from losses.kl import free_bits, linear_ramp
 from losses.perceptual import build_perceptual, perceptual_loss
 from training import derive_seed, distributed, settings_from, train
-from training.checkpoint import load_checkpoint, strict_load
+from training.checkpoint import checkpoints_in, load_checkpoint, strict_load
 from training.folder import FREE_KEYS
 from training.optim import build_optimizer
 from training.recipe import Losses, Networks, Recipe, Step
@@ -200,7 +200,12 @@ def train_video_vae(args: argparse.Namespace) -> str:
 
 
 def check_epoch_files(stem: Path, offset: int, epochs: int, folder: Path) -> None:
-    """Raises UserError where the files of the epochs would take the place of another run's."""
+    """Raises UserError where the files of the epochs would take the place of another run's.
+
+    A run that continues has written its files before; one that was killed before its first checkpoint, too.
+    """
+    if checkpoints_in(folder / "checkpoints"):
+        return
     for epoch in range(offset + 1, offset + epochs + 1):
         path = epoch_file(stem, epoch)
         if path.exists() and run_of(path) != str(folder):

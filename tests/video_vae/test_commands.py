@@ -115,7 +115,7 @@ def test_13_load_model_continues_the_exact_file(folder):
     assert moments["step"].item() == 18
     train(
         "--num_epochs", 1, "--model_path", "transformer_model_epoch_2.pth", "--load_model", "--learning_rate", 0,
-        "--run_name", "unchanged", model=False,
+        "--run_name", "unchanged", "--overwrite", model=False,
     )  # fmt: skip
     before, after = weights("transformer_model_epoch_2.pth"), weights("transformer_model_epoch_3.pth")
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -188,7 +188,7 @@ def test_the_same_command_continues_and_another_one_starts_afresh(folder, capsys
     assert all(torch.equal(value, content[key]) for key, value in weights("transformer_model_epoch_1.pth").items())
     train("--num_epochs", 2, "--log_every", 3)
     assert len(list(Path("runs").iterdir())) == 1
-    train("--num_epochs", 1, "--kl_weight", 0.5)
+    train("--num_epochs", 1, "--kl_weight", 0.5, "--overwrite")
     assert len(list(Path("runs").iterdir())) == 2
 
 
