@@ -57,6 +57,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     """
     config = deepcopy(DEFAULTS)
     loaded = yaml_files.load_config(path)
+    if "engine" in loaded and "MODEL" not in loaded:
+        raise UserError(f"{path}: is of a run of another model; name a run of train_lvt.py, or one of configs/lvt")
     override(config, {key: value for key, value in loaded.items() if key not in OF_A_RUN}, str(path))
     if not config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASSES"]:  # runs noted them there before the key was there
         config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASSES"] = list((loaded.get("model") or {}).get("CLASSES") or [])

@@ -161,3 +161,10 @@ def test_a_flag_behind_the_pairs_is_named():
     args = train_lvt.build_parser().parse_args(["--config-file", file, "SOLVER.MAX_ITER", "8", "--resume"])
     with pytest.raises(UserError, match="--resume: flags stand before the KEY VALUE pairs"):
         configuration.configure(args)
+
+
+def test_the_run_of_another_model_is_told(tmp_path):
+    """Not by the first of its keys that this model does not have."""
+    (tmp_path / "config.yaml").write_text("model: {levels: 4}\nengine: {steps: 1}\n")
+    with pytest.raises(UserError, match=r"config.yaml: is of a run of another model; name a run of train_lvt.py"):
+        configuration.load_config(tmp_path / "config.yaml")
