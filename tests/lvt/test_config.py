@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from lvt import config as configuration
+from lvt import train as training_of_lvt
 from lvt.config import is_transformer
 from lvt.files import build_transformer, build_vqvae
 from lvt.solver import schedule
@@ -168,3 +169,15 @@ def test_the_run_of_another_model_is_told(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {levels: 4}\nengine: {steps: 1}\n")
     with pytest.raises(UserError, match=r"config.yaml: is of a run of another model; name a run of train_lvt.py"):
         configuration.load_config(tmp_path / "config.yaml")
+
+
+def test_gpus_that_are_not_there_are_said(monkeypatch, caplog):
+    """Two processes on a CPU are not what --num-gpus 2 asks for."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(training_of_lvt, "evaluate_lvt", lambda config: {})
+    file = str(CONFIGS / "Base-VQVAE.yaml")
+    for count, said in (("2", True), ("1", False)):
+        caplog.clear()
+        args = train_lvt.build_parser().parse_args(["--config-file", file, "--eval-only", "--num-gpus", count])
+        assert training_of_lvt.train_lvt(args) == []
+        assert ("--num-gpus 2: this machine has 0" in caplog.text) == said

@@ -15,6 +15,7 @@ from training import trained_on
 from training.checkpoint import load_checkpoint, newest_checkpoint
 from training.randomness import SampleNoise
 from training.recipe import Step
+from video_vae import train as training_of_the_vae
 from video_vae.config import LossConfig
 from video_vae.files import load_model, split_model_path
 from video_vae.train import VideoVAERecipe
@@ -341,3 +342,10 @@ def test_a_model_path_that_cannot_be_written(folder):
     with pytest.raises(UserError, match=r"file/model_epoch_1.pth: cannot be written \(Not a directory\)"):
         train("--model_path", "file/model.pth", "--num_epochs", 1)
     assert not Path("runs").exists()
+
+
+def test_a_large_network_on_a_cpu_is_said(folder, monkeypatch, caplog):
+    """The preset base would train for weeks there without a word."""
+    monkeypatch.setattr(training_of_the_vae, "LARGE", 10)
+    train("--num_epochs", 1)
+    assert "million parameters on a CPU" in caplog.text and "--preset small or tiny" in caplog.text
