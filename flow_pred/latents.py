@@ -30,9 +30,11 @@ from flow_pred.config import load_config
 from training.distributed import print0, resolve_device
 from training.randomness import SampleNoise
 from training.state import weights_digest
+from training.writing import check_place
 from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path
+from videodata.finite import finite
 from videodata.hdf5 import open_hdf5
 from videodata.pixels import normalize
 from videodata.source import ClipSource, PerProcess
@@ -44,6 +46,7 @@ FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with
 FORMAT = "flow-latents"
 BLOCK = 64  # frames encoded at a time
 DTYPES = ("float16", "float32")
+LATENTS = "latents of the autoencoder"
 
 
 class LatentSpace(nn.Module):
@@ -107,7 +110,7 @@ def moments_of(autoencoder: nn.Module, clips: Iterable[Tensor]) -> Moments:
     """Moments of the latents of clips (3, T, H, W) in [-1, 1]."""
     moments = Moments()
     for clip in clips:
-        moments.add(autoencoder.encode(clip.transpose(0, 1)))
+        moments.add(finite(autoencoder.encode(clip.transpose(0, 1)), LATENTS))
     return moments
 
 
@@ -115,12 +118,13 @@ def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
     """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
     frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
     parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
-    return torch.cat([autoencoder.encode(part) for part in parts]).unflatten(0, frames.shape[:2])
+    latents = torch.cat([autoencoder.encode(part) for part in parts])
+    return finite(latents, LATENTS).unflatten(0, frames.shape[:2])
 
 
 def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
     """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
-    parts = latents.flatten(0, 1).split(FRAMES_AT_ONCE)
+    parts = finite(latents, "latents to decode").flatten(0, 1).split(FRAMES_AT_ONCE)
     frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
     return frames.transpose(1, 2).clamp(-1, 1)
 
@@ -208,9 +212,9 @@ def encode_latents(
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for video in videos:
             for frames in blocks(source, video, size, short_side):
-                latents = autoencoder.encode(normalize(frames.to(device)))
+                latents = finite(autoencoder.encode(normalize(frames.to(device))), f"{LATENTS} of {source.id(video)}")
                 moments.add(latents)
-                values = latents.float().cpu().numpy().astype(dtype)
+                values = as_stored(latents, dtype)
                 if done == 0:
                     file.create_dataset("latents", (int(offsets[-1]), *values.shape[1:]), dtype)
                 file["latents"][done : done + len(values)] = values
@@ -231,6 +235,14 @@ def encode_latents(
         )
     logger.info("%s: latents of %d frames of %d videos", path, done, len(videos))
     return path
+
+
+def as_stored(latents: Tensor, dtype: str) -> np.ndarray:
+    """Latents as they go to the disk. Raises UserError for those that are too large for the type."""
+    values = latents.float().cpu()
+    if values.abs().max() > torch.finfo(getattr(torch, dtype)).max:
+        raise UserError(f"{LATENTS}: up to {values.abs().max():.3g}, too large for {dtype}; use --dtype float32")
+    return values.numpy().astype(dtype)
 
 
 def blocks(source: ClipSource, video: int, size: int, short_side: int | None) -> Iterator[Tensor]:
@@ -317,6 +329,8 @@ def encode_splits(args: argparse.Namespace) -> None:
     autoencoder = build_autoencoder({**settings, "ckpt_path": args.autoencoder or settings.get("ckpt_path")})
     options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}
     options |= {"device": resolve_device(args.device), "most": args.max_videos}
+    for split in args.splits:
+        check_place(args.out / f"{split}.hdf5")  # of all, before the first is encoded
     for split in args.splits:
         print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, **options))
     words = ["python", "scripts/train_flow_pred.py", "--config", args.config, f"data.latents={args.out}"]

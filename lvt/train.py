@@ -210,6 +210,11 @@ def train_lvt(args: argparse.Namespace) -> list[str]:
     Gives what of TEST.EXPECTED_RESULTS is missed, by line. Raises UserError.
     """
     config = configure(args)
+    if args.num_gpus > max(1, torch.cuda.device_count()) and distributed.is_main():
+        logger.warning(
+            "WARN --num-gpus %d: this machine has %d; the processes compute on %s", args.num_gpus,
+            torch.cuda.device_count(), "shared GPUs" if torch.cuda.is_available() else "its CPU",
+        )  # fmt: skip
     if args.encode:
         config["DATASETS"]["TEST"], config["TEST"]["EVALUATORS"] = list(parts_of(config)), "CodesExtractor"
     if args.eval_only or args.encode:

@@ -9,11 +9,12 @@ run_dir/checkpoints/weights-0001000.safetensors   weights alone (averaged where 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import pickle
+import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training import distributed
+from training.writing import Attempts
 from videodata.errors import UserError
 from videodata.files import atomic_path, sha256_of, write_file, write_json
 
@@ -77,7 +79,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], facts: dict[str, Any]) 
     path = folder / f"step-{step:07d}.pt"
     written = write_file(path, lambda file: torch.save(canonical({"format": FORMAT, **state}), file))
     if sha256_of(path) != written:
-        raise OSError(5, "the disk returns other bytes than were written", str(path))
+        raise OSError(errno.EIO, "the disk returns other bytes than were written", str(path))
     manifest = {"format": FORMAT, "file": path.name, "step": step, "sha256": written, "size": path.stat().st_size}
     write_json(path.with_suffix(".json"), {**manifest, **facts})
     return Checkpoint(path, {**manifest, **facts})
@@ -173,6 +175,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     Nothing in it is ever executed. Raises UserError for a file that is missing, damaged, or holds anything else.
     """
     path = Path(path)
+    check_form(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -190,6 +193,34 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     return content
+
+
+FORMS = {  # what is found in place of weights, by its first bytes
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+    b"<!doctype": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+    b"<html": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+    b"<?xml": "an XML document, such as the error of a server; download the file again",
+    b"{": "a text, such as the error of a server; download the file again",
+    b"rar!": "a RAR archive: unpack it, and name the file in it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it, and name the file in it",
+    b"\x1f\x8b\x08": "a gzip file: unpack it, and name the file in it",
+}
+
+
+def check_form(path: Path) -> None:
+    """Raises UserError for a file that is plainly something else than weights, with what it is."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return  # whoever reads it says why it cannot be read
+    if not start and path.is_file():
+        raise UserError(f"{path}: is empty; download or copy it again")
+    if start[8:9] == b"{" and b"\0" in start[:8]:
+        return  # .safetensors, whose first bytes are the length of its header
+    for first, form in FORMS.items():
+        if start.lstrip().lower().startswith(first):
+            raise UserError(f"{path}: is {form}")
 
 
 def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
@@ -218,7 +249,8 @@ def write_weights(path: Path, state: dict[str, Any]) -> None:
             # one entry, because the format writes several in an order that differs from process to process
             save_file(tensors_to_share(state), temporary, metadata={METADATA: json.dumps(facts)})
     except safetensors.SafetensorError as error:
-        raise OSError(5, f"cannot be written ({error})", str(path)) from error
+        number = re.search(r"os error (\d+)", str(error))  # it has no errno of its own
+        raise OSError(int(number[1]) if number else errno.EIO, f"cannot be written ({error})", str(path)) from error
 
 
 def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -235,6 +267,7 @@ def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
 
 def load_weights(path: str | Path) -> dict[str, Any]:
     """recipe, step, config and networks {name: state dict} of a weights file. Raises UserError for a bad one."""
+    check_form(Path(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -288,9 +321,6 @@ def first_of(entries: list[str]) -> str:
     return ", ".join(entries[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
 
 
-ATTEMPTS = 3  # failures in a row after which training without a checkpoint is pointless
-
-
 class Saver:
     """Saves the states of a run; keeps the newest `keep` and the best by `metric`, such as ("psnr", "max")."""
 
@@ -299,43 +329,25 @@ class Saver:
         self.keep = max(1, keep)
         self.metric = metric
         self.kept = [checkpoint for checkpoint in checkpoints_in(folder) if checkpoint.step <= first_step]
-        self.failures: Counter[str] = Counter()  # in a row, by what was to be written
-        self.missing: dict[str, OSError] = {}  # what could not be written, at its last attempt
+        self.attempts = Attempts(folder.parent)  # for all that the run writes
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those that need not stay. A full disk is a warning until it repeats."""
         facts = {name: state[name] for name in MANIFEST_FACTS}
         saved: list[Checkpoint] = []
-        self.attempt("checkpoint", lambda: saved.append(save_checkpoint(self.folder, state, facts)))
+        self.attempts.attempt("checkpoint", lambda: saved.append(save_checkpoint(self.folder, state, facts)))
         if saved:
             self.kept = [saved[0], *(entry for entry in self.kept if entry.step != saved[0].step)]
-            best = self.best()
-            for checkpoint in self.kept[self.keep :]:
-                if checkpoint is not best:  # the manifest goes first, so that none is ever without its file
-                    for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):
-                        path.unlink(missing_ok=True)
-            self.kept = [entry for number, entry in enumerate(self.kept) if number < self.keep or entry is best]
+            self.attempts.attempt("folder without the older checkpoints", self.thin_out)
 
-    def attempt(self, what: str, write: Callable[[], None]) -> None:
-        """Write something; training goes on without it, unless nothing could be written for ATTEMPTS times."""
-        try:
-            write()
-        except OSError as error:
-            self.failures[what] += 1
-            self.missing[what] = error
-            logger.warning("WARN %s not saved: %s; training goes on", what, error)
-            if self.failures[what] >= ATTEMPTS:
-                raise UserError(
-                    f"{self.folder}: no {what} saved in {ATTEMPTS} attempts ({error}); free space"
-                ) from error
-        else:
-            self.failures[what] = 0
-            self.missing.pop(what, None)
-
-    def finish(self) -> None:
-        """Raises UserError when the last attempt to write something failed."""
-        for what, error in self.missing.items():
-            raise UserError(f"{self.folder}: the last {what} could not be saved ({error}); free space and run again")
+    def thin_out(self) -> None:
+        """Remove the checkpoints that need not stay. Raises OSError."""
+        best = self.best()
+        for checkpoint in self.kept[self.keep :]:
+            if checkpoint is not best:  # the manifest goes first, so that none is ever without its file
+                for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):
+                    path.unlink(missing_ok=True)
+        self.kept = [entry for number, entry in enumerate(self.kept) if number < self.keep or entry is best]
 
     def best(self) -> Checkpoint | None:
         """The kept checkpoint with the best metric, the earliest of equals."""

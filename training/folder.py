@@ -13,8 +13,10 @@ import yaml
 
 from training import distributed
 from training.checkpoint import checkpoints_in, first_of, migrate, newest_checkpoint, read_tensors
+from training.optim import learning_rate_scale
 from training.settings import FLAGS, TrainSettings
 from training.state import TrainState
+from training.writing import LogFile
 from videodata.clips import UNKNOWN, together
 from videodata.errors import UserError
 from videodata.files import (
@@ -54,7 +56,7 @@ def open_run_folder(folder: Path) -> Iterator[None]:
 def log_file(path: Path) -> Iterator[None]:
     """Add what this project's modules log to a file, too."""
     try:
-        handler = logging.FileHandler(path)
+        handler = LogFile(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -142,8 +144,14 @@ def resume(state: TrainState, folder: Path, settings: TrainSettings, facts: dict
             f"{newest.path}: is of recipe {checkpoint['recipe']!r}, not {state.recipe.name!r}; use another folder"
         )
     check_config(checkpoint["config"], facts["config"], settings.allow_config_change, state.recipe.free_keys, folder)
+    if checkpoint["step"] > settings.steps:
+        raise UserError(
+            f"{folder}: has taken {checkpoint['step']} steps, more than the {settings.steps} that are asked for; ask "
+            "for more, or use another folder"
+        )
     state.load(checkpoint, newest.path)
     warn_of_changes(checkpoint, facts)
+    warn_of_rate(checkpoint, settings)
     logger.info("continuing %s at step %d", newest.path, state.step)
     return True
 
@@ -198,6 +206,23 @@ def warn_of_changes(checkpoint: dict[str, Any], facts: dict[str, Any]) -> None:
             logger.warning(text, name, checkpoint[name], facts[name])
     if checkpoint["fingerprint"] != facts["fingerprint"]:
         logger.warning("WARN the data set is not the one of the checkpoint (other files, sizes or contents)")
+
+
+def warn_of_rate(checkpoint: dict[str, Any], settings: TrainSettings) -> None:
+    """Say how the learning rate of the next step changes, where its schedule follows the number of steps."""
+    before = checkpoint["config"].get("engine", {}).get("steps", settings.steps)
+    rates = [
+        learning_rate_scale(
+            checkpoint["step"], total, settings.warmup_steps, settings.schedule, milestones=settings.milestones,
+            warmup=settings.warmup, warmup_start=settings.warmup_start,
+        )
+        for total in (before, settings.steps)
+    ]  # fmt: skip
+    if abs(rates[0] - rates[1]) > 0.01:
+        logger.warning(
+            "WARN --schedule %s: with %d steps in place of %d, the learning rate goes from %.3g to %.3g of its maximum",
+            settings.schedule, settings.steps, before, *rates,
+        )  # fmt: skip
 
 
 def run_facts(config: dict[str, Any], device: torch.device, fingerprint: str | None) -> dict[str, Any]:

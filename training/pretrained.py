@@ -25,7 +25,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, weights_path, write_weights
+from training.checkpoint import check_form, load_checkpoint, weights_path, write_weights
 from training.folder import TRAINED_ON, trained_on
 from videodata.errors import UserError
 from videodata.files import atomic_path, readable_size, write_file, write_json
@@ -94,6 +94,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     """What a file says about itself: format, model, parts {name: recipe, step, config, trained_on}, and how it was
     made. Raises UserError.
     """
+    check_form(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})[METADATA])

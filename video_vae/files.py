@@ -49,6 +49,12 @@ def epoch_file(stem: Path, epoch: int) -> Path:
     return stem.with_name(f"{stem.name}_epoch_{epoch}.pth")
 
 
+def run_of(path: Path) -> str | None:
+    """The run folder of the training that wrote a file; None for a file that does not say."""
+    config = read_weights(path).config or {}
+    return config.get("engine", {}).get("run_dir")
+
+
 def write_epoch_file(stem: Path, epoch: int, checkpoint: dict[str, Any]) -> Path:
     """Write the weights and the optimiser of a training state under the documented name, whole or not at all."""
     path = epoch_file(stem, epoch)

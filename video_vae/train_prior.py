@@ -27,6 +27,7 @@ from video_vae.prior import LatentPrior, interpolate
 from video_vae.train import open_data
 from videodata.clips import provenance_of
 from videodata.errors import UserError
+from videodata.finite import finite
 from videodata.labels import classes_of, label_of
 from videodata.pixels import normalize
 
@@ -60,7 +61,8 @@ class EncodedClips(Dataset):
         for start in tqdm(starts, "encoding clips", unit="batch", leave=False, disable=None):
             clips = torch.stack([self.clips[index] for index in items[start : start + CLIPS_AT_A_TIME]])
             posterior = network.posterior(normalize(clips.to(network.canvas.device)))
-            yield torch.stack([torch.cat([z.flatten(1) for z in levels], dim=1) for levels in posterior], dim=1).cpu()
+            moments = [torch.cat([z.flatten(1) for z in levels], dim=1) for levels in posterior]
+            yield finite(torch.stack(moments, dim=1), "latents of the video VAE").cpu()
 
     def __len__(self) -> int:
         return len(self.posteriors)

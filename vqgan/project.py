@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from videodata.errors import UserError
 from videodata.files import lock_file, publish, read_json, write_file, write_json
+from videodata.finite import finite
 from videodata.pixels import to_float
 from videodata.resize import Size
 from videodata.source import ClipSource
@@ -103,10 +104,10 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
             logger.info("%s: exists already", path)
             return path
         check_neighbours(folder, projection.made_from)
+        codebook = finite(projection.model.quantizer.codebook.float(), "codebook").cpu().numpy()
         array, done = open_partial(projection, path)
-        codebook = projection.model.quantizer.codebook.float().cpu().numpy()
-        write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
         fill(projection, path, array, done)
+        write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
         write_json(path.with_suffix(".json"), describe(projection))
         publish(partial(path), path)
         progress(path).unlink(missing_ok=True)

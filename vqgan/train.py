@@ -328,13 +328,13 @@ def check(args: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together, and for a folder that another model's run is in."""
     if (args.checkpoint_dir / "config.yaml").is_file():  # those of both stages lie in folders of their own
         raise UserError(f"{args.checkpoint_dir}: holds another model's run; use another folder")
+    if args.gan_epochs_per_batch if args.gan_steps is None else args.gan_steps:
+        Discriminator.check_side(args.hidden_dims, args.patch_size)
     if args.cache_mode:
         logger.info("--cache_mode: no effect; data files are memory-mapped anyway")
     if args.gan_mode and not weights_named(args) and not (args.checkpoint_dir / STAGE1_FILE).is_file():
-        raise UserError(
-            f"--gan_mode needs a model of stage 1: name it with --resume FILE, or train {STAGE1_FILE} in "
-            f"{args.checkpoint_dir} first"
-        )
+        place = args.checkpoint_dir / STAGE1_FILE
+        raise UserError(f"--gan_mode needs a model of stage 1: name it with --resume FILE, or train {place} first")
 
 
 def weights_named(args: argparse.Namespace) -> bool:

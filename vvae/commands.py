@@ -48,7 +48,7 @@ def process_files(args: argparse.Namespace) -> None:
 
 def reconstruct_files(args: argparse.Namespace) -> None:
     """Videos and images -> the same, through the latents."""
-    streaming_from(args)  # a check of the flags, before anything is read
+    check_flags(args)
     files = files_in(args.input, VIDEO_SUFFIXES | IMAGE_SUFFIXES)
     places = places_for(args.input, files, args.output, ".mp4", (*WRITE_SUFFIXES, *IMAGE_SUFFIXES))
     images = pending([pair for pair in places if is_image(pair[0])], args.skip_existing)
@@ -81,7 +81,7 @@ def is_image(path: Path) -> bool:
 
 def encode_files(args: argparse.Namespace) -> None:
     """Videos -> latent files."""
-    streaming_from(args)
+    check_flags(args)
     files = files_in(args.input, VIDEO_SUFFIXES)
     pairs = pending(places_for(args.input, files, args.output, f".{args.format}"), args.skip_existing)
     model, _ = open_model(args)
@@ -96,7 +96,7 @@ def encode_files(args: argparse.Namespace) -> None:
 
 def decode_files(args: argparse.Namespace) -> None:
     """Latent files -> videos."""
-    streaming_from(args)
+    check_flags(args)
     files = files_in(args.input, LATENT_SUFFIXES)
     pairs = pending(places_for(args.input, files, args.output, ".mp4"), args.skip_existing)
     model, _ = open_model(args)
@@ -119,6 +119,16 @@ def write_statistics(args: argparse.Namespace) -> None:
     with replaced(args.out) as temporary:
         temporary.write_text(json.dumps({**present, **found}, indent=2) + "\n")
     say(f"scaling factor {found['scaling_factor']:.4g}, {len(found['latents_mean'])} channels -> {args.out}")
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises VVAEError for flags that do not fit together, before anything is read."""
+    streaming_from(args)
+    if args.tile and min(args.tile) <= args.tile_overlap:
+        raise VVAEError(
+            f"--tile {args.tile[0]} {args.tile[1]}: tiles must be larger than --tile_overlap {args.tile_overlap}; "
+            "lower that, or use larger tiles"
+        )
 
 
 def open_model(args: argparse.Namespace) -> tuple[AutoencoderKL2plus1D_1dcnn, dict[str, Any]]:

@@ -334,7 +334,8 @@ class Reconstructions(Subject):
         return super().made_for(frames, size, stride, **reading)
 
     def make(self, batch: Batch) -> Tensor:
-        return torch.stack([reconstruct_clip(self.model, to_uint8(clip), self.streaming) for clip in batch.clips])
+        with own_errors():
+            return torch.stack([reconstruct_clip(self.model, to_uint8(clip), self.streaming) for clip in batch.clips])
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
         return {"of the mean frame": mean_frame(clips)}

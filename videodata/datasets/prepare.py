@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.cli import fraction, nonnegative_int
+from training.cli import fraction, nonnegative_int, positive_int
 from videodata.datasets import data_sets
 from videodata.datasets.dataset import DataSet, Place, Selection, Shard
 from videodata.errors import UserError, one_line
@@ -275,10 +275,10 @@ def add_sequence_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of SequenceSettings, which checks their ranges for every caller."""
     rules = [rule for rule in RESIZE_RULES if rule != "none"]
     add = parser.add_argument
-    add("--num_frames", type=int, default=50, help="frames per sequence")
-    add("--width", type=int, default=320, help="width of the frames in pixels")
-    add("--height", type=int, default=240, help="height of the frames in pixels")
-    add("--stride", type=int, default=1, help="take every n-th frame of a video")
+    add("--num_frames", type=positive_int, default=50, help="frames per sequence")
+    add("--width", type=positive_int, default=320, help="width of the frames in pixels")
+    add("--height", type=positive_int, default=240, help="height of the frames in pixels")
+    add("--stride", type=positive_int, default=1, help="take every n-th frame of a video")
     add("--resize", choices=rules, default="squeeze", help="squeeze ignores the aspect ratio, crop and pad keep it")
     add("--keep_damaged", action="store_true", help="keep what can be decoded of a damaged video")
 

@@ -121,9 +121,21 @@ def infer_settings(state: Mapping[str, Tensor], path: object = "the checkpoint")
     }
 
 
+FORMS = {  # what is found in place of weights, by its first bytes
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+    b"<!doctype": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+    b"<html": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+}
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for first, form in FORMS.items():
+        if start.lstrip().lower().startswith(first):
+            raise CheckpointError(f"{path}: is {form}")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -133,8 +145,7 @@ def _read(path: Path) -> Any:
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a readable .safetensors file ({error})") from error
     try:
-        with open(path, "rb") as file:
-            mapped = file.read(2) == b"PK"  # a zip archive; the older format cannot be mapped into memory
+        mapped = start.startswith(b"PK")  # a zip archive; the older format cannot be mapped into memory
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(

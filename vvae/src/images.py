@@ -26,9 +26,22 @@ def to_clip(frames: np.ndarray | list[np.ndarray]) -> Tensor:
     return pixels.permute(3, 0, 1, 2).to(torch.float32) / 127.5 - 1.0
 
 
+def finite(values: Tensor, what: str) -> Tensor:
+    """The values themselves, on their way to 8 bit or to a file, where NaN looks like any other. Raises VVAEError."""
+    if bool(values.isfinite().all()):
+        return values
+    bad = values.numel() - int(values.isfinite().sum())
+    half = values.dtype == torch.float16
+    raise VVAEError(
+        f"{what}: {bad} of {values.numel()} values are not finite (NaN or infinite); "
+        f"{'half precision may overflow: try bf16 or fp32; else ' if half else ''}the weights are damaged or their "
+        "training has diverged: use another checkpoint"
+    )
+
+
 def to_frames(clip: Tensor) -> np.ndarray:
     """Clip float (3, T, H, W) in [-1, 1] -> frames uint8 (T, H, W, 3): rounded to the nearest level, then clamped."""
-    pixels = ((clip.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = ((finite(clip, "pixels").detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
@@ -99,7 +112,7 @@ def reconstruct_batch(model: nn.Module, pixels: np.ndarray, **text: Tensor) -> n
     images = to_clip(pixels).transpose(0, 1).unsqueeze(2)  # (N, 3, 1, H, W)
     padded, size = pad_video(images, image=True)
     latent = model.encode(padded.to(next(model.parameters())), mask_temporal=True, **text).mode()
-    drawn = crop_video(model.decode(latent, mask_temporal=True, **text), size)
+    drawn = crop_video(model.decode(finite(latent, "latents"), mask_temporal=True, **text), size)
     return to_frames(drawn[:, :, 0].transpose(0, 1))
 
 
