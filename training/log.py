@@ -36,7 +36,7 @@ class RunLog:
         self.settings = settings
         self.wandb = start_wandb(folder, config) if settings.wandb else None
         keep_rows(folder / "metrics.jsonl", first_step)
-        self.file = (folder / "metrics.jsonl").open("a")
+        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
         self.board = SummaryWriter(str(folder / "log"), purge_step=first_step + 1)
         self.bar = tqdm(
             total=settings.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
@@ -90,7 +90,7 @@ class RunLog:
 def keep_rows(path: Path, last_step: int) -> None:
     """Drop the rows after `last_step`, and a row that was cut off: the resumed run writes them again."""
     kept = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= last_step:
                 kept.append(line + "\n")

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from videodata.errors import VideoError, disk_errors
-from videodata.files import has_suffix, natural_key, scan_files
+from videodata.files import has_suffix, natural_key, replace, scan_files
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 
@@ -121,7 +121,7 @@ def write_frame_folder(folder: Path, frames: Iterable[np.ndarray | Image.Image],
         except VideoError:
             shutil.rmtree(partial)
             raise
-        os.replace(partial, folder)
+        replace(partial, folder)
     return number - first
 
 

@@ -71,6 +71,7 @@ def test_an_error_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.posix
 def test_everything_is_on_the_disk_before_and_after_the_rename(tmp_path, monkeypatch):
     """Bytes, then name, then folder: in this order, so that a power cut never leaves a name without content."""
     steps = []
@@ -157,6 +158,7 @@ def test_a_folder_that_cannot_be_opened_is_no_empty_folder(tmp_path, monkeypatch
         files_in_folder(tmp_path, {".mp4"})
 
 
+@pytest.mark.posix
 def test_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path):
     """Only the process that took the lock holds it; the file may lie elsewhere than beside what it is for."""
     code = (

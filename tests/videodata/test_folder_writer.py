@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -89,6 +88,7 @@ def test_what_is_written(tmp_path, form, small_shards):
 
 
 @pytest.mark.parametrize("form", FOLDERS)
+@pytest.mark.posix
 def test_killed_anywhere_ends_the_same(tmp_path, form, small_shards):
     """A process that ends without clean-up after any block, three times in a row: the same files, byte for byte."""
     prepare(tmp_path / "whole" / "out", form)
@@ -124,11 +124,14 @@ def test_other_arguments_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["npy", "frames", "videos"])
+@pytest.mark.posix
 def test_a_limit_in_the_middle_of_a_file(tmp_path, form):
     """No room for the next block: one line that says so and what to do; with room the run continues to the same end."""
     suffix = ".npy" if form == "npy" else ""
     prepare(tmp_path / "whole" / f"out{suffix}", form)
     out = tmp_path / "out" / f"out{suffix}"
+    import resource  # where there are limits
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000 if form == "npy" else 700, hard))
     try:
