@@ -233,10 +233,10 @@ def code_version() -> str:
     """The commit of this checkout ("-dirty" when changed), "unknown" outside one."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return run.stdout.strip()
+    return run.stdout.decode("utf-8", "replace").strip()
 
 
 def _finite(value: Any) -> Any:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import load_config
+from training.cli import command_line
 from training.distributed import print0, resolve_device
 from training.randomness import SampleNoise
 from training.state import weights_digest
@@ -334,4 +334,4 @@ def encode_splits(args: argparse.Namespace) -> None:
     for split in args.splits:
         print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, **options))
     words = ["python", "scripts/train_flow_pred.py", "--config", args.config, f"data.latents={args.out}"]
-    print0("next:", shlex.join([*words, *args.overrides]))
+    print0("next:", command_line([*words, *args.overrides]))

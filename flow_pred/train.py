@@ -175,7 +175,7 @@ def measure_latents(
     if "auto" not in wanted:
         return wanted
     path = run_dir / "config.yaml"
-    model = yaml.safe_load(path.read_text()).get("model", {}) if path.is_file() else {}
+    model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {}) if path.is_file() else {}
     stored = (model.get("latent_mean"), model.get("latent_std"))
     if not all(isinstance(value, list) for value in stored):
         if isinstance(data, LatentClips):

@@ -129,7 +129,7 @@ class CodesFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            facts = json.loads(self.path.with_suffix(".json").read_text())
+            facts = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
             if facts.get("format") != FORMAT:
                 raise UserError(f"{self.path}: not a file of codes (its .json says {facts.get('format')!r})")
             self.videos = [CodedVideo(**entry) for entry in facts["videos"]]

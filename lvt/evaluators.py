@@ -211,7 +211,7 @@ def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
     """Note beside the folder what its samples are made from; those that were made from something else are removed."""
     note = folder.with_name(f"{folder.name}.json")
     note.parent.mkdir(parents=True, exist_ok=True)
-    if not note.exists() or json.loads(note.read_text()) != made_from:
+    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != made_from:
         for stale in folder.glob("video_*_*"):
             shutil.rmtree(stale)
         write_json(note, made_from)
@@ -232,7 +232,7 @@ DATASETS_OF = {"ContinuationEvaluator": "VIDEOS"}  # the others: TEST
 
 def folder_name(dataset: str) -> str:
     """The data set's name as the name of a folder: that of a path is its last part."""
-    return dataset.rstrip("/").split("/")[-1].replace(":", "-").replace("#", "-")
+    return Path(dataset).name.replace(":", "-").replace("#", "-")
 
 
 def missed_expectations(config: dict[str, Any], results: dict[str, Any]) -> list[str]:

@@ -138,7 +138,7 @@ def read_weights(path: str | Path, network: str) -> dict[str, dict[str, Tensor]]
     """
     path = Path(path)
     if path.is_dir() and (path / "last_checkpoint").is_file():
-        path = path / (path / "last_checkpoint").read_text().strip()
+        path = path / (path / "last_checkpoint").read_text(encoding="utf-8").strip()
     if path.is_dir() or path.suffix == ".safetensors":
         return own_network(load_checkpoint(path), network, path)
     if not path.is_file():

@@ -7,7 +7,6 @@ python scripts/evaluate.py videos ORIGINALS PREDICTIONS
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from evaluation.protocol import FOLDER_METRICS, add_metric_arguments, add_protocol_arguments, protocol_from
-from training.cli import HelpFormatter, make_parser, nonnegative_int, positive_int, run, seed_number
+from training.cli import HelpFormatter, command_line, make_parser, nonnegative_int, positive_int, run, seed_number
 
 # Folders whose evaluate.py has add_arguments(parser), open_subject(args) -> Subject, and a docstring that says what is
 # scored. It is imported for --help, and so without torch.
@@ -85,7 +84,7 @@ def add_videos_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Evaluate, print the table, write the JSON file."""
     args = build_parser().parse_args(argv)
-    command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     from evaluation.report import beside_others, default_place
     from evaluation.runner import Source, evaluate_model  # here, after --help: torch takes seconds to import
     from evaluation.videos import score_folders
@@ -116,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         report.deliver(path)
         print(f"\nwritten to {path}")
         if args.model != "videos" and args.clips_dir:
-            command = shlex.join(["python", "scripts/gallery.py", str(args.clips_dir)])
+            command = command_line(["python", "scripts/gallery.py", str(args.clips_dir)])
             print(f"clips in {args.clips_dir}; side by side on a page: {command}")
         if report.clips_trained_on:
             print(report.note, file=sys.stderr)

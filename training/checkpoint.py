@@ -105,7 +105,7 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
     found = []
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         try:
-            manifest = json.loads(path.with_suffix(".json").read_text())
+            manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             found.append(Checkpoint(path, {**manifest, "step": int(manifest["step"]), "size": int(manifest["size"])}))
         except FileNotFoundError:
             logger.warning("%s: ignored, its saving was interrupted (no manifest)", path)
@@ -162,7 +162,7 @@ def check_manifest(path: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        damage = Checkpoint(path, json.loads(manifest.read_text())).damage()
+        damage = Checkpoint(path, json.loads(manifest.read_text(encoding="utf-8"))).damage()
     except (ValueError, KeyError) as error:
         raise UserError(f"{manifest}: damaged; remove it to read {path.name} unverified") from error
     if damage:

@@ -12,6 +12,8 @@ import logging
 import math
 import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -159,6 +161,9 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("VIDEOGEN_DEBUG") == "1"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal's code page lacks must not end a run
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         status = main([argument for argument in arguments if argument != "--debug"]) or 0
@@ -179,6 +184,11 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
             raise
         print(f"error: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(3 if isinstance(error, NonFiniteAbort) else 2)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command as a user can paste it: Windows' own shell knows no single quotes."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 class NonFiniteAbort(UserError):
@@ -238,7 +248,11 @@ def relaunch(
     if gpus < 1 or machines < 1 or not 0 <= machine < machines:
         raise UserError("--num-gpus and --num-machines must be at least 1, --machine-rank below --num-machines")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(gpus)]
-    os.execv(sys.executable, [*command, *_meeting_flags(machines, machine, dist_url), script, *arguments])
+    command += [*_meeting_flags(machines, machine, dist_url), script, *arguments]
+    if hasattr(os, "fork"):
+        os.execv(sys.executable, command)
+    # Windows would begin another process and end this one at once, with status 0. Its torch has no libuv.
+    sys.exit(subprocess.run(command, env={"USE_LIBUV": "0", **os.environ}, check=False).returncode)
 
 
 def _meeting_flags(machines: int, machine: int, dist_url: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,3 +235,19 @@ def run_facts(config: dict[str, Any], device: torch.device, fingerprint: str | N
         "device_type": device.type,
         "world_size": distributed.world_size(),
     }
+
+
+def link_folder(inner: Path, outer: Path) -> None:
+    """Make `outer`, and let the run folder's `inner` lead there, so that the loop writes to the documented place."""
+    if inner.is_symlink() or inner.exists():
+        return
+    outer.mkdir(parents=True, exist_ok=True)
+    inner.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        inner.symlink_to(os.path.relpath(outer.resolve(), inner.parent.resolve()), target_is_directory=True)
+    except OSError as error:
+        if not hasattr(error, "winerror"):
+            raise
+        import _winapi  # Windows lets only some users make links, but everybody junctions
+
+        _winapi.CreateJunction(str(outer.resolve()), str(inner))

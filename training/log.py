@@ -146,7 +146,7 @@ class Board:
 def keep_rows(path: Path, last_step: int) -> None:
     """Drop the rows after `last_step`, and a row that was cut off: the resumed run writes them again."""
     kept = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= last_step:
                 kept.append(line + "\n")

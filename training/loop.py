@@ -343,7 +343,8 @@ def training_row(update: Update, state: TrainState) -> dict[str, float]:
     return {**row, **rates, "skipped_steps": state.skipped_steps}
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# The last is Ctrl-Break of Windows, which has no SIGUSR1.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)]
 
 
 class StopRequest:

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import logging
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from losses.kl import free_bits, linear_ramp
 from losses.perceptual import build_perceptual, perceptual_loss
 from training import derive_seed, distributed, settings_from, train
 from training.checkpoint import checkpoints_in, load_checkpoint, strict_load
+from training.cli import command_line
 from training.folder import FREE_KEYS
 from training.optim import build_optimizer
 from training.recipe import Losses, Networks, Recipe, Step
@@ -142,7 +142,7 @@ class VideoVAERecipe(Recipe):
         return {"original": batch, "reconstruction": reconstruction, "samples": samples}
 
     def show_command(self, run_dir: Path) -> str:
-        return shlex.join(["python", "scripts/generate_video_vae.py", "--checkpoint", str(run_dir), *self.shown])
+        return command_line(["python", "scripts/generate_video_vae.py", "--checkpoint", str(run_dir), *self.shown])
 
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:
         if self.epoch_stem is not None and epoch % self.epoch_every == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from training import TrainSettings, derive_seed, distributed, settings_from, train
+from training.cli import command_line
 from training.conditions import class_numbers, drop_labels
 from training.optim import build_optimizer
 from training.randomness import SampleNoise
@@ -126,7 +126,7 @@ class PriorRecipe(Recipe):
         return {"samples": self.vae.decode(latents)}
 
     def show_command(self, run_dir: Path) -> str:
-        return f"python scripts/generate_video_vae.py --checkpoint {shlex.quote(str(run_dir.parent))}"
+        return command_line(["python", "scripts/generate_video_vae.py", "--checkpoint", str(run_dir.parent)])
 
 
 def train_prior(args: argparse.Namespace) -> str:

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from videodata.errors import UserError
 from videodata.files import environment, lock_file, readable_size, require_room, short_name
+from videodata.files import replace as rename
 
 logger = logging.getLogger(__name__)
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
@@ -100,7 +101,7 @@ def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str 
             with contextlib.suppress(OSError):
                 unfinished.rmdir()  # only when nothing is in it
         unfinished.mkdir(exist_ok=True)
-        os.replace(unfinished, folder)
+        rename(unfinished, folder)
     return folder
 
 
@@ -198,7 +199,7 @@ def is_intact(path: Path, member: Member) -> bool:
 
 def _extract_zip(archive: Path, folder: Path, hint: str) -> None:
     with zipfile.ZipFile(archive) as opened:
-        infos = {os.path.normpath(info.filename): info for info in opened.infolist()}
+        infos = {posixpath.normpath(info.filename): info for info in opened.infolist()}
         members = [_zip_member(info, opened) for info in opened.infolist()]
         wanted = safe_members(members, archive, archive.stat().st_size)
         _write_members(wanted, folder, archive, lambda name: opened.open(infos[name]))
@@ -227,8 +228,8 @@ def _extract_tar(archive: Path, folder: Path, hint: str) -> None:
 
 def _tar_members(opened: tarfile.TarFile, infos: dict[str, tarfile.TarInfo]) -> Iterator[Member]:
     for info in opened:
-        infos[os.path.normpath(info.name)] = info
-        original = infos.get(os.path.normpath(info.linkname)) if info.islnk() else None
+        infos[posixpath.normpath(info.name)] = info
+        original = infos.get(posixpath.normpath(info.linkname)) if info.islnk() else None
         if original is not None:  # a hard link: reading it gives the content of the original
             yield Member(info.name, original.size, "file")
         elif info.issym() or info.islnk():
@@ -261,7 +262,7 @@ def _write_file(source: IO[bytes], path: Path) -> None:
     try:
         with open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
-        os.replace(temporary, path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -371,7 +372,10 @@ def _run(tool: str, archive: Path, folder: Path, size: int) -> str:
         return f"{tool}: hung and was stopped"
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
             process.communicate()
     lines = output.decode("utf-8", "replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")

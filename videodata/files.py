@@ -1,13 +1,12 @@
 """Files on disk: complete or absent whatever happens, one process at a time, hashed, and listed in one way.
 
-The one module for this, at the bottom of the house: it needs nothing but the standard library. A file is written under
-a hidden temporary name in its own folder, brought to the disk, and renamed; the name is brought to the disk too, so
-that neither a kill nor a power cut leaves half a file under a name that somebody trusts.
+The one module for this, at the bottom of the house: it needs the standard library and `filelock`. A file is written
+under a hidden temporary name in its own folder, brought to the disk, and renamed; the name is brought to the disk too,
+so that neither a kill nor a power cut leaves half a file under a name that somebody trusts.
 """
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -15,11 +14,14 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from videodata.errors import UserError, one_line
 
@@ -28,6 +30,10 @@ logger = logging.getLogger(__name__)
 TEMPORARY = ".tmp"  # suffix of files that are being written; `remove_debris` knows them by it
 ROOM_IN_NAME = 200  # bytes; file systems take 255, and the names of unfinished files are longer than the final ones
 BLOCK = 1 << 20  # bytes
+IN_USE = (5, 32)  # errors of Windows: denied, and shared with another process
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices, with any suffix
+FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$')
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; a virus scanner or an indexer has a new file open for less
 
 
 class HashingFile:
@@ -90,14 +96,34 @@ def short_name(name: str) -> str:
 
 def publish(temporary: Path, path: Path) -> None:
     """Give a written file its name, over what has it now: first its bytes are on the disk, then the name."""
-    with open(temporary, "rb") as file:
+    with open(temporary, "r+b") as file:  # Windows brings to the disk only what is open for writing
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(temporary, path)
     sync_folder(path.parent)
+
+
+def replace(source: str | Path, target: str | Path) -> None:
+    """Rename a file over another one, or a folder over an empty one, with patience for Windows.
+
+    There a file that some process has open cannot be renamed, and no folder takes the place of another.
+    """
+    if os.path.isdir(source):
+        with suppress(OSError):  # not there, or not empty: the rename says so
+            os.rmdir(target)
+    for pause in PAUSES:
+        try:
+            return os.replace(source, target)
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in IN_USE:
+                raise
+        time.sleep(pause)
+    return os.replace(source, target)
 
 
 def sync_folder(folder: str | Path) -> None:
     """Make renames in the folder survive a power failure."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder; its file system notes renames in a journal
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -171,60 +197,34 @@ def hash_file(path: str | Path) -> hashlib._Hash:
     return digest
 
 
-_held: set[int] = set()  # descriptors of locks that belong to this process and not to the processes that it forks
-
-
-def _release_in_child() -> None:
-    """A worker that outlives a killed process must not keep its locks."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_release_in_child)
-
-
 @contextmanager
 def lock_file(
     target: str | os.PathLike, doing: str, wait: bool = False, lock: str | os.PathLike | None = None
 ) -> Iterator[None]:
     """Hold the file `lock`, by default `<target>.lock`, for the length of the block: one process per target.
 
-    The kernel gives the lock back when its holder dies, even by kill -9. `doing` completes the sentence "another
-    process is ... <target>". wait: wait for another process that holds it. Raises UserError at once when another
-    process holds it, when the folder cannot be written, or when the file is somebody's: locks are empty.
+    The system gives the lock back when its holder dies, even by kill -9; a forked child does not hold it. `doing`
+    completes the sentence "another process is ... <target>". wait: wait for another process that holds it. Raises
+    UserError at once when another process holds it, when the folder cannot be written, or when the file is somebody's:
+    locks are empty.
     """
-    lock = Path(f"{target}.lock" if lock is None else lock)
-    refusal = f"another process is {doing} {target}: wait for it, or choose another name"
-    descriptor = _locked_descriptor(lock, refusal, wait)
-    _held.add(descriptor)
+    path = Path(f"{target}.lock" if lock is None else lock)
+    held = FileLock(path, timeout=-1 if wait else 0, thread_local=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.stat().st_size:  # first: the library empties the file that it locks
+            raise UserError(f"{path}: is a file of yours where a lock must be; move it away, or choose another name")
+        held.acquire()
+    except Timeout as error:
+        raise UserError(f"another process is {doing} {target}: wait for it, or choose another name") from error
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while still held, so that nobody can hold the removed file and believe it counts
-        _held.discard(descriptor)
-        os.close(descriptor)
-
-
-def _locked_descriptor(lock: Path, refusal: str, wait: bool) -> int:
-    while True:
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise UserError(f"{lock.parent}: cannot be written ({error.strerror}); choose another folder") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UserError(refusal) from error
-        if os.fstat(descriptor).st_size:
-            os.close(descriptor)
-            raise UserError(f"{lock}: is a file of yours where a lock must be; move it away, or choose another name")
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
-                return descriptor
-        os.close(descriptor)  # the former holder removed the file between our open and our lock
+        with suppress(OSError):  # while still held, so that nobody can hold the removed file and believe it counts;
+            path.unlink(missing_ok=True)  # Windows refuses, and its lock removes the file itself
+        held.release()
 
 
 def environment() -> dict[str, str]:
@@ -341,6 +341,18 @@ def holds_files(root: str | Path, suffixes: Collection[str], *, deep: bool = Tru
 def has_suffix(name: str, suffixes: Collection[str]) -> bool:
     """Whether a name ends in one of the suffixes, in upper or lower case."""
     return os.path.splitext(name)[1].lower() in suffixes
+
+
+def portable_name(name: str) -> str:
+    """A path with / between its parts that every system can have, so that a folder made here can be copied there.
+
+    What Windows refuses (`aux`, `12:30`, a dot at the end) is written as in a URL: `%61ux`, `12%3A30`, `end%2E`.
+    """
+    parts = []
+    for part in name.split("/"):
+        part = FORBIDDEN.sub(lambda found: f"%{ord(found[0]):02X}", part)
+        parts.append(f"%{ord(part[0]):02X}{part[1:]}" if RESERVED.fullmatch(part) else part)
+    return "/".join(parts)
 
 
 def is_hidden(name: str) -> bool:

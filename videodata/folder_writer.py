@@ -17,7 +17,7 @@ import numpy as np
 
 from videodata.encode import write_video
 from videodata.errors import BAD_NAME, UserError, disk_errors
-from videodata.files import TEMPORARY, read_json, sync_folder
+from videodata.files import TEMPORARY, portable_name, read_json, replace, sync_folder
 from videodata.frame_folder import save_png
 from videodata.hdf5 import ShardSeries
 from videodata.journal import Entry, Writer, described, sidecar_path
@@ -72,7 +72,8 @@ class FolderWriter(Writer):
             self._finish()
             self._write_lines()
             self._write_sidecar(description, [described(entry) for entry in self.entries if entry.sequences])
-            os.replace(self.partial, self.path)  # an empty folder may be in its place
+            replace(self.partial, self.path)  # an empty folder may be in its place
+            self._lines.close()
             self.journal.unlink()
             sync_folder(self.path.parent)
 
@@ -102,7 +103,8 @@ class FolderWriter(Writer):
         if not ends:
             self.discard()
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._lines = self._resources.enter_context(open(self.journal, "a", encoding="utf-8"))  # noqa: SIM115
+        journal = open(self.journal, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self._lines = self._resources.enter_context(journal)
         if ends:
             self._clean()
             self._lines.truncate(ends[-1])
@@ -196,10 +198,10 @@ class FrameWriter(FolderWriter):
         if entry is None:
             shutil.rmtree(self._unfinished, ignore_errors=True)
             return
-        target = self.partial / entry.id
+        target = self.partial / portable_name(entry.id)
         shutil.rmtree(target, ignore_errors=True)  # complete, but a kill came before its line
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self._unfinished, target)
+        replace(self._unfinished, target)
 
     def _clean(self) -> None:
         shutil.rmtree(self._unfinished, ignore_errors=True)
@@ -222,7 +224,8 @@ class Mp4Writer(FolderWriter):
     def _end_video(self, entry: Entry | None) -> None:
         frames, self._frames = self._frames, []
         if entry is not None:
-            write_video(self.partial / f"{entry.id}.mp4", np.concatenate(frames), Fraction(entry.fps or 25))
+            path = self.partial / portable_name(f"{entry.id}.mp4")
+            write_video(path, np.concatenate(frames), Fraction(entry.fps or 25))
 
     def _clean(self) -> None:
         for path in self.partial.rglob(f".*{TEMPORARY}"):

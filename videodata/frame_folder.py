@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from videodata.container import CODEC_ERRORS
 from videodata.errors import VideoError, disk_errors, one_line
-from videodata.files import Unreadable, has_suffix, is_hidden, natural_key, scan_files, short_name
+from videodata.files import Unreadable, has_suffix, is_hidden, natural_key, replace, scan_files, short_name
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 
@@ -136,7 +136,7 @@ def write_frame_folder(folder: Path, frames: Iterable[np.ndarray | Image.Image],
         except VideoError:
             shutil.rmtree(partial)
             raise
-        os.replace(partial, folder)
+        replace(partial, folder)
     return number - first
 
 

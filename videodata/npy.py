@@ -14,6 +14,7 @@ import os
 import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
 from functools import cached_property
@@ -146,7 +147,7 @@ def _read_sidecar(path: Path, shape: tuple[int, int, int, int]) -> list[dict]:
     if not sidecar.is_file():
         return []
     try:
-        content = json.loads(sidecar.read_text())
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
     except ValueError as error:
         raise VideoError(sidecar, f"is not valid JSON ({error}); prepare the data again or remove the file") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -231,6 +232,7 @@ class NpyWriter(Writer):
             os.ftruncate(self._data, self._header_bytes + self._end)
             _write_all(self._data, npy_header(self.sequences, self._shape), 0)
             self._write_sidecar(description, videos)
+            self._files.close()  # Windows renames and removes only what is closed
             publish(self.partial, self.path)
             self.journal.unlink()
 
@@ -243,6 +245,7 @@ class NpyWriter(Writer):
         self._thread = self._resources.enter_context(ThreadPoolExecutor(1))
         if self._restart or not self.partial.exists():
             self.discard()
+        self._files = self._resources.enter_context(ExitStack())
         self._data = self._descriptor(self.partial)
         self._journal = self._descriptor(self.journal)
         self._video_bytes = self._crc = self._end = 0
@@ -252,8 +255,9 @@ class NpyWriter(Writer):
             self._begin()
 
     def _descriptor(self, path: Path) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._resources.callback(os.close, descriptor)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows writes text else, and changes line ends
+        descriptor = os.open(path, flags, 0o644)
+        self._files.callback(os.close, descriptor)
         return descriptor
 
     def _begin(self) -> None:
@@ -276,7 +280,8 @@ class NpyWriter(Writer):
         crc, end = 0, self._header_bytes + entry.offset
         for _ in range(entry.sequences):
             end += self._sequence_bytes
-            crc = zlib.crc32(os.pread(self._data, self._frame_bytes, end - self._frame_bytes), crc)
+            os.lseek(self._data, end - self._frame_bytes, os.SEEK_SET)
+            crc = zlib.crc32(os.read(self._data, self._frame_bytes), crc)
         return crc == entry.crc32 and os.fstat(self._data).st_size >= end
 
     def _begin_commit(self) -> None:
@@ -323,7 +328,8 @@ def npy_header(count: int, sequence_shape: tuple[int, ...]) -> bytes:
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write at a place of the file. One thread at a time for each descriptor: not every system has pwrite."""
     data = memoryview(data)
+    os.lseek(descriptor, offset, os.SEEK_SET)
     while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+        data = data[os.write(descriptor, data) :]

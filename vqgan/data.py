@@ -210,7 +210,7 @@ def write_sidecar(source: Path, path: Path, first: int, last: int) -> None:
     sidecar = source.with_suffix(".json")
     if not sidecar.is_file():
         return
-    content = json.loads(sidecar.read_text())
+    content = json.loads(sidecar.read_text(encoding="utf-8"))
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise VideoError(sidecar, f"does not describe {source.name}; remove or rename it")
     videos = []

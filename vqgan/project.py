@@ -108,6 +108,7 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
         array, done = open_partial(projection, path)
         fill(projection, path, array, done)
         write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
+        del array  # Windows renames no file that is mapped
         write_json(path.with_suffix(".json"), describe(projection))
         publish(partial(path), path)
         progress(path).unlink(missing_ok=True)
@@ -135,7 +136,7 @@ def open_partial(projection: Projection, path: Path) -> tuple[np.memmap, int]:
     frame = (1, height // factor, width // factor)
     shape = (len(lengths), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
     if partial(path).exists() and progress(path).exists():
-        noted = json.loads(progress(path).read_text())
+        noted = json.loads(progress(path).read_text(encoding="utf-8"))
         if noted["made_from"] != projection.made_from:
             raise UserError(f"{partial(path)}: was begun from {noted['made_from']}; remove it, or name another folder")
         array = np.lib.format.open_memmap(partial(path), "r+")

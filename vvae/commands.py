@@ -113,11 +113,11 @@ def write_statistics(args: argparse.Namespace) -> None:
     """Mean and deviation of latent files -> JSON; an existing file keeps its other keys."""
     found = latent_statistics(files_in(args.latents, LATENT_SUFFIXES))
     try:
-        present = json.loads(args.out.read_text()) if args.out.is_file() else {}
+        present = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     except json.JSONDecodeError as error:
         raise VVAEError(f"{args.out}: not valid JSON ({error}); name another --out") from error
     with replaced(args.out) as temporary:
-        temporary.write_text(json.dumps({**present, **found}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**present, **found}, indent=2) + "\n", encoding="utf-8", newline="\n")
     say(f"scaling factor {found['scaling_factor']:.4g}, {len(found['latents_mean'])} channels -> {args.out}")
 
 
@@ -168,7 +168,9 @@ def text_for(model: nn.Module, args: argparse.Namespace, path: Path) -> tuple[Te
     if args.text and not args.text.is_dir():
         return load_text(args.text)
     beside = path.with_suffix(".txt")
-    caption = args.caption if args.caption is not None else beside.read_text().strip() if beside.is_file() else None
+    caption = args.caption
+    if caption is None and beside.is_file():
+        caption = beside.read_text(encoding="utf-8").strip()
     if args.text:
         cache = CaptionCache(args.text)
         cache.fill([caption or ""], caption_embedder(model))

@@ -118,6 +118,7 @@ def test_only_damaged_checkpoints_never_start_over_silently(a_copy):
 
 
 @pytest.mark.parametrize("folder", ["/proc/videogen/run", "file/run"])
+@pytest.mark.posix
 def test_an_unwritable_run_folder_is_refused_before_any_computing(tmp_path, folder, monkeypatch):
     """One line that names the folder; the recipe is never asked for a loss."""
     (tmp_path / "file").write_text("")

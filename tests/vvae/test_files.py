@@ -143,6 +143,7 @@ for length in (64, 256):
 
 
 @pytest.mark.slow
+@pytest.mark.posix
 def test_memory_of_the_process_does_not_depend_on_the_length(tmp_path):
     """A process that has reconstructed 64 frames of 224x240 needs at most a tenth more for 256, in which it would not
     even have room for their pixels."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from videodata.encode import write_video
 from videodata.errors import UserError, VideoError
-from videodata.files import lock_file
+from videodata.files import lock_file, portable_name, replace
 from videodata.lists import read_table
 from videodata.video import iter_stretch, stretch_rate
 
@@ -59,7 +58,7 @@ class Clip(NamedTuple):
     @property
     def folder(self) -> str:
         """Name of its folder: the label, as one plain name."""
-        return (self.label or "unlabelled").replace("/", "_").lstrip(".") or "unlabelled"
+        return portable_name((self.label or "unlabelled").replace("/", "_").lstrip(".") or "unlabelled")
 
     @property
     def key(self) -> tuple[str, int]:
@@ -135,7 +134,7 @@ class YouTube:
             ledger = read_ledger(path)
             rest = [clip for clip in clips if not _is_settled(clip, ledger, folder)]
             logger.info("%s: %d of %d clips are settled already", path, len(clips) - len(rest), len(clips))
-            with open(path, "a", encoding="utf-8") as lines:
+            with open(path, "a", encoding="utf-8", newline="\n") as lines:
                 if path.stat().st_size:
                     lines.write("\n")  # a line that a kill tore off must not swallow the next; empty ones do not count
                 for outcome in self._outcomes(library, rest, folder):
@@ -200,7 +199,7 @@ class YouTube:
             cut_video(source, folder / clip.folder / f"{clip.stem}.mp4", clip.start, clip.end)
             source.unlink()
         else:
-            os.replace(source, folder / clip.folder / f"{clip.stem}{source.suffix}")
+            replace(source, folder / clip.folder / f"{clip.stem}{source.suffix}")
 
     def _options(self, stem: Path) -> dict:
         options = {

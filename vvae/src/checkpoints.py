@@ -264,7 +264,7 @@ class Saving:
         folder = Path(folder)
         path = folder / CONFIG_NAME
         try:
-            settings = json.loads(path.read_text())
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise VVAEError(f"{path}: no such file; save_pretrained writes it") from error
         except ValueError as error:
@@ -278,7 +278,7 @@ class Saving:
         settings = {"_class_name": type(self).__name__, **self.config.to_dict()}
         self.save_checkpoint(folder / WEIGHTS_NAME)
         with replaced(folder / CONFIG_NAME) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the weights under the published keys: .safetensors, or .ckpt and .pt with a `state_dict` inside."""

@@ -72,7 +72,7 @@ def latent_writer(path: str | Path, info: LatentInfo) -> Iterator[LatentWriter]:
                 yield writer
                 writer.finish()
             with replaced(path.with_suffix(".json")) as facts:
-                facts.write_text(json.dumps(info.to_dict(), indent=2) + "\n")
+                facts.write_text(json.dumps(info.to_dict(), indent=2) + "\n", encoding="utf-8", newline="\n")
         else:
             with _h5py().File(temporary, "w") as file:
                 writer = _HDF5Writer(file)
@@ -93,7 +93,7 @@ def open_latents(path: str | Path) -> Iterator[tuple[LatentInfo, Iterator[np.nda
         facts = path.with_suffix(".json")
         if not facts.is_file():
             raise VVAEError(f"{facts}: no such file; encode_file writes it beside the latents")
-        info = LatentInfo.from_dict(_parsed(facts.read_text(), facts), facts)
+        info = LatentInfo.from_dict(_parsed(facts.read_text(encoding="utf-8"), facts), facts)
         yield _fitting(info, latents.shape, path), iter(latents)
         return
     try:
