@@ -44,7 +44,7 @@ from vvae.src.images import read_image as read_vvae_image
 from vvae.src.video_io import read_video as read_vvae_video
 
 Reader = Callable[[Path], "int | None"]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RARS = ROOT.parent / "shared" / "clips" / "rar"
 FRAMES, SIDE = 8, 32
 LARGEST_RAR = 3000  # bytes

@@ -26,7 +26,7 @@ import video_vae.config
 import video_vae.files
 import vqgan.files
 import vvae.files
-from benchmarks.fuzz_data import Reader, Seed, npy, opens, written
+from benchmarks.fuzzing.data import Reader, Seed, npy, opens, written
 from flow_pred.latents import LatentClips
 from lvt.codes import CodeWindows, open_codes, write_codes
 from tests.flow_pred.tiny import tiny_values
@@ -39,7 +39,7 @@ from vqgan.config import VQGANConfig
 from vvae.src.latent_files import LatentInfo, latent_statistics, latent_writer, open_latents
 from vvae.train import VVAEConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def config_seeds() -> list[Seed]:
