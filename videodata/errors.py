@@ -24,6 +24,11 @@ class VideoError(UserError):
         return type(self), (self.path, self.reason)
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error of a library says, shortened; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
