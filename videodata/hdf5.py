@@ -132,7 +132,7 @@ class ChunkedFile(Hdf5File):
         return file["frames"].shape[1:3]
 
     def _count(self, file: h5py.File) -> list[int]:
-        return _lengths(file["offset"][()], len(file["frames"]))
+        return lengths_between(file["offset"][()], len(file["frames"]))
 
     def _read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
         return _slice(file["frames"], int(file["offset"][index]), frames)
@@ -175,7 +175,7 @@ class VideoGptFile(Hdf5File):
         for split in ("train", "test"):
             if f"{split}_data" in file:
                 total = len(file[f"{split}_data"])
-                found = _lengths(np.append(file[f"{split}_idx"][()], total), total)
+                found = lengths_between(np.append(file[f"{split}_idx"][()], total), total)
                 lengths += found
                 self._splits += [split] * len(found)
         return lengths
@@ -206,8 +206,11 @@ def open_shard(path: Path) -> Hdf5File:
         )
 
 
-def _lengths(offsets: np.ndarray, total: int) -> list[int]:
-    """Frames of each video of a contiguous stretch. Raises ValueError for offsets that do not divide `total` frames."""
+def lengths_between(offsets: np.ndarray, total: int) -> list[int]:
+    """Frames of the videos that begin at the offsets, the last of which is their end.
+
+    Raises ValueError for offsets that do not divide `total` frames.
+    """
     if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or offsets.size == 0 or not 0 <= offsets[0] <= offsets[-1]:
         raise ValueError(f"the first frames of its videos are damaged: {offsets.dtype} {offsets.shape}")
     if offsets[-1] > total or (offsets[1:] < offsets[:-1]).any():

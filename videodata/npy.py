@@ -33,7 +33,6 @@ from videodata.source import ClipSource, PerProcess, by_split, frame_range
 FORMAT, VERSION = "videodata-npy", 1
 LARGEST_COUNT = 10**12  # room that the header keeps for N
 SAMPLED_BLOCKS, SAMPLED_BYTES = 32, 1 << 15  # 1 MiB in all: milliseconds from any disk
-TRUNCATED = "the file is shorter than its header says: it is truncated, prepare it again"
 COMMIT_SECONDS = 0.25  # between flushes; a kill costs this, and what the disk is behind
 
 
@@ -124,7 +123,7 @@ def map_array(path: str) -> np.ndarray:
     return read_array(path)
 
 
-def read_array(path: str | Path, mapped: bool = True) -> np.ndarray:
+def read_array(path: str | Path, mapped: bool = True, remedy: str = "prepare it again") -> np.ndarray:
     """The array in a .npy file, in memory or mapped. Raises VideoError for whatever is none, or holds Python objects.
 
     The header is a Python expression that names any type and any shape, so that NumPy raises nearly everything.
@@ -132,17 +131,14 @@ def read_array(path: str | Path, mapped: bool = True) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             magic = file.read(len(MAGIC_PREFIX))
-        if magic and not magic.startswith(MAGIC_PREFIX):  # archives and pickles, which np.load opens as well
-            raise VideoError(path, "is not a readable .npy array (it begins like another kind of file)")
+        if magic and magic != MAGIC_PREFIX:  # archives and pickles, which np.load opens as well
+            raise ValueError("it begins like another kind of file")
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (ValueError, TypeError, ArithmeticError, SyntaxError, TokenError, RecursionError) as error:
+    except (ValueError, TypeError, ArithmeticError, SyntaxError, TokenError, OSError, EOFError, MemoryError) as error:
         reason = in_one_line(error)
-        if "mmap length" in reason or "reshape" in reason or "empty file" in reason:
-            reason = TRUNCATED
-        raise VideoError(path, f"is not a readable .npy array ({reason})") from error
-    except (EOFError, OSError, MemoryError) as error:
-        reason = TRUNCATED if isinstance(error, EOFError) else in_one_line(error)
-        raise VideoError(path, f"is not a readable .npy array ({reason})") from error
+        if isinstance(error, EOFError) or "mmap length" in reason or "reshape" in reason:
+            reason = "the file is shorter than its header says: it is truncated"
+        raise VideoError(path, f"is not a readable .npy array ({reason}); {remedy}") from error
 
 
 def check_layout(path: str | Path, array: np.ndarray) -> tuple[int, int, int, int]:

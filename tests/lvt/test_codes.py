@@ -128,7 +128,7 @@ def test_damage_is_one_clear_line(tmp_path):
     assert not path.exists() and not path.with_suffix(".json").exists()
     write_codes(path, [("a", None, 3)], some_codes([3]).__getitem__, 512)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="it is truncated.*; encode the videos again"):
         CodeWindows(open_codes(path), 3, random=False)[0]
     path.with_suffix(".json").write_text(json.dumps({"format": "videodata-npy"}))
     with pytest.raises(UserError, match="not a file of codes"):
