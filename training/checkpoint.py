@@ -38,7 +38,7 @@ FACTS = ("recipe", "step", "config")
 # What safetensors, and torch for its three formats, raise for a file that is damaged.
 DAMAGE = (safetensors.SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error)
 DAMAGE += (TypeError, AttributeError, AssertionError, ArithmeticError)
-PARTS = {"recipe": str, "step": int, "config": dict, "networks": dict, "ema": dict}  # of a state, for who reads it
+PARTS = {"recipe": str, "step": int, "config": dict, "networks": dict, "ema": dict}  # of every state, for who reads it
 MANIFEST_FACTS = ("recipe", "torch", "device_type", "world_size", "metrics", "metrics_step", "samples_seen")
 
 
@@ -215,7 +215,8 @@ def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
 
 def checked_state(state: dict[str, Any], source: object) -> dict[str, Any]:
     """The state, once each of its PARTS is what its readers take it for. Raises UserError."""
-    for name, kind in PARTS.items():
+    optional = {"optimizers": dict} if "optimizers" in state else {}
+    for name, kind in {**PARTS, **optional}.items():
         if not isinstance(state.get(name), kind):
             raise UserError(f"{source}: damaged, its {name} is no {kind.__name__}; use another checkpoint")
     for name, weights in [*state["networks"].items(), *state["ema"].items()]:

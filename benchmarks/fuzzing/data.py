@@ -56,7 +56,7 @@ CODECS = {  # format, codec, pixel format
     "webm": ("webm", "libvpx", "yuv420p"),
     "gif": ("gif", "gif", "rgb8"),
 }
-OUTPUTS = ("out", "out.partial", "out.mp4")  # what readers may write; the partial one is kept for the next run
+OUTPUTS = ("out", "out.partial", "out.mp4", "t.json")  # what readers may write; the partial one is for the next run
 
 
 @dataclasses.dataclass(frozen=True)
