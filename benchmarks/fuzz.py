@@ -46,8 +46,8 @@ def serve(connection: Any, scratch: Path, limits: Limits) -> None:
     log = open(scratch / "log", "wb", buffering=0)  # noqa: SIM115
     for descriptor in (1, 2):
         os.dup2(log.fileno(), descriptor)
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)
+    faulthandler.enable(log)
+    faulthandler.register(signal.SIGUSR1, log)
     tempfile.tempdir = str(scratch / "temporary")
     warnings.simplefilter("ignore")
     logging.getLogger("libav").disabled = True

@@ -93,7 +93,7 @@ def run_case(kind: str, number: int, folder: Path, limits: Limits) -> Result:
     if not seeds:
         return Result(kind, number, "right")
     which = rng.randrange(len(seeds))
-    seed, others = seeds[which], KINDS[rng.choice(sorted(KINDS))]()
+    seed, others = seeds[which], seeds_of(rng.choice(sorted(KINDS)))
     other = rng.choice(others).files if others else {"": b""}
     name, content, done = mutate(seed.target, seed.files[seed.target], rng, next(iter(other.values())))
     files = {**{key: value for key, value in seed.files.items() if key != seed.target}, name: content}
