@@ -63,7 +63,8 @@ def original_weights(state: dict[str, Any], source: Path) -> Weights:
     for name in ("model", "state_dict"):
         if isinstance(state.get(name), dict):
             state = state[name]
-    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {key.removeprefix("module."): value for key, value in named.items()}
     if not tensors:
         raise UserError(f"{source}: holds no weights; expected a state dict under 'model' or 'state_dict'")
     return {key: value for key, value in tensors.items() if not key.startswith(NOT_WEIGHTS)}

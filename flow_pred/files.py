@@ -20,7 +20,7 @@ from flow_pred.latents import LatentPredictor, LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
-from training.checkpoint import strict_load
+from training.checkpoint import model_settings, strict_load
 from training.config import from_dict
 from training.pretrained import parts_beside
 from videodata.errors import UserError
@@ -100,7 +100,7 @@ def read_component(
     stored = read_stored(checkpoint, model.autoencoder.get("type", "") if model else "")
     if stored.config is not None:
         check_kind(checkpoint, stored)
-        model, plain = from_dict(ModelConfig, stored.config["model"]), stored.config
+        model, plain = from_dict(ModelConfig, model_settings(stored.config, checkpoint)), stored.config
     if model is None:
         remedy = "name its configuration file too, or for a training of ours its run folder"
         raise UserError(f"{checkpoint}: has no configuration in it; {remedy}")
@@ -153,7 +153,7 @@ def role_of(checkpoint: str | Path, config: str | Path | None) -> str:
     if stored.config is None:
         raise UserError(f"{checkpoint}: has no configuration in it; name its file with --config")
     check_kind(checkpoint, stored)
-    return from_dict(ModelConfig, stored.config["model"]).role
+    return from_dict(ModelConfig, model_settings(stored.config, checkpoint)).role
 
 
 @dataclass

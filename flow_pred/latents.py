@@ -35,7 +35,7 @@ from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path
 from videodata.finite import finite
-from videodata.hdf5 import open_hdf5
+from videodata.hdf5 import hdf5_errors, lengths_between, open_hdf5
 from videodata.pixels import normalize
 from videodata.source import ClipSource, PerProcess
 from videodata.splits import open_split
@@ -262,21 +262,35 @@ class LatentClips(Dataset):
         self.path = Path(folder) / f"{split}.hdf5"
         if not self.path.is_file():
             raise UserError(f"{self.path}: no cached latents; scripts/encode_latents.py makes them")
-        with open_hdf5(self.path) as file:
+        with hdf5_errors(self.path), open_hdf5(self.path) as file:
             if file.attrs.get("format") != FORMAT:
                 raise VideoError(self.path, "holds no cached latents")
             self.attributes = dict(file.attrs)
-            self.shape = file["latents"].shape[1:]
-            offsets, self.ids = file["offset"][()], list(file["id"].asstr()[()])
-            self._labels = list(file["label"].asstr()[()]) if "label" in file else None
-            self._places = list(file["place"].asstr()[()]) if "place" in file else None
+            self.shape, total = file["latents"].shape[1:], len(file["latents"])
+            self._offsets = file["offset"][()]
+            self._lengths = np.array(lengths_between(self._offsets, total), np.int64)
+            texts = {name: list(file[name].asstr()[()]) for name in ("id", "label", "place") if name in file}
+            self.ids, self._labels, self._places = texts["id"], texts.get("label"), texts.get("place")
+            self._check(file["latents"].dtype, texts)
         self.stride, self.seed, self.span = stride, seed, (frames - 1) * stride + 1
-        lengths = np.diff(offsets)
-        self._videos = np.flatnonzero(lengths >= self.span)
+        self._videos = np.flatnonzero(self._lengths >= self.span)
         if not len(self._videos):
             raise VideoError(self.path, f"no video has the {self.span} frames that a clip spans")
-        self._offsets, self._lengths = offsets, lengths
         self._file = PerProcess(open_hdf5, self.path)
+
+    def _check(self, dtype: np.dtype, texts: dict[str, list[str]]) -> None:
+        """Raise ValueError or KeyError where the file does not say of its latents what it must."""
+        if dtype.name not in DTYPES or len(self.shape) != 3:
+            raise ValueError(f"its latents are {dtype} {self.shape}")
+        if any(len(entries) != len(self._lengths) for entries in texts.values()):
+            raise ValueError(f"its texts are not of {len(self._lengths)} videos")
+        for name in ("mean", "std"):
+            values = json.loads(self.attributes[name])
+            if not isinstance(values, list) or len(values) != self.shape[0] or not np.isfinite(values).all():
+                raise ValueError(f"its {name} is not a number for each of {self.shape[0]} channels")
+        for name in ("autoencoder", *(("source", "split", "fingerprint") if "place" in texts else ())):
+            if not isinstance(self.attributes[name], str):
+                raise ValueError(f"its {name} is no text")
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -287,7 +301,8 @@ class LatentClips(Dataset):
         key = (self.seed, 0, item) if position is None else (self.seed, 1, int(position))
         start = int(np.random.default_rng(key).integers(self._lengths[video] - self.span + 1))
         first = int(self._offsets[video]) + start
-        values = self._file.get()["latents"][first : first + self.span][:: self.stride]
+        with hdf5_errors(self.path):
+            values = self._file.get()["latents"][first : first + self.span][:: self.stride]
         return {"latents": torch.from_numpy(values.astype(np.float32))}
 
     def label(self, index: int) -> str | None:

@@ -14,6 +14,7 @@ import json
 import logging
 import pickle
 import re
+import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from training import distributed
 from training.writing import Attempts
-from videodata.errors import UserError
+from videodata.errors import UserError, said_by
 from videodata.files import atomic_path, sha256_of, write_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n -> function to format n + 1
 METADATA = "run"  # the one entry of the file's metadata: a JSON object
 FACTS = ("recipe", "step", "config")
+# What safetensors, and torch for its three formats, raise for a file that is damaged.
+DAMAGE = (safetensors.SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error)
+DAMAGE += (TypeError, AttributeError, AssertionError, ArithmeticError)
+PARTS = {"recipe": str, "step": int, "config": dict, "networks": dict, "ema": dict}  # of every state, for who reads it
 MANIFEST_FACTS = ("recipe", "torch", "device_type", "world_size", "metrics", "metrics_step", "samples_seen")
 
 
@@ -106,10 +111,11 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         try:
             manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            found.append(Checkpoint(path, {**manifest, "step": int(manifest["step"]), "size": int(manifest["size"])}))
+            numbers = {"step": int(manifest["step"]), "size": int(manifest["size"])}
+            found.append(Checkpoint(path, {**manifest, **numbers, "sha256": str(manifest["sha256"])}))
         except FileNotFoundError:
             logger.warning("%s: ignored, its saving was interrupted (no manifest)", path)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
             logger.warning("%s: ignored, its manifest is damaged", path)
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
@@ -163,7 +169,7 @@ def check_manifest(path: Path) -> None:
         return
     try:
         damage = Checkpoint(path, json.loads(manifest.read_text(encoding="utf-8"))).damage()
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{manifest}: damaged; remove it to read {path.name} unverified") from error
     if damage:
         raise UserError(f"{path}: damaged, it {damage}; use another checkpoint of {path.parent}")
@@ -187,8 +193,8 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             f"{path}: not a checkpoint of tensors and plain types, or cut off; nothing was loaded, it might run code: "
             "keep only its weights"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    except DAMAGE as error:
+        reason = said_by(error)
         raise UserError(f"{path}: not a readable weight file, or cut off ({reason}); nothing was loaded") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
@@ -235,7 +241,31 @@ def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
         if state["format"] not in MIGRATIONS:
             raise UserError(f"{source}: format {state['format']} can no longer be read; use an older version")
         state = {**MIGRATIONS[state["format"]](state), "format": state["format"] + 1}
+    return checked_state({"ema": {}, **state}, source)
+
+
+def checked_state(state: dict[str, Any], source: object) -> dict[str, Any]:
+    """The state, once each of its PARTS is what its readers take it for. Raises UserError."""
+    optional = {"optimizers": dict} if "optimizers" in state else {}
+    for name, kind in {**PARTS, **optional}.items():
+        if not isinstance(state.get(name), kind):
+            raise UserError(f"{source}: damaged, its {name} is no {kind.__name__}; use another checkpoint")
+    for name, weights in [*state["networks"].items(), *state["ema"].items()]:
+        if (
+            not isinstance(name, str)
+            or not isinstance(weights, dict)
+            or not all(isinstance(key, str) for key in weights)
+        ):
+            raise UserError(f"{source}: damaged, network {name!r} holds no weights by name; use another checkpoint")
     return state
+
+
+def model_settings(config: Mapping[str, Any] | None, source: object) -> dict[str, Any]:
+    """The part `model` of the configuration that a file holds. Raises UserError where it has none."""
+    settings = (config or {}).get("model")
+    if not isinstance(settings, dict):
+        raise UserError(f"{source}: its configuration does not describe a model; train again, or name another file")
+    return settings
 
 
 def write_weights(path: Path, state: dict[str, Any]) -> None:
@@ -272,17 +302,18 @@ def load_weights(path: str | Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         tensors = load_file(path)
+    except DAMAGE as error:
+        raise UserError(f"{path}: cannot be read as .safetensors ({said_by(error)})") from error
+    try:
         stored = json.loads(metadata[METADATA])
         facts = {key: stored[key] for key in FACTS}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as .safetensors ({error})") from error
-    except (KeyError, ValueError) as error:
+        networks: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            network, key = name.split(".", 1)
+            networks.setdefault(network, {})[key] = tensor
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a weights file of this project (no recipe and config in it)") from error
-    networks: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        network, key = name.split(".", 1)
-        networks.setdefault(network, {})[key] = tensor
-    return {**facts, "networks": networks, "ema": {}}
+    return checked_state({**facts, "networks": networks, "ema": {}}, path)
 
 
 SHOWN = 10  # entries that an error of one line names
@@ -310,7 +341,8 @@ def mismatch_report(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     ]
     parts = {
         "missing": [key for key in own if key not in state_dict],
-        "unexpected": [key for key in state_dict if key not in own],
+        "unexpected": [str(key) for key in state_dict if key not in own],
+        "no tensor": [key for key, value in state_dict.items() if key in own and not isinstance(value, Tensor)],
         "other shape": shapes,
     }
     return "; ".join(f"{kind}: {first_of(keys)}" for kind, keys in parts.items() if keys)

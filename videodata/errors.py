@@ -38,6 +38,11 @@ class VideoError(UserError):
         return type(self), (self.path, self.reason)
 
 
+def said_by(error: BaseException) -> str:
+    """What an error of a library says, shortened; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ)
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from videodata.errors import UserError, disk_errors
+from videodata.errors import UserError, VideoError, disk_errors, said_by
 from videodata.files import has_suffix, lock_file, read_json, remove_debris, write_json
 
 JOURNAL_FORMAT = "videodata-npy-journal"
@@ -29,6 +29,20 @@ def partial_path(path: Path) -> Path:
 def sidecar_path(path: Path) -> Path:
     """The JSON file that describes `path`."""
     return path.with_suffix(".json") if has_suffix(path.name, {".npy"}) else path.with_name(path.name + ".json")
+
+
+def read_sidecar(path: Path) -> dict:
+    """Content of a side-car, or of an index of several. Raises VideoError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VideoError(path, f"cannot be read ({said_by(error)}); prepare the data again") from error
+    except (ValueError, RecursionError) as error:
+        reason = f"is not valid JSON ({said_by(error)}); prepare the data again or remove the file"
+        raise VideoError(path, reason) from error
+    if not isinstance(content, dict):
+        raise VideoError(path, "describes no videos; prepare the data again or remove the file")
+    return content
 
 
 def is_finished(path: Path, arguments: dict) -> bool:

@@ -18,13 +18,16 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 
-from videodata.errors import UserError, VideoError, disk_errors, one_line
+from videodata.errors import UserError, VideoError, disk_errors, one_line, said_by
 from videodata.files import publish
-from videodata.journal import Entry, Writer, described
+from videodata.journal import Entry, Writer, described, read_sidecar
 from videodata.resize import Size
 from videodata.source import ClipSource, PerProcess, by_split, frame_range
 
@@ -118,13 +121,25 @@ def map_array(path: str) -> np.ndarray:
     """Map a .npy file without reading it. Raises VideoError if it is missing, truncated or no plain array."""
     if not Path(path).is_file():
         raise VideoError(path, "no such file; prepare_ucf101.py makes one")
+    return read_array(path)
+
+
+def read_array(path: str | Path, mapped: bool = True, remedy: str = "prepare it again") -> np.ndarray:
+    """The array in a .npy file, in memory or mapped. Raises VideoError for whatever is none, or holds Python objects.
+
+    The header is a Python expression that names any type and any shape, so that NumPy raises nearly everything.
+    """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        if "mmap length" in reason or "reshape" in reason or "empty file" in reason.lower():
-            reason = "the file is shorter than its header says: it is truncated, prepare it again"
-        raise VideoError(path, f"is not a readable .npy array ({reason})") from error
+        with open(path, "rb") as file:
+            magic = file.read(len(MAGIC_PREFIX))
+        if magic and magic != MAGIC_PREFIX:  # archives and pickles, which np.load opens as well
+            raise ValueError("it begins like another kind of file")
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, TypeError, ArithmeticError, SyntaxError, TokenError, OSError, EOFError, MemoryError) as error:
+        reason = said_by(error)
+        if isinstance(error, EOFError) or "mmap length" in reason or "reshape" in reason:
+            reason = "the file is shorter than its header says: it is truncated"
+        raise VideoError(path, f"is not a readable .npy array ({reason}); {remedy}") from error
 
 
 def check_layout(path: str | Path, array: np.ndarray) -> tuple[int, int, int, int]:
@@ -146,19 +161,33 @@ def _read_sidecar(path: Path, shape: tuple[int, int, int, int]) -> list[dict]:
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return []
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VideoError(sidecar, f"is not valid JSON ({error}); prepare the data again or remove the file") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_sidecar(sidecar)
+    if content.get("format") != FORMAT:
         raise VideoError(sidecar, f"does not describe {path.name} (format {FORMAT!r} expected); remove or rename it")
     if content.get("version") != VERSION:
         raise VideoError(sidecar, f"has version {content.get('version')}, this program reads {VERSION}")
-    videos = sorted((v for v in content["videos"] if v["sequences"]), key=lambda video: video["first_sequence"])
-    described = sum(video["sequences"] for video in videos), content["num_frames"], content["height"], content["width"]
+    try:
+        videos = [video for video in content["videos"] if video["sequences"]]
+        videos.sort(key=lambda video: video["first_sequence"])
+        firsts = [0, *accumulate(video["sequences"] for video in videos)]
+        described = firsts.pop(), content["num_frames"], content["height"], content["width"]
+        for video, first in zip(videos, firsts, strict=True):
+            _check_video(video, first)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise VideoError(sidecar, f"is damaged ({said_by(error)}); prepare the data again") from error
     if described != shape:
         raise VideoError(sidecar, f"describes sequences of shape {described}, but {path.name} holds {shape}")
     return videos
+
+
+def _check_video(video: dict, first: int) -> None:
+    """Raise ValueError for an entry of a side-car that does not describe a video whose sequences begin at `first`."""
+    texts = [video.get(name) for name in ("label", "group", "split")]
+    if not isinstance(video["id"], str) or not all(text is None or isinstance(text, str) for text in texts):
+        raise ValueError("id, label, group and split are texts")
+    if video["first_sequence"] != first or video["sequences"] < 0:
+        raise ValueError(f"the sequences of {video['id']} begin at {video['first_sequence']}, not at {first}")
+    Fraction(video.get("fps") or 1)
 
 
 class NpyWriter(Writer):

@@ -6,7 +6,6 @@ it is all that a merge writes.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ from videodata.errors import UserError, VideoError
 from videodata.files import Unreadable, files_in_folder, holds_files, is_hidden, write_json
 from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
 from videodata.hdf5 import HDF5_SUFFIXES, Hdf5Source
-from videodata.journal import PARTS_FORMAT, difference, partial_path, sidecar_path
+from videodata.journal import PARTS_FORMAT, difference, partial_path, read_sidecar, sidecar_path
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
 from videodata.source import ClipSource, JoinedSource, open_each
@@ -85,7 +84,12 @@ def open_index(path: Path) -> JoinedSource:
     content = read_sidecar(path)
     if content.get("format") != PARTS_FORMAT:
         raise VideoError(path, f"is no index of parts (format {PARTS_FORMAT!r} expected)")
-    return JoinedSource(path, [open_source(path.parent / name) for name in content["parts"]])
+    parts = content.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(name, str) and _PART.fullmatch(name) for name in parts):
+        raise VideoError(path, "is damaged, its parts are not named; prepare_data.py merge writes it again")
+    if not parts:
+        raise VideoError(path, "has no parts; prepare_data.py merge writes it again")
+    return JoinedSource(path, [open_source(path.parent / name) for name in parts])
 
 
 def open_arrays(folder: Path) -> JoinedSource:
@@ -145,7 +149,7 @@ def _index(folder: Path, name: str, count: int, present: dict[int, Path]) -> dic
         shares = ", ".join(f"{number}/{count}" for number in lacking[:10])
         raise UserError(f"{folder / name}: {len(lacking)} of {count} parts are not finished: run --shard {shares}")
     parts = [present[number] for number in range(1, count + 1)]
-    sidecars = [read_sidecar(sidecar_path(part)) for part in parts]
+    sidecars = [_description_of(part) for part in parts]
     common = _settings(sidecars[0])
     for part, sidecar in zip(parts, sidecars, strict=True):
         if _settings(sidecar) != common:
@@ -165,17 +169,17 @@ def _index(folder: Path, name: str, count: int, present: dict[int, Path]) -> dic
     }
 
 
+def _description_of(part: Path) -> dict:
+    """The side-car of a part, with what an index takes from it. Raises VideoError."""
+    path = sidecar_path(part)
+    content = read_sidecar(path)
+    lists = [content.get(name) for name in ("videos", "skipped")]
+    whole = isinstance(content.get("format"), str) and all(isinstance(entries, list) for entries in lists)
+    if not whole or not all(isinstance(video, dict) for video in lists[0]):
+        raise VideoError(path, "is damaged; prepare this part again")
+    return content
+
+
 def _settings(sidecar: dict) -> dict:
     """What all parts must have in common."""
     return {key: value for key, value in sidecar.items() if key not in ("videos", "skipped", "prepare", "classes")}
-
-
-def read_sidecar(path: Path) -> dict:
-    """Content of a side-car or an index. Raises VideoError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VideoError(path, f"cannot be read ({error}); prepare the data again") from error
-    if not isinstance(content, dict):
-        raise VideoError(path, "describes no videos")
-    return content

@@ -373,6 +373,10 @@ class LDMQuantizer(nn.Module):
 def state_dict_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     """What is under `state_dict` (or the content itself), without the `loss.*` keys of the training."""
     state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
         raise UserError(f"{path}: holds no weights (name -> tensor)")
     return {key: value for key, value in state.items() if not key.startswith("loss.")}

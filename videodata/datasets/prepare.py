@@ -16,10 +16,10 @@ from videodata.datasets import data_sets
 from videodata.datasets.dataset import DataSet, Place, Selection, Shard
 from videodata.errors import UserError, one_line
 from videodata.files import has_suffix, readable_size
-from videodata.journal import sidecar_path
+from videodata.journal import read_sidecar, sidecar_path
 from videodata.prepare import FORMATS, SequenceSettings, check_derived, expected_sequences, prepare_videos
 from videodata.resize import RESIZE_RULES
-from videodata.sources import merge_parts, read_sidecar
+from videodata.sources import merge_parts
 from videodata.video_folder import InputVideo
 
 

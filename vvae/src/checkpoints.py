@@ -165,7 +165,8 @@ def _state_dict(content: Any, path: object) -> dict[str, Tensor]:
         content = inner
     if isinstance(content, Mapping) and isinstance(content.get("autoencoder"), Mapping):
         content = content["autoencoder"]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    entries = content.items() if isinstance(content, Mapping) else ()
+    tensors = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no state dict")
     return tensors
