@@ -15,7 +15,7 @@ from PIL import Image
 
 from videodata.color import tag, to_yuv
 from videodata.container import CODEC_ERRORS, what_it_says
-from videodata.errors import UserError
+from videodata.errors import UserError, disk_errors
 from videodata.files import atomic_path
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def write_video(
     except CODEC_ERRORS as error:
         if error is supply.error:
             raise
+        if isinstance(error, OSError):
+            with disk_errors(path):
+                raise
         raise UserError(f"{path}: cannot be written ({what_it_says(error)})") from error
     return path
 

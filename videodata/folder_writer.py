@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from videodata.encode import write_video
-from videodata.errors import BAD_NAME, UserError, disk_errors
+from videodata.errors import BAD_NAME, UserError, VideoError, disk_errors
 from videodata.files import TEMPORARY, portable_name, read_json, replace, sync_folder
 from videodata.frame_folder import save_png
 from videodata.hdf5 import ShardSeries
@@ -25,6 +25,7 @@ from videodata.journal import Entry, Writer, described, sidecar_path
 FORMAT = "videodata-folder"
 VIDEOS_PER_SHARD = 1000  # what a kill costs at most
 PENDING_FRAMES = 256  # frames that wait for their PNG
+TAKEN = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)  # by another video's name
 
 
 class FolderWriter(Writer):
@@ -56,12 +57,15 @@ class FolderWriter(Writer):
         with disk_errors(self.partial):
             try:
                 self._end_video(self.entries[-1] if kept else None)
-            except OSError as error:
-                if error.errno not in (*BAD_NAME, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+            except (OSError, VideoError) as error:
+                if isinstance(error, VideoError):
+                    reason = error.reason
+                elif error.errno in (*BAD_NAME, *TAKEN):
+                    reason = f"cannot be written under this name ({error.strerror})"
+                else:
                     raise
                 self._end_video(None)
-                refused = f"cannot be written under this name ({error.strerror})"
-                self.entries[-1] = Entry(sequences=0, status="bad", reason=refused, **facts)
+                self.entries[-1] = Entry(sequences=0, status="bad", reason=reason, **facts)
             if self.notes_each_video:
                 self._write_lines()
         return self.entries[-1]

@@ -196,7 +196,7 @@ def damaged(name: str, value: object = None) -> Callable[[h5py.File], None]:
     ("layout", "change", "reason"),
     [
         ("chunked", damaged("id"), "cannot be read"),  # h5py: AttributeError
-        ("chunked", damaged("label", ["a"]), "`label` is not of as many videos"),
+        ("chunked", damaged("label", ["a"]), "label has 1 entries for 2 videos"),
         ("chunked", damaged("fps", ["1/0", "25"]), "cannot be read"),
         ("chunked", damaged("offset", 3), "first frames of its videos are damaged"),
         ("chunked", damaged("offset", [0, 5, 10**12]), "do not lie in order among the"),

@@ -303,7 +303,7 @@ def test_facts_of_other_programs():
     with h5py.File("h/shard_00001.hdf5", "r+") as file:
         del file["id"]
         file["id"] = np.array([7])
-    with pytest.raises(VideoError, match="is no HDF5 file of videos .*/id has 1 entries for 2 videos"):
+    with pytest.raises(VideoError, match="cannot be read .*/id has 1 entries for 2 videos"):
         Hdf5Source("h")
 
 
