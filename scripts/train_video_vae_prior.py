@@ -34,6 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--patch", type=positive_int, default=PriorConfig.patch, help="side of the places that a token holds"
     )
     parser.add_argument(
+        "--neighbours",
+        action="store_true",
+        help="convolve over neighbouring tokens in each block: strokes hold together after fewer clips",
+    )
+    parser.add_argument(
         "--directions",
         type=nonnegative_int,
         default=PriorConfig.directions,

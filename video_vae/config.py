@@ -129,6 +129,7 @@ class PriorConfig:
     depth: int = 4
     heads: int = 4
     patch: int = 2  # side of the square of places that one token holds, in maps that it divides
+    neighbours: bool = False  # blocks with a 3x3 convolution over the tokens of each map
     directions: int = 128  # principal directions of the Gaussian; what is beside them is taken as independent
     classes: list[str] = field(default_factory=list)  # that can be asked for; none: unconditional
     class_dropout: float = 0.1  # share of the clips that are shown without their class

@@ -13,6 +13,7 @@ Axes: B clips, D numbers of all latents of a clip, level after level; N tokens, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,10 @@ class LatentPrior(nn.Module):
         self.outputs = nn.ModuleList(nn.Linear(width, channels) for channels, _ in shapes)
         self.code = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = ClassEmbedding(len(config.classes), width) if config.classes else None
-        self.blocks = nn.ModuleList(FlowBlock(width, config.heads) for _ in range(config.depth))
+        grids = [(h // p, w // p) for (_, h, w), p in zip(config.levels, self.patches, strict=True)]
+        self.blocks = nn.ModuleList(
+            FlowBlock(width, config.heads, grids if config.neighbours else ()) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(width)
         for layer in self.outputs:  # starts as the Gaussian
             nn.init.zeros_(layer.weight)
@@ -148,11 +152,16 @@ class LatentPrior(nn.Module):
 
 
 class FlowBlock(nn.Module):
-    """Self-attention and a hidden layer; the code (B, width) scales and shifts what each is given."""
+    """Self-attention and a hidden layer; the code (B, width) scales and shifts what each is given.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With `grids`, the sides (h, w) of each map of tokens, the hidden layer sees a token's neighbours through a 3x3
+    convolution: strokes go on from place to place wherever they are, which need not be learned for each place.
+    """
+
+    def __init__(self, width: int, heads: int, grids: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.grids = heads, tuple(grids)
+        self.neighbours = nn.Conv2d(width, width, 3, padding=1) if grids else None
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
         self.modulation = nn.Linear(width, 4 * width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -167,7 +176,13 @@ class FlowBlock(nn.Module):
         given = self.norms[0](x) * (1 + scale) + shift
         query, key, value = self.qkv(given).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + self.attention_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-        return x + self.hidden(self.norms[1](x) * (1 + scale_2) + shift_2)
+        given = self.norms[1](x) * (1 + scale_2) + shift_2
+        return x + self.hidden(given if self.neighbours is None else self.convolved(given))
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, width) -> the same shape, each map of them convolved."""
+        parts = zip(x.split([h * w for h, w in self.grids], dim=1), self.grids, strict=True)
+        return torch.cat([self.neighbours(part.mT.unflatten(2, grid)).flatten(2).mT for part, grid in parts], dim=1)
 
 
 def time_features(t: Tensor) -> Tensor:

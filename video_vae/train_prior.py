@@ -135,7 +135,10 @@ def train_prior(args: argparse.Namespace) -> str:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is not the run folder of a video VAE, where its prior is to be stored")
     settings = settings_from(args, folder / PRIOR_FOLDER, args.steps)
-    sizes = {name: getattr(args, name) for name in ("width", "depth", "heads", "patch", "directions", "class_dropout")}
+    sizes = {
+        name: getattr(args, name)
+        for name in ("width", "depth", "heads", "patch", "neighbours", "directions", "class_dropout")
+    }
     return fit_prior(folder, settings, args.classes, args.clips, args.learning_rate, args.weight_decay, **sizes)
 
 

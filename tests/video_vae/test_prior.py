@@ -8,7 +8,7 @@ from tests.video_vae.tiny import tiny_network
 from training import TrainSettings, train
 from training.randomness import SampleNoise
 from video_vae.config import PriorConfig
-from video_vae.prior import LatentPrior, interpolate
+from video_vae.prior import FlowBlock, LatentPrior, interpolate
 from video_vae.sampler import Sampler
 from video_vae.train_prior import PriorRecipe
 from videodata.errors import UserError
@@ -67,6 +67,16 @@ def test_tokens_of_patches_hold_each_number_once():
     assert [tuple(part.shape) for part in tokens] == [(2, 4, 8), (2, 1, 3)]
     assert tokens[0][0, 0].tolist() == [0, 1, 4, 5, 16, 17, 20, 21]
     assert torch.equal(prior.numbers_of(tokens), x)
+
+
+def test_neighbours_are_those_of_the_same_map():
+    """A token reaches the eight around it in its map, wherever it lies, and no token of another map."""
+    torch.manual_seed(0)
+    block = FlowBlock(8, 2, [(4, 5), (2, 2)])
+    x = torch.zeros(1, 24, 8, requires_grad=True)
+    for token, expected in ((6, {0, 1, 2, 5, 6, 7, 10, 11, 12}), (21, {20, 21, 22, 23})):
+        (reached,) = torch.autograd.grad(block.convolved(x)[0, token].sum(), x)
+        assert set(reached[0].abs().sum(1).nonzero().flatten().tolist()) == expected
 
 
 def test_a_flow_that_has_learnt_nothing_gives_the_gaussian():
