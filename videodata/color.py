@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 
 from videodata.resize import ACCURATE, AREA, Size, cut, place, reformatter, scaling_flags
 
@@ -21,6 +22,7 @@ LIMITED_RANGE = 1  # Y in 16..235, Cb and Cr in 16..240
 LUMA_WEIGHTS = {5: (0.299, 0.114), 1: (0.2126, 0.0722)}  # of red and blue, by colour matrix (BT.601, BT.709)
 UNKNOWN = 0
 SQUARE = Fraction(1)
+DISPLAY_MATRIX = SideDataType.DISPLAYMATRIX
 BARELY_WIDER = 0.01  # pixels that are so nearly square are not worth the blur of another scaling
 WIDEST = 4  # pixels beyond any that was ever in use: a damaged header
 
@@ -53,7 +55,7 @@ AS_STORED = Orientation(False, False, False)
 
 def orientation(frame: av.VideoFrame) -> Orientation:
     """What the display matrix of a frame asks for, to the nearest quarter turn."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix = frame.side_data.get(DISPLAY_MATRIX)
     return AS_STORED if matrix is None else _orientation(bytes(matrix))
 
 
@@ -68,10 +70,14 @@ def _orientation(matrix: bytes) -> Orientation:
 
 def shown_size(frame: av.VideoFrame, pixel_aspect: Fraction = SQUARE) -> Size:
     """(height, width) at which players show a frame whose pixels are `pixel_aspect` times as wide as high."""
-    height, width = frame.height, round(frame.width * pixel_aspect)
-    if abs(pixel_aspect - 1) < BARELY_WIDER or not 1 / WIDEST <= pixel_aspect <= WIDEST:
-        width = frame.width
-    return (width, height) if orientation(frame).transposed else (height, width)
+    return _shown_size(frame, orientation(frame), pixel_aspect)
+
+
+def _shown_size(frame: av.VideoFrame, upright: Orientation, pixel_aspect: Fraction) -> Size:
+    height, width = frame.height, frame.width
+    if pixel_aspect != 1 and abs(pixel_aspect - 1) >= BARELY_WIDER and 1 / WIDEST <= pixel_aspect <= WIDEST:
+        width = max(1, round(width * pixel_aspect))
+    return (width, height) if upright.transposed else (height, width)
 
 
 def to_rgb(
@@ -82,7 +88,7 @@ def to_rgb(
     That is upright, with square pixels, and with opacity over black.
     """
     upright = orientation(frame)
-    placement = place(shown_size(frame, pixel_aspect), size, resize)
+    placement = place(_shown_size(frame, upright, pixel_aspect), size, resize)
     stored = placement.scaled[::-1] if upright.transposed else placement.scaled
     return cut(upright.apply(_convert(frame, stored)), placement)
 

@@ -165,7 +165,9 @@ def stretch_rate(path: str | Path, start: float, end: float) -> Fraction:
     with open_video(path) as video:
         usual, unit = video.fps, video.stream.time_base
         first = video.stream.start_time or 0
-        times = sorted({packet.pts - first for packet in video.packets() if packet.size and packet.pts is not None})
+        times = sorted(
+            {packet.pts - first for packet in video.packets() if packet.pts is not None and not packet.is_discard}
+        )
     inside = times[bisect_left(times, start / unit) : bisect_left(times, end / unit)]
     if len(inside) < 2:
         return usual
