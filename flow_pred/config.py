@@ -85,6 +85,7 @@ class ModelConfig:
     class_dropout: float = 0.1  # share of training clips whose label is kept back, so that guidance has a comparison
     text_width: int = 0  # of the cached text embeddings that stand for the classes (data.texts); 0: a learned table
     diffusion_start: str = "random"  # or residual: g starts at the mean size of what its flow leaves unexplained
+    start_from: str | None = None  # run folder or file of a trained network of the same sizes, to be trained on
     f_ckpt_path: str | None = None
     d_ckpt_path: str | None = None
     latent_mean: list[float] | str | None = None  # per channel; auto: measured once; null: 0

@@ -24,7 +24,7 @@ from flow_pred.files import Regressor, build_regressor, default_run, inner, read
 from flow_pred.latents import LatentClips, LatentSpace, moments_of
 from flow_pred.recipes import RECIPES, DiffusionRecipe, PredictorRecipe
 from training import TrainSettings, settings_from, train
-from training.checkpoint import checkpoints_in
+from training.checkpoint import checkpoints_in, strict_load
 from training.cli import relaunch
 from training.distributed import is_main, print0
 from videodata.clips import open_clips
@@ -146,6 +146,9 @@ def build_recipe(config: FlowPredConfig, latent_space: LatentSpace) -> Predictor
     """The recipe of a configuration; the diffusion's loads its flow, and its denoiser where there is one."""
     model = config.model
     regressor, recipe = build_regressor(model), RECIPES[model.role]
+    if model.start_from:
+        stored = read_component(model.start_from, model.role)
+        strict_load(regressor, stored.network.state_dict(), model.start_from)
     if model.role != "g":
         return recipe(config, regressor, latent_space)
     if not model.f_ckpt_path:
