@@ -34,6 +34,7 @@ from videodata.labels import LabelledClips, classes_of
 from videodata.pixels import normalize
 
 logger = logging.getLogger(__name__)
+FUNCTIONS = {"f": "f_nll"}  # any of a role that has two
 MEASURED_CLIPS = 64  # for latent_mean and latent_std: auto
 
 
@@ -147,21 +148,20 @@ def build_recipe(config: FlowPredConfig, latent_space: LatentSpace) -> Predictor
     model = config.model
     regressor, recipe = build_regressor(model), RECIPES[model.role]
     if model.start_from:
-        stored = read_component(model.start_from, model.role)
-        strict_load(regressor, stored.network.state_dict(), model.start_from)
+        strict_load(regressor, trained_part(model.start_from, model.role, config).state_dict(), model.start_from)
     if model.role != "g":
         return recipe(config, regressor, latent_space)
     if not model.f_ckpt_path:
         raise UserError("training the diffusion needs model.f_ckpt_path: the run folder or file of a trained flow")
     parts = {"f": model.f_ckpt_path, "d": model.d_ckpt_path}
-    networks = {role: frozen_part(path, role, config) for role, path in parts.items() if path}
+    networks = {role: trained_part(path, role, config) for role, path in parts.items() if path}
     return DiffusionRecipe(config, regressor, latent_space, networks["f"], networks.get("d"))
 
 
-def frozen_part(path: str, role: str, config: FlowPredConfig) -> Regressor:
-    """The flow or the denoiser under a diffusion. Raises UserError if it was trained on other latents."""
+def trained_part(path: str, role: str, config: FlowPredConfig) -> Regressor:
+    """A trained network of the same latents, such as the flow under a diffusion. Raises UserError."""
     own = config.model
-    part = read_component(path, role, dataclasses.replace(own, func={"f": "f_nll", "d": "d"}[role]))
+    part = read_component(path, role, dataclasses.replace(own, func=FUNCTIONS.get(role, role)))
     if part.stored.config is not None and part.moments != (own.latent_mean, own.latent_std):
         raise UserError(
             f"{path}: was trained on latents of mean {part.moments[0]} and std {part.moments[1]}, this run has "

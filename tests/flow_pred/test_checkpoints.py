@@ -103,6 +103,19 @@ def test_our_runs_and_their_final_files_hold_the_same_networks(tmp_path):
         assert all(torch.equal(state[key], value) for key, value in expected.items())
 
 
+@pytest.mark.parametrize("func", ["river", "f_nll"])
+def test_a_training_starts_from_another_ones_weights(func, tmp_path):
+    """Of the same sizes and role; anything else is refused in one line."""
+    folder, _, recipe = trained(tmp_path, func)
+    space = LatentSpace(tiny_recipe("d").latent_space.autoencoder)
+    started = build_recipe(parse_config(tiny_values(func, start_from=str(folder))), space).networks["regressor"]
+    expected = recipe.networks["regressor"].state_dict()
+    assert all(torch.equal(started.state_dict()[key], value) for key, value in expected.items())
+    assert all(parameter.requires_grad for parameter in started.parameters()) and started.training
+    with pytest.raises(UserError, match="not of component d"):
+        build_recipe(parse_config(tiny_values("d", start_from=str(folder))), space)
+
+
 def test_a_diffusion_run_and_its_file_carry_flow_and_denoiser(tmp_path):
     """g is trained on a stored flow; its final file holds f and d; all three make a sampler."""
     flow, denoiser = trained(tmp_path, "f_nll")[0], trained(tmp_path, "d")[0]
