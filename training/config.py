@@ -25,7 +25,7 @@ T = TypeVar("T")
 BASE = "_BASE_"  # key that names the file below, relative to the file that holds it
 NAMES = ("classes", "CLASSES")  # keys of lists of names, which stay text although some look like numbers
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # ${oc.env:HOME} and its like
-# What the parser of YAML and OmegaConf raise for a text that is none, such as a date that does not exist.
+# What the parser of YAML and OmegaConf raise for a text that is none, or a date that does not exist.
 UNREADABLE = (
     yaml.YAMLError,
     OmegaConfBaseException,
@@ -108,7 +108,7 @@ def split_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
             text = entries.pop(0)
         else:
             raise UserError(f"override {key!r} has no value: write {key}=value or {key} value")
-        with suppress(yaml.YAMLError):  # YAML, with numbers and tuples as in a file; null is None
+        with suppress(*UNREADABLE):  # YAML, with numbers and tuples as in a file; null is None
             text = literals(yaml.safe_load(text))
         pairs.append((key.strip(), text))
     return pairs

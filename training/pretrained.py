@@ -121,7 +121,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {newer}")
         if facts["model"] not in MODELS:
             raise UserError(f"{path}: is of model {facts['model']!r}; known: {', '.join(MODELS)}")
-        parts = [from_dict(Part, stored, f"parts.{name}") for name, stored in facts["parts"].items()]
+        parts = [from_dict(Part, stored, f"{path}: parts.{name}") for name, stored in facts["parts"].items()]
         check_parts(parts, len(facts["trained_on"]))
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = said_by(error)
