@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run folder")
     group.add_argument("--run_name", help="folder below runs/ (default: <model_path stem>-<hash of the configuration>)")
+    group.add_argument("--overwrite", action="store_true", help="write over <stem>_epoch_<N>.pth files of another run")
     group.add_argument("--run_dir", "--out", help="the run folder itself, in place of runs/<run_name>")
 
 

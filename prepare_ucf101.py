@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         dataset = WholeUcf101(args.source, args.dataset_url, args.rar_path, args.extract_path, chosen)
     place, out = Place(Path(), insecure=args.insecure), Path(args.output_npy_file)
-    run_job(Job(dataset, place, out, "npy", sequence_settings(args), (None,), selection=chosen), args)
+    settings = sequence_settings(args)
+    run_job(Job(dataset, place, out, "npy", settings, (None,), selection=chosen, incomplete=args.keep_going), args)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evaluation.report import Score
 from training.distributed import all_sum
+from videodata.finite import finite
 
 
 def code_usage(indices: Tensor, size: int) -> Tensor:
@@ -81,7 +82,7 @@ class BitsPerToken:
 
     def update(self, nats: Tensor, tokens: int) -> BitsPerToken:
         """Nats (B,) of clips that have `tokens` predicted tokens each; gives itself."""
-        nats = nats.detach().double().cpu()
+        nats = finite(nats, "likelihoods of clips").detach().double().cpu()
         self._sums += torch.tensor([nats.sum(), tokens * len(nats)], dtype=torch.float64)
         self.per_clip += (nats / (tokens * math.log(2))).tolist()
         return self

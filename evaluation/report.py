@@ -21,12 +21,20 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
-from videodata.files import write_file
+from training.cli import remedy_for
+from videodata.errors import UserError
+from videodata.files import read_json, write_file
 
 FORMAT = "evaluation-report"
 VERSION = 1
 LEVEL = 0.95
 RESAMPLES = 2000
+# What two results have in common when the later one may take the place of the earlier: all that is not of the weights.
+PROTOCOL = ("model", "data", "frames", "stride", "height", "width", "resize", "excluded_frames", "repetitions", "clips")
+OF_THE_RUN = (  # parts of the details that may differ
+    *("command", "checkpoint_sha256", "checkpoint_step", "device", "processes"),
+    *("codes_used", "codebook_perplexity", "codebook_size", "bits_per_frame", "codes_per_frame"),
+)
 
 
 @dataclass
@@ -122,6 +130,21 @@ class Report:
         write_file(path, text)
         return Path(path)
 
+    def deliver(self, path: Path) -> None:
+        """Write the JSON file and print the table, that also where the disk refuses. Raises UserError.
+
+        The file comes first, because whoever reads the table may leave.
+        """
+        failure = None
+        try:
+            self.write(path)
+        except OSError as error:
+            failure = error
+        print(self.table(), flush=True)  # noqa: T201
+        if failure:
+            remedy = remedy_for(failure)
+            raise UserError(f"{path}: cannot be written ({failure.strerror}); {remedy}") from failure
+
     @property
     def note(self) -> str:
         """Whether what was scored had been trained on; empty for files, which no model is known of."""
@@ -155,6 +178,35 @@ class Report:
         return "\n".join([format_table(rows), "", *notes])
 
 
+def identity(content: dict[str, Any]) -> str:
+    """The protocol of a result as a text, from its plain values."""
+    facts = {key: value for key, value in content.items() if key in PROTOCOL}
+    details = {key: value for key, value in content["details"].items() if key not in OF_THE_RUN}
+    names = [score["name"] for score in content["scores"]]
+    return json.dumps(_finite({**facts, "details": details, "scores": names}), sort_keys=True, default=str)
+
+
+def default_place(checkpoint: Path | str | None) -> Path:
+    """Where the result of a checkpoint is written: into its run folder, where the gallery finds it, else here."""
+    path = Path(checkpoint or "evaluation.json")
+    folder = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if any((folder / name).exists() for name in ("checkpoints", "trained_on.json")):
+        return folder / "evaluation.json"
+    return Path("evaluation.json" if checkpoint is None or path.is_dir() else f"evaluation_{path.stem}.json")
+
+
+def beside_others(path: Path, report: Report) -> Path:
+    """The path, or one with a number where a result of another protocol has that name, or something else has."""
+    number, candidate = 1, path
+    while candidate.exists():
+        found = read_json(candidate) or {}
+        if found.get("format") == FORMAT and identity(found) == identity(report.to_dict()):
+            break
+        number += 1
+        candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return candidate
+
+
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text, the first being the head, as aligned columns: names to the left, the rest to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -181,10 +233,10 @@ def code_version() -> str:
     """The commit of this checkout ("-dirty" when changed), "unknown" outside one."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return run.stdout.strip()
+    return run.stdout.decode("utf-8", "replace").strip()
 
 
 def _finite(value: Any) -> Any:

@@ -37,6 +37,7 @@ from videodata.clips import ClipDataset, open_clips, overlap, together
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import files_in_folder, sha256_of
+from videodata.finite import finite
 from videodata.labels import class_number, label_of
 from videodata.pixels import normalize, to_uint8
 from videodata.splits import declared_splits, evaluation_split
@@ -209,6 +210,8 @@ class Pass:
             seeds = [self.seed, *(derive_seed(self.seed, "sample", k) for k in range(1, self.protocol.samples))]
             made = [self.subject.make(replace(batch, seed=seed, sample=k)) for k, seed in enumerate(seeds)]
             if self.subject.visible:
+                for clips in made:
+                    finite(clips, f"clips that the model made of numbers {batch.items[0]} to {batch.items[-1]}")
                 rows = self.update(batch, torch.stack(made, dim=1))
                 if watch:
                     watch(batch, torch.stack(made, dim=1), rows)

@@ -21,6 +21,7 @@ from flow_pred.checkpoints import autoencoder_weights
 from training.checkpoint import strict_load
 from training.config import load_config, unknown_key
 from videodata.errors import UserError
+from videodata.finite import finite
 
 CODEBOOK_WEIGHT = 0.25  # of the codebook's term; 1 for the commitment term ("legacy" order)
 GROUPS = 32
@@ -278,6 +279,7 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, latents: Tensor) -> Tensor:
         """Number of the code nearest to each latent vector, (N, C, h, w) -> int64 (N, h, w)."""
+        latents = latents if self.training else finite(latents, "latents before the codebook")
         vectors = latents.movedim(1, -1).float()  # (N, h, w, C)
         codes = self.embedding.weight.float()
         # |v - c|^2 without |v|^2, which is the same for all codes

@@ -25,6 +25,7 @@ from flow_pred.neural_sde import log_diffusion
 from flow_pred.objectives import diffusion_nll, mean_square
 from training.distributed import print0
 from training.optim import build_optimizer
+from training.writing import check_place
 
 SPEED, STRAIGHT, STEPS = 0.1, 45, 100  # per unit of time; units before the fork; units in all
 ANGLE = math.radians(30)
@@ -89,6 +90,7 @@ def distance_to_segment(points: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 def draw_bifurcation(args: argparse.Namespace) -> None:
     """What scripts/train_bifurcation.py does: train, print a line per combination of networks, write the picture."""
+    check_place(args.out)  # now, and not after the training
     sde = train_bifurcation(BifurcationSettings(steps=args.steps), args.seed)
     panels = []
     for parts, title in PANELS.items():

@@ -28,6 +28,7 @@ class Stored:
     source: str
     networks: dict[str, Weights]
     config: dict[str, Any] | None = None
+    recipe: str | None = None  # of a training of ours
 
     def network(self, name: str) -> Weights:
         """The weights of one network. Raises UserError naming those that are there."""
@@ -53,7 +54,8 @@ def read_weights(path: str | Path, autoencoder: str = "ldm-vq") -> Stored:
 
 def from_ours(state: dict[str, Any], source: Path) -> Stored:
     """A training state of ours."""
-    return Stored(str(source), {**state["networks"], **state.get("ema", {})}, state.get("config"))
+    networks = {**state["networks"], **state.get("ema", {})}
+    return Stored(str(source), networks, state.get("config"), state.get("recipe"))
 
 
 def original_weights(state: dict[str, Any], source: Path) -> Weights:
@@ -61,7 +63,8 @@ def original_weights(state: dict[str, Any], source: Path) -> Weights:
     for name in ("model", "state_dict"):
         if isinstance(state.get(name), dict):
             state = state[name]
-    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {key.removeprefix("module."): value for key, value in named.items()}
     if not tensors:
         raise UserError(f"{source}: holds no weights; expected a state dict under 'model' or 'state_dict'")
     return {key: value for key, value in tensors.items() if not key.startswith(NOT_WEIGHTS)}

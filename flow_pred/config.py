@@ -218,6 +218,12 @@ def alias(path: Path) -> Path:
     return renamed if renamed.exists() and not path.exists() else path
 
 
+def same_run(folder: Path) -> Path:
+    """The run folder that is there under this name, or with nll for null, or the other way round; else as given."""
+    others = (folder.with_name(folder.name.replace(*pair)) for pair in (("-null", "-nll"), ("-nll", "-null")))
+    return folder if folder.exists() else next((other for other in others if other.exists()), folder)
+
+
 def parse_config(values: dict[str, Any]) -> FlowPredConfig:
     """The typed form of plain values. Raises UserError."""
     config = from_dict(FlowPredConfig, without_unread(values))

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import Stored, read_weights
-from flow_pred.config import FlowPredConfig, ModelConfig, alias, load_config, stored_config
+from flow_pred.config import FlowPredConfig, ModelConfig, alias, load_config, same_run, stored_config
 from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.latents import LatentPredictor, LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
-from training.checkpoint import strict_load
+from training.checkpoint import model_settings, strict_load
 from training.config import from_dict
 from training.pretrained import parts_beside
 from videodata.errors import UserError
@@ -96,9 +97,10 @@ def read_component(
     """A network from a file; `model` says what a file of the original holds. Raises UserError."""
     if checkpoint is None:
         raise UserError(f"component {role}: give its checkpoint or its configuration")
-    stored = read_weights(documented(checkpoint), model.autoencoder.get("type", "") if model else "")
+    stored = read_stored(checkpoint, model.autoencoder.get("type", "") if model else "")
     if stored.config is not None:
-        model, plain = from_dict(ModelConfig, stored.config["model"]), stored.config
+        check_kind(checkpoint, stored)
+        model, plain = from_dict(ModelConfig, model_settings(stored.config, checkpoint)), stored.config
     if model is None:
         remedy = "name its configuration file too, or for a training of ours its run folder"
         raise UserError(f"{checkpoint}: has no configuration in it; {remedy}")
@@ -109,11 +111,32 @@ def read_component(
     return Component(network.eval(), model, stored, plain or {})
 
 
+def read_stored(checkpoint: str | Path, autoencoder: str = "") -> Stored:
+    """What a checkpoint holds; a file of the original's form in a run folder has the configuration of that run."""
+    path = documented(checkpoint)
+    beside = path.parent.parent / "config.yaml"
+    if path.match("checkpoints/final_step_*.pth") and beside.is_file():
+        config = yaml.safe_load(beside.read_text())
+        stored = read_weights(path, config["model"]["autoencoder"].get("type", ""))
+        return dataclasses.replace(stored, config=config)
+    return read_weights(path, autoencoder)
+
+
+def check_kind(checkpoint: str | Path, stored: Stored) -> None:
+    """Raises UserError for a run of another model."""
+    if "func" not in (stored.config or {}).get("model", {}):
+        kind = f"of {stored.recipe}" if stored.recipe else "of another model"
+        raise UserError(f"{checkpoint}: is a run {kind}, not of a video predictor; name a run of train_flow_pred.py")
+
+
 def documented(path: str | Path) -> Path:
-    """The path, or the run folder in which a file lies that is not there."""
+    """The path; where a documented `<run>/checkpoints/final_step_<n>.pth` is not there, its run folder."""
     found = Path(path)
-    folder = found.parent.parent
-    return folder if not found.exists() and (folder / "checkpoints").is_dir() else found
+    if found.exists() or not found.match("checkpoints/final_step_*.pth"):
+        return same_run(found)
+    folder = same_run(found.parent.parent)
+    file = folder / "checkpoints" / found.name
+    return file if file.exists() else folder if (folder / "checkpoints").is_dir() else found
 
 
 def default_run(name: str, config: str | Path) -> Path:
@@ -126,10 +149,11 @@ def role_of(checkpoint: str | Path, config: str | Path | None) -> str:
     """What a file holds: river, f, d or g. Raises UserError where neither it nor its configuration file says so."""
     if config is not None:
         return load_config(config)[0].model.role
-    stored = read_weights(documented(checkpoint)).config
-    if stored is None:
+    stored = read_stored(checkpoint)
+    if stored.config is None:
         raise UserError(f"{checkpoint}: has no configuration in it; name its file with --config")
-    return from_dict(ModelConfig, stored["model"]).role
+    check_kind(checkpoint, stored)
+    return from_dict(ModelConfig, model_settings(stored.config, checkpoint)).role
 
 
 @dataclass

@@ -26,6 +26,7 @@ from flow_pred.files import load_model, role_of
 from flow_pred.predict import CallCounter, Plan, Prediction, plan_for, predict
 from flow_pred.scores import NO_TRUTH, Predictions
 from training.distributed import is_main, join_processes, print0
+from training.writing import check_place
 from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
@@ -40,6 +41,8 @@ GAP = 2  # pixels between original and prediction
 def generate_flow_pred(args: argparse.Namespace) -> None:
     """The command scripts/generate_flow_videos.py: predict the videos of a split, write them, score them."""
     device = join_processes(args.device)
+    if is_main():
+        check_place(args.out / "metrics.json")  # now, and not after the work
     files = {role: (getattr(args, f"ckpt_{role}"), getattr(args, f"config_{role}")) for role in "fdg"}
     role = role_of(args.checkpoint, args.config) if args.checkpoint else "river"
     files["river" if role == "river" else "f"] = (args.checkpoint, args.config)
@@ -92,8 +95,7 @@ def generate_flow_pred(args: argparse.Namespace) -> None:
             **subject.facts(),
         }
         if is_main():
-            report.write(args.out / "metrics.json")
-            print0(report.table())
+            report.deliver(args.out / "metrics.json")
 
 
 def write_predictions(args: argparse.Namespace, subject: Predictions, clips: ClipDataset, scores: Pass | None) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +26,16 @@ from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import load_config
+from training.cli import command_line
 from training.distributed import print0, resolve_device
 from training.randomness import SampleNoise
 from training.state import weights_digest
+from training.writing import check_place
 from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path
-from videodata.hdf5 import open_hdf5
+from videodata.finite import finite
+from videodata.hdf5 import hdf5_errors, lengths_between, open_hdf5
 from videodata.pixels import normalize
 from videodata.source import ClipSource, PerProcess
 from videodata.splits import open_split
@@ -44,6 +46,7 @@ FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with
 FORMAT = "flow-latents"
 BLOCK = 64  # frames encoded at a time
 DTYPES = ("float16", "float32")
+LATENTS = "latents of the autoencoder"
 
 
 class LatentSpace(nn.Module):
@@ -107,7 +110,7 @@ def moments_of(autoencoder: nn.Module, clips: Iterable[Tensor]) -> Moments:
     """Moments of the latents of clips (3, T, H, W) in [-1, 1]."""
     moments = Moments()
     for clip in clips:
-        moments.add(autoencoder.encode(clip.transpose(0, 1)))
+        moments.add(finite(autoencoder.encode(clip.transpose(0, 1)), LATENTS))
     return moments
 
 
@@ -115,12 +118,13 @@ def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
     """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
     frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
     parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
-    return torch.cat([autoencoder.encode(part) for part in parts]).unflatten(0, frames.shape[:2])
+    latents = torch.cat([autoencoder.encode(part) for part in parts])
+    return finite(latents, LATENTS).unflatten(0, frames.shape[:2])
 
 
 def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
     """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
-    parts = latents.flatten(0, 1).split(FRAMES_AT_ONCE)
+    parts = finite(latents, "latents to decode").flatten(0, 1).split(FRAMES_AT_ONCE)
     frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
     return frames.transpose(1, 2).clamp(-1, 1)
 
@@ -208,9 +212,9 @@ def encode_latents(
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for video in videos:
             for frames in blocks(source, video, size, short_side):
-                latents = autoencoder.encode(normalize(frames.to(device)))
+                latents = finite(autoencoder.encode(normalize(frames.to(device))), f"{LATENTS} of {source.id(video)}")
                 moments.add(latents)
-                values = latents.float().cpu().numpy().astype(dtype)
+                values = as_stored(latents, dtype)
                 if done == 0:
                     file.create_dataset("latents", (int(offsets[-1]), *values.shape[1:]), dtype)
                 file["latents"][done : done + len(values)] = values
@@ -233,6 +237,14 @@ def encode_latents(
     return path
 
 
+def as_stored(latents: Tensor, dtype: str) -> np.ndarray:
+    """Latents as they go to the disk. Raises UserError for those that are too large for the type."""
+    values = latents.float().cpu()
+    if values.abs().max() > torch.finfo(getattr(torch, dtype)).max:
+        raise UserError(f"{LATENTS}: up to {values.abs().max():.3g}, too large for {dtype}; use --dtype float32")
+    return values.numpy().astype(dtype)
+
+
 def blocks(source: ClipSource, video: int, size: int, short_side: int | None) -> Iterator[Tensor]:
     """Frames of one video, uint8 (n, 3, H, W) at a time."""
     for start in range(0, source.length(video), BLOCK):
@@ -250,21 +262,35 @@ class LatentClips(Dataset):
         self.path = Path(folder) / f"{split}.hdf5"
         if not self.path.is_file():
             raise UserError(f"{self.path}: no cached latents; scripts/encode_latents.py makes them")
-        with open_hdf5(self.path) as file:
+        with hdf5_errors(self.path), open_hdf5(self.path) as file:
             if file.attrs.get("format") != FORMAT:
                 raise VideoError(self.path, "holds no cached latents")
             self.attributes = dict(file.attrs)
-            self.shape = file["latents"].shape[1:]
-            offsets, self.ids = file["offset"][()], list(file["id"].asstr()[()])
-            self._labels = list(file["label"].asstr()[()]) if "label" in file else None
-            self._places = list(file["place"].asstr()[()]) if "place" in file else None
+            self.shape, total = file["latents"].shape[1:], len(file["latents"])
+            self._offsets = file["offset"][()]
+            self._lengths = np.array(lengths_between(self._offsets, total), np.int64)
+            texts = {name: list(file[name].asstr()[()]) for name in ("id", "label", "place") if name in file}
+            self.ids, self._labels, self._places = texts["id"], texts.get("label"), texts.get("place")
+            self._check(file["latents"].dtype, texts)
         self.stride, self.seed, self.span = stride, seed, (frames - 1) * stride + 1
-        lengths = np.diff(offsets)
-        self._videos = np.flatnonzero(lengths >= self.span)
+        self._videos = np.flatnonzero(self._lengths >= self.span)
         if not len(self._videos):
             raise VideoError(self.path, f"no video has the {self.span} frames that a clip spans")
-        self._offsets, self._lengths = offsets, lengths
         self._file = PerProcess(open_hdf5, self.path)
+
+    def _check(self, dtype: np.dtype, texts: dict[str, list[str]]) -> None:
+        """Raise ValueError or KeyError where the file does not say of its latents what it must."""
+        if dtype.name not in DTYPES or len(self.shape) != 3:
+            raise ValueError(f"its latents are {dtype} {self.shape}")
+        if any(len(entries) != len(self._lengths) for entries in texts.values()):
+            raise ValueError(f"its texts are not of {len(self._lengths)} videos")
+        for name in ("mean", "std"):
+            values = json.loads(self.attributes[name])
+            if not isinstance(values, list) or len(values) != self.shape[0] or not np.isfinite(values).all():
+                raise ValueError(f"its {name} is not a number for each of {self.shape[0]} channels")
+        for name in ("autoencoder", *(("source", "split", "fingerprint") if "place" in texts else ())):
+            if not isinstance(self.attributes[name], str):
+                raise ValueError(f"its {name} is no text")
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -275,7 +301,8 @@ class LatentClips(Dataset):
         key = (self.seed, 0, item) if position is None else (self.seed, 1, int(position))
         start = int(np.random.default_rng(key).integers(self._lengths[video] - self.span + 1))
         first = int(self._offsets[video]) + start
-        values = self._file.get()["latents"][first : first + self.span][:: self.stride]
+        with hdf5_errors(self.path):
+            values = self._file.get()["latents"][first : first + self.span][:: self.stride]
         return {"latents": torch.from_numpy(values.astype(np.float32))}
 
     def label(self, index: int) -> str | None:
@@ -318,6 +345,8 @@ def encode_splits(args: argparse.Namespace) -> None:
     options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}
     options |= {"device": resolve_device(args.device), "most": args.max_videos}
     for split in args.splits:
+        check_place(args.out / f"{split}.hdf5")  # of all, before the first is encoded
+    for split in args.splits:
         print0(encode_latents(autoencoder, args.data or data.data_root, split, args.out, **options))
     words = ["python", "scripts/train_flow_pred.py", "--config", args.config, f"data.latents={args.out}"]
-    print0("next:", shlex.join([*words, *args.overrides]))
+    print0("next:", command_line([*words, *args.overrides]))

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_weights
-from flow_pred.config import RIVER_FINAL_RATE, SDE_FINAL_SHARE, FlowPredConfig, configure, plain_config
+from flow_pred.config import RIVER_FINAL_RATE, SDE_FINAL_SHARE, FlowPredConfig, configure, plain_config, same_run
 from flow_pred.files import Regressor, build_regressor, default_run, inner, read_component
 from flow_pred.latents import LatentClips, LatentSpace, moments_of
 from flow_pred.recipes import RECIPES, DiffusionRecipe, PredictorRecipe
@@ -29,7 +29,7 @@ from training.cli import relaunch
 from training.distributed import is_main, print0
 from videodata.clips import open_clips
 from videodata.errors import UserError
-from videodata.files import write_file
+from videodata.files import lock_file, write_file
 from videodata.labels import LabelledClips, classes_of
 from videodata.pixels import normalize
 
@@ -42,14 +42,16 @@ def train_flow_pred(args: argparse.Namespace) -> None:
     """What scripts/train_flow_pred.py does: train, or continue where the same command stopped."""
     config = configure(args)
     named = f"{config.name}_run-{args.run_name}" if args.run_name else default_run(config.name, args.config).name
-    run_dir = args.run_dir or args.runs / named
-    check_resume(run_dir, args.resume_step)
+    run_dir = args.run_dir or same_run(args.runs / named.replace("-null", "-nll"))
+    if is_main():
+        go_back(run_dir, args.resume_step)
     if args.device == "auto":
         spread_over_gpus(args.num_gpus)
     recipe, data, validation = prepare(config, run_dir, args.seed)
     result = train(recipe, data, engine_settings(args, config, run_dir), plain_config(config), validation)
     if result.finished and is_main():
-        print0(f"{write_final(run_dir, recipe, config, result.step)}: the same in the original's format")
+        final = write_final(run_dir, recipe, config, result.step)
+        print0(f"{run_dir}: finished after {result.step} steps; {final}: the same in the original's format")
 
 
 def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: Path) -> TrainSettings:
@@ -74,17 +76,30 @@ def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: P
     return dataclasses.replace(settings, device="cpu") if args.num_gpus == 0 else settings
 
 
-def check_resume(run_dir: Path, step: int | None) -> None:
-    """Raises UserError when the checkpoint to continue from is not the one that the run would continue from."""
+def go_back(run_dir: Path, step: int | None) -> None:
+    """Let the run continue from the checkpoint of a step: newer ones are set aside, in a folder of their own.
+
+    step: -1 is the newest; None: whatever is there. Raises UserError for a step that is not kept, or is damaged.
+    """
     if step is None:
         return
-    found = [checkpoint.step for checkpoint in checkpoints_in(run_dir / "checkpoints")]
-    if not found:
+    kept = {checkpoint.step: checkpoint for checkpoint in checkpoints_in(run_dir / "checkpoints")}
+    if not kept:
         raise UserError(f"{run_dir}: holds no checkpoint to resume from; leave --resume-step out to start")
-    if step not in (-1, found[0]):
-        there = "is there" if step in found else "is not there"
-        raise UserError(f"{run_dir}: step {step} {there}, but the newest is {found[0]}; use --resume-step -1, or move "
-                        "the newer checkpoints away")  # fmt: skip
+    if step == -1:
+        return
+    if step not in kept:
+        raise UserError(f"{run_dir}: step {step} is not kept; there are {', '.join(map(str, sorted(kept)))}")
+    if damage := kept[step].damage():
+        raise UserError(f"{kept[step].path}: damaged, it {damage}; choose another step")
+    with lock_file(run_dir, "training in", lock=run_dir / "run.lock"):
+        for newer in sorted(number for number in kept if number > step):
+            aside, checkpoint = run_dir / "checkpoints" / f"newer-than-{step}", kept[newer]
+            aside.mkdir(exist_ok=True)
+            for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):  # manifest first
+                if path.exists():
+                    path.replace(aside / path.name)
+            logger.warning("WARN %s: set aside in %s", checkpoint.path.name, aside)
 
 
 def spread_over_gpus(count: int | None) -> None:
@@ -163,7 +178,7 @@ def measure_latents(
     if "auto" not in wanted:
         return wanted
     path = run_dir / "config.yaml"
-    model = yaml.safe_load(path.read_text()).get("model", {}) if path.is_file() else {}
+    model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {}) if path.is_file() else {}
     stored = (model.get("latent_mean"), model.get("latent_std"))
     if not all(isinstance(value, list) for value in stored):
         if isinstance(data, LatentClips):

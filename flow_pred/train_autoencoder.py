@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from flow_pred.config import AutoencoderObjective, AutoencoderTraining, DataConf
 from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
 from training import Losses, Networks, Recipe, Step, settings_from, train
+from training.cli import command_line
 from training.optim import build_optimizer
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
@@ -153,7 +153,7 @@ class AutoencoderRecipe(Recipe):
         return {"reconstructions": torch.cat([images, networks["autoencoder"](images)[0]], dim=2)}
 
     def show_command(self, run_dir: Path) -> str:
-        return shlex.join(["python", "scripts/gallery.py", str(run_dir), "--out", str(run_dir / "page")])
+        return command_line(["python", "scripts/gallery.py", str(run_dir), "--out", str(run_dir / "page")])
 
 
 def chosen_frames(batch: Tensor, step: Step) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -141,7 +141,7 @@ def _checked(path: Path, entry: WeightFile) -> Path:
     digest, expected = sha256_of(path), entry.sha256
     kept = digests_file(path.parent)
     if not expected and kept.is_file():
-        lines = [line.split() for line in kept.read_text().splitlines()]
+        lines = [line.split() for line in kept.read_text(encoding="utf-8").splitlines()]
         expected = next((line[0] for line in lines if line[1:] == [path.name]), "")
     if not digest.startswith(expected):
         raise UserError(
@@ -161,7 +161,7 @@ def _download(entry: WeightFile, folder: Path) -> Path:
             logger.warning("downloading %s (%d MB) to %s", entry.url, entry.megabytes, folder)
             download_file(entry.url, target, sha256=entry.sha256 or None, tries=2)
             if not entry.sha256:
-                with digests_file(folder).open("a", encoding="utf-8") as file:
+                with digests_file(folder).open("a", encoding="utf-8", newline="\n") as file:
                     file.write(f"{sha256_of(target)}  {target.name}\n")
             return target
     except (UserError, OSError) as error:

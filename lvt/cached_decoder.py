@@ -119,6 +119,8 @@ class CachedDecoder:
         self.first_hidden = [
             RowProduct(layer.weight[:, :width], layer.bias, batch, not compiled) for layer in self.head.U
         ]
+        samples = batch if guidance == 1 else batch // 2
+        self.damage = torch.zeros(samples, device=device)  # NaN once a logit was none: NaN has a code, too
         self.picked_hidden = [layer.weight[:, width:].t().contiguous() for layer in self.head.U]  # (k V, D)
         self.step = torch.compile(self.sample_anywhere, dynamic=False) if compiled else self.sample_anywhere
         self.places = [[layer.place(position) for layer in self.layers] for position in range(len(self.conditions))]
@@ -173,6 +175,7 @@ class CachedDecoder:
             for earlier, code in enumerate(codes):
                 hidden = hidden + self.of_batch(self.picked_hidden[k][code + earlier * nv])
             logits = self.led(self.head.logits(k, hidden, table.weight))
+            self.damage.add_(0 * logits.sum(-1, dtype=torch.float32))
             codes.append(self.rule.choose(logits, uniform[:, k]))
             embedding = embedding + table.weight[codes[-1]]
         return torch.stack(codes, 1), self.of_batch(embedding)

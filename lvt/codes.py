@@ -15,6 +15,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from videodata.errors import UserError
+from training.config import from_dict
+from videodata.errors import UserError, said_by
 from videodata.files import lock_file, natural_key, publish, read_json, scan_files, write_json
+from videodata.npy import read_array
 
 logger = logging.getLogger(__name__)
 CODES_NAME = "codes.npy"  # of the array that extraction writes into a data set's folder
 FORMAT = "lvt-codes"
 LARGEST = np.iinfo(np.int16).max + 1  # codes per codebook that fit
+ENCODE = "encode the videos again"
 NOTE_EVERY, LOG_EVERY = 100, 1000  # videos between notes of the progress, and between lines of the log
 Listed = tuple[str, str | None, int]  # id, label and frames of a video
 
@@ -129,16 +133,18 @@ class CodesFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            facts = json.loads(self.path.with_suffix(".json").read_text())
+            facts = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
             if facts.get("format") != FORMAT:
                 raise UserError(f"{self.path}: not a file of codes (its .json says {facts.get('format')!r})")
-            self.videos = [CodedVideo(**entry) for entry in facts["videos"]]
+            self.videos = [from_dict(CodedVideo, entry, f"{self.path}: videos") for entry in facts["videos"]]
             self.size = int(facts["size"])
             self.provenance: dict[str, Any] | None = facts.get("provenance")
+            check_places(self.videos, self.provenance)
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: missing; codes are an .npy with a .json beside it") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path.with_suffix('.json')}: damaged ({error}); encode the videos again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            reason = f"damaged ({said_by(error)}); {ENCODE}"
+            raise UserError(f"{self.path.with_suffix('.json')}: {reason}") from error
         self._array: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
@@ -148,19 +154,27 @@ class CodesFile:
     def frames(self) -> np.ndarray:
         """Codes of all frames, int16 (F, C, h, w), memory-mapped."""
         if self._array is None:
-            try:
-                array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise UserError(f"{self.path}: cannot be read ({error}); encode the videos again") from error
+            array = read_array(self.path, remedy=ENCODE)
+            if array.ndim < 4 or array.dtype.kind not in "iu":
+                raise UserError(f"{self.path}: holds no codes (F, C, h, w) but {array.dtype} {array.shape}")
             self._array = array.reshape(-1, *array.shape[-3:])
             if len(self._array) != sum(video.frames for video in self.videos):
-                raise UserError(f"{self.path}: has other frames than its .json says; encode the videos again")
+                raise UserError(f"{self.path}: has other frames than its .json says; {ENCODE}")
         return self._array
 
     def read(self, video: int, start: int, count: int) -> np.ndarray:
         """Codes of `count` frames of a video: (count, C, h, w)."""
         first = self.videos[video].first_frame + start
         return np.array(self.frames[first : first + count])
+
+
+def check_places(videos: list[CodedVideo], provenance: dict[str, Any] | None) -> None:
+    """Raise ValueError for videos that do not follow each other, or that are others than were encoded."""
+    ends = list(accumulate((video.frames for video in videos), initial=0))
+    if not videos or min(video.frames for video in videos) < 1 or [v.first_frame for v in videos] != ends[:-1]:
+        raise ValueError("its videos do not follow each other")
+    if provenance is not None and not len(provenance["ids"]) == len(videos):
+        raise ValueError("its videos are not those that were encoded")
 
 
 class CodesFolder:
@@ -200,10 +214,7 @@ class CodesFolder:
 
 def read_frame(path: Path) -> np.ndarray:
     """Codes (C, h, w) of one frame."""
-    try:
-        codes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a .npy of codes ({error})") from error
+    codes = read_array(path, mapped=False, remedy=ENCODE)
     if codes.ndim != 3 or not np.issubdtype(codes.dtype, np.integer):
         raise UserError(f"{path}: codes of a frame are integers (codebooks, h, w), found {codes.dtype} {codes.shape}")
     return codes

@@ -57,6 +57,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     """
     config = deepcopy(DEFAULTS)
     loaded = yaml_files.load_config(path)
+    if "engine" in loaded and "MODEL" not in loaded:
+        raise UserError(f"{path}: is of a run of another model; name a run of train_lvt.py, or one of configs/lvt")
     override(config, {key: value for key, value in loaded.items() if key not in OF_A_RUN}, str(path))
     if not config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASSES"]:  # runs noted them there before the key was there
         config["MODEL"]["AUTOREGRESSIVE"]["VT"]["CLASSES"] = list((loaded.get("model") or {}).get("CLASSES") or [])
@@ -67,6 +69,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 def configure(args: Namespace) -> dict[str, Any]:
     """The configuration of a command: its --config-file under the flags that were given and the pairs at the end."""
+    if misplaced := [word for word in args.opts if word.startswith("--")]:
+        raise UserError(f"{misplaced[0]}: flags stand before the KEY VALUE pairs, which end the command")
     given = [(key, getattr(args, flag, None)) for flag, keys in FLAGS.items() for key in keys]
     flags = [(key, deepcopy(value)) for key, value in given if value is not None]  # one for each key
     config = load_config(args.config_file)
@@ -95,15 +99,16 @@ def checked(key: str, value: Any, default: Any, source: str) -> Any:
         value = float(value)
     if isinstance(default, str) and value is None:
         return ""
+    if isinstance(default, list) and all(isinstance(entry, str) for entry in default):
+        value = {str: [value], type(None): []}.get(type(value), value)  # one name where several are allowed, or none
     if type(value) is type(default):
         low, high = RANGES.get(key, (-math.inf, math.inf))
         if key in RANGES and not low <= value <= high:
             raise UserError(f"{source}: {key} must be {f'{low} .. {high}' if high < math.inf else f'at least {low}'}")
         return value
-    advice = f"write \"('{value}',)\"" if isinstance(default, list) and isinstance(value, str) else ""
     kinds = {list: "a tuple such as \"('a', 'b')\" or (7, 1, 1)"}
     expected = kinds.get(type(default), type(default).__name__)
-    raise UserError(f"{source}: {key} must be {expected}, found {value!r}" + (f"; {advice}" if advice else ""))
+    raise UserError(f"{source}: {key} must be {expected}, found {value!r}")
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:

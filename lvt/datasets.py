@@ -166,10 +166,17 @@ def frames_place(config: dict[str, Any], name: str, training: bool) -> tuple[str
         raise UserError(f"data set {name!r} holds codes; a VQVAE needs frames")
     if not is_generated(path) and not Path(path).exists():
         known = ", ".join(sorted(named_datasets()))
-        raise UserError(
-            f"data set {name!r}: {path} does not exist; name a path, shapes:<n> or digits:<n>, or one of {known}"
-        )
+        advice = f"name a path, shapes:<n> or digits:<n>, or one of {known}" if place is None else made_by(path, place)
+        raise UserError(f"data set {name!r}: {path} does not exist; {advice}")
     return path, split, place
+
+
+def made_by(path: str, place: Named) -> str:
+    """What to do where the frames of a named data set are not there."""
+    command = f"scripts/convert_kinetics.py --video_dir VIDEOS --output_dir {path} --img_size {place.size}"
+    if place.folder.startswith("bair/"):
+        command = f"scripts/prepare_data.py bair --format frames --out {Path(path).parent}"
+    return f"python {command} makes it; frames that you have elsewhere are named by their folder in place of the name"
 
 
 def place_of(config: dict[str, Any], name: str, training: bool) -> tuple[str, str | None, Named | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from training.cli import fraction, nonnegative_int, positive_float
+from training.cli import nonnegative_int, positive_float, positive_fraction
 
 if TYPE_CHECKING:
     from evaluation.subject import Subject
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--given", type=nonnegative_int, help="frames that are shown (default: TEST.VT_SAMPLER.N_PRIME)")
     add("--temperature", type=positive_float, help="of the sampler (default: TEST.VT_SAMPLER.TEMPERATURE)")
     add("--top_k", type=nonnegative_int, help="of the sampler (default: TEST.VT_SAMPLER.TOP_K)")
-    add("--top_p", type=fraction, help="of the sampler (default: TEST.VT_SAMPLER.TOP_P)")
+    add("--top_p", type=positive_fraction, help="of the sampler (default: TEST.VT_SAMPLER.TOP_P)")
 
 
 def open_subject(args: argparse.Namespace) -> Subject:

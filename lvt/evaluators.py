@@ -30,6 +30,7 @@ from lvt.vqvae import VQVAE, decode_clips, encode_clips
 from training import distributed
 from training.data import collate, move
 from training.state import weights_digest
+from training.writing import check_place
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import atomic_path, write_json
@@ -53,6 +54,9 @@ def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) 
     results: dict[str, dict[str, Results]] = {dataset: {} for dataset in config["DATASETS"]["TEST"]}
     if not names:
         return results
+    place = Path(config["OUTPUT_DIR"]) / "evaluation.json"
+    if distributed.is_main():
+        check_place(place)  # now, and not after the work
     model = load_configured(config) if model is None else model
     model = model.to(distributed.join_processes(config["MODEL"]["DEVICE"])).eval()
     for evaluators in (SCORED, WRITTEN):
@@ -61,10 +65,10 @@ def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) 
         for name, (task, evaluator) in evaluators.items():
             for dataset in config["DATASETS"][DATASETS_OF.get(name, "TEST")] if name in names else ():
                 results.setdefault(dataset, {})[task] = evaluator(config, model, dataset)
-    write_json(Path(config["OUTPUT_DIR"]) / "evaluation.json", results)
-    for dataset, tasks in results.items():
+    for dataset, tasks in results.items():  # first: perhaps they cannot be written
         for task, values in tasks.items():
             logger.info("%s %s: %s", dataset, task, ", ".join(f"{key} {value}" for key, value in values.items()))
+    write_json(place, results)
     return results
 
 
@@ -207,7 +211,7 @@ def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
     """Note beside the folder what its samples are made from; those that were made from something else are removed."""
     note = folder.with_name(f"{folder.name}.json")
     note.parent.mkdir(parents=True, exist_ok=True)
-    if not note.exists() or json.loads(note.read_text()) != made_from:
+    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != made_from:
         for stale in folder.glob("video_*_*"):
             shutil.rmtree(stale)
         write_json(note, made_from)
@@ -228,7 +232,7 @@ DATASETS_OF = {"ContinuationEvaluator": "VIDEOS"}  # the others: TEST
 
 def folder_name(dataset: str) -> str:
     """The data set's name as the name of a folder: that of a path is its last part."""
-    return dataset.rstrip("/").split("/")[-1].replace(":", "-").replace("#", "-")
+    return Path(dataset).name.replace(":", "-").replace("#", "-")
 
 
 def missed_expectations(config: dict[str, Any], results: dict[str, Any]) -> list[str]:

@@ -138,7 +138,7 @@ def read_weights(path: str | Path, network: str) -> dict[str, dict[str, Tensor]]
     """
     path = Path(path)
     if path.is_dir() and (path / "last_checkpoint").is_file():
-        path = path / (path / "last_checkpoint").read_text().strip()
+        path = path / (path / "last_checkpoint").read_text(encoding="utf-8").strip()
     if path.is_dir() or path.suffix == ".safetensors":
         return own_network(load_checkpoint(path), network, path)
     if not path.is_file():
@@ -147,7 +147,8 @@ def read_weights(path: str | Path, network: str) -> dict[str, dict[str, Tensor]]
     if "networks" in content:
         return own_network(migrate(content, path), network, path)
     weights = content.get("model", content)
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    named = isinstance(weights, Mapping) and all(isinstance(key, str) for key in weights)
+    if not named or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path}: holds no state dict; published files hold {{'model': ..., 'iteration': ...}}")
     return {key.removeprefix("module."): value for key, value in weights.items()}
 

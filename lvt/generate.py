@@ -30,6 +30,7 @@ from training.randomness import derive_seed
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import atomic_path, files_in_folder
+from videodata.finite import finite
 from videodata.frame_folder import IMAGE_SUFFIXES, read_image
 from videodata.labels import class_number
 from videodata.pixels import channels_first, to_uint8
@@ -191,6 +192,7 @@ class ClipSampler:
                 if progress is not None:
                     progress(done, total)
             put_slice(self.clips, self.stride, number, values.unflatten(2, self.size))
+        finite(self.decoder.damage, "logits of sampled clips, one value each")
         return self.clips
 
     def begin(self, number: int, known_frames: int) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -52,6 +51,7 @@ from training.recipe import Losses, Networks, Recipe, Step
 from videodata import pixels
 from videodata.clips import provenance_of
 from videodata.errors import UserError
+from videodata.npy import read_array
 
 logger = logging.getLogger(__name__)
 CLIPS_SHOWN, FRAMES_SHOWN = 4, 8  # in the log's pictures
@@ -210,6 +210,11 @@ def train_lvt(args: argparse.Namespace) -> list[str]:
     Gives what of TEST.EXPECTED_RESULTS is missed, by line. Raises UserError.
     """
     config = configure(args)
+    if args.num_gpus > max(1, torch.cuda.device_count()) and distributed.is_main():
+        logger.warning(
+            "WARN --num-gpus %d: this machine has %d; the processes compute on %s", args.num_gpus,
+            torch.cuda.device_count(), "shared GPUs" if torch.cuda.is_available() else "its CPU",
+        )  # fmt: skip
     if args.encode:
         config["DATASETS"]["TEST"], config["TEST"]["EVALUATORS"] = list(parts_of(config)), "CodesExtractor"
     if args.eval_only or args.encode:
@@ -272,11 +277,11 @@ def codebooks_of(config: dict[str, Any], model: VideoTransformer, vqvae: VQVAE |
     path, why = codebook_path(config, config["DATASETS"]["TRAIN"][0]), "is not the one of these codes"
     try:
         if path is not None:
-            books = [torch.from_numpy(np.load(path))]
+            books = [torch.from_numpy(read_array(path, mapped=False))]
         else:
             vqvae = vqvae or find_sampler_vqvae(config, torch.device("cpu"))
             books = [] if vqvae is None else [book.embedding.weight for book in vqvae.quantizer.ve]
-    except (UserError, OSError, ValueError) as error:
+    except (UserError, OSError, ValueError, TypeError) as error:
         books, why = [], f"cannot be read ({error})"
     if len(books) == model.config.nc and all(len(book) == model.config.nv for book in books):
         return books

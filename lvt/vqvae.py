@@ -23,6 +23,7 @@ from training import distributed
 from training.checkpoint import strict_load
 from videodata import pixels
 from videodata.errors import UserError
+from videodata.finite import finite
 
 ACTIVATIONS = {"": None, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 NETWORKS = {"netE": "encoder", "netG": "decoder", "netC": "quantizer"}  # folder of the published files -> our name
@@ -310,6 +311,8 @@ class Quantizer(nn.Module):
     def quantize(self, z: Tensor) -> Tensor:
         """Channels first vectors (N, D, h, w) -> codes."""
         shape = (len(z), *z.shape[2:])
+        if not self.training:
+            finite(z, "latents before the codebook")
         codes = [book.quantize(part).view(shape) for book, part in zip(self.ve, self.split(z), strict=True)]
         return codes[0] if self.num == 1 else torch.stack(codes, 1)
 

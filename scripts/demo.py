@@ -179,7 +179,7 @@ class Demo:
             ],
             curves=[self.curve(entry, model) for entry in model["curves"]],
             table=[("score", "mean"), *(item for report in reports for item in self.scores(report).items())],
-            config=yaml.safe_load((self.folder / self.fill(model["config"])).read_text()),
+            config=yaml.safe_load((self.folder / self.fill(model["config"])).read_text(encoding="utf-8")),
             overview=numbers,
         )
         return "; ".join(
@@ -193,7 +193,8 @@ class Demo:
 
     def scores(self, report: str) -> dict[str, float]:
         """The means of an evaluation by name."""
-        return {score["name"]: score["mean"] for score in json.loads((self.folder / report).read_text())["scores"]}
+        scores = json.loads((self.folder / report).read_text(encoding="utf-8"))["scores"]
+        return {score["name"]: score["mean"] for score in scores}
 
     def was_measured(self, entry: dict[str, Any]) -> bool:
         """Whether there were clips enough for a score; False only where the table says that it may be missing."""
@@ -299,7 +300,7 @@ def open_demo(args: argparse.Namespace) -> Demo:
     name = "demo" if args.data == "digits" else f"demo-{videos.name if videos else args.data}"
     name += "" if args.effort == 1 else f"-effort-{args.effort:g}"  # a run is continued only with its own settings
     source = "folder" if videos else args.data
-    table = yaml.safe_load(TABLE.read_text())
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return Demo(ROOT / (args.out or Path("runs", name)), table, source, videos, args.effort, models=args.models)
 
 

@@ -7,7 +7,6 @@ python scripts/evaluate.py videos ORIGINALS PREDICTIONS
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from evaluation.protocol import FOLDER_METRICS, add_metric_arguments, add_protocol_arguments, protocol_from
-from training.cli import HelpFormatter, make_parser, nonnegative_int, positive_int, run
+from training.cli import HelpFormatter, command_line, make_parser, nonnegative_int, positive_int, run, seed_number
 
 # Folders whose evaluate.py has add_arguments(parser), open_subject(args) -> Subject, and a docstring that says what is
 # scored. It is imported for --help, and so without torch.
@@ -38,8 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_videos_arguments(command)
     add_metric_arguments(command, FOLDER_METRICS, ("psnr", "ssim", "brightness"))
     for command in commands.choices.values():
-        command.add_argument("--seed", type=nonnegative_int, default=0, help="of the windows and of the model's noise")
-        command.add_argument("--out", "--output", type=Path, default=Path("evaluation.json"), help="the JSON file")
+        command.add_argument("--seed", type=seed_number, default=0, help="of the windows and of the model's noise")
+        command.add_argument(
+            "--out", "--output", type=Path,
+            help="the JSON file (default: evaluation.json in the run folder of --checkpoint, else here; beside a "
+            "result of another protocol evaluation_2.json, ...)",
+        )  # fmt: skip
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 
@@ -81,13 +84,19 @@ def add_videos_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Evaluate, print the table, write the JSON file."""
     args = build_parser().parse_args(argv)
-    command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    from evaluation.report import beside_others, default_place
     from evaluation.runner import Source, evaluate_model  # here, after --help: torch takes seconds to import
     from evaluation.videos import score_folders
     from training import distributed
     from training.pretrained import source_of
+    from training.writing import check_place
 
     device = distributed.join_processes(args.device)
+    model = source_of(args.checkpoint) if args.model != "videos" else None
+    out = args.out or default_place(model)
+    if distributed.is_main():
+        check_place(out)  # now, and not after the work
     if args.model == "videos":
         protocol = protocol_from(args, (), device)
         report = score_folders(
@@ -98,14 +107,15 @@ def main(argv: list[str] | None = None) -> None:
         subject = import_module(f"{args.model}.evaluate").open_subject(args)
         report = evaluate_model(
             args.model, subject, Source(args.data, args.split, args.num_clips),
-            protocol_from(args, subject.metrics, device), command, source_of(args.checkpoint),
+            protocol_from(args, subject.metrics, device), command, model,
             args.clips_dir, args.clips_shown,
         )  # fmt: skip
     if distributed.is_main():
-        path = report.write(args.out)  # first: whoever reads the table may leave
-        print(f"{report.table()}\n\nwritten to {path}")
+        path = args.out or beside_others(out, report)
+        report.deliver(path)
+        print(f"\nwritten to {path}")
         if args.model != "videos" and args.clips_dir:
-            command = shlex.join(["python", "scripts/gallery.py", str(args.clips_dir)])
+            command = command_line(["python", "scripts/gallery.py", str(args.clips_dir)])
             print(f"clips in {args.clips_dir}; side by side on a page: {command}")
         if report.clips_trained_on:
             print(report.note, file=sys.stderr)

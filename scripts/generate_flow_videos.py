@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
@@ -15,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from training.cli import (
     add_class_arguments,
     fraction,
+    frame_rate,
     make_parser,
     nonnegative_float,
     nonnegative_int,
@@ -22,6 +22,7 @@ from training.cli import (
     positive_float,
     positive_int,
     run,
+    seed_number,
 )
 
 FORMATS = ("h5", "mp4", "gif", "npy")
@@ -88,14 +89,14 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--warm-start", type=fraction, help="RIVER: start this far on the path, from the last frame")
     add_class_arguments(group)
-    group.add_argument("--seed", type=nonnegative_int, default=42, help="of the windows and of the noise")
+    group.add_argument("--seed", type=seed_number, default=42, help="of the windows and of the noise")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument("--out", type=Path, default=Path("generated_videos"), help="folder for all that is written")
     group.add_argument("--format", nargs="+", choices=FORMATS, default=["h5", "mp4"], help="what is written")
-    group.add_argument("--fps", type=Fraction, help="of mp4 and gif (default: that of the data, else 3)")
+    group.add_argument("--fps", type=frame_rate, help="of mp4 and gif (default: that of the data, else 3)")
     group.add_argument("--metrics", action="store_true", help="PSNR and SSIM of the predicted frames, and of baselines")
     group.add_argument("--lpips", choices=("alex", "vgg"), help="with --metrics: LPIPS too, with this network")
     group.add_argument("--lpips-weights", metavar="PATH", help="its weight file or folder (default: found by name)")

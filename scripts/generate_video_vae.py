@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import add_class_arguments, make_parser, nonnegative_float, nonnegative_int, number, positive_int, run
+from training.cli import (
+    add_class_arguments,
+    frame_rate,
+    make_parser,
+    nonnegative_float,
+    nonnegative_int,
+    positive_int,
+    run,
+    seed_number,
+)
 from video_vae.config import FLOW_STEPS, PRIOR_KINDS
 
 PRODUCTS = ("samples", "reconstructions", "interpolation", "traversals")
@@ -50,11 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps", type=positive_int, default=5, help="clips per interpolation and traversal, ends included"
     )
     parser.add_argument("--only", nargs="+", choices=PRODUCTS, help="make these alone")
-    parser.add_argument(
-        "--fps", type=number(Fraction, 0, above=True), default="12", help="of the files, such as 25 or 30000/1001"
-    )
+    parser.add_argument("--fps", type=frame_rate, default="12", help="of the files, such as 25 or 30000/1001")
     parser.add_argument("--gif", action="store_true", help="write GIF files beside the mp4 files")
-    parser.add_argument("--seed", type=nonnegative_int, default=0, help="sample i depends on the seed and i alone")
+    parser.add_argument("--seed", type=seed_number, default=0, help="sample i depends on the seed and i alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 

@@ -11,7 +11,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.cli import add_class_arguments, fraction, make_parser, nonnegative_int, positive_float, positive_int, run
+from training.cli import (
+    add_class_arguments,
+    frame_rate,
+    make_parser,
+    nonnegative_int,
+    number,
+    positive_float,
+    positive_fraction,
+    positive_int,
+    run,
+)
 from videodata.errors import UserError
 
 
@@ -23,15 +33,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--video-dir", "--data", type=Path, metavar="DIR", help="folder with the given frames")
     add("--frames", type=positive_int, help="of the whole clip (default: INPUT.N_FRAMES_PER_VIDEO_TEST)")
     add("--hop", type=positive_int, default=1, help="frames added per window when --frames is longer than that")
-    add("--fps", type=Fraction, default=Fraction(8), help="of the videos")
+    add("--fps", type=frame_rate, default=Fraction(8), help="of the videos")
     add_class_arguments(parser)
     add("--class-index", type=nonnegative_int, help="same as --class, by its number")
     add("--samples", type=positive_int, help="same as TEST.VT_SAMPLER.NUM_SAMPLES")
     add("--given", type=nonnegative_int, metavar="N", help="same as TEST.VT_SAMPLER.N_PRIME; 0: invent all")
     add("--temperature", type=positive_float, help="same as TEST.VT_SAMPLER.TEMPERATURE")
     add("--top-k", type=nonnegative_int, help="same as TEST.VT_SAMPLER.TOP_K")
-    add("--top-p", type=fraction, help="same as TEST.VT_SAMPLER.TOP_P")
-    add("--seed", type=int, help="same as SEED; sample i uses SEED + i")
+    add("--top-p", type=positive_fraction, help="same as TEST.VT_SAMPLER.TOP_P")
+    add("--seed", type=number(int, -1), help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
     add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder, file, or a name of weights/")
     add("--vqvae", metavar="RUN", help="same as the three TEST.VT_SAMPLER.VQ_VAE.*_WEIGHTS")

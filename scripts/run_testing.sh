@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Train the small model on a little data and draw all pictures. Further flags go to the training.
-# DATA_PATH: batch files or any source of clips; without it, moving shapes are generated.
+# DATA_PATH: batch files or any source of clips; without it data/UCFData, where that is, else generated moving shapes.
 # Writes checkpoints/test, logs/test and results/ where it is called.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 PYTHON="${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}"
-DATA_PATH="${DATA_PATH:-shapes:10,frames=4}"
+DATA_PATH="${DATA_PATH:-$([ -d data/UCFData ] && echo data/UCFData || echo shapes:10,frames=4)}"
 weights="${VIDEOGEN_WEIGHTS:-$HOME/.cache/videogen/weights}/vgg16-397923af.pth"
 perceptual=0.05
 if [ ! -f "$weights" ]; then

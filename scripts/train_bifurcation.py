@@ -9,13 +9,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from flow_pred.config import BifurcationSettings
-from training.cli import make_parser, nonnegative_int, positive_int, run
+from training.cli import make_parser, positive_int, run, seed_number
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bifurcation/trajectories.png"), help="the picture")
-    parser.add_argument("--seed", type=nonnegative_int, default=0, help="of the training and of the trajectories")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the training and of the trajectories")
     parser.add_argument(
         "--steps", type=positive_int, default=BifurcationSettings.steps, help="of each of the three trainings"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, nonnegative_int, positive_int, run
+from training.cli import make_parser, positive_int, run, seed_number
 
 OUT = Path("weights/digit_classifier.safetensors")
 
@@ -20,14 +20,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=positive_int, default=2400, help="of 64 frames each")
     parser.add_argument("--clips", type=positive_int, default=1000, help="that each of the shares is measured on")
-    parser.add_argument("--seed", type=nonnegative_int, default=0, help="of the start and of the frames")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the start and of the frames")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from evaluation.digit_training import measure, save_classifier, train_classifier
+    from training.writing import check_place
 
+    check_place(args.out)  # now, and not after the training
     classifier = train_classifier(args.steps, args.seed)
     shares = measure(classifier, args.clips)
     save_classifier(classifier, args.out, {"steps": args.steps, "seed": args.seed, "clips": args.clips}, shares)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, nonnegative_int, number, positive_int, run
+from training.cli import make_parser, nonnegative_int, number, positive_int, run, seed_number
 from training.settings import add_training_arguments
 
 DEFAULTS = {
@@ -39,9 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume-step",
         type=number(int, -1),
-        help="-1: the newest checkpoint; n: that of step n, which must be the newest one (default: continue the run)",
+        help="-1: the newest checkpoint; n: that of step n; newer ones are set aside (default: continue the run)",
     )
-    parser.add_argument("--random-seed", dest="seed", type=int, default=argparse.SUPPRESS, help="same as --seed")
+    parser.add_argument(
+        "--random-seed", dest="seed", type=seed_number, default=argparse.SUPPRESS, help="same as --seed"
+    )
     add_training_arguments(parser, **DEFAULTS, **dict.fromkeys(OF_THE_CONFIGURATION))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration")
     return parser

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lvt.config import configure
-from training.cli import make_parser, nonnegative_int, positive_int, relaunch, run
+from training.cli import make_parser, nonnegative_int, number, positive_int, relaunch, run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--vqvae", metavar="RUN", help="of the transformer: same as the three TEST.VT_SAMPLER.VQ_VAE.*_WEIGHTS")
     add("--steps", type=positive_int, help="same as SOLVER.MAX_ITER")
     add("--batch_size", type=positive_int, help="same as SOLVER.IMS_PER_BATCH")
-    add("--seed", type=int, help="same as SEED")
+    add("--seed", type=number(int, -1), help="same as SEED")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
     add("--precision", "--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="same as SOLVER.PRECISION")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, nonnegative_int, positive_int, run
+from training.cli import make_parser, nonnegative_int, positive_int, run, seed_number
 from vqgan.config import add_data_arguments, add_model_arguments
 
 
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_frames", type=positive_int, help="frames of the sequence (default: 8, or as many as there are)"
     )
-    parser.add_argument("--seed", type=int, default=42, help="of the noise in the latents")
+    parser.add_argument("--seed", type=seed_number, default=42, help="of the noise in the latents")
     parser.add_argument(
         "--output_dir", "--out", type=Path, default=Path("results/visualization"), help="where to write"
     )

@@ -16,6 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that are about Linux and macOS are skipped where there is no fork."""
+    if item.get_closest_marker("posix") and not hasattr(os, "fork"):
+        pytest.skip("needs a system with fork, signals and limits")
+
+
 def _shared_folder(name: str) -> Path:
     folder = SHARED / name
     if not folder.is_dir():

@@ -129,10 +129,11 @@ def documented_commands(page: Path) -> list[tuple[str, list[str]]]:
 
 @cache
 def help_text(script: str, subcommand: str = "") -> str:
-    """What `python SCRIPT --help` prints, from a forked process, which has the large libraries already."""
+    """What `python SCRIPT --help` prints, from a process that has the large libraries already where it is forked."""
     arguments = [*([subcommand] if subcommand else []), "--help"]
     results, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=run_script, args=(sender, script, arguments))
+    method = "fork" if hasattr(os, "fork") else "spawn"
+    process = multiprocessing.get_context(method).Process(target=run_script, args=(sender, script, arguments))
     process.start()
     sender.close()
     try:

@@ -9,11 +9,13 @@ run_dir/checkpoints/weights-0001000.safetensors   weights alone (averaged where 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import pickle
+import re
+import struct
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training import distributed
-from videodata.errors import UserError
+from training.writing import Attempts
+from videodata.errors import UserError, said_by
 from videodata.files import atomic_path, sha256_of, write_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,10 @@ FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n -> function to format n + 1
 METADATA = "run"  # the one entry of the file's metadata: a JSON object
 FACTS = ("recipe", "step", "config")
+# What safetensors, and torch for its three formats, raise for a file that is damaged.
+DAMAGE = (safetensors.SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error)
+DAMAGE += (TypeError, AttributeError, AssertionError, ArithmeticError)
+PARTS = {"recipe": str, "step": int, "config": dict, "networks": dict, "ema": dict}  # of every state, for who reads it
 MANIFEST_FACTS = ("recipe", "torch", "device_type", "world_size", "metrics", "metrics_step", "samples_seen")
 
 
@@ -77,7 +84,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], facts: dict[str, Any]) 
     path = folder / f"step-{step:07d}.pt"
     written = write_file(path, lambda file: torch.save(canonical({"format": FORMAT, **state}), file))
     if sha256_of(path) != written:
-        raise OSError(5, "the disk returns other bytes than were written", str(path))
+        raise OSError(errno.EIO, "the disk returns other bytes than were written", str(path))
     manifest = {"format": FORMAT, "file": path.name, "step": step, "sha256": written, "size": path.stat().st_size}
     write_json(path.with_suffix(".json"), {**manifest, **facts})
     return Checkpoint(path, {**manifest, **facts})
@@ -103,11 +110,12 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
     found = []
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         try:
-            manifest = json.loads(path.with_suffix(".json").read_text())
-            found.append(Checkpoint(path, {**manifest, "step": int(manifest["step"]), "size": int(manifest["size"])}))
+            manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            numbers = {"step": int(manifest["step"]), "size": int(manifest["size"])}
+            found.append(Checkpoint(path, {**manifest, **numbers, "sha256": str(manifest["sha256"])}))
         except FileNotFoundError:
             logger.warning("%s: ignored, its saving was interrupted (no manifest)", path)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
             logger.warning("%s: ignored, its manifest is damaged", path)
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
@@ -160,8 +168,8 @@ def check_manifest(path: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        damage = Checkpoint(path, json.loads(manifest.read_text())).damage()
-    except (ValueError, KeyError) as error:
+        damage = Checkpoint(path, json.loads(manifest.read_text(encoding="utf-8"))).damage()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{manifest}: damaged; remove it to read {path.name} unverified") from error
     if damage:
         raise UserError(f"{path}: damaged, it {damage}; use another checkpoint of {path.parent}")
@@ -173,6 +181,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     Nothing in it is ever executed. Raises UserError for a file that is missing, damaged, or holds anything else.
     """
     path = Path(path)
+    check_form(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -184,12 +193,40 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             f"{path}: not a checkpoint of tensors and plain types, or cut off; nothing was loaded, it might run code: "
             "keep only its weights"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    except DAMAGE as error:
+        reason = said_by(error)
         raise UserError(f"{path}: not a readable weight file, or cut off ({reason}); nothing was loaded") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     return content
+
+
+FORMS = {  # what is found in place of weights, by its first bytes
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+    b"<!doctype": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+    b"<html": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+    b"<?xml": "an XML document, such as the error of a server; download the file again",
+    b"{": "a text, such as the error of a server; download the file again",
+    b"rar!": "a RAR archive: unpack it, and name the file in it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it, and name the file in it",
+    b"\x1f\x8b\x08": "a gzip file: unpack it, and name the file in it",
+}
+
+
+def check_form(path: Path) -> None:
+    """Raises UserError for a file that is plainly something else than weights, with what it is."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return  # whoever reads it says why it cannot be read
+    if not start and path.is_file():
+        raise UserError(f"{path}: is empty; download or copy it again")
+    if start[8:9] == b"{" and b"\0" in start[:8]:
+        return  # .safetensors, whose first bytes are the length of its header
+    for first, form in FORMS.items():
+        if start.lstrip().lower().startswith(first):
+            raise UserError(f"{path}: is {form}")
 
 
 def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
@@ -204,7 +241,31 @@ def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
         if state["format"] not in MIGRATIONS:
             raise UserError(f"{source}: format {state['format']} can no longer be read; use an older version")
         state = {**MIGRATIONS[state["format"]](state), "format": state["format"] + 1}
+    return checked_state({"ema": {}, **state}, source)
+
+
+def checked_state(state: dict[str, Any], source: object) -> dict[str, Any]:
+    """The state, once each of its PARTS is what its readers take it for. Raises UserError."""
+    optional = {"optimizers": dict} if "optimizers" in state else {}
+    for name, kind in {**PARTS, **optional}.items():
+        if not isinstance(state.get(name), kind):
+            raise UserError(f"{source}: damaged, its {name} is no {kind.__name__}; use another checkpoint")
+    for name, weights in [*state["networks"].items(), *state["ema"].items()]:
+        if (
+            not isinstance(name, str)
+            or not isinstance(weights, dict)
+            or not all(isinstance(key, str) for key in weights)
+        ):
+            raise UserError(f"{source}: damaged, network {name!r} holds no weights by name; use another checkpoint")
     return state
+
+
+def model_settings(config: Mapping[str, Any] | None, source: object) -> dict[str, Any]:
+    """The part `model` of the configuration that a file holds. Raises UserError where it has none."""
+    settings = (config or {}).get("model")
+    if not isinstance(settings, dict):
+        raise UserError(f"{source}: its configuration does not describe a model; train again, or name another file")
+    return settings
 
 
 def write_weights(path: Path, state: dict[str, Any]) -> None:
@@ -218,7 +279,8 @@ def write_weights(path: Path, state: dict[str, Any]) -> None:
             # one entry, because the format writes several in an order that differs from process to process
             save_file(tensors_to_share(state), temporary, metadata={METADATA: json.dumps(facts)})
     except safetensors.SafetensorError as error:
-        raise OSError(5, f"cannot be written ({error})", str(path)) from error
+        number = re.search(r"os error (\d+)", str(error))  # it has no errno of its own
+        raise OSError(int(number[1]) if number else errno.EIO, f"cannot be written ({error})", str(path)) from error
 
 
 def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -235,21 +297,23 @@ def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
 
 def load_weights(path: str | Path) -> dict[str, Any]:
     """recipe, step, config and networks {name: state dict} of a weights file. Raises UserError for a bad one."""
+    check_form(Path(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         tensors = load_file(path)
+    except DAMAGE as error:
+        raise UserError(f"{path}: cannot be read as .safetensors ({said_by(error)})") from error
+    try:
         stored = json.loads(metadata[METADATA])
         facts = {key: stored[key] for key in FACTS}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as .safetensors ({error})") from error
-    except (KeyError, ValueError) as error:
+        networks: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            network, key = name.split(".", 1)
+            networks.setdefault(network, {})[key] = tensor
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a weights file of this project (no recipe and config in it)") from error
-    networks: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        network, key = name.split(".", 1)
-        networks.setdefault(network, {})[key] = tensor
-    return {**facts, "networks": networks, "ema": {}}
+    return checked_state({**facts, "networks": networks, "ema": {}}, path)
 
 
 SHOWN = 10  # entries that an error of one line names
@@ -277,7 +341,8 @@ def mismatch_report(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     ]
     parts = {
         "missing": [key for key in own if key not in state_dict],
-        "unexpected": [key for key in state_dict if key not in own],
+        "unexpected": [str(key) for key in state_dict if key not in own],
+        "no tensor": [key for key, value in state_dict.items() if key in own and not isinstance(value, Tensor)],
         "other shape": shapes,
     }
     return "; ".join(f"{kind}: {first_of(keys)}" for kind, keys in parts.items() if keys)
@@ -288,9 +353,6 @@ def first_of(entries: list[str]) -> str:
     return ", ".join(entries[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
 
 
-ATTEMPTS = 3  # failures in a row after which training without a checkpoint is pointless
-
-
 class Saver:
     """Saves the states of a run; keeps the newest `keep` and the best by `metric`, such as ("psnr", "max")."""
 
@@ -299,43 +361,25 @@ class Saver:
         self.keep = max(1, keep)
         self.metric = metric
         self.kept = [checkpoint for checkpoint in checkpoints_in(folder) if checkpoint.step <= first_step]
-        self.failures: Counter[str] = Counter()  # in a row, by what was to be written
-        self.missing: dict[str, OSError] = {}  # what could not be written, at its last attempt
+        self.attempts = Attempts(folder.parent)  # for all that the run writes
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those that need not stay. A full disk is a warning until it repeats."""
         facts = {name: state[name] for name in MANIFEST_FACTS}
         saved: list[Checkpoint] = []
-        self.attempt("checkpoint", lambda: saved.append(save_checkpoint(self.folder, state, facts)))
+        self.attempts.attempt("checkpoint", lambda: saved.append(save_checkpoint(self.folder, state, facts)))
         if saved:
             self.kept = [saved[0], *(entry for entry in self.kept if entry.step != saved[0].step)]
-            best = self.best()
-            for checkpoint in self.kept[self.keep :]:
-                if checkpoint is not best:  # the manifest goes first, so that none is ever without its file
-                    for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):
-                        path.unlink(missing_ok=True)
-            self.kept = [entry for number, entry in enumerate(self.kept) if number < self.keep or entry is best]
+            self.attempts.attempt("folder without the older checkpoints", self.thin_out)
 
-    def attempt(self, what: str, write: Callable[[], None]) -> None:
-        """Write something; training goes on without it, unless nothing could be written for ATTEMPTS times."""
-        try:
-            write()
-        except OSError as error:
-            self.failures[what] += 1
-            self.missing[what] = error
-            logger.warning("WARN %s not saved: %s; training goes on", what, error)
-            if self.failures[what] >= ATTEMPTS:
-                raise UserError(
-                    f"{self.folder}: no {what} saved in {ATTEMPTS} attempts ({error}); free space"
-                ) from error
-        else:
-            self.failures[what] = 0
-            self.missing.pop(what, None)
-
-    def finish(self) -> None:
-        """Raises UserError when the last attempt to write something failed."""
-        for what, error in self.missing.items():
-            raise UserError(f"{self.folder}: the last {what} could not be saved ({error}); free space and run again")
+    def thin_out(self) -> None:
+        """Remove the checkpoints that need not stay. Raises OSError."""
+        best = self.best()
+        for checkpoint in self.kept[self.keep :]:
+            if checkpoint is not best:  # the manifest goes first, so that none is ever without its file
+                for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):
+                    path.unlink(missing_ok=True)
+        self.kept = [entry for number, entry in enumerate(self.kept) if number < self.keep or entry is best]
 
     def best(self) -> Checkpoint | None:
         """The kept checkpoint with the best metric, the earliest of equals."""

@@ -12,8 +12,11 @@ import logging
 import math
 import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -28,6 +31,9 @@ REMEDIES = {
     errno.EPERM: "check the permissions or choose another path",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file is in the way: check the path",
+    errno.EISDIR: "a folder is in the way: name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "too many open files: use fewer --workers or raise ulimit -n",
 }
 OUT_OF_MEMORY = (  # in the text of errors that have no type of their own
@@ -103,14 +109,26 @@ def make_parser(description: str, **options: Any) -> Parser:
     return parser
 
 
-def number(kind: type, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], Any]:
-    """A type for argparse: an int or a float from `least` to `most`; `above`: `least` itself is too little."""
-    limits = f"{'above' if above else 'at least'} {least}" + (f" and at most {most}" if most < math.inf else "")
+LARGEST_INT = 2**31 - 1  # of a count: more is a slip of the finger, and overflows somewhere inside
+
+
+def number(kind: type, least: float, most: float | None = None, above: bool = False) -> Callable[[str], Any]:
+    """A type for argparse: an int, float or Fraction from `least` to `most`; `above`: `least` itself is too little.
+
+    Neither NaN nor infinite. most: None is LARGEST_INT for int, and no limit for the others.
+    """
+    most = LARGEST_INT if most is None and kind is int else most
+    limits = f"{'above' if above else 'at least'} {least}" + ("" if most is None else f" and at most {most}")
 
     def convert(text: str) -> Any:
-        value = kind(text)  # argparse reports a ValueError by the name of the type
-        if not least <= value <= most or (above and value == least):
+        try:
+            value = kind(text)
+        except ZeroDivisionError as error:  # a Fraction of "1/0"; a ValueError argparse reports by the type's name
+            raise ValueError(text) from error
+        if not least <= value <= (math.inf if most is None else most) or (above and value == least):
             raise argparse.ArgumentTypeError(f"must be {limits}, found {text}")
+        if value == math.inf:
+            raise argparse.ArgumentTypeError(f"must be finite, found {text}")
         return value
 
     convert.__name__ = kind.__name__
@@ -122,6 +140,10 @@ nonnegative_int = number(int, 0)
 positive_float = number(float, 0, above=True)
 nonnegative_float = number(float, 0)
 fraction = number(float, 0, 1)
+positive_fraction = number(float, 0, 1, above=True)
+seed_number = number(int, 0, 2**63 - 1)  # what torch takes
+seconds = number(float, 0, 10**8, above=True)  # years: a longer time overflows what counts it
+frame_rate = number(Fraction, 0, 100_000, above=True)  # such as 25 or 30000/1001
 
 
 def add_class_arguments(parser: argparse._ActionsContainer) -> None:
@@ -139,6 +161,9 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("VIDEOGEN_DEBUG") == "1"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal's code page lacks must not end a run
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         status = main([argument for argument in arguments if argument != "--debug"]) or 0
@@ -161,6 +186,11 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         sys.exit(3 if isinstance(error, NonFiniteAbort) else 2)
 
 
+def command_line(words: Sequence[str]) -> str:
+    """A command as a user can paste it: Windows' own shell knows no single quotes."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
 class NonFiniteAbort(UserError):
     """Too many non-finite steps in a row; scripts exit with status 3."""
 
@@ -178,6 +208,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError):
         return explain_loader(error)
     return None
+
+
+def remedy_for(error: OSError) -> str:
+    """What helps against an error of the disk."""
+    return REMEDIES.get(error.errno, "look at the disk or choose another folder")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -213,7 +248,11 @@ def relaunch(
     if gpus < 1 or machines < 1 or not 0 <= machine < machines:
         raise UserError("--num-gpus and --num-machines must be at least 1, --machine-rank below --num-machines")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(gpus)]
-    os.execv(sys.executable, [*command, *_meeting_flags(machines, machine, dist_url), script, *arguments])
+    command += [*_meeting_flags(machines, machine, dist_url), script, *arguments]
+    if hasattr(os, "fork"):
+        os.execv(sys.executable, command)
+    # Windows would begin another process and end this one at once, with status 0. Its torch has no libuv.
+    sys.exit(subprocess.run(command, env={"USE_LIBUV": "0", **os.environ}, check=False).returncode)
 
 
 def _meeting_flags(machines: int, machine: int, dist_url: str) -> list[str]:

@@ -18,13 +18,23 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from videodata.errors import UserError
+from videodata.errors import UserError, said_by
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 BASE = "_BASE_"  # key that names the file below, relative to the file that holds it
 NAMES = ("classes", "CLASSES")  # keys of lists of names, which stay text although some look like numbers
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # ${oc.env:HOME} and its like
+# What the parser of YAML and OmegaConf raise for a text that is none, or a date that does not exist.
+UNREADABLE = (
+    yaml.YAMLError,
+    OmegaConfBaseException,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 LITERAL = re.compile(r"\s*(\(.*\)|\[.*\]|[-+]?[\d.][\d.eE_+-]*)\s*")
 
 
@@ -51,13 +61,15 @@ def read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path of the configuration") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not plain YAML: {' '.join(str(error).split())}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not plain YAML: {said_by(error)}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no mapping of keys to values")
     base = config.pop(BASE, None)
     if base is None:
         return config
+    if not isinstance(base, str):
+        raise UserError(f"{path}: {BASE} must name a file, found {base!r}")
     return merged(read_with_base((path.parent / base).resolve(), (*above, path)), config)
 
 
@@ -96,7 +108,7 @@ def split_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
             text = entries.pop(0)
         else:
             raise UserError(f"override {key!r} has no value: write {key}=value or {key} value")
-        with suppress(yaml.YAMLError):  # YAML, with numbers and tuples as in a file; null is None
+        with suppress(*UNREADABLE):  # YAML, with numbers and tuples as in a file; null is None
             text = literals(yaml.safe_load(text))
         pairs.append((key.strip(), text))
     return pairs
@@ -150,8 +162,8 @@ def interpolate(config: dict[str, Any], source: object) -> dict[str, Any]:
             raise UserError(f"{source}: {text!r} calls a resolver; only ${{other.key}} is supported, write the value")
     try:
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{source}: {said_by(error)}") from error
 
 
 def strings(value: Any) -> list[str]:

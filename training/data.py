@@ -216,16 +216,18 @@ def shield_worker(worker: int) -> None:
     The first SIGTERM is ignored too, because a job manager sends it to all processes and the step that is being
     computed still needs its data; the next one, from the loader that clears up, ends the worker.
     """
-    os.setsid()
+    if hasattr(os, "setsid"):
+        os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @contextmanager
 def without_alarm() -> Iterator[None]:
     """Keep torch's signal handler from raising when a worker ends, which is known or wanted here."""
-    if threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -32,17 +32,22 @@ class Evaluator:
 
     def __init__(
         self, state: TrainState, dataset: Dataset, validation: Dataset | None, settings: TrainSettings,
-        device: torch.device,
+        device: torch.device, stop: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.state = state
         self.validation = validation
         self.shown = validation if validation is not None else dataset
         self.settings = settings
         self.device = device
+        self.stop = stop  # asked after each batch, by all processes together
+        self.broken_off = False  # the last evaluation was, by `stop`
         self.size = settings.batch_size // (settings.accumulation * distributed.world_size())
 
     def metrics(self) -> dict[str, float]:
-        """The recipe's metrics averaged over the validation samples of all processes; {} without validation data."""
+        """The recipe's metrics averaged over the validation samples of all processes; {} without validation data, and
+        where it was broken off: a job manager that wants the machine back kills what takes longer than seconds.
+        """
+        self.broken_off = False
         if self.validation is None or not len(self.validation):
             return {}
         sums: dict[str, Tensor] = {}
@@ -58,6 +63,9 @@ class Evaluator:
                         shape = f"({len(batch.keys)},) or ({len(batch.keys)}, N)"
                         raise ValueError(f"metric {name!r} has shape {tuple(value.shape)}, not {shape}")
                     sums[name] = sums.get(name, 0) + value[:kept].double().sum(0).cpu()
+                if number + 1 < len(chunks) and self.stop():
+                    self.broken_off = True
+                    return {}
         names = sorted(sums)  # one meeting of the processes for all of them
         flat = torch.cat([torch.tensor([count]).double(), *(sums[name].reshape(-1) for name in names)])
         total, *parts = distributed.all_sum(flat).split([1, *(sums[name].numel() for name in names)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,10 @@ import yaml
 
 from training import distributed
 from training.checkpoint import checkpoints_in, first_of, migrate, newest_checkpoint, read_tensors
+from training.optim import learning_rate_scale
 from training.settings import FLAGS, TrainSettings
 from training.state import TrainState
+from training.writing import LogFile
 from videodata.clips import UNKNOWN, together
 from videodata.errors import UserError
 from videodata.files import (
@@ -54,7 +57,7 @@ def open_run_folder(folder: Path) -> Iterator[None]:
 def log_file(path: Path) -> Iterator[None]:
     """Add what this project's modules log to a file, too."""
     try:
-        handler = logging.FileHandler(path)
+        handler = LogFile(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -142,8 +145,14 @@ def resume(state: TrainState, folder: Path, settings: TrainSettings, facts: dict
             f"{newest.path}: is of recipe {checkpoint['recipe']!r}, not {state.recipe.name!r}; use another folder"
         )
     check_config(checkpoint["config"], facts["config"], settings.allow_config_change, state.recipe.free_keys, folder)
+    if checkpoint["step"] > settings.steps:
+        raise UserError(
+            f"{folder}: has taken {checkpoint['step']} steps, more than the {settings.steps} that are asked for; ask "
+            "for more, or use another folder"
+        )
     state.load(checkpoint, newest.path)
     warn_of_changes(checkpoint, facts)
+    warn_of_rate(checkpoint, settings)
     logger.info("continuing %s at step %d", newest.path, state.step)
     return True
 
@@ -200,6 +209,23 @@ def warn_of_changes(checkpoint: dict[str, Any], facts: dict[str, Any]) -> None:
         logger.warning("WARN the data set is not the one of the checkpoint (other files, sizes or contents)")
 
 
+def warn_of_rate(checkpoint: dict[str, Any], settings: TrainSettings) -> None:
+    """Say how the learning rate of the next step changes, where its schedule follows the number of steps."""
+    before = checkpoint["config"].get("engine", {}).get("steps", settings.steps)
+    rates = [
+        learning_rate_scale(
+            checkpoint["step"], total, settings.warmup_steps, settings.schedule, milestones=settings.milestones,
+            warmup=settings.warmup, warmup_start=settings.warmup_start,
+        )
+        for total in (before, settings.steps)
+    ]  # fmt: skip
+    if abs(rates[0] - rates[1]) > 0.01:
+        logger.warning(
+            "WARN --schedule %s: with %d steps in place of %d, the learning rate goes from %.3g to %.3g of its maximum",
+            settings.schedule, settings.steps, before, *rates,
+        )  # fmt: skip
+
+
 def run_facts(config: dict[str, Any], device: torch.device, fingerprint: str | None) -> dict[str, Any]:
     """What a checkpoint tells about its run beside its state."""
     return {
@@ -209,3 +235,19 @@ def run_facts(config: dict[str, Any], device: torch.device, fingerprint: str | N
         "device_type": device.type,
         "world_size": distributed.world_size(),
     }
+
+
+def link_folder(inner: Path, outer: Path) -> None:
+    """Make `outer`, and let the run folder's `inner` lead there, so that the loop writes to the documented place."""
+    if inner.is_symlink() or inner.exists():
+        return
+    outer.mkdir(parents=True, exist_ok=True)
+    inner.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        inner.symlink_to(os.path.relpath(outer.resolve(), inner.parent.resolve()), target_is_directory=True)
+    except OSError as error:
+        if not hasattr(error, "winerror"):
+            raise
+        import _winapi  # Windows lets only some users make links, but everybody junctions
+
+        _winapi.CreateJunction(str(outer.resolve()), str(inner))

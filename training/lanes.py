@@ -1,5 +1,6 @@
 """Commands of the project run side by side, with the time left: each in a process of its own, forked from one that has
-imported torch and the rest already, so that thirty commands pay for the imports once.
+imported torch and the rest already, so that thirty commands pay for the imports once. Where forking is not safe, each
+imports its own.
 
 A command is run as a user would type it (`log/<name>.txt` begins with it), and its output goes to that file.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import time
@@ -22,8 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.cli import run
+from training.cli import command_line, run
 from videodata.errors import UserError
+from videodata.files import write_file
 
 PRELOADED = ("torch", "torch.utils.tensorboard", "torchvision", "evaluation.runner", "evaluation.networks")
 POLL = 0.5  # seconds between looks at the processes
@@ -82,8 +83,8 @@ class Lanes:
     ) -> None:
         self.root, self.log, self.lanes = root, log, lanes
         self.stages = {stage.name: stage for stage in stages}
-        methods = multiprocessing.get_all_start_methods()
-        self.context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        default = multiprocessing.get_all_start_methods()[0]  # spawn where forking is unsafe, or not there
+        self.context = multiprocessing.get_context("spawn" if default == "spawn" else "forkserver")
         if hasattr(self.context, "set_forkserver_preload"):
             self.context.set_forkserver_preload(list(preloaded))
         self.started = time.monotonic()
@@ -114,7 +115,7 @@ class Lanes:
         free = self.lanes - sum(stage.process is not None for stage in waiting)
         for stage in ready(waiting)[: max(0, free)]:
             path = self.log / f"{stage.name.replace(' ', '-')}.txt"
-            path.write_text(shlex.join(["python", *stage.words]) + "\n")
+            write_file(path, command_line(["python", *stage.words]) + "\n")
             stage.process = self.context.Process(target=run_command, args=(self.root, stage.words, path))
             stage.started = time.monotonic()
             stage.process.start()
@@ -126,7 +127,8 @@ class Lanes:
                 continue
             if stage.process.exitcode != 0:
                 path = self.log / f"{stage.name.replace(' ', '-')}.txt"
-                last = (path.read_text(errors="replace").strip().splitlines()[1:] or ["no output"])[-1]
+                lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                last = (lines[1:] or ["no output"])[-1]
                 raise UserError(f"stopped while it wanted to {stage.name}: {last} (all of it: {path})")
             stage.done, stage.process = True, None
             if line := ended(stage):
@@ -155,7 +157,7 @@ def run_command(root: Path, words: list[str], log: Path) -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)
+        stream.reconfigure(encoding="utf-8", line_buffering=True)
     os.chdir(root)
     sys.argv = list(words)
     module = import_module(words[0].removesuffix(".py").replace("/", "."))

@@ -31,13 +31,15 @@ from training.folder import (
     run_facts,
     write_config,
 )
-from training.log import CollapseWatch, RunLog
+from training.log import CollapseWatch, RunLog, check_wandb
 from training.recipe import Recipe
-from training.settings import TrainSettings, check_schedule
+from training.settings import TrainSettings, check_ranges, check_schedule
 from training.state import TrainState, build_state
 from training.step import Update, Updater, decided
 from videodata.clips import provenance_of
 from videodata.errors import UserError
+from videodata.finite import guarded_elsewhere
+from videodata.prepare import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +69,18 @@ def train(
     NonFiniteAbort (status 3) when the numbers stay non-finite.
     """
     with ExitStack() as stack:
+        stack.enter_context(guarded_elsewhere())  # the updater looks at losses and gradients
         # Join the processes and take the run folder; from here on a signal means save and leave.
         device = distributed.join_processes(settings.device, settings.process_timeout)
-        settings = replace(settings, precision=decided(settings.precision, device))
+        check_ranges(settings)
+        cores = available_cores()  # more loader processes take time from each other, and torch warns of them
+        settings = replace(
+            settings, precision=decided(settings.precision, device), workers=min(settings.workers, cores)
+        )
         check_sizes(settings, len(dataset))
         check_schedule(settings)
+        if settings.wandb:
+            check_wandb()  # before there is a folder
         set_determinism(settings)
         stop = stack.enter_context(StopRequest(settings.max_minutes))
         folder = Path(settings.run_dir)
@@ -84,14 +93,16 @@ def train(
 
         # Build the state, or take it over from the newest checkpoint.
         state = build_state(recipe, settings, device)
-        run = Run(state, dataset, validation, settings, config, folder, device)
+        run = Run(state, dataset, validation, settings, config, folder, device, stop)
         run.start()
         if distributed.is_main():
-            run.log = stack.enter_context(closing(RunLog(folder, state.step, settings, run.config)))
+            run.log = stack.enter_context(closing(RunLog(folder, state.step, settings, run.config, run.saver.attempts)))
         updater = Updater(state, settings, device)
 
         # Train.
         with batches(dataset, run.sampler(), settings, device) as feed, memory_advice(settings, updater):
+            if run.lacks_last_evaluation:
+                run.evaluate_now()
             while state.step < settings.steps:
                 update = updater.step(feed)
                 state.step += 1
@@ -99,7 +110,7 @@ def train(
                 run.report(update)
                 if run.ends_epoch:
                     run.end_epoch()
-                stopping = distributed.any_process(stop.requested)
+                stopping = stop.anywhere()
                 if stopping or run.ends or run.improved or due(settings.save_every, state.step):
                     run.save()
                 if stopping:
@@ -107,10 +118,13 @@ def train(
                     break
 
         # Finish.
-        run.saver.finish()
+        if run.log is not None:
+            run.log.flush()
+        run.saver.attempts.finish()
         digest = state.digest()
         logger.info("final weights sha256=%s", digest)
-        result = TrainResult(state.step, run.epoch, digest, state.metrics, finished=state.step >= settings.steps)
+        finished = state.step >= settings.steps and not run.evaluator.broken_off
+        result = TrainResult(state.step, run.epoch, digest, state.metrics, finished)
         if distributed.is_main():
             run.say_what_was_written(result.finished)
         return result
@@ -170,7 +184,7 @@ class Run:
 
     def __init__(
         self, state: TrainState, dataset: Dataset, validation: Dataset | None, settings: TrainSettings,
-        config: dict[str, Any], folder: Path, device: torch.device,
+        config: dict[str, Any], folder: Path, device: torch.device, stop: StopRequest,
     ) -> None:  # fmt: skip
         self.state = state
         self.settings = settings
@@ -180,7 +194,8 @@ class Run:
         self.provenance = provenance_of(dataset)
         fingerprint = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
         self.facts = run_facts(self.config, device, fingerprint)
-        self.evaluator = Evaluator(state, dataset, validation, settings, device)
+        self.stop = stop
+        self.evaluator = Evaluator(state, dataset, validation, settings, device, stop.anywhere)
         self.log: RunLog | None = None  # the main process has one
         self.collapse = CollapseWatch()
         self.improved = False  # the last evaluation was the best so far and is not saved yet
@@ -244,12 +259,12 @@ class Run:
         if evaluates:
             row |= self.evaluate()
         draws = self.ends or (due(s.pictures_every, step) if s.pictures_every else evaluates)
-        pictures = self.evaluator.pictures() if draws else {}
+        pictures = self.evaluator.pictures() if draws and not self.stop.anywhere() else {}
         if self.log is None:
             return
         log, folder = self.log, self.folder / "samples" / f"step-{step:07d}"
         if pictures:
-            self.saver.attempt("pictures", lambda: log.pictures(write_pictures(folder, pictures), step))
+            self.saver.attempts.attempt("pictures", lambda: log.pictures(write_pictures(folder, pictures), step))
         if row:
             log.write({"step": step, "epoch": self.epoch, "samples": self.state.samples_seen, **row})
         log.bar.update()
@@ -262,12 +277,26 @@ class Run:
             self.state.metrics, self.state.metrics_step = metrics, self.state.step
         return {f"validation/{name}": value for name, value in metrics.items()}
 
+    @property
+    def lacks_last_evaluation(self) -> bool:
+        """Whether the run took its last step before, but was stopped in the evaluation that follows."""
+        return self.ends and bool(self.evaluator.validation) and self.state.metrics_step != self.state.step
+
+    def evaluate_now(self) -> None:
+        """Evaluate outside of the steps, and keep the result."""
+        row = self.evaluate()
+        if self.log is not None and row:
+            self.log.write({"step": self.state.step, "epoch": self.epoch, "samples": self.state.samples_seen, **row})
+        if row:
+            self.save()
+
     def end_epoch(self) -> None:
         """Let the recipe write its own files."""
         sharded = self.collect() if self.state.sharded else None  # gathering needs all processes
         if distributed.is_main():
             hook = self.state.recipe.on_epoch_end
-            self.saver.attempt("files of the epoch", lambda: hook(self.epoch, lambda: sharded or self.collect()))
+            attempt = self.saver.attempts.attempt
+            attempt("files of the epoch", lambda: hook(self.epoch, lambda: sharded or self.collect()))
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
@@ -314,7 +343,8 @@ def training_row(update: Update, state: TrainState) -> dict[str, float]:
     return {**row, **rates, "skipped_steps": state.skipped_steps}
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# The last is Ctrl-Break of Windows, which has no SIGUSR1.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)]
 
 
 class StopRequest:
@@ -341,6 +371,10 @@ class StopRequest:
         if self.reason is None and time.monotonic() > self._deadline:
             self.reason = "time limit"
         return self.reason is not None
+
+    def anywhere(self) -> bool:
+        """Whether any process was asked to stop; all of them must ask, and get the same answer."""
+        return distributed.any_process(self.requested)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._signalled:

@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, weights_path, write_weights
+from training.checkpoint import DAMAGE, check_form, load_checkpoint, weights_path, write_weights
+from training.config import from_dict
 from training.folder import TRAINED_ON, trained_on
-from videodata.errors import UserError
+from videodata.errors import UserError, said_by
 from videodata.files import atomic_path, readable_size, write_file, write_json
 
 FORMAT = 1
@@ -38,6 +40,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGEST = 8_000_000  # bytes: the repository keeps every version of a file for ever
 START_FROM = "start_from"  # of a configuration: a run that only the beginning of the training needed
 PART = "part:"  # in a configuration: the run folder of another part
+FOLDER = re.compile(r"\w[\w .+-]{0,99}(/\w[\w .+-]{0,99}){0,9}")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 _unpacked: dict[Path, tuple[Path, Path]] = {}  # absolute path -> the path as it was given, the folder of its parts
@@ -87,26 +90,55 @@ def is_pretrained(path: str | Path) -> bool:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return METADATA in (file.metadata() or {})
-    except (safetensors.SafetensorError, OSError):
+    except DAMAGE:
         return False
+
+
+@dataclass
+class Part:
+    """What a file says about one of its parts."""
+
+    folder: str  # below that in which all are unpacked
+    recipe: str
+    step: int
+    config: dict[str, Any]
+    trained_on: int | None  # which of the records of the file
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What a file says about itself: format, model, parts {name: recipe, step, config, trained_on}, and how it was
     made. Raises UserError.
     """
+    check_form(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[METADATA])
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as .safetensors ({error})") from error
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a file of scripts/pack_weights.py (no parts in it)") from error
-    if facts["format"] > FORMAT:
-        raise UserError(f"{path}: has format {facts['format']}, this version reads up to {FORMAT}; update the project")
-    if facts["model"] not in MODELS:
-        raise UserError(f"{path}: is of model {facts['model']!r}; known: {', '.join(MODELS)}")
+            metadata = file.metadata() or {}
+    except DAMAGE as error:
+        raise UserError(f"{path}: cannot be read as .safetensors ({said_by(error)})") from error
+    try:
+        facts = json.loads(metadata[METADATA])
+        if facts["format"] > FORMAT:
+            newer = f"has format {facts['format']}, this version reads up to {FORMAT}; update the project"
+            raise UserError(f"{path}: {newer}")
+        if facts["model"] not in MODELS:
+            raise UserError(f"{path}: is of model {facts['model']!r}; known: {', '.join(MODELS)}")
+        parts = [from_dict(Part, stored, f"{path}: parts.{name}") for name, stored in facts["parts"].items()]
+        check_parts(parts, len(facts["trained_on"]))
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = said_by(error)
+        raise UserError(
+            f"{path}: not a whole file of scripts/pack_weights.py, its parts are damaged ({reason})"
+        ) from error
     return facts
+
+
+def check_parts(parts: list[Part], records: int) -> None:
+    """Raise ValueError for parts that would be unpacked elsewhere, over each other, or without what they name."""
+    folders = [part.folder for part in parts]
+    if not parts or len(set(folders)) < len(parts) or not all(map(FOLDER.fullmatch, folders)):
+        raise ValueError(f"their folders are {folders}")
+    if any(part.trained_on is not None and not 0 <= part.trained_on < records for part in parts):
+        raise ValueError("what they were trained on is not there")
 
 
 def unpack(path: Path) -> dict[str, Path]:
@@ -115,7 +147,10 @@ def unpack(path: Path) -> dict[str, Path]:
     if place not in _unpacked:
         folder = Path(tempfile.mkdtemp(prefix=f"{path.stem}-")).resolve()
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        write_parts(folder, facts, load_file(path))
+        try:
+            write_parts(folder, facts, load_file(path))
+        except (UserError, *DAMAGE) as error:
+            raise UserError(f"{path}: cannot be unpacked ({said_by(error)})") from error
         _unpacked[place] = path, folder
     return {part: _unpacked[place][1] / stored["folder"] for part, stored in facts["parts"].items()}
 
@@ -124,12 +159,14 @@ def write_parts(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Te
     """The run folders of all parts below `folder`, with weights in single precision."""
     networks: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in facts["parts"]}
     for name, tensor in tensors.items():
-        part, network, key = name.split("/", 2)
+        part, network, key = (*name.split("/", 2), "", "")[:3]
+        if part not in networks or not key:
+            raise UserError(f"{name!r} is no tensor of one of the parts {', '.join(networks)}")
         value = tensor.float() if tensor.is_floating_point() else tensor
         networks[part].setdefault(network, {})[key] = value
     folders = {part: folder / stored["folder"] for part, stored in facts["parts"].items()}
     for part, stored in facts["parts"].items():
-        config = replaced(stored["config"], lambda text: str(folders[text.removeprefix(PART)]), PART)
+        config = replaced(stored["config"], lambda text: str(folder_of_part(folders, text)), PART)
         state = {"recipe": stored["recipe"], "step": stored["step"], "config": config}
         (folders[part] / "checkpoints").mkdir(parents=True)
         path = weights_path(folders[part] / "checkpoints", stored["step"])
@@ -137,6 +174,14 @@ def write_parts(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Te
         write_file(folders[part] / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         if stored["trained_on"] is not None:
             write_json(folders[part] / TRAINED_ON, facts["trained_on"][stored["trained_on"]])
+
+
+def folder_of_part(folders: Mapping[str, Path], text: str) -> Path:
+    """Where the part lies that a configuration names as "part:<name>". Raises UserError for one that is not there."""
+    part = text.removeprefix(PART)
+    if part not in folders:
+        raise UserError(f"its configuration names the part {part!r}, but there are only {', '.join(folders)}")
+    return folders[part]
 
 
 def source_of(path: str | Path) -> Path:

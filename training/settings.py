@@ -8,9 +8,19 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from training.cli import fraction, nonnegative_float, nonnegative_int, positive_float, positive_int
+from training.cli import (
+    fraction,
+    nonnegative_float,
+    nonnegative_int,
+    number,
+    positive_float,
+    positive_int,
+    seconds,
+    seed_number,
+)
 from videodata.errors import UserError
 
+period = number(int, 0, 10**15)  # configurations say never by a number that no run reaches
 SCHEDULES = ("constant", "cosine", "cosine_full", "linear", "sqrt", "multistep")
 DECAYS = ("cosine", "cosine_full", "linear", "sqrt")  # the schedules that end at final_rate
 
@@ -29,7 +39,7 @@ class TrainSettings:
 
     batch_size: int = flag(1, "samples per optimiser step, over all processes and micro-batches", positive_int)
     accumulation: int = flag(1, "micro-batches per optimiser step", positive_int)
-    seed: int = flag(0, "seed of the sample order, the augmentation and the model's noise")
+    seed: int = flag(0, "seed of the sample order, the augmentation and the model's noise", seed_number)
     device: str = flag("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
     precision: str = flag(
         "fp32", "fp32, or autocast to bf16 or fp16; auto: bf16 where the device multiplies it in hardware",
@@ -61,17 +71,17 @@ class TrainSettings:
         "auto", "auto: continue the run folder; never: refuse a folder that holds a run", choices=("auto", "never")
     )
     allow_config_change: bool = flag(False, "resume although the configuration changed")
-    save_every: int = flag(1000, "steps between checkpoints; 0: only at the end", nonnegative_int)
+    save_every: int = flag(1000, "steps between checkpoints; 0: only at the end", period)
     keep: int = flag(2, "newest checkpoints to keep beside the best one", nonnegative_int)
-    log_every: int = flag(10, "steps between log lines", nonnegative_int)
-    evaluate_every: int = flag(0, "steps between evaluations; 0: at the end of each epoch", nonnegative_int)
+    log_every: int = flag(10, "steps between log lines", period)
+    evaluate_every: int = flag(0, "steps between evaluations; 0: at the end of each epoch", period)
     evaluate_batches: int = flag(16, "validation batches per evaluation at most; 0: all", nonnegative_int)
-    pictures_every: int = flag(0, "steps between pictures; 0: with each evaluation", nonnegative_int)
+    pictures_every: int = flag(0, "steps between pictures; 0: with each evaluation", period)
     max_minutes: float = flag(0.0, "save and stop with status 0 after this time; 0: no limit", nonnegative_float)
 
     workers: int = flag(0, "loader processes", nonnegative_int)
-    loader_timeout: float = flag(300.0, "seconds before a silent loader process is an error", positive_float)
-    process_timeout: float = flag(600.0, "seconds before a silent training process is an error", positive_float)
+    loader_timeout: float = flag(300.0, "seconds before a silent loader process is an error", seconds)
+    process_timeout: float = flag(600.0, "seconds before a silent training process is an error", seconds)
     wandb: bool = flag(False, "log to Weights & Biases too (needs the wandb package)")
 
 
@@ -117,6 +127,20 @@ def settings_from(args: argparse.Namespace, run_dir: Path, steps: int, **default
     if not chosen.get("warmup_steps"):
         chosen = {name: value for name, value in chosen.items() if name in given or name not in OF_THE_WARMUP}
     return from_dict(TrainSettings, {"run_dir": run_dir, "steps": steps, **chosen}, "engine")
+
+
+def check_ranges(settings: TrainSettings) -> None:
+    """Raises UserError for a number that its flag would refuse: configuration files set the same settings."""
+    for entry in FLAGS:
+        value, kind = getattr(settings, entry.name), entry.metadata["type"]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        try:
+            kind(str(value))
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"--{entry.name}: {error}") from error
+    if any(step < 1 for step in settings.milestones):
+        raise UserError(f"--milestones: steps are counted from 1, found {min(settings.milestones)}")
 
 
 def check_schedule(settings: TrainSettings) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.checkpoint import canonical, load_checkpoint, read_tensors, strict_load
+from training.checkpoint import canonical, load_checkpoint, model_settings, read_tensors, strict_load
 from training.config import from_dict
 from video_vae.config import PriorConfig
 from video_vae.model import TransformerNetwork
@@ -47,6 +47,12 @@ def split_model_path(path: Path) -> tuple[Path, int]:
 def epoch_file(stem: Path, epoch: int) -> Path:
     """Where the weights of an epoch are written."""
     return stem.with_name(f"{stem.name}_epoch_{epoch}.pth")
+
+
+def run_of(path: Path) -> str | None:
+    """The run folder of the training that wrote a file; None for a file that does not say."""
+    config = read_weights(path).config or {}
+    return config.get("engine", {}).get("run_dir")
 
 
 def write_epoch_file(stem: Path, epoch: int, checkpoint: dict[str, Any]) -> Path:
@@ -89,7 +95,11 @@ def parse_model_file(content: dict[str, Any], path: Path) -> Stored:
         return Stored(content, content)
     if content.get("recipe") != RECIPE or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: neither a file of this trainer nor a state dict of a video VAE")
-    if content.get("format", 0) > FORMAT:
+    facts = {"format": int, "config": dict, "epoch": int, "optimizer": dict, "ema": dict | None}
+    for name, kind in facts.items():
+        if not isinstance(content.get(name), kind):
+            raise UserError(f"{path}: damaged, its {name} is no {getattr(kind, '__name__', 'dict')}; use another file")
+    if content["format"] > FORMAT:
         raise UserError(
             f"{path}: has format {content['format']}, this version reads up to {FORMAT}; update the project"
         )
@@ -105,7 +115,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
     stored = read_weights(path)
     if stored.config is None:
         raise UserError(f"{path}: holds weights without their configuration; name a run folder or an _epoch_<N>.pth")
-    network = TransformerNetwork.from_config(stored.config["model"])
+    network = TransformerNetwork.from_config(model_settings(stored.config, path))
     strict_load(network, stored.weights, path)
     return network.to(device).eval().requires_grad_(False), stored.config
 
@@ -125,7 +135,7 @@ def load_prior(path: Path | str, device: torch.device | str = "cpu") -> LatentPr
     if path.suffix == ".pth" or not (run / PRIOR_FOLDER / "checkpoints").is_dir():
         return None
     stored = load_checkpoint(run / PRIOR_FOLDER)
-    config = from_dict(PriorConfig, stored["config"]["model"])
+    config = from_dict(PriorConfig, model_settings(stored["config"], run / PRIOR_FOLDER))
     step = step_of(path)
     if config.of_step != step and path.is_dir():
         command = f"python scripts/train_video_vae_prior.py --checkpoint {path}"

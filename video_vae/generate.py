@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.distributed import resolve_device
 from training.randomness import SampleNoise
+from training.writing import check_place
 from video_vae.files import load_model
 from video_vae.model import Latents, TransformerNetwork
 from video_vae.sampler import Sampler, open_sampler
@@ -33,6 +34,7 @@ def generate_video_vae(args: argparse.Namespace) -> str:
     wanted = args.only or (("samples", *OF_CLIPS) if args.data else ("samples",))
     if set(wanted) & set(OF_CLIPS) and not args.data:
         raise UserError(f"--only {' '.join(wanted)} needs clips: name a source with --data")
+    check_place(args.out / "samples.npy")  # now, and not after the work
     network, config = load_model(args.checkpoint, resolve_device(args.device))
     told = ""
     if "samples" in wanted and args.num_samples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shlex
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,11 +18,13 @@ from evaluation.metrics import SMALLEST_SIDE, psnr, ssim
 from losses.kl import free_bits, linear_ramp
 from losses.perceptual import build_perceptual, perceptual_loss
 from training import derive_seed, distributed, settings_from, train
-from training.checkpoint import load_checkpoint, strict_load
+from training.checkpoint import checkpoints_in, load_checkpoint, strict_load
+from training.cli import command_line
 from training.folder import FREE_KEYS
 from training.optim import build_optimizer
 from training.recipe import Losses, Networks, Recipe, Step
 from training.settings import TrainSettings
+from training.writing import check_place
 from video_vae.config import (
     LEARNING_RATE,
     MODEL_PATH,
@@ -32,7 +34,7 @@ from video_vae.config import (
     VideoVAEConfig,
     load_config,
 )
-from video_vae.files import Stored, epoch_file, read_weights, split_model_path, write_epoch_file
+from video_vae.files import Stored, epoch_file, read_weights, run_of, split_model_path, write_epoch_file
 from video_vae.layers import ContextBlock
 from video_vae.model import Moment, TransformerNetwork, all_moments
 from video_vae.scores import kl_bits
@@ -43,7 +45,10 @@ from videodata.pixels import normalize
 from videodata.sources import open_source
 from videodata.splits import declared_splits
 
+logger = logging.getLogger(__name__)
+
 BETAS = (0.9, 0.99)
+LARGE = 50_000_000  # parameters, that a CPU is too slow for
 SAMPLES_SHOWN = 4
 FRAMES = 16  # per clip, for sources of whole videos
 RUNS = Path("runs")
@@ -137,7 +142,7 @@ class VideoVAERecipe(Recipe):
         return {"original": batch, "reconstruction": reconstruction, "samples": samples}
 
     def show_command(self, run_dir: Path) -> str:
-        return shlex.join(["python", "scripts/generate_video_vae.py", "--checkpoint", str(run_dir), *self.shown])
+        return command_line(["python", "scripts/generate_video_vae.py", "--checkpoint", str(run_dir), *self.shown])
 
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:
         if self.epoch_stem is not None and epoch % self.epoch_every == 0:
@@ -166,10 +171,19 @@ def train_video_vae(args: argparse.Namespace) -> str:
             "use a smaller batch, or --val_fraction 0"
         )
     recipe = build_recipe(args, config, stored, stem if writes_epochs else None, offset)
+    size = sum(parameter.numel() for parameter in recipe.networks["vae"].parameters())
+    if size > LARGE and distributed.resolve_device(args.device).type == "cpu":
+        logger.warning(
+            "WARN %d million parameters on a CPU: a step takes many seconds; --preset small or tiny learns there in "
+            "minutes", size // 1_000_000,
+        )  # fmt: skip
     recipe.shown = ["--data", args.data, *([] if validation else ["--split", "train"])]
     complete = run_config(args, config, recipe.loss, data)
     folder = run_folder(args, stem, complete)
     steps = args.steps or args.num_epochs * per_epoch
+    if writes_epochs and not args.overwrite:
+        check_epoch_files(stem, offset, -(-steps // per_epoch), folder)
+    check_place(epoch_file(stem, offset + 1) if writes_epochs else folder / "config.yaml")
     result = train(recipe, training, settings_from(args, folder, steps), complete, validation)
     if not result.finished:
         return f"{folder}: stopped at step {result.step} of {steps}; the same command continues"
@@ -183,6 +197,21 @@ def train_video_vae(args: argparse.Namespace) -> str:
             write_epoch_file(stem, offset + -(-steps // per_epoch), load_checkpoint(folder))
         told += f"; weights in {last}"
     return told
+
+
+def check_epoch_files(stem: Path, offset: int, epochs: int, folder: Path) -> None:
+    """Raises UserError where the files of the epochs would take the place of another run's.
+
+    A run that continues has written its files before; one that was killed before its first checkpoint, too.
+    """
+    if checkpoints_in(folder / "checkpoints"):
+        return
+    for epoch in range(offset + 1, offset + epochs + 1):
+        path = epoch_file(stem, epoch)
+        if path.exists() and run_of(path) != str(folder):
+            raise UserError(
+                f"{path}: is of another run; name another --model_path, or write over its files with --overwrite"
+            )
 
 
 def read_start(path: str) -> Stored:

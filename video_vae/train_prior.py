@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from training import TrainSettings, derive_seed, distributed, settings_from, train
+from training.cli import command_line
 from training.conditions import class_numbers, drop_labels
 from training.optim import build_optimizer
 from training.randomness import SampleNoise
@@ -27,6 +27,7 @@ from video_vae.prior import LatentPrior, interpolate
 from video_vae.train import open_data
 from videodata.clips import provenance_of
 from videodata.errors import UserError
+from videodata.finite import finite
 from videodata.labels import classes_of, label_of
 from videodata.pixels import normalize
 
@@ -60,7 +61,8 @@ class EncodedClips(Dataset):
         for start in tqdm(starts, "encoding clips", unit="batch", leave=False, disable=None):
             clips = torch.stack([self.clips[index] for index in items[start : start + CLIPS_AT_A_TIME]])
             posterior = network.posterior(normalize(clips.to(network.canvas.device)))
-            yield torch.stack([torch.cat([z.flatten(1) for z in levels], dim=1) for levels in posterior], dim=1).cpu()
+            moments = [torch.cat([z.flatten(1) for z in levels], dim=1) for levels in posterior]
+            yield finite(torch.stack(moments, dim=1), "latents of the video VAE").cpu()
 
     def __len__(self) -> int:
         return len(self.posteriors)
@@ -124,7 +126,7 @@ class PriorRecipe(Recipe):
         return {"samples": self.vae.decode(latents)}
 
     def show_command(self, run_dir: Path) -> str:
-        return f"python scripts/generate_video_vae.py --checkpoint {shlex.quote(str(run_dir.parent))}"
+        return command_line(["python", "scripts/generate_video_vae.py", "--checkpoint", str(run_dir.parent)])
 
 
 def train_prior(args: argparse.Namespace) -> str:

@@ -34,7 +34,8 @@ import rarfile
 from tqdm import tqdm
 
 from videodata.errors import UserError
-from videodata.files import environment, lock_file, readable_size, require_room
+from videodata.files import environment, lock_file, readable_size, require_room, short_name
+from videodata.files import replace as rename
 
 logger = logging.getLogger(__name__)
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
@@ -71,6 +72,7 @@ class Member:
     kind: str  # "file", "folder", "link" or "other"
     crc32: int | None = None
     target: str | None = None  # of a link; of a file: the member that it is a copy of
+    stored: bool = False  # without compression, in a rar
 
 
 def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str = "") -> Path:
@@ -99,7 +101,7 @@ def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str 
             with contextlib.suppress(OSError):
                 unfinished.rmdir()  # only when nothing is in it
         unfinished.mkdir(exist_ok=True)
-        os.replace(unfinished, folder)
+        rename(unfinished, folder)
     return folder
 
 
@@ -197,7 +199,7 @@ def is_intact(path: Path, member: Member) -> bool:
 
 def _extract_zip(archive: Path, folder: Path, hint: str) -> None:
     with zipfile.ZipFile(archive) as opened:
-        infos = {os.path.normpath(info.filename): info for info in opened.infolist()}
+        infos = {posixpath.normpath(info.filename): info for info in opened.infolist()}
         members = [_zip_member(info, opened) for info in opened.infolist()]
         wanted = safe_members(members, archive, archive.stat().st_size)
         _write_members(wanted, folder, archive, lambda name: opened.open(infos[name]))
@@ -226,8 +228,8 @@ def _extract_tar(archive: Path, folder: Path, hint: str) -> None:
 
 def _tar_members(opened: tarfile.TarFile, infos: dict[str, tarfile.TarInfo]) -> Iterator[Member]:
     for info in opened:
-        infos[os.path.normpath(info.name)] = info
-        original = infos.get(os.path.normpath(info.linkname)) if info.islnk() else None
+        infos[posixpath.normpath(info.name)] = info
+        original = infos.get(posixpath.normpath(info.linkname)) if info.islnk() else None
         if original is not None:  # a hard link: reading it gives the content of the original
             yield Member(info.name, original.size, "file")
         elif info.issym() or info.islnk():
@@ -256,11 +258,11 @@ def _write_members(members: Iterable[Member], folder: Path, archive: Path, open_
 def _write_file(source: IO[bytes], path: Path) -> None:
     # not files.atomic_path: no sync for each of 13,320 videos; `is_intact` checks each file instead
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name[:200] + ".partial")
+    temporary = path.with_name(short_name(path.name) + ".partial")
     try:
         with open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
-        os.replace(temporary, path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -278,23 +280,42 @@ def extract_rar(archive: Path, folder: Path, hint: str = "") -> None:
             raise ArchiveError(archive, f"refused: {member.name!r} is a copy of {member.target!r}, which is not in it")
     missing = _clean(wanted, folder)
     check_room(missing, folder, archive)
-    tried: list[str] = []
-    for tool in available_tools() if missing else []:
+    tools, tried = available_tools(), []
+    if not tools and any(not member.stored and member.target not in names for member in missing):
+        raise no_tool(archive, hint)
+    _write_stored(archive, missing, folder)
+    missing = _clean(wanted, folder)
+    for tool in tools if missing else []:
         logger.info("%s: extracting %d files with %s", archive, len(missing), tool)
         tried.append(_run(tool, archive, folder, sum(member.size for member in wanted)))
         missing = _clean(wanted, folder)
         if not missing:
             break
-    if missing and not tried:
-        raise ArchiveError(
-            archive, f"no program that extracts rar is installed: {INSTALL}" + (f"; {hint}" if hint else "")
-        )
     if missing:
+        how = "; ".join(tried) or "stored, without compression"
         raise ArchiveError(
             archive,
             f"{len(missing)} of {len(wanted)} members could not be extracted, the first is {missing[0].name!r} "
-            f"({'; '.join(tried)}): the archive is damaged, or {INSTALL}" + (f"; {hint}" if hint else ""),
+            f"({how}): the archive is damaged, or {INSTALL}" + (f"; {hint}" if hint else ""),
         )
+
+
+def no_tool(archive: object, hint: str = "") -> ArchiveError:
+    """What to say where a rar cannot be extracted for want of a program."""
+    return ArchiveError(
+        archive, f"no program that extracts rar is installed: {INSTALL}" + (f"; {hint}" if hint else "")
+    )
+
+
+def _write_stored(archive: Path, missing: Iterable[Member], folder: Path) -> None:
+    """Write those of the members that are stored as they are, which needs no program. What fails, a tool may manage."""
+    names = {member.name for member in missing if member.stored}
+    with rarfile.RarFile(archive) as opened:
+        for info in opened.infolist():
+            name = posixpath.normpath(info.filename)
+            if name in names:
+                with contextlib.suppress(rarfile.Error), opened.open(info) as source:
+                    _write_file(source, folder / name)
 
 
 def available_tools() -> list[str]:
@@ -330,7 +351,8 @@ def _member(info: rarfile.RarInfo, opened: rarfile.RarFile) -> Member:
         return Member(info.filename, info.file_size, "link", target=target)
     if redirection:  # a hard link or a reference to an equal file
         return Member(info.filename, info.file_size, "file", target=redirection[2])
-    return Member(info.filename, info.file_size, "file" if info.is_file() else "other", info.CRC)
+    stored = info.compress_type == rarfile.RAR_M0
+    return Member(info.filename, info.file_size, "file" if info.is_file() else "other", info.CRC, stored=stored)
 
 
 def _run(tool: str, archive: Path, folder: Path, size: int) -> str:
@@ -350,7 +372,10 @@ def _run(tool: str, archive: Path, folder: Path, size: int) -> str:
         return f"{tool}: hung and was stopped"
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
             process.communicate()
     lines = output.decode("utf-8", "replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
@@ -390,7 +415,7 @@ def unpack_with_cffi(archive: str, folder: str) -> None:
     try:
         with RarArchive.open_for_processing(archive) as opened:
             for header in opened.iterate_headers():
-                path = os.path.join(folder, header.FileNameW)
+                path = os.path.join(folder, joined_surrogates(header.FileNameW))
                 if header.Flags & FLAGS_RHDF_DIRECTORY or os.path.lexists(path):
                     header.skip()
                     continue
@@ -399,6 +424,11 @@ def unpack_with_cffi(archive: str, folder: str) -> None:
                     header.test(file.write)
     except BadRarFile as error:
         sys.exit(str(error))
+
+
+def joined_surrogates(name: str) -> str:
+    """The library hands over a character beyond U+FFFF as the two halves that UTF-16 makes of it."""
+    return name.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
 
 
 if __name__ == "__main__":

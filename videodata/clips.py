@@ -213,7 +213,7 @@ class ClipDataset(Dataset):
         ids = [
             f"{self.source.stamp(video)}/{self.source.id(video)}"
             if place is None or base is None
-            else os.path.relpath(place, base)
+            else os.path.relpath(place, base).replace(os.sep, "/")
             for place, video in zip(places, self._videos, strict=True)
         ]
         source = self.opened if base is None else os.path.realpath(self.opened)

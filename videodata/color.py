@@ -6,10 +6,13 @@ What is written and read back has the brightness that it had: the fast paths of 
 from __future__ import annotations
 
 import functools
+from fractions import Fraction
 from itertools import product
+from typing import NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 
 from videodata.resize import ACCURATE, AREA, Size, cut, place, reformatter, scaling_flags
 
@@ -18,6 +21,10 @@ UNTAGGED = (0, 2)  # AVCOL_SPC_RGB and AVCOL_SPC_UNSPECIFIED: for YUV pictures n
 LIMITED_RANGE = 1  # Y in 16..235, Cb and Cr in 16..240
 LUMA_WEIGHTS = {5: (0.299, 0.114), 1: (0.2126, 0.0722)}  # of red and blue, by colour matrix (BT.601, BT.709)
 UNKNOWN = 0
+SQUARE = Fraction(1)
+DISPLAY_MATRIX = SideDataType.DISPLAYMATRIX
+BARELY_WIDER = 0.01  # pixels that are so nearly square are not worth the blur of another scaling
+WIDEST = 4  # pixels beyond any that was ever in use: a damaged header
 
 
 def matrix_for(height: int) -> int:
@@ -25,16 +32,65 @@ def matrix_for(height: int) -> int:
     return BT709 if height >= 720 else BT601
 
 
-def to_rgb(frame: av.VideoFrame, size: Size | None = None, resize: str = "crop") -> np.ndarray:
-    """Decoded frame -> uint8 (H, W, 3) RGB, upright, alpha over black, resized by the rule of `resize.place`."""
-    turns = round(frame.rotation / 90) % 4
-    native = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
-    placement = place(native, size, resize)
-    stored = placement.scaled if turns % 2 == 0 else placement.scaled[::-1]
-    rgb = _convert(frame, stored)
-    if turns:
-        rgb = np.rot90(rgb, turns)
-    return cut(rgb, placement)
+class Orientation(NamedTuple):
+    """How a stored picture becomes the one that is shown: rows and columns exchanged first, then mirrored."""
+
+    transposed: bool
+    left_right: bool
+    top_bottom: bool
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether no rotation does the same."""
+        return self.transposed ^ self.left_right ^ self.top_bottom
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) -> the same pixels in their places, (W, H, 3) if transposed."""
+        picture = picture.swapaxes(0, 1) if self.transposed else picture
+        return picture[:: -1 if self.top_bottom else 1, :: -1 if self.left_right else 1]
+
+
+AS_STORED = Orientation(False, False, False)
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """What the display matrix of a frame asks for, to the nearest quarter turn."""
+    matrix = frame.side_data.get(DISPLAY_MATRIX)
+    return AS_STORED if matrix is None else _orientation(bytes(matrix))
+
+
+@functools.lru_cache(maxsize=16)
+def _orientation(matrix: bytes) -> Orientation:
+    """A row vector (column, row, 1) of the picture times the matrix is its place on the screen."""
+    (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Orientation(True, c < 0, b < 0)
+    return Orientation(False, a < 0, d < 0)
+
+
+def shown_size(frame: av.VideoFrame, pixel_aspect: Fraction = SQUARE) -> Size:
+    """(height, width) at which players show a frame whose pixels are `pixel_aspect` times as wide as high."""
+    return _shown_size(frame, orientation(frame), pixel_aspect)
+
+
+def _shown_size(frame: av.VideoFrame, upright: Orientation, pixel_aspect: Fraction) -> Size:
+    height, width = frame.height, frame.width
+    if pixel_aspect != 1 and abs(pixel_aspect - 1) >= BARELY_WIDER and 1 / WIDEST <= pixel_aspect <= WIDEST:
+        width = max(1, round(width * pixel_aspect))
+    return (width, height) if upright.transposed else (height, width)
+
+
+def to_rgb(
+    frame: av.VideoFrame, size: Size | None = None, resize: str = "crop", pixel_aspect: Fraction = SQUARE
+) -> np.ndarray:
+    """Decoded frame -> uint8 (H, W, 3) RGB as players show it, resized by the rule of `resize.place`.
+
+    That is upright, with square pixels, and with opacity over black.
+    """
+    upright = orientation(frame)
+    placement = place(_shown_size(frame, upright, pixel_aspect), size, resize)
+    stored = placement.scaled[::-1] if upright.transposed else placement.scaled
+    return cut(upright.apply(_convert(frame, stored)), placement)
 
 
 def _convert(frame: av.VideoFrame, size: Size) -> np.ndarray:

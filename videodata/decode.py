@@ -3,11 +3,13 @@
 Each worker has a ring of slots in memory that it shares with the process that reads. A worker that is ahead stops when
 its ring is full: memory depends on neither the number nor the length of the videos, and frames are never pickled.
 First the reading side, `DecodePool`, then the program of a worker, which needs neither torch nor a shell:
-`python -m videodata.decode CONNECTION_FD MEMORY_FD SETTINGS_JSON`.
+`python -m videodata.decode CONNECTION_FD MEMORY_FD SETTINGS_JSON`. Where a process inherits no descriptors, as on
+Windows, multiprocessing starts it and passes the connection and the memory on.
 """
 
 import json
 import mmap
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,9 +18,11 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from ctypes import Array
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,7 @@ from videodata.video import iter_frames, probe
 RING_BYTES = 64 << 20  # per worker: a few seconds of 320x240, so that workers seldom wait for their turn
 SLOT_BYTES = 1 << 20
 LEAST_SLOTS = 4
+ROUGH = 2  # frames that headers claim too many though nothing is missing
 FREE_SLOT = b"free"  # the message that the oldest slot can be filled again; all others are JSON
 # Keep freed pictures for the next frame: giving them back to the kernel each time costs a sixth of the decoding.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(256 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
@@ -138,22 +143,11 @@ class _Worker:
 
     def __init__(self, settings: dict) -> None:
         self.video = -1
-        height, width = settings["size"]
-        shape = (settings["slots"], settings["slot_frames"], height, width, 3)
-        memory = _memory_file(int(np.prod(shape)))
+        start = _start_program if hasattr(os, "fork") else _start_spawned
         self.connection, theirs = Pipe()
-        try:
-            self._slots = map_slots(memory, shape)
-            program = [sys.executable, "-m", "videodata.decode"]
-            self.process = subprocess.Popen(
-                [*program, str(theirs.fileno()), str(memory), json.dumps(settings)],
-                pass_fds=[theirs.fileno(), memory],
-                stdin=subprocess.DEVNULL,
-                env={**environment(), **ALLOCATOR},
-            )
-        finally:
-            theirs.close()
-            os.close(memory)
+        with theirs:
+            self.process, memory = start(theirs, settings)
+        self._slots = slots_in(memory, settings)
         self._turn = 0
 
     def send(self, message: bytes) -> None:
@@ -174,6 +168,39 @@ class _Worker:
         self.connection.close()
         self.process.kill()
         self.process.wait()
+
+
+def _start_program(theirs: Connection, settings: dict) -> tuple[subprocess.Popen, mmap.mmap]:
+    """A worker that inherits its connection and its memory."""
+    descriptor = _memory_file(bytes_of(settings))
+    try:
+        memory = map_memory(descriptor, bytes_of(settings))
+        program = [sys.executable, "-m", "videodata.decode"]
+        process = subprocess.Popen(
+            [*program, str(theirs.fileno()), str(descriptor), json.dumps(settings)],
+            pass_fds=[theirs.fileno(), descriptor],
+            stdin=subprocess.DEVNULL,
+            env={**environment(), **ALLOCATOR},
+        )
+    finally:
+        os.close(descriptor)
+    return process, memory
+
+
+def _start_spawned(theirs: Connection, settings: dict) -> tuple["_Spawned", Array]:
+    """The same for systems whose processes inherit no descriptors."""
+    memory = multiprocessing.get_context("spawn").RawArray("B", bytes_of(settings))
+    process = _Spawned(target=work, args=(theirs, memory, settings), daemon=True)
+    process.start()
+    return process, memory
+
+
+class _Spawned(SpawnProcess):
+    """A process of multiprocessing that is waited for like one of subprocess."""
+
+    def wait(self) -> int:
+        self.join()
+        return self.exitcode
 
 
 def _memory_file(size: int) -> int:
@@ -234,10 +261,20 @@ class FrameRing:
             self._tasks.append(json.loads(message))
 
 
-def map_slots(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Memory of a file descriptor as uint8 array; all of it is taken at once, so that the use of memory is constant."""
-    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-    return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape)), flags=flags), np.uint8).reshape(shape)
+def map_memory(descriptor: int, size: int) -> mmap.mmap:
+    """Memory of a file descriptor; all of it is taken at once, so that the use of memory is constant."""
+    return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+
+
+def slots_in(memory: mmap.mmap | Array, settings: dict) -> np.ndarray:
+    """Shared memory as slots (slots, n, H, W, 3) uint8."""
+    height, width = settings["size"]
+    return np.frombuffer(memory, np.uint8).reshape(settings["slots"], settings["slot_frames"], height, width, 3)
+
+
+def bytes_of(settings: dict) -> int:
+    """Of all slots."""
+    return settings["slots"] * settings["slot_frames"] * settings["size"][0] * settings["size"][1] * 3
 
 
 def decode(
@@ -245,11 +282,13 @@ def decode(
 ) -> None:
     """Every stride-th frame of one video into the ring, then the outcome: a damaged video says so at its end.
 
-    start, stop: the stretch that is taken. One that reaches beyond the last frame is cut there, with a note.
+    start, stop: the stretch that is taken. One that reaches beyond the last frame is cut there, with a note, and so is
+    a file whose header promises more than it holds. Whatever goes wrong is the outcome of this video alone.
     """
     frames, fps, error, note = 0, None, None, None
     try:
-        rate = probe(path).fps / stride
+        info = probe(path)
+        rate = info.fps / stride
         fps = f"{rate.numerator}/{rate.denominator}"
         # Damage is reported after the last frame, so whoever wants the rest of a damaged video has it by then.
         stretch = islice(iter_frames(path, size, resize), start, stop)
@@ -259,28 +298,34 @@ def decode(
             frames += 1
         if stop is not None and start + frames < stop:
             note = f"frames {start} to {stop - 1} were asked for, the video has {frames} of these"
+        if stop is None and info.frames is not None and start + frames < info.frames - ROUGH:
+            note = f"its header says {info.frames} frames, {start + frames} can be decoded"
     except VideoError as problem:
         error = problem.reason
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent process is gone
+        raise
     except UserError as problem:
         error = str(problem)
+    except Exception as problem:  # noqa: BLE001 - one file never ends a run
+        error = f"cannot be decoded ({type(problem).__name__}: {problem})"
     ring.end(frames=frames, fps=fps, error=error, note=note)
 
 
 def main(connection_fd: str, memory_fd: str, settings_json: str) -> None:
+    """The program of a worker that inherits descriptors."""
+    settings = json.loads(settings_json)
+    work(Connection(int(connection_fd)), map_memory(int(memory_fd), bytes_of(settings)), settings)
+
+
+def work(connection: Connection, memory: mmap.mmap | Array, settings: dict) -> None:
     """Decode one video after another until the parent process closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    settings = json.loads(settings_json)
-    height, width = settings["size"]
-    shape = (settings["slots"], settings["slot_frames"], height, width, 3)
-    ring = FrameRing(Connection(int(connection_fd)), map_slots(int(memory_fd), shape))
-    while True:
-        decode(
-            ring=ring, size=(height, width), resize=settings["resize"], stride=settings["stride"], **ring.next_task()
-        )
+    size = tuple(settings["size"])
+    ring = FrameRing(connection, slots_in(memory, settings))
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # no more work
+        while True:
+            decode(ring=ring, size=size, resize=settings["resize"], stride=settings["stride"], **ring.next_task())
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # no more work
-        sys.exit(0)
+    main(*sys.argv[1:])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import email.utils
 import hashlib
 import http.client
-import json
 import logging
 import os
 import ssl
@@ -24,7 +23,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from videodata.errors import UserError, disk_errors
-from videodata.files import hash_file, lock_file, publish, read_json, readable_size, require_room, sha256_of
+from videodata.files import hash_file, lock_file, publish, read_json, readable_size, require_room, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +77,7 @@ def download(
         raise UserError(f"{url}: only https:// and http:// addresses can be downloaded")
     transfer = Transfer(url, target, size, sha256, insecure, hint, timeout, reserve)
     with lock_file(target, "downloading"):
+        transfer.refuse_foreign()
         if target.exists():  # another process was faster
             _check_existing(target, size, sha256)
         elif is_local:
@@ -141,6 +141,12 @@ class Transfer:
     def error(self, reason: str) -> DownloadError:
         return DownloadError(f"{self.url}: {reason}" + (f"; {self.hint}" if self.hint else ""))
 
+    def refuse_foreign(self) -> None:
+        """Raise when what lies under the names of the part and its note is not of a former run."""
+        for path in (self.note, self.part):
+            if path.exists() and "validator" not in (read_json(self.note) or {}):
+                raise self.error(f"{path} is there, and is no part of a download by this command; move it away")
+
     def attempt(self) -> None:
         """One request: continue or begin the part, and finish the file when all of it is there."""
         validator = self._validator()
@@ -166,7 +172,8 @@ class Transfer:
             raise self.error(f"there is no file {source}")
         self.restarted = True  # a second copy would be the same
         self._check_room(source.stat().st_size)
-        self._discard()
+        with disk_errors(self.part):
+            self._begin(None)
         with disk_errors(self.part), open(source, "rb") as file, open(self.part, "wb") as part:
             while chunk := file.read(CHUNK):
                 self._append(part, chunk)
@@ -206,11 +213,15 @@ class Transfer:
     def _open_part(self, begin: int, validator: str | None) -> BinaryIO:
         """The part, cut to `begin` bytes, ready to append; the digest covers these bytes."""
         if begin == 0:
-            self._discard()
-            self.note.write_text(json.dumps({"url": self.url, "validator": validator}), encoding="utf-8")
+            self._begin(validator)
         elif self._digested != begin:
             self._digest, self._digested = hash_file(self.part), begin
         return open(self.part, "ab", buffering=0)
+
+    def _begin(self, validator: str | None) -> None:
+        """Drop the part; the note is there before the next one is, so that a part without a note is somebody else's."""
+        self._discard()
+        write_json(self.note, {"url": self.url, "validator": validator})
 
     def _append(self, part: BinaryIO, chunk: bytes) -> None:
         rest = memoryview(chunk)

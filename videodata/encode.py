@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
@@ -13,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from videodata.color import tag, to_yuv
-from videodata.errors import UserError
+from videodata.container import CODEC_ERRORS, what_it_says
+from videodata.errors import UserError, disk_errors
 from videodata.files import atomic_path
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ CHROMA_IN_THE_MIDDLE = (
     "chromaloc=1"  # of its 2x2 pixels, as `to_yuv` averages; readers assume their left edge otherwise
 )
 REPRODUCIBLE = "mbtree=0"  # with it x264 reads memory that it has not written: one input had many different files
+FEWER_DIGITS = 1001  # largest denominator of a rate that is known to 24 bits: that of 30000/1001
 FASTEST = 50  # players show anything faster at 10 frames per second
 PALETTE_FRAMES = 32  # how many frames, evenly spread, the palette is made from
 
@@ -37,29 +40,60 @@ def write_video(
     frames: uint8 (T, H, W, 3) RGB, or float (3, T, H, W) in [-1, 1], or any iterable of uint8 (H, W, 3), of which one
     at a time is in memory. fps: an exact rate such as Fraction(30000, 1001). quality: the encoder's rate factor, lower
     is better and bigger. lossless stores RGB without loss (few players show it). Even sizes are stored as yuv420p,
-    which every player reads; odd ones need yuv444p to keep their size. Raises UserError.
+    which every player reads; odd ones need yuv444p to keep their size. Raises UserError, also where the disk refuses;
+    errors of the iterable itself come through.
     """
     path, rate = Path(path), exact_rate(fps)
-    pictures = _pictures(frames)
-    first = next(pictures, None)
+    if path.suffix.lower() not in (".mp4", ".gif"):
+        raise UserError(f"{path}: the name must end in .mp4 or .gif")
+    supply = _Supply(_pictures(frames))
+    first = next(supply, None)
     if first is None:
         raise UserError(f"{path}: there is no frame to write")
-    pictures = chain([first], pictures)
-    with atomic_path(path) as temporary:
-        if path.suffix.lower() == ".mp4":
-            _write_mp4(temporary, pictures, first.shape[:2], rate, quality, lossless)
-        elif path.suffix.lower() == ".gif":
-            write_gif(temporary, pictures, rate)
-        else:
-            raise UserError(f"{path}: the name must end in .mp4 or .gif")
+    pictures = chain([first], supply)
+    try:
+        with atomic_path(path) as temporary:
+            if path.suffix.lower() == ".gif":
+                write_gif(temporary, pictures, rate)
+            else:
+                _write_mp4(temporary, pictures, first.shape[:2], rate, quality, lossless)
+    except CODEC_ERRORS as error:
+        if error is supply.error:
+            raise
+        if isinstance(error, OSError):
+            with disk_errors(path):
+                raise
+        raise UserError(f"{path}: cannot be written ({what_it_says(error)})") from error
     return path
 
 
+class _Supply:
+    """The frames to be written. It remembers their own error, which is not one of writing."""
+
+    def __init__(self, pictures: Iterator[np.ndarray]) -> None:
+        self._pictures = pictures
+        self.error: Exception | None = None
+
+    def __iter__(self) -> _Supply:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        try:
+            return next(self._pictures)
+        except CODEC_ERRORS as error:
+            self.error = error
+            raise
+
+
 def exact_rate(fps: int | float | str | Fraction) -> Fraction:
-    """Frame rate as a fraction: "30000/1001" and Fraction stay exact, floats become the nearest simple fraction."""
+    """Frame rate as a fraction: "30000/1001" and Fraction stay exact, floats become the nearest simple fraction.
+
+    So do the scalars of numpy and torch, which have fewer digits.
+    """
     try:
-        rate = Fraction(fps).limit_denominator(100_000)
-    except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+        is_scalar = hasattr(fps, "item") and not isinstance(fps, float)
+        rate = Fraction(fps.item() if is_scalar else fps).limit_denominator(FEWER_DIGITS if is_scalar else 100_000)
+    except (ValueError, TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
         raise UserError(f"fps must be a number or a fraction such as 30000/1001, found {fps!r}") from error
     if rate <= 0:
         raise UserError(f"fps must be positive, found {fps}")
@@ -75,6 +109,8 @@ def _pictures(frames: Frames) -> Iterator[np.ndarray]:
         from videodata.pixels import to_uint8
 
         tensor = torch.as_tensor(frames)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError("frames to be written hold NaN or infinite values: there is no colour for these")
         frames = to_uint8(tensor) if tensor.is_floating_point() else tensor.cpu().numpy()
     if isinstance(frames, np.ndarray) and (frames.ndim != 4 or frames.shape[-1] != 3):
         raise UserError(f"frames must be uint8 (T, H, W, 3) or float (3, T, H, W), found shape {frames.shape}")
@@ -90,7 +126,7 @@ def _write_mp4(
     path: Path, pictures: Iterable[np.ndarray], size: tuple[int, int], fps: Fraction, quality: int, lossless: bool
 ) -> None:
     height, width = size
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(os.path.abspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=fps)
         stream.height, stream.width = height, width
         if lossless:
@@ -117,7 +153,7 @@ def write_gif(path: Path, pictures: Iterable[np.ndarray], fps: Fraction) -> None
     frames = list(pictures)
     palette = _palette(frames)
     height, width = frames[0].shape[:2]
-    with av.open(str(path), "w", format="gif") as container:
+    with av.open(os.path.abspath(path), "w", format="gif") as container:
         stream = container.add_stream("gif", rate=100)
         stream.height, stream.width, stream.pix_fmt = height, width, "pal8"
         times = [round(index * 100 / fps) for index in range(len(frames) + 1)]

@@ -1,13 +1,12 @@
 """Files on disk: complete or absent whatever happens, one process at a time, hashed, and listed in one way.
 
-The one module for this, at the bottom of the house: it needs nothing but the standard library. A file is written under
-a hidden temporary name in its own folder, brought to the disk, and renamed; the name is brought to the disk too, so
-that neither a kill nor a power cut leaves half a file under a name that somebody trusts.
+The one module for this, at the bottom of the house: it needs the standard library and `filelock`. A file is written
+under a hidden temporary name in its own folder, brought to the disk, and renamed; the name is brought to the disk too,
+so that neither a kill nor a power cut leaves half a file under a name that somebody trusts.
 """
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -15,18 +14,26 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from videodata.errors import UserError
+from filelock import FileLock, Timeout
+
+from videodata.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"  # suffix of files that are being written; `remove_debris` knows them by it
+ROOM_IN_NAME = 200  # bytes; file systems take 255, and the names of unfinished files are longer than the final ones
 BLOCK = 1 << 20  # bytes
+IN_USE = (5, 32)  # errors of Windows: denied, and shared with another process
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices, with any suffix
+FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$')
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; a virus scanner or an indexer has a new file open for less
 
 
 class HashingFile:
@@ -73,7 +80,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, for what must open a file by its name; the block's end makes it `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f".{short_name(path.name)}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
         publish(temporary, path)
@@ -81,16 +88,42 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def short_name(name: str) -> str:
+    """The name, or a hash of it where something added to it would be too long for a file system."""
+    data = os.fsencode(name)
+    return name if len(data) <= ROOM_IN_NAME else hashlib.sha256(data).hexdigest()[:32]
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Give a written file its name, over what has it now: first its bytes are on the disk, then the name."""
-    with open(temporary, "rb") as file:
+    with open(temporary, "r+b") as file:  # Windows brings to the disk only what is open for writing
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(temporary, path)
     sync_folder(path.parent)
+
+
+def replace(source: str | Path, target: str | Path) -> None:
+    """Rename a file over another one, or a folder over an empty one, with patience for Windows.
+
+    There a file that some process has open cannot be renamed, and no folder takes the place of another.
+    """
+    if os.path.isdir(source):
+        with suppress(OSError):  # not there, or not empty: the rename says so
+            os.rmdir(target)
+    for pause in PAUSES:
+        try:
+            return os.replace(source, target)
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in IN_USE:
+                raise
+        time.sleep(pause)
+    return os.replace(source, target)
 
 
 def sync_folder(folder: str | Path) -> None:
     """Make renames in the folder survive a power failure."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder; its file system notes renames in a journal
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,7 +161,7 @@ def remove_debris(folder: str | Path, name: str | None = None) -> list[str]:
 
     Only for who holds the lock of what is written there: the unfinished files of a living process look the same.
     """
-    pattern = f"*{TEMPORARY}" if name is None else f".{glob.escape(name)}.*{TEMPORARY}"
+    pattern = f"*{TEMPORARY}" if name is None else f".{glob.escape(short_name(name))}.*{TEMPORARY}"
     debris = [path for path in Path(folder).glob(pattern) if path.is_file()]
     for path in debris:
         path.unlink()
@@ -137,7 +170,8 @@ def remove_debris(folder: str | Path, name: str | None = None) -> list[str]:
 
 def write_json(path: str | Path, value: Any, sort_keys: bool = True) -> None:
     """Write a value as indented JSON."""
-    write_file(path, json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    write_file(path, text.encode("utf-8", "backslashreplace"))  # \udcff is JSON for a byte of a name that is no text
 
 
 def read_json(path: str | Path) -> dict | None:
@@ -163,57 +197,34 @@ def hash_file(path: str | Path) -> hashlib._Hash:
     return digest
 
 
-_held: set[int] = set()  # descriptors of locks that belong to this process and not to the processes that it forks
-
-
-def _release_in_child() -> None:
-    """A worker that outlives a killed process must not keep its locks."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_release_in_child)
-
-
 @contextmanager
 def lock_file(
     target: str | os.PathLike, doing: str, wait: bool = False, lock: str | os.PathLike | None = None
 ) -> Iterator[None]:
     """Hold the file `lock`, by default `<target>.lock`, for the length of the block: one process per target.
 
-    The kernel gives the lock back when its holder dies, even by kill -9. `doing` completes the sentence "another
-    process is ... <target>". wait: wait for another process that holds it. Raises UserError at once when another
-    process holds it, or when the folder cannot be written.
+    The system gives the lock back when its holder dies, even by kill -9; a forked child does not hold it. `doing`
+    completes the sentence "another process is ... <target>". wait: wait for another process that holds it. Raises
+    UserError at once when another process holds it, when the folder cannot be written, or when the file is somebody's:
+    locks are empty.
     """
-    lock = Path(f"{target}.lock" if lock is None else lock)
-    refusal = f"another process is {doing} {target}: wait for it, or choose another name"
-    descriptor = _locked_descriptor(lock, refusal, wait)
-    _held.add(descriptor)
+    path = Path(f"{target}.lock" if lock is None else lock)
+    held = FileLock(path, timeout=-1 if wait else 0, thread_local=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.stat().st_size:  # first: the library empties the file that it locks
+            raise UserError(f"{path}: is a file of yours where a lock must be; move it away, or choose another name")
+        held.acquire()
+    except Timeout as error:
+        raise UserError(f"another process is {doing} {target}: wait for it, or choose another name") from error
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while still held, so that nobody can hold the removed file and believe it counts
-        _held.discard(descriptor)
-        os.close(descriptor)
-
-
-def _locked_descriptor(lock: Path, refusal: str, wait: bool) -> int:
-    while True:
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise UserError(f"{lock.parent}: cannot be written ({error.strerror}); choose another folder") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UserError(refusal) from error
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
-                return descriptor
-        os.close(descriptor)  # the former holder removed the file between our open and our lock
+        with suppress(OSError):  # while still held, so that nobody can hold the removed file and believe it counts;
+            path.unlink(missing_ok=True)  # Windows refuses, and its lock removes the file itself
+        held.release()
 
 
 def environment() -> dict[str, str]:
@@ -222,43 +233,126 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
-def files_in_folder(root: str | Path, suffixes: Collection[str], *, deep: bool = True, wanted: str = "") -> list[Path]:
+FILE, FOLDER = "file", "folder"
+Unreadable = dict[Path, str]  # what is wrong with a file or folder that a listing had to pass over
+
+
+def files_in_folder(
+    root: str | Path,
+    suffixes: Collection[str],
+    *,
+    deep: bool = True,
+    wanted: str = "",
+    unreadable: Unreadable | None = None,
+) -> list[Path]:
     """The files with one of the suffixes in a folder and, if deep, below it, in natural order; a file gives itself.
 
     Hidden files and folders are passed over, links are followed. wanted: what is looked for ("videos"); all other files
-    are then counted in one warning. Raises UserError for a folder that is not there or cannot be opened.
+    are then counted in one warning. unreadable: takes what hides files or is none, with the reason: folders that cannot
+    be opened, links to nothing, pipes; None: the first of them raises UserError, as a missing `root` always does.
     """
     root = Path(root)
     if root.is_file():
         return [root] if has_suffix(root.name, suffixes) else []
-    files = [Path(folder, name) for folder, name in scan_files(root, suffixes, deep=deep, wanted=wanted)]
+    found = scan_files(root, suffixes, deep=deep, wanted=wanted, unreadable=unreadable)
+    return in_order(root, [Path(folder, name) for folder, name in found])
+
+
+def in_order(root: Path, files: Iterable[Path]) -> list[Path]:
+    """Files below a folder in natural order."""
     return sorted(files, key=lambda file: natural_key(file.relative_to(root)))
 
 
 def scan_files(
-    root: str | Path, suffixes: Collection[str], *, deep: bool = True, wanted: str = ""
+    root: str | Path,
+    suffixes: Collection[str],
+    *,
+    deep: bool = True,
+    wanted: str = "",
+    unreadable: Unreadable | None = None,
 ) -> Iterator[tuple[str, str]]:
     """(folder, name) of the files of `files_in_folder` as they are found: there may be millions of frames."""
     others = Counter()
-    for folder, names in _walk(root, deep):
-        for name in names:
-            if has_suffix(name, suffixes):
+    for folder, kinds in walk(root, deep=deep, unreadable=unreadable):
+        for name, kind in kinds.items():
+            ending = os.path.splitext(name)[1]
+            if kind == FILE and has_suffix(name, suffixes):
                 yield folder, name
-            elif not is_hidden(name):
-                others[os.path.splitext(name)[1] or name] += 1
+            # a link to nothing that has no suffix may have led to a folder of such files
+            elif kind not in (FILE, FOLDER) and (has_suffix(name, suffixes) or (deep and not ending)):
+                _pass_over(os.path.join(folder, name), kind, unreadable)
+            elif kind != FOLDER:
+                others[ending or name] += 1
     if others and wanted:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         logger.warning("%s: %d files that are not %s are left out (%s)", root, others.total(), wanted, kinds)
 
 
+def walk(
+    root: str | Path, *, deep: bool = True, unreadable: Unreadable | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each folder, and what its visible names are: FILE, FOLDER, or why they are neither. Links are followed once."""
+    waiting, seen = [os.fspath(root)], set()
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status, kinds = os.stat(folder), _kinds(folder)
+        except OSError as error:
+            _pass_over(folder, f"cannot be opened ({error.strerror})", unreadable if seen else None)
+            continue
+        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above, or a second one
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield folder, kinds
+        if deep:
+            waiting += [os.path.join(folder, name) for name, kind in kinds.items() if kind == FOLDER]
+
+
+def _kinds(folder: str) -> dict[str, str]:
+    with os.scandir(folder) as entries:
+        return {entry.name: _kind(entry) for entry in entries if not is_hidden(entry.name)}
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """Looks at the file itself only where it is a link."""
+    try:
+        if entry.is_dir():
+            return FOLDER
+        if entry.is_file():
+            return FILE
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    return "is a link to nothing" if entry.is_symlink() else "is no plain file"
+
+
+def _pass_over(path: str, reason: str, unreadable: Unreadable | None) -> None:
+    if unreadable is None:
+        raise UserError(f"{one_line(path)}: {reason}")
+    unreadable[Path(path)] = reason
+
+
 def holds_files(root: str | Path, suffixes: Collection[str], *, deep: bool = True) -> bool:
-    """Whether there is such a file; the first one ends the search."""
-    return any(True for _ in scan_files(root, suffixes, deep=deep))
+    """Whether there is such a file, or what should be one; the first one ends the search."""
+    unreadable: Unreadable = {}
+    found = any(True for _ in scan_files(root, suffixes, deep=deep, unreadable=unreadable))
+    return found or any(has_suffix(path.name, suffixes) for path in unreadable)
 
 
 def has_suffix(name: str, suffixes: Collection[str]) -> bool:
-    """Whether a visible file has one of the suffixes, in upper or lower case."""
-    return os.path.splitext(name)[1].lower() in suffixes and not is_hidden(name)
+    """Whether a name ends in one of the suffixes, in upper or lower case."""
+    return os.path.splitext(name)[1].lower() in suffixes
+
+
+def portable_name(name: str) -> str:
+    """A path with / between its parts that every system can have, so that a folder made here can be copied there.
+
+    What Windows refuses (`aux`, `12:30`, a dot at the end) is written as in a URL: `%61ux`, `12%3A30`, `end%2E`.
+    """
+    parts = []
+    for part in name.split("/"):
+        part = FORBIDDEN.sub(lambda found: f"%{ord(found[0]):02X}", part)
+        parts.append(f"%{ord(part[0]):02X}{part[1:]}" if RESERVED.fullmatch(part) else part)
+    return "/".join(parts)
 
 
 def is_hidden(name: str) -> bool:
@@ -277,20 +371,3 @@ def natural_key(name: str | PurePath) -> tuple:
         for part in text.split("/")
     ]
     return tuple(parts), text
-
-
-def _walk(root: str | Path, deep: bool) -> Iterator[tuple[str, list[str]]]:
-    """Folders and the names of the files in them. Links are followed; a link back to a folder above is not."""
-
-    def refuse(error: OSError) -> None:  # os.walk passes over folders that it may not open: videos would be missing
-        raise UserError(f"{error.filename}: cannot be opened ({error.strerror})") from error
-
-    seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
-        status = os.stat(folder)
-        subfolders[:] = [name for name in subfolders if deep and not is_hidden(name)]
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield folder, names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from videodata.encode import write_video
-from videodata.errors import UserError, disk_errors
-from videodata.files import TEMPORARY, read_json, sync_folder
+from videodata.errors import BAD_NAME, UserError, VideoError, disk_errors
+from videodata.files import TEMPORARY, portable_name, read_json, replace, sync_folder
 from videodata.frame_folder import save_png
 from videodata.hdf5 import ShardSeries
 from videodata.journal import Entry, Writer, described, sidecar_path
@@ -24,11 +25,13 @@ from videodata.journal import Entry, Writer, described, sidecar_path
 FORMAT = "videodata-folder"
 VIDEOS_PER_SHARD = 1000  # what a kill costs at most
 PENDING_FRAMES = 256  # frames that wait for their PNG
+TAKEN = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)  # by another video's name
 
 
 class FolderWriter(Writer):
     """Adds videos to a folder. Raises UserError also when the folder holds something else."""
 
+    format = FORMAT
     notes_each_video = True  # in the journal; shards note theirs when they are complete
     number = 0  # of the file that the current video goes to, where there are several
 
@@ -49,15 +52,23 @@ class FolderWriter(Writer):
     def end_video(self, *, status: str, reason: str | None = None, **description: object) -> Entry:
         """Finish the current video: keep it when status is "ok" or "damaged", else drop it."""
         kept = status in ("ok", "damaged")
-        entry = Entry(
-            sequences=int(kept), offset=self.number, crc32=0, status=status, reason=reason, **description
-        )  # fmt: skip
-        self.entries.append(entry)
+        facts = {"offset": self.number, "crc32": 0, **description}
+        self.entries.append(Entry(sequences=int(kept), status=status, reason=reason, **facts))
         with disk_errors(self.partial):
-            self._end_video(entry if kept else None)
+            try:
+                self._end_video(self.entries[-1] if kept else None)
+            except (OSError, VideoError) as error:
+                if isinstance(error, VideoError):
+                    reason = error.reason
+                elif error.errno in (*BAD_NAME, *TAKEN):
+                    reason = f"cannot be written under this name ({error.strerror})"
+                else:
+                    raise
+                self._end_video(None)
+                self.entries[-1] = Entry(sequences=0, status="bad", reason=reason, **facts)
             if self.notes_each_video:
                 self._write_lines()
-        return entry
+        return self.entries[-1]
 
     def finish(self, description: dict) -> None:
         """Write the side-car and give the folder its name. `description` goes first into the side-car."""
@@ -65,7 +76,8 @@ class FolderWriter(Writer):
             self._finish()
             self._write_lines()
             self._write_sidecar(description, [described(entry) for entry in self.entries if entry.sequences])
-            os.replace(self.partial, self.path)  # an empty folder may be in its place
+            replace(self.partial, self.path)  # an empty folder may be in its place
+            self._lines.close()
             self.journal.unlink()
             sync_folder(self.path.parent)
 
@@ -95,7 +107,8 @@ class FolderWriter(Writer):
         if not ends:
             self.discard()
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._lines = self._resources.enter_context(open(self.journal, "a", encoding="utf-8"))  # noqa: SIM115
+        journal = open(self.journal, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self._lines = self._resources.enter_context(journal)
         if ends:
             self._clean()
             self._lines.truncate(ends[-1])
@@ -189,10 +202,10 @@ class FrameWriter(FolderWriter):
         if entry is None:
             shutil.rmtree(self._unfinished, ignore_errors=True)
             return
-        target = self.partial / entry.id
+        target = self.partial / portable_name(entry.id)
         shutil.rmtree(target, ignore_errors=True)  # complete, but a kill came before its line
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self._unfinished, target)
+        replace(self._unfinished, target)
 
     def _clean(self) -> None:
         shutil.rmtree(self._unfinished, ignore_errors=True)
@@ -215,7 +228,8 @@ class Mp4Writer(FolderWriter):
     def _end_video(self, entry: Entry | None) -> None:
         frames, self._frames = self._frames, []
         if entry is not None:
-            write_video(self.partial / f"{entry.id}.mp4", np.concatenate(frames), Fraction(entry.fps or 25))
+            path = self.partial / portable_name(f"{entry.id}.mp4")
+            write_video(path, np.concatenate(frames), Fraction(entry.fps or 25))
 
     def _clean(self) -> None:
         for path in self.partial.rglob(f".*{TEMPORARY}"):

@@ -5,21 +5,26 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from videodata.errors import VideoError, disk_errors
-from videodata.files import has_suffix, natural_key, scan_files
+from videodata.container import CODEC_ERRORS
+from videodata.errors import VideoError, disk_errors, one_line
+from videodata.files import Unreadable, has_suffix, is_hidden, natural_key, replace, scan_files, short_name
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+# What Pillow raises about a file, besides what all readers do: each of its formats has its own way of failing.
+PICTURE_ERRORS = (*CODEC_ERRORS, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
 COMPRESSION = 4  # of 9: twice as fast as the default for a few per cent more bytes
 
 
@@ -29,8 +34,14 @@ class FrameFolder(ClipSource):
     def __init__(self, root: str | Path) -> None:
         self.path = str(root)
         root = Path(root)
-        counts = Counter(folder for folder, _ in scan_files(root, IMAGE_SUFFIXES, wanted="images"))
-        if not counts:
+        unreadable: Unreadable = {}
+        found = scan_files(root, IMAGE_SUFFIXES, wanted="images", unreadable=unreadable)
+        counts = Counter(folder for folder, _ in found)
+        for path in unreadable:
+            if has_suffix(path.name, IMAGE_SUFFIXES):  # a video without one of its frames is another video
+                counts.pop(str(path.parent), None)
+        self.broken = [VideoError(path, reason) for path, reason in unreadable.items()]
+        if not counts and not self.broken:
             raise VideoError(root, "holds no images")
         self._folders = sorted(map(Path, counts), key=lambda folder: natural_key(folder.relative_to(root)))
         self._lengths = [counts[str(folder)] for folder in self._folders]
@@ -40,11 +51,11 @@ class FrameFolder(ClipSource):
 
     def id(self, index: int) -> str:
         name = self._folders[index].relative_to(self.path).as_posix()
-        return Path(self.path).name if name == "." else name
+        return one_line(Path(self.path).name if name == "." else name)
 
     def label(self, index: int) -> str | None:
         parts = self._folders[index].relative_to(self.path).parts
-        return parts[-2] if len(parts) > 1 else None
+        return one_line(parts[-2]) if len(parts) > 1 else None
 
     def length(self, index: int) -> int:
         return self._lengths[index]
@@ -68,7 +79,8 @@ class FrameFolder(ClipSource):
 def read_image(path: str | Path) -> np.ndarray:
     """A picture of any kind as uint8 (H, W, 3) RGB: upright, transparent parts over black, 16 bits rounded to 8.
 
-    The one reader of pictures of the project. Raises VideoError, also for a file of several pictures.
+    The one reader of pictures of the project. Floating-point numbers in [0, 1] are rounded too. Raises VideoError, also
+    for a file of several pictures, and for numbers of which nobody says how much is white.
     """
     try:
         with Image.open(path) as image:
@@ -76,16 +88,18 @@ def read_image(path: str | Path) -> np.ndarray:
             if pages > 1 and image.format != "MPO":  # which is a JPEG with previews after the picture
                 raise VideoError(path, f"holds {pages} pictures; write each into a file of its own")
             return _eight_bit_rgb(ImageOps.exif_transpose(image), path)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except PICTURE_ERRORS as error:
         raise VideoError(path, f"is not a readable image ({error})") from error
 
 
 def _eight_bit_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255
-        grey = np.asarray(image).astype(np.int64)
-        return np.repeat(((grey.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise VideoError(path, "holds floating-point numbers, whose black and white nobody says; write 8 or 16 bits")
+    if image.mode.startswith("I") or image.mode == "F":  # grey in 16 bits or more, which Pillow would cut at 255
+        grey, white = np.asarray(image), 1 if image.mode == "F" else 65535
+        if not (grey.min() >= 0 and grey.max() <= white):  # in this form it holds for NaN too
+            kind = "floating-point numbers" if image.mode == "F" else "whole numbers"
+            found = f"{kind} from {grey.min()} to {grey.max()}, not from 0 to {white}"
+            raise VideoError(path, f"holds {found}: nobody says which of them is white; write 8 or 16 bits")
+        return np.repeat(np.rint(grey * (255.0 / white)).astype(np.uint8)[..., None], 3, axis=-1)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
@@ -99,7 +113,8 @@ def _frame_names(folder: Path) -> list[str]:
 @functools.lru_cache(maxsize=4096)
 def _listed(folder: str, mtime_ns: int) -> list[str]:
     """Names of the frames in order; the time is part of the key, because it changes when a file comes or goes."""
-    return sorted((name for name in os.listdir(folder) if has_suffix(name, IMAGE_SUFFIXES)), key=natural_key)
+    names = (name for name in os.listdir(folder) if has_suffix(name, IMAGE_SUFFIXES) and not is_hidden(name))
+    return sorted(names, key=natural_key)
 
 
 def save_png(path: Path, frame: np.ndarray | Image.Image) -> None:
@@ -110,7 +125,7 @@ def save_png(path: Path, frame: np.ndarray | Image.Image) -> None:
 
 def write_frame_folder(folder: Path, frames: Iterable[np.ndarray | Image.Image], first: int = 0) -> int:
     """Write `<folder>/<first>.png`, ...; the folder has its name when all of them are there. Returns their number."""
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f".{short_name(folder.name)}.partial")
     with disk_errors(partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -121,7 +136,7 @@ def write_frame_folder(folder: Path, frames: Iterable[np.ndarray | Image.Image],
         except VideoError:
             shutil.rmtree(partial)
             raise
-        os.replace(partial, folder)
+        replace(partial, folder)
     return number - first
 
 

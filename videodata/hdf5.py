@@ -12,8 +12,8 @@ import errno
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 from h5py import h5d, h5s
 
-from videodata.errors import UserError, VideoError
-from videodata.files import files_in_folder, publish
+from videodata.errors import UserError, VideoError, one_line, said_by
+from videodata.files import Unreadable, files_in_folder, publish
 from videodata.resize import Size
-from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range
+from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range, open_each
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 FORMAT = "videodata-hdf5"
@@ -33,7 +33,24 @@ CHUNK_FRAMES = 8
 BLOCK = 8 * CHUNK_FRAMES  # frames that are held in memory while a video is written
 CACHE_BYTES = 8 << 20  # four chunks of 320x240
 FACTS = ("id", "label", "group", "fps")
+LOCKED = (
+    "is locked: wait for the program that writes to it; where there is none, its disk has no locks: set "
+    "HDF5_USE_FILE_LOCKING=FALSE in the environment"
+)
 ROOM_TO_CLOSE = CACHE_BYTES + (8 << 20)  # with what HDF5 keeps of its own structures
+
+
+@contextmanager
+def hdf5_errors(where: object) -> Iterator[None]:
+    """Turn what h5py raises in the block for a file that is damaged, or laid out otherwise, into a VideoError.
+
+    It raises nearly everything: the errors of the C library are RuntimeErrors, OSErrors or KeyErrors, and a group in
+    the place of a data set, or another type or shape of it, ends in one of the others.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise VideoError(where, f"cannot be read ({said_by(error)}); prepare the data again") from error
 
 
 class Hdf5File(ClipSource):
@@ -42,7 +59,7 @@ class Hdf5File(ClipSource):
     interpolation = "bilinear"  # as the programs do that the layouts of others come from
 
     def __init__(self, path: Path, file: h5py.File) -> None:
-        """file: the same file, opened for a moment."""
+        """file: the same file, opened for a moment. Raises what h5py raises; see `hdf5_errors`."""
         self.path = str(path)
         self._file = PerProcess(open_hdf5, path)
         self._lengths: list[int] = self._count(file)
@@ -52,17 +69,20 @@ class Hdf5File(ClipSource):
         return len(self._lengths)
 
     def id(self, index: int) -> str:
-        return self._fact("id", index) or f"{Path(self.path).stem}/{index}"
+        return one_line(self._fact("id", index) or f"{Path(self.path).stem}/{index}")
 
     def label(self, index: int) -> str | None:
         return self._fact("label", index)
 
     def group(self, index: int) -> str:
-        return self._fact("group", index) or self.id(index)
+        return one_line(self._fact("group", index) or self.id(index))
 
     def fps(self, index: int) -> Fraction | None:
         fps = self._fact("fps", index)
-        return Fraction(fps) if fps else None
+        try:
+            return Fraction(fps) if fps else None
+        except ValueError as error:
+            raise VideoError(f"{self.path}, video {index}", f"its fps is no number: {fps!r}") from error
 
     def length(self, index: int) -> int:
         return self._lengths[index]
@@ -70,16 +90,23 @@ class Hdf5File(ClipSource):
     def place(self, index: int) -> str:
         return f"{self.path}#{index}"
 
+    def size(self, index: int) -> Size:
+        with hdf5_errors(f"{self.path}, video {index}"):
+            height, width = self._size(self._file.get(), index)
+        return height, width
+
     def read(self, index: int, start: int = 0, count: int | None = None, step: int = 1) -> np.ndarray:
         where = f"{self.path}, video {index}"
         frames = frame_range(where, self.length(index), start, count, step)
-        try:
+        with hdf5_errors(where):
             pixels = self._read(self._file.get(), index, frames)
-        except (OSError, KeyError, ValueError) as error:
-            raise VideoError(where, f"cannot be read ({error}); prepare the data again") from error
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise VideoError(where, f"expected frames uint8 (H, W, 3), found {pixels.dtype} {pixels.shape[1:]}")
         return pixels
+
+    @abstractmethod
+    def _size(self, file: h5py.File, index: int) -> Sequence[int]:
+        """Height and width of a video's frames."""
 
     @abstractmethod
     def _count(self, file: h5py.File) -> list[int]:
@@ -102,13 +129,15 @@ class ChunkedFile(Hdf5File):
     def __init__(self, path: Path, file: h5py.File) -> None:
         super().__init__(path, file)
         for name in set(FACTS) & set(file):
-            self._facts[name] = [text or None for text in file[name].asstr()[()]]
+            self._facts[name] = _read_texts(file[name], len(self))
+        for fps in filter(None, self._facts.get("fps", ())):
+            Fraction(fps)
 
-    def size(self, index: int) -> Size:
-        return self._file.get()["frames"].shape[1:3]
+    def _size(self, file: h5py.File, index: int) -> Sequence[int]:
+        return file["frames"].shape[1:3]
 
     def _count(self, file: h5py.File) -> list[int]:
-        return np.diff(file["offset"][()]).tolist()
+        return lengths_between(file["offset"][()], len(file["frames"]))
 
     def _read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
         return _slice(file["frames"], int(file["offset"][index]), frames)
@@ -117,15 +146,19 @@ class ChunkedFile(Hdf5File):
 class RiverFile(Hdf5File):
     """One dataset per frame, under one group per video."""
 
-    def size(self, index: int) -> Size:
-        return self._file.get()[f"{index}/0"].shape[:2]
+    def _size(self, file: h5py.File, index: int) -> Sequence[int]:
+        return file[f"{index}/0"].shape[:2]
 
     def _count(self, file: h5py.File) -> list[int]:
         # By the low-level calls: there can be 100,000 of these one-number datasets, and they are five times faster.
         group, length, lengths = file["len"].id, np.empty((), np.int64), []
+        one = h5s.create(h5s.SCALAR)  # with h5s.ALL a longer data set would be written beyond the end of `length`
         for index in range(len(file["len"])):
-            h5d.open(group, b"%d" % index).read(h5s.ALL, h5s.ALL, length)
+            h5d.open(group, b"%d" % index).read(one, h5s.ALL, length)
             lengths.append(int(length))
+        # More frames than bytes would be believed until one of them is read, and every window be tried.
+        if min(lengths, default=0) < 0 or sum(lengths) > os.path.getsize(self.path):
+            raise ValueError("the numbers of frames in `len` are damaged")
         return lengths
 
     def _read(self, file: h5py.File, index: int, frames: range) -> np.ndarray:
@@ -136,8 +169,8 @@ class RiverFile(Hdf5File):
 class VideoGptFile(Hdf5File):
     """Two long datasets of frames, one for training and one for testing."""
 
-    def size(self, index: int) -> Size:
-        return self._locate(self._file.get(), index)[0].shape[1:3]
+    def _size(self, file: h5py.File, index: int) -> Sequence[int]:
+        return self._locate(file, index)[0].shape[1:3]
 
     def splits(self) -> dict[str, list[int]] | None:
         return by_split(self._splits)
@@ -146,8 +179,8 @@ class VideoGptFile(Hdf5File):
         lengths, self._splits = [], []
         for split in ("train", "test"):
             if f"{split}_data" in file:
-                starts = file[f"{split}_idx"][()]
-                found = np.diff(np.append(starts, len(file[f"{split}_data"]))).tolist()
+                total = len(file[f"{split}_data"])
+                found = lengths_between(np.append(file[f"{split}_idx"][()], total), total)
                 lengths += found
                 self._splits += [split] * len(found)
         return lengths
@@ -164,7 +197,7 @@ class VideoGptFile(Hdf5File):
 
 def open_shard(path: Path) -> Hdf5File:
     """A file in whichever layout it has. Raises VideoError if it is none of the three."""
-    with open_hdf5(path) as file:
+    with hdf5_errors(path), open_hdf5(path) as file:
         if "frames" in file and "offset" in file:
             return ChunkedFile(path, file)
         if "len" in file:
@@ -176,6 +209,26 @@ def open_shard(path: Path) -> Hdf5File:
             "is no HDF5 file of videos: expected groups `len` and `0`, `1`, ..., or datasets `frames` and `offset`, "
             f"or `train_data` and `train_idx`; found {sorted(file)[:5]}",
         )
+
+
+def _read_texts(data: h5py.Dataset, count: int) -> list[str | None]:
+    """A text for each video; numbers, which other programs store, as they are written. Raises ValueError."""
+    values = data.asstr(errors="backslashreplace")[()] if h5py.check_string_dtype(data.dtype) else data[()]
+    if len(values) != count:
+        raise ValueError(f"{data.name} has {len(values)} entries for {count} videos")
+    return [str(value) or None for value in values]
+
+
+def lengths_between(offsets: np.ndarray, total: int) -> list[int]:
+    """Frames of the videos that begin at the offsets, the last of which is their end.
+
+    Raises ValueError for offsets that do not divide `total` frames.
+    """
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or offsets.size == 0 or not 0 <= offsets[0] <= offsets[-1]:
+        raise ValueError(f"the first frames of its videos are damaged: {offsets.dtype} {offsets.shape}")
+    if offsets[-1] > total or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"the first frames of its videos do not lie in order among the {total} frames")
+    return np.diff(offsets).tolist()
 
 
 def _slice(data: h5py.Dataset, first: int, frames: range) -> np.ndarray:
@@ -190,11 +243,10 @@ class Hdf5Source(JoinedSource):
         path = Path(path)
         if not path.exists():
             raise VideoError(path, "no such file or folder")
-        files = [path] if path.is_file() else files_in_folder(path, HDF5_SUFFIXES, deep=False)
-        shards = [open_shard(file) for file in files]
-        if not any(map(len, shards)):
-            raise VideoError(path, "holds no videos")
-        super().__init__(path, shards)
+        unreadable: Unreadable = {}
+        files = [path] if path.is_file() else files_in_folder(path, HDF5_SUFFIXES, deep=False, unreadable=unreadable)
+        shards, broken = open_each(files, open_shard, unreadable)
+        super().__init__(path, shards if any(map(len, shards)) else [], broken)
 
 
 def open_hdf5(path: str | Path) -> h5py.File:
@@ -203,8 +255,10 @@ def open_hdf5(path: str | Path) -> h5py.File:
         return h5py.File(path, "r")
     except FileNotFoundError as error:
         raise VideoError(path, "no such file") from error
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
+        reason = said_by(error)
+        if "unable to lock file" in reason:
+            raise VideoError(path, LOCKED) from error
         reason = "truncated: the file is shorter than it should be" if "truncated" in reason else reason
         raise VideoError(path, f"is not a readable HDF5 file ({reason}); prepare it again") from error
 

@@ -14,10 +14,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from videodata.errors import UserError, disk_errors
-from videodata.files import lock_file, read_json, remove_debris, write_json
+from videodata.errors import UserError, VideoError, disk_errors, said_by
+from videodata.files import has_suffix, lock_file, read_json, remove_debris, write_json
 
 JOURNAL_FORMAT = "videodata-npy-journal"
+PARTS_FORMAT = "videodata-parts"  # of an index of what several machines made
 
 
 def partial_path(path: Path) -> Path:
@@ -27,7 +28,21 @@ def partial_path(path: Path) -> Path:
 
 def sidecar_path(path: Path) -> Path:
     """The JSON file that describes `path`."""
-    return path.with_suffix(".json") if path.suffix == ".npy" else path.with_name(path.name + ".json")
+    return path.with_suffix(".json") if has_suffix(path.name, {".npy"}) else path.with_name(path.name + ".json")
+
+
+def read_sidecar(path: Path) -> dict:
+    """Content of a side-car, or of an index of several. Raises VideoError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VideoError(path, f"cannot be read ({said_by(error)}); prepare the data again") from error
+    except (ValueError, RecursionError) as error:
+        reason = f"is not valid JSON ({said_by(error)}); prepare the data again or remove the file"
+        raise VideoError(path, reason) from error
+    if not isinstance(content, dict):
+        raise VideoError(path, "describes no videos; prepare the data again or remove the file")
+    return content
 
 
 def is_finished(path: Path, arguments: dict) -> bool:
@@ -41,6 +56,40 @@ def is_finished(path: Path, arguments: dict) -> bool:
         )
         raise UserError(f"{path}: exists and was not made by this command ({reason}); --restart overwrites it")
     return True
+
+
+def refuse_foreign(path: Path, format: str) -> None:
+    """Raise UserError when what a writer of `format` makes beside `path` would replace something that is not its own.
+
+    Its side-car may also be an index of parts, which a merge makes again at any time.
+    """
+    journal, partial, sidecar = journal_path(path), partial_path(path), sidecar_path(path)
+    if sidecar.exists() and (read_json(sidecar) or {}).get("format") not in (format, PARTS_FORMAT):
+        _refuse(sidecar, path)
+    if journal.exists() and not _is_journal(journal):
+        _refuse(journal, path)
+    if partial.exists() and not journal.exists() and not _is_empty(partial):
+        _refuse(partial, path)
+
+
+def _refuse(there: Path, path: Path) -> None:
+    raise UserError(
+        f"{there}: was not made by this command, which must write there beside {path.name}; move it away, or choose "
+        "another name for the output"
+    )
+
+
+def _is_journal(path: Path) -> bool:
+    """Whether it begins as journals do, or is the torn beginning of one."""
+    if not path.is_file():
+        return False
+    begin = json.dumps({"format": JOURNAL_FORMAT})[:-1].encode()
+    with open(path, "rb") as file:
+        return begin.startswith(file.read(len(begin)))
+
+
+def _is_empty(path: Path) -> bool:
+    return not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
 
 
 def difference(old: dict | None, new: dict) -> str:
@@ -113,6 +162,8 @@ class Writer(ABC):
     another process writes to the same path, when the disk is full, or when `arguments` differ from those that the
     partial data was begun with (`restart` begins again).
     """
+
+    format: str  # what the side-car says first
 
     def __init__(self, path: str | os.PathLike, arguments: dict, restart: bool = False) -> None:
         self.path, self.arguments = Path(path), arguments

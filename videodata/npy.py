@@ -14,16 +14,20 @@ import os
 import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 
-from videodata.errors import UserError, VideoError, disk_errors
+from videodata.errors import UserError, VideoError, disk_errors, one_line, said_by
 from videodata.files import publish
-from videodata.journal import Entry, Writer, described
+from videodata.journal import Entry, Writer, described, read_sidecar
 from videodata.resize import Size
 from videodata.source import ClipSource, PerProcess, by_split, frame_range
 
@@ -57,7 +61,7 @@ class NpySource(ClipSource):
     def id(self, index: int) -> str:
         video = self._video(index)
         if video is None:
-            return f"{Path(self.path).stem}#{index}"
+            return f"{one_line(Path(self.path).stem)}#{index}"
         return f"{video['id']}#{index - video['first_sequence']}"
 
     def label(self, index: int) -> str | None:
@@ -117,13 +121,25 @@ def map_array(path: str) -> np.ndarray:
     """Map a .npy file without reading it. Raises VideoError if it is missing, truncated or no plain array."""
     if not Path(path).is_file():
         raise VideoError(path, "no such file; prepare_ucf101.py makes one")
+    return read_array(path)
+
+
+def read_array(path: str | Path, mapped: bool = True, remedy: str = "prepare it again") -> np.ndarray:
+    """The array in a .npy file, in memory or mapped. Raises VideoError for whatever is none, or holds Python objects.
+
+    The header is a Python expression that names any type and any shape, so that NumPy raises nearly everything.
+    """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        if "mmap length" in reason or "reshape" in reason or "empty file" in reason.lower():
-            reason = "the file is shorter than its header says: it is truncated, prepare it again"
-        raise VideoError(path, f"is not a readable .npy array ({reason})") from error
+        with open(path, "rb") as file:
+            magic = file.read(len(MAGIC_PREFIX))
+        if magic and magic != MAGIC_PREFIX:  # archives and pickles, which np.load opens as well
+            raise ValueError("it begins like another kind of file")
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, TypeError, ArithmeticError, SyntaxError, TokenError, OSError, EOFError, MemoryError) as error:
+        reason = said_by(error)
+        if isinstance(error, EOFError) or "mmap length" in reason or "reshape" in reason:
+            reason = "the file is shorter than its header says: it is truncated"
+        raise VideoError(path, f"is not a readable .npy array ({reason}); {remedy}") from error
 
 
 def check_layout(path: str | Path, array: np.ndarray) -> tuple[int, int, int, int]:
@@ -145,23 +161,39 @@ def _read_sidecar(path: Path, shape: tuple[int, int, int, int]) -> list[dict]:
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return []
-    try:
-        content = json.loads(sidecar.read_text())
-    except ValueError as error:
-        raise VideoError(sidecar, f"is not valid JSON ({error}); prepare the data again or remove the file") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_sidecar(sidecar)
+    if content.get("format") != FORMAT:
         raise VideoError(sidecar, f"does not describe {path.name} (format {FORMAT!r} expected); remove or rename it")
     if content.get("version") != VERSION:
         raise VideoError(sidecar, f"has version {content.get('version')}, this program reads {VERSION}")
-    videos = sorted((v for v in content["videos"] if v["sequences"]), key=lambda video: video["first_sequence"])
-    described = sum(video["sequences"] for video in videos), content["num_frames"], content["height"], content["width"]
+    try:
+        videos = [video for video in content["videos"] if video["sequences"]]
+        videos.sort(key=lambda video: video["first_sequence"])
+        firsts = [0, *accumulate(video["sequences"] for video in videos)]
+        described = firsts.pop(), content["num_frames"], content["height"], content["width"]
+        for video, first in zip(videos, firsts, strict=True):
+            _check_video(video, first)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise VideoError(sidecar, f"is damaged ({said_by(error)}); prepare the data again") from error
     if described != shape:
         raise VideoError(sidecar, f"describes sequences of shape {described}, but {path.name} holds {shape}")
     return videos
 
 
+def _check_video(video: dict, first: int) -> None:
+    """Raise ValueError for an entry of a side-car that does not describe a video whose sequences begin at `first`."""
+    texts = [video.get(name) for name in ("label", "group", "split")]
+    if not isinstance(video["id"], str) or not all(text is None or isinstance(text, str) for text in texts):
+        raise ValueError("id, label, group and split are texts")
+    if video["first_sequence"] != first or video["sequences"] < 0:
+        raise ValueError(f"the sequences of {video['id']} begin at {video['first_sequence']}, not at {first}")
+    Fraction(video.get("fps") or 1)
+
+
 class NpyWriter(Writer):
     """Appends the sequences of one video after another."""
+
+    format = FORMAT
 
     def __init__(
         self, path: str | os.PathLike, sequence_shape: tuple[int, ...], arguments: dict, restart: bool = False
@@ -229,6 +261,7 @@ class NpyWriter(Writer):
             os.ftruncate(self._data, self._header_bytes + self._end)
             _write_all(self._data, npy_header(self.sequences, self._shape), 0)
             self._write_sidecar(description, videos)
+            self._files.close()  # Windows renames and removes only what is closed
             publish(self.partial, self.path)
             self.journal.unlink()
 
@@ -241,6 +274,7 @@ class NpyWriter(Writer):
         self._thread = self._resources.enter_context(ThreadPoolExecutor(1))
         if self._restart or not self.partial.exists():
             self.discard()
+        self._files = self._resources.enter_context(ExitStack())
         self._data = self._descriptor(self.partial)
         self._journal = self._descriptor(self.journal)
         self._video_bytes = self._crc = self._end = 0
@@ -250,8 +284,9 @@ class NpyWriter(Writer):
             self._begin()
 
     def _descriptor(self, path: Path) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._resources.callback(os.close, descriptor)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows writes text else, and changes line ends
+        descriptor = os.open(path, flags, 0o644)
+        self._files.callback(os.close, descriptor)
         return descriptor
 
     def _begin(self) -> None:
@@ -274,7 +309,8 @@ class NpyWriter(Writer):
         crc, end = 0, self._header_bytes + entry.offset
         for _ in range(entry.sequences):
             end += self._sequence_bytes
-            crc = zlib.crc32(os.pread(self._data, self._frame_bytes, end - self._frame_bytes), crc)
+            os.lseek(self._data, end - self._frame_bytes, os.SEEK_SET)
+            crc = zlib.crc32(os.read(self._data, self._frame_bytes), crc)
         return crc == entry.crc32 and os.fstat(self._data).st_size >= end
 
     def _begin_commit(self) -> None:
@@ -321,7 +357,8 @@ def npy_header(count: int, sequence_shape: tuple[int, ...]) -> bytes:
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write at a place of the file. One thread at a time for each descriptor: not every system has pwrite."""
     data = memoryview(data)
+    os.lseek(descriptor, offset, os.SEEK_SET)
     while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+        data = data[os.write(descriptor, data) :]

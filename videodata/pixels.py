@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videodata.finite import finite
+
 
 def normalize(pixels: Tensor) -> Tensor:
     """uint8 tensor of any shape -> float32 in [-1, 1] of the same shape, on the same device."""
@@ -20,9 +22,13 @@ def as_float(pixels: Tensor) -> Tensor:
 
 
 def denormalize(values: Tensor) -> Tensor:
-    """Float tensor in [-1, 1] of any shape -> uint8 of the same shape: rounded to the nearest level, then clamped."""
+    """Float tensor in [-1, 1] of any shape -> uint8 of the same shape: rounded to the nearest level, then clamped.
+
+    Raises UserError for values that are not finite, which would become black or white.
+    """
     if not values.is_floating_point():
         raise TypeError(f"values must be floating point in [-1, 1], found {values.dtype}")
+    finite(values, "pixels")
     return ((values.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

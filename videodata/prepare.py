@@ -17,8 +17,8 @@ from tqdm import tqdm
 from videodata.decode import DecodePool, End, Frames
 from videodata.errors import UserError, VideoError
 from videodata.files import free_space, read_json, readable_size, require_room
-from videodata.folder_writer import FORMAT, FrameWriter, Mp4Writer, ShardWriter
-from videodata.journal import Writer, is_finished, partial_path, sidecar_path
+from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer, ShardWriter
+from videodata.journal import Writer, is_finished, partial_path, refuse_foreign, sidecar_path
 from videodata.npy import NpyWriter, npy_header
 from videodata.source import ClipSource
 from videodata.video import probe
@@ -101,11 +101,24 @@ Decoder = Callable[
 def decode_files(
     videos: Sequence[InputVideo], settings: SequenceSettings, workers: int
 ) -> Iterator[Iterator[Frames | End]]:
-    """Video files, in `workers` processes."""
-    paths, stretches = [video.path for video in videos], [(video.start, video.reach) for video in videos]
+    """Video files, in `workers` processes; those that are known to be no readable file are not opened."""
+    files = [video for video in videos if video.error is None]
+    paths, stretches = [video.path for video in files], [(video.start, video.reach) for video in files]
     size = settings.height, settings.width
     with DecodePool(paths, size, settings.resize, settings.stride, workers, stretches) as pool:
-        yield iter(pool)
+        yield _with_unreadable(videos, iter(pool))
+
+
+def _with_unreadable(videos: Sequence[InputVideo], decoded: Iterator[Frames | End]) -> Iterator[Frames | End]:
+    """What is decoded of the videos, and at once the end of those that are not."""
+    for video in videos:
+        if video.error is not None:
+            yield End(0, None, video.error)
+            continue
+        for item in decoded:
+            yield item
+            if isinstance(item, End):
+                break
 
 
 def decode_source(source: ClipSource) -> Decoder:
@@ -159,6 +172,11 @@ FORMATS: dict[str, Callable] = {
 }
 
 
+def check_derived(path: Path, format: str) -> None:
+    """Raise UserError when a file or folder that is not ours lies where something is written beside `path`."""
+    refuse_foreign(path, NpyWriter.format if format == "npy" else FolderWriter.format)
+
+
 def prepare_videos(
     videos: Sequence[InputVideo],
     path: str | os.PathLike,
@@ -182,6 +200,7 @@ def prepare_videos(
     path = Path(path)
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
+    check_derived(path, format)
     arguments = {**vars(settings), "videos": len(videos), "inputs": fingerprint(videos), "pyav": av.__version__}
     if format != "npy":
         arguments["content"] = format
@@ -246,7 +265,7 @@ def _write_videos(
 
 def _end_video(video: InputVideo, end: End, writer: Writer, settings: SequenceSettings) -> None:
     kept = -(-end.frames // settings.stride)
-    status, reason = "ok", end.note if video.stop is not None else None
+    status, reason = "ok", end.note if video.stop is not None or video.reach is None else None
     if end.error is not None:
         status, reason = "damaged" if settings.keep_damaged and end.frames else "bad", end.error
     if status != "bad" and kept < settings.num_frames:
@@ -256,29 +275,37 @@ def _end_video(video: InputVideo, end: End, writer: Writer, settings: SequenceSe
     writer.end_video(status=status, reason=reason, fps=end.fps, frames=end.frames, **named)
 
 
-def expected_sequences(videos: Sequence[InputVideo], settings: SequenceSettings) -> int:
-    """About how many sequences the videos give, from the headers of some of them."""
+def expected_sequences(videos: Sequence[InputVideo], settings: SequenceSettings) -> int | None:
+    """About how many sequences the videos give, from the headers of some of them; None where none of these tells."""
     step = max(1, len(videos) / PROBED)
     counts = []
     for index in range(min(PROBED, len(videos))):
         frames = _frames_to_expect(videos[int(index * step)])
         if frames is not None:
             counts.append(-(-frames // settings.stride) // settings.num_frames)
-    return round(sum(counts) / len(counts) * len(videos)) if counts else 0
+    return round(sum(counts) / len(counts) * len(videos)) if counts else None
 
 
 def _frames_to_expect(video: InputVideo) -> int | None:
     if video.stop is not None:
         return video.reach - video.start
+    if video.error is not None:
+        return 0
     try:
-        frames = probe(video.path).frames
+        info = probe(video.path)
     except VideoError:
         return 0
+    frames = info.frames
+    if frames is None and info.seconds is not None:
+        frames = round(info.seconds * info.fps)
     return frames if frames is None or video.limit is None else min(frames, video.limit)
 
 
-def check_room(sequences: int, settings: SequenceSettings, path: Path) -> None:
+def check_room(sequences: int | None, settings: SequenceSettings, path: Path) -> None:
     """Say how large the result will be. Raises UserError when it does not fit on the disk."""
+    if sequences is None:
+        logger.info("%s: the length of the videos is unknown before they are decoded, and so is the size", path)
+        return
     needed = sequences * settings.sequence_bytes + len(npy_header(0, settings.shape))
     partial = partial_path(path)
     present = partial.stat().st_size if partial.is_file() else 0

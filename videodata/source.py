@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,11 +149,14 @@ def _ask_part(name: str) -> Callable[..., Any]:
 class JoinedSource(ClipSource):
     """The videos of several sources, numbered through."""
 
-    def __init__(self, path: str | os.PathLike, parts: Sequence[ClipSource]) -> None:
+    def __init__(self, path: str | os.PathLike, parts: Sequence[ClipSource], broken: Sequence[VideoError] = ()) -> None:
+        """broken: files that could not be opened and are no parts. Raises the first of them when there is no part."""
+        if not parts:
+            raise broken[0] if broken else VideoError(path, "holds no videos")
         self.path, self.parts = str(path), list(parts)
         self._ends = list(accumulate(map(len, self.parts)))
         self.interpolation = self.parts[0].interpolation
-        self.broken = [error for part in self.parts for error in part.broken]
+        self.broken = [*broken, *(error for part in self.parts for error in part.broken)]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -173,6 +177,19 @@ class JoinedSource(ClipSource):
         """Number of the source that holds the video, and the video's number in it."""
         part = bisect.bisect_right(self._ends, index)
         return part, index - (self._ends[part - 1] if part else 0)
+
+
+def open_each(
+    files: Iterable[Path], open_file: Callable[[Path], ClipSource], unreadable: Mapping[Path, str]
+) -> tuple[list[ClipSource], list[VideoError]]:
+    """The sources in some files, and the errors of those that cannot be read; `unreadable`: what is no file at all."""
+    parts, broken = [], [VideoError(path, reason) for path, reason in sorted(unreadable.items())]
+    for file in files:
+        try:
+            parts.append(open_file(file))
+        except VideoError as error:
+            broken.append(error)
+    return parts, broken
 
 
 def by_split(names: Sequence[str | None]) -> dict[str, list[int]] | None:

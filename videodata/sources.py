@@ -6,20 +6,19 @@ it is all that a merge writes.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 from videodata.digits import Digits
 from videodata.errors import UserError, VideoError
-from videodata.files import files_in_folder, holds_files, write_json
+from videodata.files import Unreadable, files_in_folder, holds_files, is_hidden, write_json
 from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
 from videodata.hdf5 import HDF5_SUFFIXES, Hdf5Source
-from videodata.journal import difference, partial_path, sidecar_path
+from videodata.journal import PARTS_FORMAT, difference, partial_path, read_sidecar, sidecar_path
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
-from videodata.source import ClipSource, JoinedSource
+from videodata.source import ClipSource, JoinedSource, open_each
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import VideoFolder
 
@@ -41,7 +40,7 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     if is_generated(path):
         return GENERATED[str(path).partition(":")[0] + ":"].parse(str(path))
     path = Path(path)
-    suffix = path.suffix.lower()
+    suffix = "" if path.is_dir() else path.suffix.lower()
     if color is not None and suffix != ".npy":
         raise UserError(f"color={color!r} applies to .npy files, not to {path}")
     if suffix == ".npy":
@@ -54,42 +53,59 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
         raise VideoError(path, "no such file or folder; scripts/prepare_data.py --help shows how to make a data set")
     if path.is_file():
         return VideoFolder.from_csv(path) if suffix == ".csv" else VideoFolder.from_file(path)
-    if holds_files(path, HDF5_SUFFIXES, deep=False):
-        return Hdf5Source(path)
-    if holds_files(path, {".npy"}, deep=False):
-        return open_arrays(path)
-    if holds_files(path, VIDEO_SUFFIXES):
-        return VideoFolder.from_folder(path)
+    return _open_folder(path)
+
+
+def _open_folder(path: Path) -> ClipSource:
+    """A folder of one kind. Images beside videos are thumbnails; nobody can say what arrays beside them are."""
+    kinds = {
+        "HDF5 shards": (HDF5_SUFFIXES, False, Hdf5Source),
+        ".npy arrays": ({".npy"}, False, open_arrays),
+        "videos": (VIDEO_SUFFIXES, True, VideoFolder.from_folder),
+    }
+    found = [kind for kind, (suffixes, deep, _) in kinds.items() if holds_files(path, suffixes, deep=deep)]
+    if len(found) > 1:
+        raise VideoError(path, f"holds {' and '.join(found)}: name one file, or give each kind a folder of its own")
+    if found:
+        return kinds[found[0]][2](path)
     if holds_files(path, IMAGE_SUFFIXES):
         return FrameFolder(path)
+    hidden = VideoFolder.from_folder(path).broken  # folders that cannot be opened
+    if hidden:
+        raise hidden[0]
     raise VideoError(path, "holds no videos, frame images or .hdf5 shards")
 
 
-FORMAT = "videodata-parts"
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{4})-of-(?P<count>\d{4})(?P<suffix>\.npy)?")
 
 
 def open_index(path: Path) -> JoinedSource:
     """The parts of an index, in its order. Raises UserError."""
     content = read_sidecar(path)
-    if content.get("format") != FORMAT:
-        raise VideoError(path, f"is no index of parts (format {FORMAT!r} expected)")
-    return JoinedSource(path, [open_source(path.parent / name) for name in content["parts"]])
+    if content.get("format") != PARTS_FORMAT:
+        raise VideoError(path, f"is no index of parts (format {PARTS_FORMAT!r} expected)")
+    parts = content.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(name, str) and _PART.fullmatch(name) for name in parts):
+        raise VideoError(path, "is damaged, its parts are not named; prepare_data.py merge writes it again")
+    if not parts:
+        raise VideoError(path, "has no parts; prepare_data.py merge writes it again")
+    return JoinedSource(path, [open_source(path.parent / name) for name in parts])
 
 
 def open_arrays(folder: Path) -> JoinedSource:
     """All arrays of a folder, in natural order; parts of a shared preparation only when all are there."""
-    files = files_in_folder(folder, {".npy"}, deep=False)
+    unreadable: Unreadable = {}
+    files = files_in_folder(folder, {".npy"}, deep=False, unreadable=unreadable)
     for name, count, present in _groups(files):
         if len(present) < count:
             raise UserError(f"{folder / name}: {len(present)} of {count} parts are there: prepare the others first")
-    return JoinedSource(folder, [NpySource(file) for file in files])
+    return JoinedSource(folder, *open_each(files, NpySource, unreadable))
 
 
 def is_index(path: Path) -> bool:
     """Whether a file is an index of parts."""
     try:
-        return path.is_file() and read_sidecar(path).get("format") == FORMAT
+        return path.is_file() and read_sidecar(path).get("format") == PARTS_FORMAT
     except VideoError:
         return False
 
@@ -101,10 +117,13 @@ def merge_parts(folder: Path) -> list[tuple[Path, dict]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    groups = list(_groups(folder.iterdir()))
+    groups = list(_groups(path for path in folder.iterdir() if not is_hidden(path.name)))
     if not groups:
         raise UserError(f"{folder}: holds no parts such as train-0001-of-0008.npy; --shard i/n makes them")
     indices = [(folder / f"{name}.json", _index(folder, name, count, present)) for name, count, present in groups]
+    for path, _ in indices:
+        if path.exists() and not is_index(path):
+            raise UserError(f"{path}: is no index of parts, but one must be written there; move it away")
     for path, content in indices:
         write_json(path, content, sort_keys=False)
     return indices
@@ -130,7 +149,7 @@ def _index(folder: Path, name: str, count: int, present: dict[int, Path]) -> dic
         shares = ", ".join(f"{number}/{count}" for number in lacking[:10])
         raise UserError(f"{folder / name}: {len(lacking)} of {count} parts are not finished: run --shard {shares}")
     parts = [present[number] for number in range(1, count + 1)]
-    sidecars = [read_sidecar(sidecar_path(part)) for part in parts]
+    sidecars = [_description_of(part) for part in parts]
     common = _settings(sidecars[0])
     for part, sidecar in zip(parts, sidecars, strict=True):
         if _settings(sidecar) != common:
@@ -138,7 +157,7 @@ def _index(folder: Path, name: str, count: int, present: dict[int, Path]) -> dic
             raise UserError(f"{part}: was made with other settings than {parts[0].name} ({changed})")
     videos = [video for sidecar in sidecars for video in sidecar["videos"]]
     return {
-        "format": FORMAT,
+        "format": PARTS_FORMAT,
         "version": 1,
         "content": sidecars[0]["format"],
         **{key: value for key, value in common.items() if key not in ("format", "version", "content")},
@@ -150,17 +169,17 @@ def _index(folder: Path, name: str, count: int, present: dict[int, Path]) -> dic
     }
 
 
+def _description_of(part: Path) -> dict:
+    """The side-car of a part, with what an index takes from it. Raises VideoError."""
+    path = sidecar_path(part)
+    content = read_sidecar(path)
+    lists = [content.get(name) for name in ("videos", "skipped")]
+    whole = isinstance(content.get("format"), str) and all(isinstance(entries, list) for entries in lists)
+    if not whole or not all(isinstance(video, dict) for video in lists[0]):
+        raise VideoError(path, "is damaged; prepare this part again")
+    return content
+
+
 def _settings(sidecar: dict) -> dict:
     """What all parts must have in common."""
     return {key: value for key, value in sidecar.items() if key not in ("videos", "skipped", "prepare", "classes")}
-
-
-def read_sidecar(path: Path) -> dict:
-    """Content of a side-car or an index. Raises VideoError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VideoError(path, f"cannot be read ({error}); prepare the data again") from error
-    if not isinstance(content, dict):
-        raise VideoError(path, "describes no videos")
-    return content

@@ -1,48 +1,61 @@
 """Read video files. The index of a frame is its position in a decode of the whole file, whatever the codec.
 
-Files are decoded packet by packet, so that one damaged packet is noticed and named, not fatal. Where the packets alone
-tell which frame is which, a short clip is found by seeking; everywhere else it is decoded from the start.
+Where the times of the packets tell which frame is which, a short clip is found by seeking; everywhere else it is
+decoded from the start. Files are opened, and their errors caught, in container.py.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import av
 import numpy as np
-from av.error import FFmpegError
 
-from videodata.color import to_rgb
+from videodata.color import orientation, shown_size, to_rgb
+from videodata.container import CODEC_ERRORS, Video, damaged, open_video, what_it_says
 from videodata.errors import VideoError
 from videodata.resize import Size, as_size
 
 logger = logging.getLogger(__name__)
+# The one list of what counts as a video file in a folder.
 VIDEO_SUFFIXES = frozenset(
-    {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".ogv", ".3gp"}
+    f".{suffix}"
+    for suffix in (
+        *("mp4", "m4v", "mov", "3gp", "3g2", "f4v", "mkv", "webm", "avi", "divx", "wmv", "asf", "flv", "ogv", "gif"),
+        *("ts", "mts", "m2ts", "mpg", "mpeg", "vob", "mxf", "y4m"),
+    )
 )
 # One packet of these holds exactly one shown frame, so that packets can be counted in place of frames. Not among them:
 # MPEG-4 part 2 (packed B-frames: two pictures in one packet, then an empty one) and VP8 (packets that show nothing).
 ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "prores", "ffv1", "gif"}
+CHECKED = 4  # first frames of a file that are decoded to see whether they are those that its packets promise
+SAME_RATE = 0.01  # rates that differ by less are one: times are rounded to milliseconds in some containers
+GAP = 1.75  # of the usual time between two frames: more than this and one may be missing, or the rate varies
 
 
 @dataclass(frozen=True)
 class VideoInfo:
     """What the header and the first frame of a video file say."""
 
-    height: int  # upright, after rotation
+    height: int  # as players show it: upright, and with square pixels
     width: int
     fps: Fraction
     frames: int | None  # as the header claims; real files are off by one or more, count_frames knows
     codec: str
     pixel_format: str
     rotation: int  # degrees, counter-clockwise, already applied by all readers here
+    mirrored: bool  # applied too
+    pixel_aspect: Fraction  # width of a stored pixel by its height, applied too
+    seconds: float | None  # as the header says or FFmpeg estimates; None where neither knows
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -50,30 +63,34 @@ def probe(path: str | Path) -> VideoInfo:
     with open_video(path) as video:
         frame = next(video.frames(), None)
         if frame is None:
-            raise VideoError(path, _nothing_decoded(video))
-        upright = round(frame.rotation / 90) % 2 == 0
+            raise video.nothing_decoded()
+        height, width = shown_size(frame, video.pixel_aspect)
         return VideoInfo(
-            height=frame.height if upright else frame.width,
-            width=frame.width if upright else frame.height,
-            fps=_fps(video),
+            height=height,
+            width=width,
+            fps=video.fps,
             frames=video.stream.frames or None,
             codec=video.stream.codec_context.name,
             pixel_format=frame.format.name,
             rotation=frame.rotation,
+            mirrored=orientation(frame).is_mirrored,
+            pixel_aspect=video.pixel_aspect,
+            seconds=video.seconds,
         )
 
 
 def count_frames(path: str | Path) -> int:
     """Number of frames that a full decode gives; without decoding where the packets tell. Raises VideoError."""
-    with open_video(path):
-        times = frame_times(path)
-    if times is not None:
-        return len(times)
     with open_video(path) as video:
+        table = _table_of(path)
+        if table is not None:
+            if table.lost:
+                raise damaged(path, table.lost)
+            return len(table.times)
         count = sum(1 for _ in video.frames())
-        video.require_intact()
         if count == 0:
-            raise VideoError(path, _nothing_decoded(video))
+            raise video.nothing_decoded()
+        video.require_intact()
         return count
 
 
@@ -91,13 +108,14 @@ def read_video(
 
     count: how many; None reads to the end. The answer equals the same slice of the whole video for every file; where
     it is safe the reader seeks, so that a short clip from a long file is cheap. Raises VideoError with one line for
-    a file that is missing, no video, damaged (see `iter_frames`) or too short.
+    a file that is missing, no video, damaged (see `iter_frames`) or too short, or whose frames have several sizes while
+    no `size` is given.
     """
     if start < 0 or step < 1 or (count is not None and count < 1):
         raise ValueError(f"start >= 0, step >= 1, count >= 1 are needed, found {start}, {step}, {count}")
     size = as_size(size)
     with open_video(path) as video:
-        fps = _fps(video)
+        fps = video.fps
     frames = None
     if start > 0 and count is not None and not keep_damaged:
         frames = _read_by_seeking(path, start, count, step, size, resize)
@@ -115,31 +133,67 @@ def iter_frames(
     """Yield all frames, uint8 (H, W, 3) RGB, upright, with one frame in memory at a time.
 
     `size` (height, width) and `resize` ("crop", "squeeze", "pad", "none") are those of `resize.place`. A file with
-    packets that cannot be decoded raises VideoError at its end, unless keep_damaged is set; a file without any frame
-    always does.
+    packets that cannot be decoded, or one that was cut off, raises VideoError at its end, unless keep_damaged is set; a
+    file without any frame always does.
     """
-    size = as_size(size)
     with open_video(path) as video:
-        count = 0
-        for frame in video.frames():
-            count += 1
-            yield _rgb(video, frame, size, resize)
-        if count == 0:
-            raise VideoError(path, _nothing_decoded(video))
+        pictures = _Pictures(video, as_size(size), resize)
+        for count, frame in enumerate(video.frames()):
+            yield pictures.rgb(frame, count)
+        if pictures.shape is None:
+            raise video.nothing_decoded()
         if not keep_damaged:
             video.require_intact()
+
+
+def iter_stretch(path: str | Path, start: float, end: float) -> Iterator[np.ndarray]:
+    """Frames that are shown from `start` to `end` seconds after the beginning of a video, what can be decoded of them.
+
+    By the times of the frames: a rate that varies, and frames that are missing, move nothing.
+    """
+    with open_video(path) as video:
+        pictures = _Pictures(video, None, "crop")
+        for count, (seconds, frame) in enumerate(_timed(video)):
+            if seconds >= end:
+                return
+            if seconds >= start:
+                yield pictures.rgb(frame, count)
+
+
+def stretch_rate(path: str | Path, start: float, end: float) -> Fraction:
+    """Frames per second between two times of a video, which is another than the video's where its rate varies."""
+    with open_video(path) as video:
+        usual, unit = video.fps, video.stream.time_base
+        first = video.stream.start_time or 0
+        times = sorted(
+            {packet.pts - first for packet in video.packets() if packet.pts is not None and not packet.is_discard}
+        )
+    inside = times[bisect_left(times, start / unit) : bisect_left(times, end / unit)]
+    if len(inside) < 2:
+        return usual
+    rate = (len(inside) - 1) / ((inside[-1] - inside[0]) * unit)
+    return usual if not video.stores_times or abs(rate / usual - 1) < SAME_RATE else rate
+
+
+def _timed(video: Video) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Frames with their seconds after the beginning. Where no times are stored (AVI), all frames last equally long."""
+    first, unit, fps = video.stream.start_time or 0, video.stream.time_base, video.fps
+    for count, frame in enumerate(video.frames()):
+        timed = video.stores_times and frame.pts is not None
+        yield (frame.pts - first) * unit if timed else count / fps, frame
 
 
 def _read_from_the_start(path, start, count, step, size, resize, keep_damaged) -> list[np.ndarray]:
     stop = None if count is None else start + (count - 1) * step + 1
     frames, decoded = [], 0
     with open_video(path) as video:
+        pictures = _Pictures(video, size, resize)
         for frame in islice(video.frames(), stop):
             if decoded >= start and (decoded - start) % step == 0:
-                frames.append(_rgb(video, frame, size, resize))
+                frames.append(pictures.rgb(frame, decoded))
             decoded += 1
         if decoded == 0:
-            raise VideoError(path, _nothing_decoded(video))
+            raise video.nothing_decoded()
         if not keep_damaged:
             video.require_intact()
     if not frames or (count is not None and len(frames) < count):
@@ -153,152 +207,118 @@ def _read_by_seeking(path, start, count, step, size, resize) -> list[np.ndarray]
     stop = start + (count - 1) * step + 1
     if times is None or stop > len(times):
         return None
-    expected, frames = iter(times[start:stop]), []
+    frames: list[np.ndarray] = []
     with open_video(path) as video:
         try:
             video.container.seek(times[start], stream=video.stream, backward=True)
-        except FFmpegError:
+        except CODEC_ERRORS:  # PyAV's errors and others: what cannot be sought in is read from its start
             return None
-        later = (frame for frame in video.frames() if frame.pts is None or frame.pts >= times[start])
-        for offset, frame in enumerate(islice(later, stop - start)):
-            if frame.pts != next(expected):  # a frame that the packets promised did not come: count from the start
+        pictures, number = _Pictures(video, size, resize), None
+        for frame in video.frames():
+            if number is None:
+                number = stop if frame.pts is None else bisect_left(times, frame.pts)
+            # The seek went too far, or a frame that was promised did not come: count from the start.
+            if number > start + len(frames) * step or frame.pts != times[number]:
                 return None
-            if offset % step == 0:
-                frames.append(_rgb(video, frame, size, resize))
+            if number == start + len(frames) * step:
+                frames.append(pictures.rgb(frame, number))
+            if len(frames) == count:
+                break
+            number += 1
         if video.damaged_packets:
             return None
     return frames if len(frames) == count else None
 
 
-def _rgb(video: Video, frame: av.VideoFrame, size: Size | None, resize: str) -> np.ndarray:
-    try:
-        return to_rgb(frame, size, resize)
-    except FFmpegError as error:
-        raise VideoError(video.path, f"pixel format {frame.format.name} cannot be converted to RGB") from error
+class _Pictures:
+    """Turns the frames of a film into pictures of one size."""
 
+    def __init__(self, video: Video, size: Size | None, resize: str) -> None:
+        self._video, self._size, self._resize = video, size, resize
+        self.shape: tuple[int, ...] | None = None  # of the pictures so far
 
-def _fps(video: Video) -> Fraction:
-    rate = video.stream.average_rate or video.stream.guessed_rate
-    if not rate:
-        logger.warning("%s does not say its frame rate: 25 frames per second are assumed", video.path)
-        return Fraction(25)
-    return Fraction(rate)
-
-
-def _nothing_decoded(video: Video) -> str:
-    return f"no frame can be decoded ({video.first_error or 'the stream is empty'})"
-
-
-class Video:
-    """An open file and its video stream (the one that FFmpeg takes for the best where there are several)."""
-
-    def __init__(self, path: str | Path, container: av.container.InputContainer) -> None:
-        self.path = path
-        self.container = container
-        stream = container.streams.best("video")
-        if stream is None:
-            raise VideoError(path, "holds no video stream")
-        self.stream = stream
-        # One thread: the packet in which an error occurs stays known, and loader workers do not fight for cores.
-        self.stream.codec_context.thread_count = 1
-        self._alpha_decoder = _alpha_decoder(stream)
-        self.damaged_packets = 0
-        self.first_error = ""
-
-    def frames(self) -> Iterator[av.VideoFrame]:
-        """Decode from where the file stands to its end. Damaged packets are skipped and counted."""
-        for packet in self._packets():
-            try:
-                frames = self._decode(packet)
-            except FFmpegError as error:
-                self._note(error)
-                continue
-            yield from frames
-
-    def require_intact(self) -> None:
-        """Raises VideoError if a damaged packet was met so far."""
-        if self.damaged_packets:
+    def rgb(self, frame: av.VideoFrame, number: int) -> np.ndarray:
+        """Frame `number` of the film as uint8 (H, W, 3) RGB. Raises VideoError where it has another size."""
+        path = self._video.path
+        try:
+            picture = to_rgb(frame, self._size, self._resize, self._video.pixel_aspect)
+        except CODEC_ERRORS as error:
+            reason = f"cannot be converted to RGB ({what_it_says(error)})"
+            raise VideoError(path, f"frame {number} in pixel format {frame.format.name} {reason}") from error
+        if self.shape is not None and picture.shape != self.shape:
+            old, new = (f"{height}x{width}" for height, width, _ in (self.shape, picture.shape))
             raise VideoError(
-                self.path,
-                f"damaged: {self.damaged_packets} packet(s) cannot be decoded ({self.first_error}); "
-                "replace the file, or keep the rest with keep_damaged",
+                path, f"changes its size: frame {number} is {new}, those before are {old} (height x width); give a size"
             )
-
-    def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
-        if self._alpha_decoder is None:
-            return packet.decode()
-        return self._alpha_decoder.decode(packet if packet.size else None)
-
-    def _packets(self) -> Iterator[av.Packet]:
-        packets = self.container.demux(self.stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except FFmpegError as error:
-                self._note(error)
-                return
-            yield packet
-
-    def _note(self, error: FFmpegError) -> None:
-        self.damaged_packets += 1
-        self.first_error = self.first_error or error.strerror or type(error).__name__
+        self.shape = picture.shape
+        return picture
 
 
-def _alpha_decoder(stream: av.VideoStream) -> av.CodecContext | None:
-    """WebM keeps opacity in a second picture that only libvpx decodes; None for all other streams."""
-    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
-    if decoder is None or stream.metadata.get("alpha_mode") != "1" or decoder not in av.codecs_available:
-        return None
-    return av.CodecContext.create(decoder, "r")
+class _Table(NamedTuple):
+    """What a pass over the packets told."""
 
-
-@contextmanager
-def open_video(path: str | Path) -> Iterator[Video]:
-    """Open a video file for reading. Raises VideoError with one line if it is missing or is no video."""
-    path = Path(path)
-    if not path.exists():
-        raise VideoError(path, "no such file")
-    if path.is_dir():
-        raise VideoError(path, "is a folder, not a video file")
-    if path.stat().st_size == 0:
-        raise VideoError(path, "the file is empty (0 bytes)")
-    try:
-        container = av.open(str(path))
-    except FFmpegError as error:
-        raise VideoError(path, f"is not a readable video ({error.strerror})") from error
-    except OSError as error:
-        raise VideoError(path, f"cannot be opened ({error.strerror})") from error
-    with container:
-        yield Video(path, container)
+    times: tuple[int, ...]  # of the frames that the decoder gives, in units of the stream, in order of display
+    lost: str  # what is missing at the end of the file, "" for nothing
 
 
 def frame_times(path: str | Path) -> tuple[int, ...] | None:
     """Presentation times in stream units, one per frame in order of display; None if the file must be decoded to know.
 
-    They come from the packets alone, without decoding. AVI stores no presentation times, and times that are missing
-    or occur twice do not say which frame is which: the answer is None for all of these.
+    They come from the packets, with next to no decoding. Times that are missing or occur twice do not say which frame
+    is which: the answer is None for these, as for AVI, which stores none.
     """
+    table = _table_of(path)
+    return None if table is None else table.times
+
+
+def _table_of(path: str | Path) -> _Table | None:
     status = Path(path).stat()
-    return _packet_times(str(path), status.st_size, status.st_mtime_ns)
+    return _make_table(str(path), status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _packet_times(path: str, size: int, mtime_ns: int) -> tuple[int, ...] | None:
-    times = []
+def _make_table(path: str, size: int, mtime_ns: int) -> _Table | None:
+    promised = []
     with open_video(path) as video:
-        if "avi" in video.container.format.name or video.stream.codec_context.name not in ONE_FRAME_PER_PACKET:
+        if not video.stores_times or video.stream.codec_context.name not in ONE_FRAME_PER_PACKET:
             return None
-        try:
-            for packet in video.container.demux(video.stream):
-                if packet.size == 0 or packet.is_discard:
-                    continue
-                if packet.pts is None or packet.is_corrupt:
-                    return None
-                times.append(packet.pts)
-        except FFmpegError:
+        for packet in video.packets():
+            if packet.size == 0 or packet.is_discard:
+                continue
+            if packet.pts is None or packet.is_corrupt:
+                return None
+            promised.append(packet.pts)
+        if video.damaged_packets:
             return None
-    times.sort()
-    distinct = all(a < b for a, b in zip(times, times[1:], strict=False))
-    return tuple(times) if times and distinct else None
+        lost = video.lost
+    times = _decoded_times(path, sorted(promised))
+    if times is None:
+        return None
+    if missing := len(promised) - len(times):
+        logger.warning("%s: %d of its %d frames cannot be decoded", path, missing, len(promised))
+    return _Table(tuple(times), lost)
+
+
+def _decoded_times(path: str, promised: list[int]) -> list[int] | None:
+    """The times that packets promise, less those of which no decoder makes a frame; None if they are no index.
+
+    A decoder starts at a key frame: what a cut left before it, or shows before it and built on what is gone, never
+    comes. Where packets are missing later on, it passes over frames that it cannot build or cannot put in order. So the
+    first few frames are compared, and a film with a gap in its times is decoded once as a whole.
+    """
+    if not _is_rising(promised):
+        return None
+    steps = [after - before for before, after in zip(promised, promised[1:], strict=False)]
+    has_gap = bool(steps) and max(steps) > GAP * median(steps)
+    with open_video(path) as video:
+        given = [frame.pts for frame in islice(video.frames(), None if has_gap else CHECKED)]
+        if not given or None in given or video.damaged_packets:
+            return None
+    if has_gap:
+        return given if _is_rising(given) else None
+    rest = promised[bisect_left(promised, given[0]) :]
+    return rest if rest[:CHECKED] == given else None
+
+
+def _is_rising(times: list[int]) -> bool:
+    return all(before < after for before, after in zip(times, times[1:], strict=False))

@@ -6,7 +6,6 @@ when the size or the time of a video changes.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -16,15 +15,16 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
-from videodata.errors import UserError, VideoError
-from videodata.files import files_in_folder, read_json, write_file
+from videodata.errors import UserError, VideoError, one_line
+from videodata.files import Unreadable, files_in_folder, in_order, read_json, write_file
+from videodata.lists import read_table
 from videodata.resize import Size
 from videodata.source import ClipSource, by_split
 from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
@@ -32,7 +32,7 @@ from videodata.video import VIDEO_SUFFIXES, count_frames, probe, read_video
 logger = logging.getLogger(__name__)
 INDEX_NAME = ".videodata-index.json"
 FORMAT = "videodata-index"
-VERSION = 1
+VERSION = 2  # of what is counted and how sizes are meant
 UCF101 = """
     ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BaseballPitch Basketball
     BasketballDunk BenchPress Biking Billiards BlowDryHair BlowingCandles BodyWeightSquats Bowling BoxingPunchingBag
@@ -58,7 +58,8 @@ class VideoFolder(ClipSource):
     def __init__(self, root: Path, videos: Sequence[InputVideo], path: Path | None = None) -> None:
         """root: where the index of the videos is kept. path: what was opened, if not that folder."""
         self.path = str(path or root)
-        entries = index_videos(root, [video.path for video in videos])
+        examined = iter(index_videos(root, [video.path for video in videos if video.error is None]))
+        entries = [next(examined) if video.error is None else {"error": video.error} for video in videos]
         both = list(zip(videos, entries, strict=True))
         self.broken = [VideoError(video.path, entry["error"]) for video, entry in both if "error" in entry]
         self._videos = [video for video, entry in both if "error" not in entry]
@@ -71,22 +72,20 @@ class VideoFolder(ClipSource):
     @classmethod
     def from_folder(cls, root: Path) -> VideoFolder:
         """All video files under a folder; other files are left out with one warning."""
-        return cls(root, describe_videos(root, files_in_folder(root, VIDEO_SUFFIXES, wanted="videos")))
+        return cls(root, find_videos(root, wanted="videos"))
 
     @classmethod
     def from_csv(cls, path: Path) -> VideoFolder:
         """Videos of a csv file: columns `path` (relative to the csv file) and, if it has them, `text` and `split`."""
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
-            if "path" not in (rows.fieldnames or ()):
-                raise UserError(f"{path}: expected a column named path (and text), found {rows.fieldnames}")
-            listed = [(row["path"], row.get("text"), row.get("split")) for row in rows if row["path"]]
-        if not listed:
+        captioned = []
+        for line, row in read_table(path, ["path"]):
+            name = row["path"]
+            if not name:
+                raise UserError(f"{path}, line {line}: names no video in the column path")
+            text, split = row.get("text") or None, row.get("split") or None
+            captioned.append(InputVideo(path.parent / name, name, text, name, split=split))
+        if not captioned:
             raise VideoError(path, "lists no videos")
-        captioned = [
-            InputVideo(path.parent / name, name, text or None, name, split=split or None)
-            for name, text, split in listed
-        ]
         return cls(path.parent, captioned, path)
 
     def __len__(self) -> int:
@@ -157,6 +156,12 @@ class InputVideo:
     source: str | None = None  # what it is called where it comes from, if the id does not say so
     stamp: str | None = None  # changes when the content does; None: the size of the file is looked up
     limit: int | None = None  # frames that are enough; None: all of the stretch
+    error: str | None = None  # why it cannot be read, where listing it has shown that
+
+    def __post_init__(self) -> None:
+        for name in ("id", "group", "source"):  # they go into JSON, HDF5, file names and one line of a report
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, one_line(given))
 
     @property
     def reach(self) -> int | None:
@@ -170,10 +175,18 @@ def list_videos(folder: str | os.PathLike) -> list[InputVideo]:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of videos")
-    videos = describe_videos(root, files_in_folder(root, VIDEO_SUFFIXES))
+    videos = find_videos(root)
     if not videos:
         raise UserError(f"{root}: holds no video file (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
     return videos
+
+
+def find_videos(root: Path, wanted: str = "") -> list[InputVideo]:
+    """The same, perhaps none. What hides videos or is none is among them, with its error."""
+    unreadable: Unreadable = {}
+    files = files_in_folder(root, VIDEO_SUFFIXES, wanted=wanted, unreadable=unreadable)
+    videos = describe_videos(root, in_order(root, [*files, *unreadable]))
+    return [replace(video, error=unreadable.get(video.path)) for video in videos]
 
 
 def fingerprint(videos: Sequence[InputVideo]) -> str:
@@ -181,25 +194,53 @@ def fingerprint(videos: Sequence[InputVideo]) -> str:
     digest = hashlib.sha256()
     for video in videos:
         stretch = "" if (video.start, video.reach) == (0, None) else f"\0{video.start}:{video.reach}"
-        stamp = video.stamp or video.path.stat().st_size
-        digest.update(f"{video.id}\0{stamp}{stretch}\n".encode("utf-8", "surrogateescape"))
+        stamp = video.stamp or video.error or _size(video.path)
+        digest.update(f"{video.id}\0{stamp}{stretch}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _size(path: Path) -> int | str:
+    """Bytes of a video; for one that cannot be reached, whose decoder will say so, the reason."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        return str(error.strerror)
 
 
 def describe_videos(root: Path, files: Sequence[Path]) -> list[InputVideo]:
     """What the place and the name of each file say about it."""
     clips = [parse_name(file) for file in files]
-    names = [
-        f"{clip.label}/{file.stem}" if clip else file.relative_to(root).with_suffix("").as_posix()
-        for file, clip in zip(files, clips, strict=True)
+    places = [one_line(file.relative_to(root).as_posix()) for file in files]
+    short = [
+        f"{clip.label}/{file.stem}" if clip else without_suffix(place)
+        for file, place, clip in zip(files, places, clips, strict=True)
     ]
-    counts = Counter(names)
     videos = []
-    for file, name, clip in zip(files, names, clips, strict=True):
-        unique = name if counts[name] == 1 else file.relative_to(root).as_posix()
-        folder_name = file.parent.name if file.parent != root else None
-        videos.append(InputVideo(file, unique, clip.label if clip else folder_name, clip.group if clip else unique))
+    for file, name, clip in zip(files, unique_names(short, places), clips, strict=True):
+        label = clip.label if clip else one_line(file.parent.name) if file.parent != root else None
+        videos.append(InputVideo(file, name, label, clip.group if clip else name))
     return videos
+
+
+def without_suffix(name: str) -> str:
+    """A name without the suffix of a video; another dot belongs to it."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def unique_names(short: Sequence[str], full: Sequence[str]) -> list[str]:
+    """A name for each file that is free for a file or a folder of that name: the short one, or where several have
+    it or it is that of a folder above another one, the full one. Which of the files comes first does not matter.
+    """
+    names = list(short)
+    while True:
+        counts = Counter(names)
+        folders = {str(parent) for name in counts for parent in PurePosixPath(name).parents}
+        taken = [k for k, name in enumerate(names) if (counts[name] > 1 or name in folders) and name != full[k]]
+        if not taken:
+            return names
+        for k in taken:
+            names[k] = full[k]
 
 
 class ClipName(NamedTuple):

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from training.randomness import derive_seed
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError, VideoError
-from videodata.files import atomic_path, write_json
+from videodata.files import atomic_path, files_in_folder, write_json
 from videodata.npy import FORMAT, VERSION, NpySource, check_layout, map_array
 from videodata.source import ClipSource, JoinedSource
 from videodata.sources import is_generated
@@ -163,10 +163,19 @@ def color_jitter(picture: Tensor, draws: Tensor, strength: float) -> Tensor:
 
 
 def find_batch_files(folder: str | Path) -> dict[int, Path]:
-    """Number -> path of the batch files in a folder, in order; empty if there are none."""
-    if is_generated(folder) or not Path(folder).is_dir():
+    """Number -> path of the batch files in a folder, in order; empty for a source of another kind.
+
+    Raises UserError where there is nothing.
+    """
+    if is_generated(folder) or Path(folder).is_file():
         return {}
-    found = {int(match[1]): path for path in Path(folder).iterdir() if (match := BATCH_FILE.fullmatch(path.name))}
+    if not Path(folder).exists():
+        raise UserError(
+            f"{folder}: no such file or folder; scripts/split_batch_files.py --output_dir {folder} makes batch files "
+            "of a .npy, and --data_path takes any source of clips, such as shapes:100"
+        )
+    files = files_in_folder(folder, {".npy"}, deep=False)
+    found = {int(match[1]): path for path in files if (match := BATCH_FILE.fullmatch(path.name))}
     return dict(sorted(found.items()))
 
 
@@ -180,7 +189,7 @@ def write_batch_files(npy_file: str | Path, folder: str | Path, shard_size: int 
     check_layout(source, array)
     if array.ndim != 5:
         raise VideoError(source, "holds one video; batch files need (N, T, H, W, 3)")
-    if find_batch_files(folder):
+    if folder.is_dir() and find_batch_files(folder):
         raise UserError(f"{folder}: holds batch files already; remove them or name another folder")
     written = []
     for number, first in enumerate(range(0, len(array), shard_size)):
@@ -201,7 +210,7 @@ def write_sidecar(source: Path, path: Path, first: int, last: int) -> None:
     sidecar = source.with_suffix(".json")
     if not sidecar.is_file():
         return
-    content = json.loads(sidecar.read_text())
+    content = json.loads(sidecar.read_text(encoding="utf-8"))
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise VideoError(sidecar, f"does not describe {source.name}; remove or rename it")
     videos = []

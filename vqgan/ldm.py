@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from training.checkpoint import read_tensors, strict_load
 from training.config import from_dict, unknown_key
 from videodata.errors import UserError
+from videodata.finite import finite
 from vqgan.model import Reconstruction, check_frames, run_part
 from vqgan.quantize import Quantized, Revived, kmeans, nearest, zero
 
@@ -318,6 +319,8 @@ class LDMQuantizer(nn.Module):
 
     def with_loss(self, latents: Tensor) -> Quantized:
         """Codes, indices and loss. In training mode gradients pass straight through."""
+        if not self.training:
+            finite(latents, "latents before the codebook")
         with torch.autocast(latents.device.type, enabled=False):
             vectors = latents.float().movedim(1, -1)  # (N, h, w, D)
             with torch.no_grad():  # of the distances; only the codes that were chosen learn
@@ -370,6 +373,10 @@ class LDMQuantizer(nn.Module):
 def state_dict_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     """What is under `state_dict` (or the content itself), without the `loss.*` keys of the training."""
     state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
         raise UserError(f"{path}: holds no weights (name -> tensor)")
     return {key: value for key, value in state.items() if not key.startswith("loss.")}

@@ -276,6 +276,18 @@ class Discriminator(PatchGAN2D):
         super().__init__(in_channels, width=hidden_dims[0], layers=len(hidden_dims) - 1, norm="spectral")
         self.layers = len(hidden_dims) - 1
 
+    @staticmethod
+    def check_side(hidden_dims: Sequence[int], side: int) -> None:
+        """Raises UserError for patches that are too small for a single logit."""
+        least = 1
+        for stride in [1, 1, *[2] * (len(hidden_dims) - 1)]:  # kernels of 4 with a border of 1, from the logit back
+            least = (least - 1) * stride + 2
+        if side < least:
+            raise UserError(
+                f"--patch_size {side}: the discriminator of stage 2 needs {least} pixels with {len(hidden_dims)} "
+                "--hidden_dims; use larger patches, fewer --hidden_dims, or --gan_steps 0"
+            )
+
     @property
     def receptive_field(self) -> int:
         """Side in pixels of the square that one logit sees."""

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from videodata.errors import UserError
 from videodata.files import lock_file, publish, read_json, write_file, write_json
+from videodata.finite import finite
 from videodata.pixels import to_float
 from videodata.resize import Size
 from videodata.source import ClipSource
@@ -103,10 +104,11 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
             logger.info("%s: exists already", path)
             return path
         check_neighbours(folder, projection.made_from)
+        codebook = finite(projection.model.quantizer.codebook.float(), "codebook").cpu().numpy()
         array, done = open_partial(projection, path)
-        codebook = projection.model.quantizer.codebook.float().cpu().numpy()
-        write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
         fill(projection, path, array, done)
+        write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
+        del array  # Windows renames no file that is mapped
         write_json(path.with_suffix(".json"), describe(projection))
         publish(partial(path), path)
         progress(path).unlink(missing_ok=True)
@@ -134,7 +136,7 @@ def open_partial(projection: Projection, path: Path) -> tuple[np.memmap, int]:
     frame = (1, height // factor, width // factor)
     shape = (len(lengths), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
     if partial(path).exists() and progress(path).exists():
-        noted = json.loads(progress(path).read_text())
+        noted = json.loads(progress(path).read_text(encoding="utf-8"))
         if noted["made_from"] != projection.made_from:
             raise UserError(f"{partial(path)}: was begun from {noted['made_from']}; remove it, or name another folder")
         array = np.lib.format.open_memmap(partial(path), "r+")

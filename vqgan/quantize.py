@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
 
 from training.distributed import all_sum, world_size
+from videodata.finite import finite
 from vqgan.config import fsq_levels_for
 
 USAGE_DECAY = 0.97  # per batch; a code that nothing falls on is dead after about 75
@@ -50,6 +51,8 @@ class Quantizer(nn.Module):
         self.size = size
 
     def forward(self, latents: Tensor, update: bool = True) -> Quantized:
+        if not self.training:
+            finite(latents, "latents before the codebook")
         with torch.autocast(latents.device.type, enabled=False):
             codes, indices, *losses = self.quantize(latents.float(), update)
             if not self.training:  # the straight-through form differs from the codes in the last bits

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,9 +23,10 @@ from losses.adversarial import adaptive_weight, discriminator_accuracy, discrimi
 from losses.perceptual import LPIPS
 from training import Losses, Networks, Recipe, Step, derive_seed, settings_from, train, trained_on
 from training.checkpoint import best_checkpoint, load_checkpoint, strict_load
+from training.cli import command_line
 from training.config import load_config
 from training.distributed import all_mean, barrier, is_main, join_processes, world_size
-from training.folder import TRAINED_ON, record_training_data
+from training.folder import TRAINED_ON, link_folder, record_training_data
 from training.loop import TrainResult
 from training.optim import build_optimizer
 from videodata.errors import UserError
@@ -320,7 +319,7 @@ def train_vqgan(args: argparse.Namespace) -> list[str]:
     best = args.checkpoint_dir / (GAN_FILE if gan_steps else STAGE1_FILE)
     scores = args.results_dir / "test_scores.json"
     write_test_scores(best, testing, scores, device, args.test_patches)
-    show = shlex.join(["scripts/visualize_vqgan.py", "--checkpoint", str(best), "--data", str(args.data_path)])
+    show = command_line(["scripts/visualize_vqgan.py", "--checkpoint", str(best), "--data", str(args.data_path)])
     return [f"{best}: {'; '.join(summary)}", f"{scores}: scores of {testing.clips.split} clips", f"next: python {show}"]
 
 
@@ -328,13 +327,13 @@ def check(args: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together, and for a folder that another model's run is in."""
     if (args.checkpoint_dir / "config.yaml").is_file():  # those of both stages lie in folders of their own
         raise UserError(f"{args.checkpoint_dir}: holds another model's run; use another folder")
+    if args.gan_epochs_per_batch if args.gan_steps is None else args.gan_steps:
+        Discriminator.check_side(args.hidden_dims, args.patch_size)
     if args.cache_mode:
         logger.info("--cache_mode: no effect; data files are memory-mapped anyway")
     if args.gan_mode and not weights_named(args) and not (args.checkpoint_dir / STAGE1_FILE).is_file():
-        raise UserError(
-            f"--gan_mode needs a model of stage 1: name it with --resume FILE, or train {STAGE1_FILE} in "
-            f"{args.checkpoint_dir} first"
-        )
+        place = args.checkpoint_dir / STAGE1_FILE
+        raise UserError(f"--gan_mode needs a model of stage 1: name it with --resume FILE, or train {place} first")
 
 
 def weights_named(args: argparse.Namespace) -> bool:
@@ -448,8 +447,8 @@ def run_stage(
         "stage": stage,
     }
     if is_main():
-        link(settings.run_dir / "log", args.log_dir / f"stage{stage}")
-        link(settings.run_dir / "samples", args.results_dir / f"stage{stage}")
+        link_folder(settings.run_dir / "log", args.log_dir / f"stage{stage}")
+        link_folder(settings.run_dir / "samples", args.results_dir / f"stage{stage}")
     result = train(recipe, training, settings, config, validation)
     if result.finished and is_main():
         write_best(args.checkpoint_dir, settings.run_dir, recipe, stage)
@@ -482,15 +481,6 @@ def note_training_data(args: argparse.Namespace, run_dir: Path) -> None:
         return
     for record in records:
         record_training_data(args.checkpoint_dir, record)
-
-
-def link(inner: Path, outer: Path) -> None:
-    """Make `outer`, and let the run folder's `inner` lead there, so that the loop writes to the documented place."""
-    if inner.is_symlink() or inner.exists():
-        return
-    outer.mkdir(parents=True, exist_ok=True)
-    inner.parent.mkdir(parents=True, exist_ok=True)
-    inner.symlink_to(os.path.relpath(outer.resolve(), inner.parent.resolve()), target_is_directory=True)
 
 
 def describe(name: str, result: TrainResult) -> str:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from evaluation.codebook import CodebookUsage
+from training.writing import check_place
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.npy import NpySource
@@ -47,6 +48,7 @@ INK, FAINT, FILL = (30, 30, 30), (200, 200, 200), (52, 101, 164)
 
 def visualize_vqgan(args: argparse.Namespace) -> list[Path]:
     """All pictures that the flags of scripts/visualize_vqgan.py ask for; gives their paths. Raises UserError."""
+    check_place(args.output_dir / "frame_00.png")  # now, and not after the work
     model, config = open_model(args)
     (rows, columns), folder = settle_grid(args, config), args.output_dir
     footage = open_footage(args)

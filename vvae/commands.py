@@ -48,7 +48,7 @@ def process_files(args: argparse.Namespace) -> None:
 
 def reconstruct_files(args: argparse.Namespace) -> None:
     """Videos and images -> the same, through the latents."""
-    streaming_from(args)  # a check of the flags, before anything is read
+    check_flags(args)
     files = files_in(args.input, VIDEO_SUFFIXES | IMAGE_SUFFIXES)
     places = places_for(args.input, files, args.output, ".mp4", (*WRITE_SUFFIXES, *IMAGE_SUFFIXES))
     images = pending([pair for pair in places if is_image(pair[0])], args.skip_existing)
@@ -81,7 +81,7 @@ def is_image(path: Path) -> bool:
 
 def encode_files(args: argparse.Namespace) -> None:
     """Videos -> latent files."""
-    streaming_from(args)
+    check_flags(args)
     files = files_in(args.input, VIDEO_SUFFIXES)
     pairs = pending(places_for(args.input, files, args.output, f".{args.format}"), args.skip_existing)
     model, _ = open_model(args)
@@ -96,7 +96,7 @@ def encode_files(args: argparse.Namespace) -> None:
 
 def decode_files(args: argparse.Namespace) -> None:
     """Latent files -> videos."""
-    streaming_from(args)
+    check_flags(args)
     files = files_in(args.input, LATENT_SUFFIXES)
     pairs = pending(places_for(args.input, files, args.output, ".mp4"), args.skip_existing)
     model, _ = open_model(args)
@@ -113,12 +113,22 @@ def write_statistics(args: argparse.Namespace) -> None:
     """Mean and deviation of latent files -> JSON; an existing file keeps its other keys."""
     found = latent_statistics(files_in(args.latents, LATENT_SUFFIXES))
     try:
-        present = json.loads(args.out.read_text()) if args.out.is_file() else {}
+        present = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     except json.JSONDecodeError as error:
         raise VVAEError(f"{args.out}: not valid JSON ({error}); name another --out") from error
     with replaced(args.out) as temporary:
-        temporary.write_text(json.dumps({**present, **found}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**present, **found}, indent=2) + "\n", encoding="utf-8", newline="\n")
     say(f"scaling factor {found['scaling_factor']:.4g}, {len(found['latents_mean'])} channels -> {args.out}")
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises VVAEError for flags that do not fit together, before anything is read."""
+    streaming_from(args)
+    if args.tile and min(args.tile) <= args.tile_overlap:
+        raise VVAEError(
+            f"--tile {args.tile[0]} {args.tile[1]}: tiles must be larger than --tile_overlap {args.tile_overlap}; "
+            "lower that, or use larger tiles"
+        )
 
 
 def open_model(args: argparse.Namespace) -> tuple[AutoencoderKL2plus1D_1dcnn, dict[str, Any]]:
@@ -158,7 +168,9 @@ def text_for(model: nn.Module, args: argparse.Namespace, path: Path) -> tuple[Te
     if args.text and not args.text.is_dir():
         return load_text(args.text)
     beside = path.with_suffix(".txt")
-    caption = args.caption if args.caption is not None else beside.read_text().strip() if beside.is_file() else None
+    caption = args.caption
+    if caption is None and beside.is_file():
+        caption = beside.read_text(encoding="utf-8").strip()
     if args.text:
         cache = CaptionCache(args.text)
         cache.fill([caption or ""], caption_embedder(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,17 +12,33 @@ if TYPE_CHECKING:
 PUBLISHED = {"frames": 16, "size": 216, "stride": 1}  # the clips that the published weights were trained on
 
 
+def count(least: int) -> Callable[[str], int]:
+    """A type of argparse: a whole number that is not smaller."""
+
+    def convert(text: str) -> int:
+        if not least <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(f"must be at least {least} and below 2**31, found {text}")
+        return int(text)
+
+    convert.__name__ = "int"
+    return convert
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `evaluate.py vvae` beside those of every model."""
     parser.add_argument("--config", help="configuration, such as config_16z.yaml (default: told by the checkpoint)")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the frames (default: as in training, or 216 216)"
+        "--size",
+        type=count(1),
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the frames (default: as in training, or 216 216)",
     )
     parser.add_argument(
         "--dtype", "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of weights and activations"
     )
-    parser.add_argument("--chunk_size", type=int, default=16, help="frames of a window, a multiple of 4")
-    parser.add_argument("--overlap", type=int, default=4, help="frames shared by windows; 0: independent chunks")
+    parser.add_argument("--chunk_size", type=count(1), default=16, help="frames of a window, a multiple of 4")
+    parser.add_argument("--overlap", type=count(0), default=4, help="frames shared by windows; 0: independent chunks")
     parser.add_argument("--caption", help="one caption for all clips, for text-guided models; needs T5")
 
 

@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=8, help="a multiple of 4")
     parser.add_argument("--size", type=int, default=64, help="height and width, a multiple of 8")
     args = parser.parse_args(argv)
+    if args.frames < 4 or args.frames % 4 or args.size < 8 or args.size % 8:
+        parser.error("--frames must be a positive multiple of 4, --size one of 8")
 
     node = load_config(args.config).model
     weights = {"ckpt_path": args.ckpt, "strict_ckpt": True} if args.ckpt else {}

@@ -9,7 +9,6 @@ The only file of this package that needs the project around it. Axes: B clips, T
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,7 @@ from evaluation.metrics import mean_frame, psnr
 from evaluation.subject import Batch, Subject
 from losses.adversarial import PatchGAN2D, PatchGAN3D, adaptive_weight, discriminator_loss, generator_loss
 from losses.perceptual import LPIPS
-from training.cli import is_out_of_memory
+from training.cli import command_line, is_out_of_memory
 from training.config import from_dict, load_config
 from training.loop import train
 from training.optim import build_optimizer
@@ -224,7 +223,7 @@ class VVAERecipe(Recipe):
         return {"original": video, "reconstruction": reconstruction.float(), "samples": samples.float()}
 
     def show_command(self, run_dir: Path) -> str:
-        return shlex.join(
+        return command_line(
             ["python", "scripts/evaluate.py", "vvae", "--checkpoint", str(run_dir), "--data", str(self.data)]
         )
 
@@ -334,7 +333,8 @@ class Reconstructions(Subject):
         return super().made_for(frames, size, stride, **reading)
 
     def make(self, batch: Batch) -> Tensor:
-        return torch.stack([reconstruct_clip(self.model, to_uint8(clip), self.streaming) for clip in batch.clips])
+        with own_errors():
+            return torch.stack([reconstruct_clip(self.model, to_uint8(clip), self.streaming) for clip in batch.clips])
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
         return {"of the mean frame": mean_frame(clips)}

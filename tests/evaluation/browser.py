@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
@@ -37,6 +36,8 @@ class Browser:
         self.requests: list[str] = []  # addresses that the page asked for
         self.complaints: list[str] = []  # console errors and warnings, exceptions, failed and blocked loads
         self._count, self._buffer, self._answers = 0, b"", {}
+        import fcntl  # here, because Windows lacks it
+
         to_browser, from_browser = os.pipe(), os.pipe()
         kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in (to_browser[0], from_browser[1])]
         arguments = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]

@@ -1,5 +1,6 @@
 """scripts/evaluate.py: two models and folders of videos; the others are evaluated in the tests that train them."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation import report as report_module
+from evaluation import runner
+from evaluation.report import default_place
 from scripts import evaluate, train_vvae
 from tests.vqgan.tiny import tiny_model
 from training.cli import run
@@ -153,3 +157,63 @@ def test_clips_that_were_trained_on_are_told_by_the_run(tmp_path, capsys):
         assert (stored["clips"], stored["clips_trained_on"], stored["details"]["split"]) == (count, seen, split)
         printed, note = capsys.readouterr(), f"of these {count} clips, {seen} were in this run's training set"
         assert note in printed.out and ("WARNING" in printed.out) is (note in printed.err) is (seen > 0)
+
+
+def small_vqgan(folder):
+    """A run folder in form alone: what matters is where the result goes."""
+    model = tiny_model()
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    save_model(folder / "run" / "checkpoints" / "model.pt", model, config={"model": model_config(model)})
+    return [
+        "vqgan", "--checkpoint", str(folder / "run" / "checkpoints" / "model.pt"), "--data", CLIPS, "--split", "all",
+        "--patch_size", "16", "--num_patches_h", "2", "--num_patches_w", "2", "--device", "cpu", "--num_clips", "1",
+    ]  # fmt: skip
+
+
+def test_results_lie_in_the_run_folder_beside_each_other(tmp_path, monkeypatch, capsys):
+    """The same protocol writes over its result, another one beside it; nothing appears in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    command = small_vqgan(tmp_path)
+    for metrics in (["psnr"], ["codebook"], ["psnr"]):
+        evaluate.main([*command, "--metrics", *metrics])
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.json")) == ["evaluation.json", "evaluation_2.json"]
+    assert set(names(json.loads((tmp_path / "run" / "evaluation.json").read_text()))) == {
+        "PSNR", "PSNR of the mean frame",
+    }  # fmt: skip
+    assert list(tmp_path.glob("*.json")) == [] and "written to run/evaluation.json" not in capsys.readouterr().err
+    (tmp_path / "run" / "evaluation_3.json").write_text("mine")
+    evaluate.main([*command, "--metrics", "psnr", "--seed", "5"])
+    assert (tmp_path / "run" / "evaluation_3.json").read_text() == "mine"
+    assert (tmp_path / "run" / "evaluation_4.json").is_file()
+
+
+def test_places_of_results(tmp_path, monkeypatch):
+    """Of a run folder, of its files, of a file of weights/, of folders of videos."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a" / "checkpoints").mkdir(parents=True)
+    run_folder = Path("runs/a/evaluation.json")
+    assert default_place(Path("runs/a")) == default_place(Path("runs/a/checkpoints/step-0000001.pt")) == run_folder
+    assert default_place(Path("runs/a/best_model.pt")) == run_folder
+    assert default_place(Path("weights/lvt-digits.safetensors")) == Path("evaluation_lvt-digits.json")
+    assert default_place(None) == Path("evaluation.json")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    """Nothing is opened or computed."""
+    (tmp_path / "file").write_text("")
+    command = small_vqgan(tmp_path)
+    monkeypatch.setattr(runner, "evaluate_model", None)
+    with pytest.raises(UserError, match=r"file/a.json: cannot be written \(Not a directory\)"):
+        evaluate.main([*command, "--out", str(tmp_path / "file" / "a.json")])
+
+
+def test_the_table_is_shown_where_the_disk_is_full(tmp_path, monkeypatch, capsys):
+    """The numbers have cost the time; then the error with its remedy."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report_module, "write_file", full)
+    with pytest.raises(UserError, match="No space left on device.; free disk space"):
+        evaluate.main([*small_vqgan(tmp_path), "--metrics", "psnr", "--out", str(tmp_path / "a.json")])
+    assert "PSNR" in capsys.readouterr().out

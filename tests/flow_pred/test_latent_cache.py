@@ -1,6 +1,7 @@
 """Cached latents: the same numbers as encoding, windows keyed by position, and what is refused."""
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -76,3 +77,23 @@ def test_a_cache_keeps_labels_and_can_be_a_part_of_the_videos(tmp_path, autoenco
         del file["label"]
     with pytest.raises(UserError, match="encode again"):
         LatentClips(tmp_path, "train", 2).label(0)
+
+
+@pytest.mark.parametrize("name", ["id", "label", "offset", "latents", "mean", "std", "autoencoder"])
+def test_a_damaged_cache_is_one_line(tmp_path, name):
+    """Another data set, or another attribute, in the place of one is found when the cache is opened."""
+    with h5py.File(tmp_path / "train.hdf5", "w") as file:
+        file["latents"], file["offset"] = np.zeros((8, 3, 2, 2), "f2"), np.array([0, 4, 8])
+        for text in ("id", "label"):
+            file.create_dataset(text, data=["a", "b"], dtype=h5py.string_dtype())
+        file.attrs.update(format="flow-latents", autoencoder="ab", mean="[0, 0, 0]", std="[1, 1, 1]")
+    assert len(LatentClips(tmp_path, "train", 2)) == 2
+    with h5py.File(tmp_path / "train.hdf5", "r+") as file:
+        if name in file.attrs:
+            file.attrs[name] = 5
+        else:
+            del file[name]
+            file[name] = np.zeros(5)
+    with pytest.raises(UserError, match="train.hdf5: cannot be read") as caught:
+        LatentClips(tmp_path, "train", 2)
+    assert "\n" not in str(caught.value)

@@ -84,7 +84,7 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     with pytest.raises(UserError, match="no time between frames"):
         command("generate_flow_videos.py", "--ckpt", runs / "shapes_run-river", "--res", 2)
     arguments = ["--config", river, "--run-name", "river", "--runs", runs, "--num-gpus", 0, "--resume-step", 7]
-    with pytest.raises(UserError, match="newest is 2"):
+    with pytest.raises(UserError, match="step 7 is not kept; there are 2"):
         command("train_flow_pred.py", *arguments, *small)
 
 

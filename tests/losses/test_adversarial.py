@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from losses.adversarial import PatchGAN2D, PatchGAN3D, adaptive_weight, discriminator_loss, generator_loss
 from losses.kl import gaussian_kl
 from tests.losses.conftest import load_seeded
+from tests.training.processes import START
 
 
 def test_losses_at_hand_computed_logits():
@@ -134,5 +135,5 @@ def test_adaptive_weight_is_one_value_for_all_processes(tmp_path):
     whole = weight_of_batch(slice(0, 4))
     assert weight_of_batch(slice(0, 2)) != pytest.approx(whole, rel=0.05)
     torch.multiprocessing.start_processes(
-        half_batch_weight, (f"file://{tmp_path}/rendezvous", whole), nprocs=2, start_method="fork"
+        half_batch_weight, (f"file://{tmp_path}/rendezvous", whole), nprocs=2, start_method=START
     )

@@ -128,8 +128,34 @@ def test_damage_is_one_clear_line(tmp_path):
     assert not path.exists() and not path.with_suffix(".json").exists()
     write_codes(path, [("a", None, 3)], some_codes([3]).__getitem__, 512)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="it is truncated.*; encode the videos again"):
         CodeWindows(open_codes(path), 3, random=False)[0]
     path.with_suffix(".json").write_text(json.dumps({"format": "videodata-npy"}))
     with pytest.raises(UserError, match="not a file of codes"):
         open_codes(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("videos", 3), ("videos", []), ("videos", [{"id": 1}]), ("size", None), ("provenance", {"ids": []})],
+)
+def test_a_damaged_description_is_one_line(tmp_path, key, value):
+    """Entries of other types, and videos that are none, are found when the codes are opened."""
+    path = tmp_path / "codes.npy"
+    write_codes(path, [("a", None, 3)], some_codes([3]).__getitem__, 512)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**facts, key: value}))
+    with pytest.raises(UserError, match="codes") as caught:
+        open_codes(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_frame_of_codes_is_one_line(tmp_path):
+    """An empty file, and one whose header is cut off inside an expression."""
+    (tmp_path / "a" / "v").mkdir(parents=True)
+    frame = tmp_path / "a" / "v" / "0.npy"
+    np.save(frame, np.zeros((2, 2, 2), np.int64))
+    for content in (b"", frame.read_bytes().replace(b"(2, 2, 2)", b"((2, 2, 2")):
+        frame.write_bytes(content)
+        with pytest.raises(UserError, match="0.npy: is not a readable .npy array"):
+            open_codes(tmp_path).read(0, 0, 1)

@@ -8,9 +8,11 @@ import torch
 from torch.testing import assert_close
 
 from lvt import config as configuration
+from lvt import train as training_of_lvt
 from lvt.config import is_transformer
 from lvt.files import build_transformer, build_vqvae
 from lvt.solver import schedule
+from scripts import train_lvt
 from training.config import dotted_keys
 from training.optim import learning_rate_scale
 from videodata.errors import UserError
@@ -141,3 +143,41 @@ def test_all_files_load():
     assert len(files) >= 16
     for file in files:
         assert dotted_keys(configuration.load_config(file))
+
+
+def test_a_bare_name_is_a_tuple_of_one():
+    """As the documented evaluation has it: DATASETS.TEST "kinetics_train_seq"; numbers still need a tuple."""
+    base = CONFIGS / "Base-VQVAE.yaml"
+    pairs = ["TEST.EVALUATORS", "CodesExtractor", "DATASETS.TEST", "kinetics_train_seq"]
+    config = configuration.load_config(base, pairs)
+    assert config["DATASETS"]["TEST"] == ["kinetics_train_seq"]
+    assert configuration.load_config(base, ["DATASETS.TEST", ""])["DATASETS"]["TEST"] == []
+    with pytest.raises(UserError, match="must be a tuple"):
+        configuration.load_config(base, ["MODEL.PIXEL_MEAN", "a"])
+
+
+def test_a_flag_behind_the_pairs_is_named():
+    """argparse takes it for a key, and would tell of an override without value."""
+    file = str(CONFIGS / "Base-VQVAE.yaml")
+    args = train_lvt.build_parser().parse_args(["--config-file", file, "SOLVER.MAX_ITER", "8", "--resume"])
+    with pytest.raises(UserError, match="--resume: flags stand before the KEY VALUE pairs"):
+        configuration.configure(args)
+
+
+def test_the_run_of_another_model_is_told(tmp_path):
+    """Not by the first of its keys that this model does not have."""
+    (tmp_path / "config.yaml").write_text("model: {levels: 4}\nengine: {steps: 1}\n")
+    with pytest.raises(UserError, match=r"config.yaml: is of a run of another model; name a run of train_lvt.py"):
+        configuration.load_config(tmp_path / "config.yaml")
+
+
+def test_gpus_that_are_not_there_are_said(monkeypatch, caplog):
+    """Two processes on a CPU are not what --num-gpus 2 asks for."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(training_of_lvt, "evaluate_lvt", lambda config: {})
+    file = str(CONFIGS / "Base-VQVAE.yaml")
+    for count, said in (("2", True), ("1", False)):
+        caplog.clear()
+        args = train_lvt.build_parser().parse_args(["--config-file", file, "--eval-only", "--num-gpus", count])
+        assert training_of_lvt.train_lvt(args) == []
+        assert ("--num-gpus 2: this machine has 0" in caplog.text) == said

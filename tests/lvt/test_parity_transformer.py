@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from lvt.layers import BlockLocalAttention, inverse_timescales, position_signal
 from lvt.subscale import context_ids, put_slice, slice_ids, slice_of_position, slice_offset, take_slices
 from lvt.transformer import CausalConv3d, VideoTransformer, attention_tables, cross_entropy, recomputable
+from tests.training.processes import START
 
 FILES = ["vt_dsf", "vt_dss", "vt_dst", "vt_dsf_nc1_sharep", "vt_share_embeddings", "vt_class"]
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -78,7 +79,7 @@ def flex_equals_sdpa():
 
 def test_flex_attention_equals_fused_attention():
     """Both kernels compute the same. In a process of its own: flex starts threads that forbid forking afterwards."""
-    process = multiprocessing.get_context("fork").Process(target=flex_equals_sdpa)
+    process = multiprocessing.get_context(START).Process(target=flex_equals_sdpa)
     process.start()
     process.join(300)
     assert process.exitcode == 0

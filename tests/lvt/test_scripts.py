@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -233,7 +232,11 @@ def test_a_digit_is_asked_for(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--eval-only", *VQVAE, "OUTPUT_DIR", "absent"], "train first"),
-        ([*VQVAE, "DATASETS.TRAIN", "('bair_train',)", "OUTPUT_DIR", "x"], "datasets/bair/train does not exist"),
+        (
+            [*VQVAE, "DATASETS.TRAIN", "('bair_train',)", "OUTPUT_DIR", "x"],
+            "datasets/bair/train does not exist; "
+            "python scripts/prepare_data.py bair --format frames --out datasets/bair makes it; frames that you have",
+        ),
         ([*VQVAE, "TEST.EVALUATORS", "BitsEvaluator", "--eval-only"], "has no value"),
         (["--eval-only", *VQVAE, "TEST.EVALUATORS", "BitsEvaluator"], "does not fit this model"),
         ([*VQVAE, "SOLVER.OPTIMIZER_NAME", "sgd", "OUTPUT_DIR", "x"], "use adam, adamw, muon, rmsprop"),
@@ -269,9 +272,8 @@ def in_a_process(monkeypatch, fault, *arguments):
     return process.exitcode
 
 
-@pytest.mark.parametrize(
-    ("network", "fault", "status"), [("vqvae", "kill_in_step@5", -signal.SIGKILL), ("vt", "full_in_step@5", 2)]
-)
+@pytest.mark.parametrize(("network", "fault", "status"), [("vqvae", "kill_in_step@5", -9), ("vt", "full_in_step@5", 2)])
+@pytest.mark.posix
 def test_a_run_that_was_cut_off_continues_with_the_same_bits(trained, tmp_path, monkeypatch, network, fault, status):
     """After SIGKILL, or an exception in a step, a run goes on at the next step: same losses, same final weights."""
     folders = {name: tmp_path / name for name in ("straight", "cut_off")}
@@ -297,6 +299,7 @@ def test_a_run_that_was_cut_off_continues_with_the_same_bits(trained, tmp_path, 
     assert len(weights[0]) == len(weights[1]) > 10 and all(map(torch.equal, *weights))
 
 
+@pytest.mark.posix
 def test_an_exception_that_nobody_expects_ends_with_a_status_other_than_0(tmp_path, monkeypatch, capfd):
     """A bug in a training step is not swallowed."""
     monkeypatch.setattr(VQVAERecipe, "losses", lambda *_: 1 / 0)

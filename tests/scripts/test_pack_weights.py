@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from safetensors.torch import save_file
 
 from scripts import pack_weights
 from tests.flow_pred.test_scripts import ROOT
@@ -272,3 +273,26 @@ def test_a_relative_path_is_of_the_working_directory(tmp_path, monkeypatch):
         folder = pretrained.unpack(pretrained.pack(Path("x.safetensors"), "lvt", {"main": run}))["main"]
         assert load_checkpoint(folder)["networks"]["net"]["a"].item() == number
         assert pretrained.source_of(folder) == Path("x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"folder": "../x"},
+        {"folder": "/x"},
+        {"step": "x"},
+        {"config": None},
+        {"config": {"a": "part:other"}},
+        {"trained_on": 7},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_file_is_one_line_and_unpacks_nothing_elsewhere(tmp_path, change):
+    """What a file says of its parts is checked before a folder is made."""
+    part = {"folder": "net", "recipe": "tiny", "step": 3, "config": {}, "trained_on": None, **change}
+    facts = {"format": 1, "model": "vqgan", "trained_on": [], "parts": {"net": part}}
+    path = tmp_path / "x.safetensors"
+    save_file({"net/model/w": torch.zeros(2)}, path, metadata={"pretrained": json.dumps(facts)})
+    with pytest.raises(UserError, match="x.safetensors: ") as caught:
+        pretrained.unpack(path)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+START = "fork" if hasattr(os, "fork") else "spawn"  # of the processes of tests; forked ones need not import again
+
 
 def launch(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Call `function(*arguments)` in `world` forked processes that form a gloo group; gives what each returned.
+    """Call `function(*arguments)` in `world` processes that form a gloo group; gives what each returned.
 
     The processes meet through a file in `folder`, so that nothing collides over a port. Results are tensors and plain
     types. Import torch._dynamo before, or each process spends seconds on it.
@@ -20,7 +23,7 @@ def launch(function: Callable[..., Any], world: int, folder: Path, *arguments: A
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.multiprocessing.start_processes(
-        _join_and_call, (world, folder, function, arguments), nprocs=world, daemon=True, start_method="fork"
+        _join_and_call, (world, folder, function, arguments), nprocs=world, daemon=True, start_method=START
     )
     return [torch.load(folder / f"result-{number}.pt", weights_only=True) for number in range(world)]
 

@@ -130,3 +130,21 @@ def test_a_wrong_value_is_named(values, message):
     """Unknown keys name the nearest one, wrong types what was expected and found."""
     with pytest.raises(UserError, match=message):
         from_dict(Outer, values)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"_BASE_: [1]\n", "a: ü\n".encode("utf-16"), b"a: " + b"[" * 3000, b"a: ${b\n", b"\x00"],
+    ids=["base", "utf-16", "deep", "open", "null"],
+)
+def test_files_that_are_no_configuration_are_one_line(tmp_path, content):
+    """Whatever the parser raises for them."""
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(UserError, match="a.yaml: ") as caught:
+        load_config(tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_that_looks_like_a_date_stays_text(config):
+    """YAML knows dates, and Python refuses those that do not exist."""
+    assert load_config(config, ["name=2024-13-45"])["name"] == "2024-13-45"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.training import faults
 from tests.training.runs import run, settings, weights
@@ -118,6 +119,7 @@ def test_only_damaged_checkpoints_never_start_over_silently(a_copy):
 
 
 @pytest.mark.parametrize("folder", ["/proc/videogen/run", "file/run"])
+@pytest.mark.posix
 def test_an_unwritable_run_folder_is_refused_before_any_computing(tmp_path, folder, monkeypatch):
     """One line that names the folder; the recipe is never asked for a loss."""
     (tmp_path / "file").write_text("")
@@ -336,3 +338,31 @@ def test_weights_of_two_kinds_of_run_are_comparable(finished):
     """`weights` finds trained and averaged tensors, so that comparisons in these tests compare something."""
     names = set(weights(finished[0]))
     assert {"networks.autoencoder.encoder.weight", "ema.autoencoder.encoder.weight"} <= names
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("config", None), ("step", "x"), ("networks", {"net": 3}), ("ema", {"net": {1: 2}}), ("optimizers", [])],
+)
+def test_a_state_with_damaged_parts_is_one_line(tmp_path, part, value):
+    """Each part is checked when the file is read, whoever asks for it later."""
+    state = {"format": 1, "recipe": "tiny", "step": 3, "config": {}, "networks": {}, "ema": {}, "optimizers": {}}
+    torch.save(state, tmp_path / "x.pt")
+    assert load_checkpoint(tmp_path / "x.pt")["step"] == 3
+    torch.save({**state, part: value}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="x.pt: damaged"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_weights_by_other_names_are_one_line(tmp_path):
+    """A tensor of no network, and metadata that is no mapping."""
+    facts = {"recipe": "tiny", "step": 3, "config": {}}
+    for name, stored in (("weight", facts), ("net.weight", [1]), ("net.weight", {**facts, "config": 3})):
+        save_file({name: torch.zeros(2)}, tmp_path / "x.safetensors", metadata={"run": json.dumps(stored)})
+        with pytest.raises(UserError, match="not a weights file of this project|damaged"):
+            load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_what_is_no_tensor_is_named_when_weights_are_loaded():
+    with pytest.raises(UserError, match="no tensor: weight"):
+        checkpoints.strict_load(torch.nn.Linear(1, 1), {"weight": "x", "bias": torch.zeros(1)}, "x.pt")

@@ -38,6 +38,7 @@ def bug():
 
 
 @pytest.mark.slow
+@pytest.mark.posix
 def test_a_killed_worker_is_named_with_a_remedy(tmp_path):
     """The operating system kills a worker: one line that suggests fewer workers."""
     with pytest.raises(UserError, match=r"DataLoader worker.*fewer --workers") as report:

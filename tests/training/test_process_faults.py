@@ -76,6 +76,7 @@ def wait_for(condition, seconds=60):
         *("kill_in_save@8", "kill_before_manifest@8", "kill_after_save@8", "kill_after_save@12"),
     ],
 )
+@pytest.mark.posix
 def test_killed_anywhere_the_same_command_ends_with_the_same_bits(tmp_path, undisturbed, monkeypatch, fault):
     """SIGKILL in a step or at any point of a save: the rerun removes debris and ends like an undisturbed run."""
     with monkeypatch.context() as patch:
@@ -106,21 +107,23 @@ def test_a_killed_script_continues(tmp_path, undisturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_and_leaves_with_status_0(tmp_path, undisturbed, number):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.posix
+def test_a_signal_saves_and_leaves_with_status_0(tmp_path, undisturbed, name):
     """The step is finished and saved; the rerun ends with the same bits."""
     process = start(tmp_path, dataset=SlowClips(), workers=1)
     wait_for(lambda: len(rows(tmp_path)) >= 2)
-    os.kill(process.pid, number)
+    os.kill(process.pid, getattr(signal, name))
     process.join(60)
     assert process.exitcode == 0
     stopped = load_checkpoint(tmp_path)["step"]
     assert 2 <= stopped < 12
-    assert f"stopped after step {stopped} by {number.name}" in (tmp_path / "train.log").read_text()
+    assert f"stopped after step {stopped} by {name}" in (tmp_path / "train.log").read_text()
     assert run(tmp_path, save_every=4).digest == undisturbed
 
 
 @pytest.mark.slow
+@pytest.mark.posix
 def test_a_second_signal_ends_the_run_at_once(tmp_path, undisturbed):
     """When the step cannot be finished, the second signal need not wait for it; nothing is lost but the step."""
     process = start(tmp_path, dataset=SlowClips(tmp_path / "stuck"))

@@ -15,6 +15,7 @@ from training import trained_on
 from training.checkpoint import load_checkpoint, newest_checkpoint
 from training.randomness import SampleNoise
 from training.recipe import Step
+from video_vae import train as training_of_the_vae
 from video_vae.config import LossConfig
 from video_vae.files import load_model, split_model_path
 from video_vae.train import VideoVAERecipe
@@ -115,7 +116,7 @@ def test_13_load_model_continues_the_exact_file(folder):
     assert moments["step"].item() == 18
     train(
         "--num_epochs", 1, "--model_path", "transformer_model_epoch_2.pth", "--load_model", "--learning_rate", 0,
-        "--run_name", "unchanged", model=False,
+        "--run_name", "unchanged", "--overwrite", model=False,
     )  # fmt: skip
     before, after = weights("transformer_model_epoch_2.pth"), weights("transformer_model_epoch_3.pth")
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -188,7 +189,7 @@ def test_the_same_command_continues_and_another_one_starts_afresh(folder, capsys
     assert all(torch.equal(value, content[key]) for key, value in weights("transformer_model_epoch_1.pth").items())
     train("--num_epochs", 2, "--log_every", 3)
     assert len(list(Path("runs").iterdir())) == 1
-    train("--num_epochs", 1, "--kl_weight", 0.5)
+    train("--num_epochs", 1, "--kl_weight", 0.5, "--overwrite")
     assert len(list(Path("runs").iterdir())) == 2
 
 
@@ -321,3 +322,30 @@ def test_the_frame_warm_up_takes_every_frame_in_turn():
     assert [frames(index) for index in (0, 3, 9)] == [[0], [3], [1]]
     assert frames(10) == [2, 6] and frames(21) == [1, 3, 5, 7] and frames(30) == list(range(8))
     assert frames(0, of=1) == [0] and frames(29, of=5) == [1, 3] and frames(30, of=5) == [0, 1, 2, 3, 4]
+
+
+def test_the_epoch_files_of_another_run_stay(folder):
+    """Refused before training, unless it is asked for; the same command and a longer one go on."""
+    train("--num_epochs", 1)
+    before = Path("transformer_model_epoch_1.pth").read_bytes()
+    with pytest.raises(UserError, match=r"transformer_model_epoch_1.pth: is of another run; .* --overwrite"):
+        train("--num_epochs", 1, "--seed", 3)
+    assert Path("transformer_model_epoch_1.pth").read_bytes() == before
+    train("--num_epochs", 2)
+    train("--num_epochs", 1, "--seed", 3, "--overwrite")
+    assert Path("transformer_model_epoch_1.pth").read_bytes() != before
+
+
+def test_a_model_path_that_cannot_be_written(folder):
+    """Told before training, with what helps."""
+    Path("file").write_text("")
+    with pytest.raises(UserError, match=r"file/model_epoch_1.pth: cannot be written \(Not a directory\)"):
+        train("--model_path", "file/model.pth", "--num_epochs", 1)
+    assert not Path("runs").exists()
+
+
+def test_a_large_network_on_a_cpu_is_said(folder, monkeypatch, caplog):
+    """The preset base would train for weeks there without a word."""
+    monkeypatch.setattr(training_of_the_vae, "LARGE", 10)
+    train("--num_epochs", 1)
+    assert "million parameters on a CPU" in caplog.text and "--preset small or tiny" in caplog.text

@@ -161,7 +161,6 @@ RAR_TOOLS = ["unrar", "unar", "bsdtar", archive_rar.CFFI]
 WEAK = {
     "unar": {"rar5-solid", "rar5-subdirs"},
     "bsdtar": {"rar2-unix-owner", "rar3-owner", "rar3-solid", "unicode", "rar3-vols.part1", "rar5-vols.part1"},
-    archive_rar.CFFI: {"unicode2"},
 }
 EVIL = ["rar5-evil-symlink-traversal", "rar3-symlink-unix", "rar5-symlink-unix"]
 INCOMPLETE = ["rar3-old", "rar5-psw", "rar3-vols.part2", "rar5-vols.part3"]
@@ -235,6 +234,31 @@ def test_rar_without_any_tool(clips, tmp_path, monkeypatch):
     ):
         extract(clips / "rar" / "seektest.rar", tmp_path / "out", hint="or the zip")
     assert os.listdir(tmp_path) == []
+
+
+def test_stored_members_need_no_tool(clips, tmp_path, monkeypatch):
+    """Members without compression come out with no program at all; what is compressed still needs one."""
+    monkeypatch.setattr(archive_rar, "available_tools", lambda: [])
+    for name in ("unicode2", "rar3-owner", "rar3-vols.part1", "rar5-subdirs"):
+        out = extract(clips / "rar" / f"{name}.rar", tmp_path / name)
+        assert md5s(out) == expected_md5s(clips, name)
+    (tmp_path / "box").mkdir()
+    shutil.copyfile(clips / "rar" / "seektest.rar", tmp_path / "box" / "seektest.rar")
+    refused(tmp_path / "box" / "seektest.rar", "no program that extracts rar is installed")
+
+
+def test_characters_beyond_the_first_plane(clips, tmp_path):
+    """A library that hands over the two halves of such a character: they are joined, alone or among other names."""
+    assert archive_rar.joined_surrogates("a\ud835\udc00b\U0001d401é") == "a\U0001d400b\U0001d401é"
+    pytest.importorskip("unrar.cffi", reason="unrar2-cffi is optional and not installed")
+    archive_rar.unpack_with_cffi(str(clips / "rar" / "unicode2.rar"), str(tmp_path))
+    assert md5s(tmp_path) == expected_md5s(clips, "unicode2")
+
+
+def test_names_of_the_greatest_length(box):
+    """A member whose name fills what a file system takes, in letters of three bytes as well."""
+    members = {"x" * 251 + ".mp4": b"long", "あ" * 83 + ".mp4": b"letters"}
+    assert tree(extract(make_zip(box / "data", members), box / "out")) == members
 
 
 def test_rar_that_was_interrupted(clips, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,9 +151,12 @@ def test_a_member_that_would_land_outside(dataset, server, tmp_path, monkeypatch
     assert_complete(dataset, tmp_path / "in")
 
 
+@pytest.mark.posix
 def test_no_room_while_downloading(dataset, server, tmp_path):
     """The disk refuses more bytes in the middle of the archive: one line; with room, the rest is fetched."""
     size = len(server.files[dataset.archive])
+    import resource  # where there are limits
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
     try:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -16,8 +17,10 @@ from videodata.files import (
     files_in_folder,
     holds_files,
     lock_file,
+    portable_name,
     read_json,
     remove_debris,
+    replace,
     sha256_of,
     write_file,
     write_json,
@@ -71,6 +74,7 @@ def test_an_error_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.posix
 def test_everything_is_on_the_disk_before_and_after_the_rename(tmp_path, monkeypatch):
     """Bytes, then name, then folder: in this order, so that a power cut never leaves a name without content."""
     steps = []
@@ -81,6 +85,80 @@ def test_everything_is_on_the_disk_before_and_after_the_rename(tmp_path, monkeyp
     with atomic_path(tmp_path / "b.txt") as temporary:
         temporary.write_text("x")
     assert steps == [False, "rename", True] * 2
+
+
+class InUse(PermissionError):
+    """What Windows says of a file that another process has open."""
+
+    winerror = 32
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_rename_waits_for_a_scanner_and_not_for_ever(tmp_path, monkeypatch, times):
+    """A few tries, a little later each; any other refusal is an error at once."""
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("old")
+    tries, pauses, rename = [], [], os.replace
+
+    def refused(source, target, error=InUse):
+        tries.append(source)
+        if len(tries) <= times:
+            raise error(13, "in use", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    monkeypatch.setattr(files.os, "replace", refused)
+    if times > 10:
+        with pytest.raises(InUse):
+            replace(tmp_path / "a", tmp_path / "b")
+        assert pauses == list(files.PAUSES) and (tmp_path / "b").read_text() == "old"
+    else:
+        replace(tmp_path / "a", tmp_path / "b")
+        assert len(pauses) == times and (tmp_path / "b").read_text() == "new"
+    monkeypatch.setattr(files.os, "replace", lambda *paths: refused(*paths, error=PermissionError))
+    pauses.clear(), tries.clear()
+    with pytest.raises(PermissionError):
+        replace(tmp_path / "b", tmp_path / "c")
+    assert not pauses
+
+
+def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path):
+    """Also where the system renames no folder over another."""
+    for name in ("new", "empty", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "new" / "a").write_text("a")
+    (tmp_path / "full" / "b").write_text("b")
+    with pytest.raises(OSError):
+        replace(tmp_path / "new", tmp_path / "full")
+    replace(tmp_path / "new", tmp_path / "empty")
+    assert os.listdir(tmp_path / "empty") == ["a"] and os.listdir(tmp_path / "full") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "portable"),
+    [
+        ("playing guitar/a_b-1.mp4", "playing guitar/a_b-1.mp4"),
+        ("con/Aux.mp4", "%63on/%41ux.mp4"),
+        ("console/com10.mp4", "console/com10.mp4"),
+        ("12:30:45 clip.mp4", "12%3A30%3A45 clip.mp4"),
+        ("end./space /dots...mp4", "end%2E/space%20/dots...mp4"),
+        ('what? "this"*|<that>\\', "what%3F %22this%22%2A%7C%3Cthat%3E%5C"),
+        ("two\nlines/größe/日本", "two%0Alines/größe/日本"),
+    ],
+)
+def test_names_that_every_system_can_have(name, portable):
+    """What Windows refuses is written as in a URL; all else stays as it is, and the name can be had back."""
+    assert portable_name(name) == portable == portable_name(portable)
+    assert unquote(portable) == name
+
+
+def test_a_path_of_more_than_260_characters(tmp_path):
+    """Files, their locks and their debris, far down."""
+    path = tmp_path.joinpath(*["deep" * 20] * 4, "a.json")
+    with lock_file(path, "writing"):
+        write_json(path, {"a": 1})
+    assert len(str(path)) > 260 and read_json(path) == {"a": 1} and os.listdir(path.parent) == ["a.json"]
+    assert remove_debris(path.parent) == []
 
 
 def test_debris_of_a_killed_process_is_found(tmp_path):
@@ -157,6 +235,7 @@ def test_a_folder_that_cannot_be_opened_is_no_empty_folder(tmp_path, monkeypatch
         files_in_folder(tmp_path, {".mp4"})
 
 
+@pytest.mark.posix
 def test_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path):
     """Only the process that took the lock holds it; the file may lie elsewhere than beside what it is for."""
     code = (

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -88,7 +87,25 @@ def test_what_is_written(tmp_path, form, small_shards):
         assert len(list((tmp_path / "out").iterdir())) == 2
 
 
+@pytest.mark.parametrize("form", ["frames", "videos"])
+def test_names_that_some_systems_refuse(tmp_path, form):
+    """Labels and names become files that can be copied to Windows; the side-car has the names as they were."""
+    names = ["con/v0", "12:30/v1.", "aux/nul"]
+    listed = [InputVideo(Path("none"), name, name.split("/")[0], name, stop=5, stamp="1") for name in names]
+    noise = np.zeros((5, 16, 16, 3), np.uint8)
+
+    @contextmanager
+    def decode(rest, settings, workers):
+        yield (item for _ in rest for item in (Frames(noise), End(5, "25/1", None)))
+
+    prepare_videos(listed, tmp_path / "out", SETTINGS, form, decode=decode)
+    made = {path.relative_to(tmp_path / "out").with_suffix("").as_posix() for path in (tmp_path / "out").glob("*/*")}
+    assert made == {"%63on/v0", "12%3A30/v1%2E" if form == "frames" else "12%3A30/v1.", "%61ux/%6Eul"}
+    assert [video["id"] for video in json.loads((tmp_path / "out.json").read_text())["videos"]] == names
+
+
 @pytest.mark.parametrize("form", FOLDERS)
+@pytest.mark.posix
 def test_killed_anywhere_ends_the_same(tmp_path, form, small_shards):
     """A process that ends without clean-up after any block, three times in a row: the same files, byte for byte."""
     prepare(tmp_path / "whole" / "out", form)
@@ -124,11 +141,14 @@ def test_other_arguments_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["npy", "frames", "videos"])
+@pytest.mark.posix
 def test_a_limit_in_the_middle_of_a_file(tmp_path, form):
     """No room for the next block: one line that says so and what to do; with room the run continues to the same end."""
     suffix = ".npy" if form == "npy" else ""
     prepare(tmp_path / "whole" / f"out{suffix}", form)
     out = tmp_path / "out" / f"out{suffix}"
+    import resource  # where there are limits
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000 if form == "npy" else 700, hard))
     try:

@@ -1,6 +1,7 @@
 """HDF5 shards: parity with the reader of RIVER and Neural SDE, the three layouts, writing, loader workers."""
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
 
 import h5py
@@ -179,3 +180,52 @@ def test_broken_files_give_one_line(tmp_path):
         with pytest.raises(VideoError, match=f"{name}: .*{reason}") as caught:
             Hdf5Source(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def damaged(name: str, value: object = None) -> Callable[[h5py.File], None]:
+    """Puts another data set, or a group, in the place of one."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_group(name) if value is None else file.create_dataset(name, data=value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "reason"),
+    [
+        ("chunked", damaged("id"), "cannot be read"),  # h5py: AttributeError
+        ("chunked", damaged("label", ["a"]), "label has 1 entries for 2 videos"),
+        ("chunked", damaged("fps", ["1/0", "25"]), "cannot be read"),
+        ("chunked", damaged("offset", 3), "first frames of its videos are damaged"),
+        ("chunked", damaged("offset", [0, 5, 10**12]), "do not lie in order among the"),
+        ("chunked", damaged("offset", [0, 9, 3]), "do not lie in order among the"),
+        ("chunked", damaged("frames", 1.0), "cannot be read"),  # TypeError
+        ("river", damaged("len"), "holds no videos"),
+        ("river", damaged("len/0", np.full(1000, 4)), "cannot be read"),
+        ("river", damaged("len/0", 10**12), "numbers of frames in `len` are damaged"),
+        ("river", damaged("len/0", -1), "numbers of frames in `len` are damaged"),
+    ],
+)
+def test_what_is_damaged_inside_gives_one_line(tmp_path, layout, change, reason):
+    """Data sets of another kind, length or order than the layout says; one of too many numbers is never read."""
+    with Hdf5Writer(tmp_path, layout) as writer:
+        for frames in videos(2):
+            writer.add(frames, "x", "y", Fraction(25))
+    (shard,) = tmp_path.glob("*.hdf5")
+    with h5py.File(shard, "r+") as file:
+        change(file)
+    with pytest.raises(VideoError, match=reason) as caught:
+        Hdf5Source(shard)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_heap_that_is_damaged_gives_one_line(tmp_path):
+    """h5py reports broken structures of the file as a RuntimeError."""
+    with Hdf5Writer(tmp_path) as writer:
+        writer.add(videos(1)[0])
+    (shard,) = tmp_path.glob("*.hdf5")
+    shard.write_bytes(shard.read_bytes().replace(b"HEAP", b"HEAQ"))
+    with pytest.raises(VideoError, match="cannot be read"):
+        Hdf5Source(shard)

@@ -69,6 +69,7 @@ def run_processes(data: Path, folder: Path, world: int, kill_after: int | None =
     return {position: clip for line in lines for position, clip in json.loads(line).items()}
 
 
+@pytest.mark.posix
 def test_killed_and_resumed(data, tmp_path):
     """Killed after two steps and again after three more: all 36 positions hold the clips of an undisturbed run."""
     whole = run_processes(data, tmp_path / "whole", 1)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -135,10 +134,13 @@ def test_one_writer_per_file(tmp_path):
     assert write_all(path)
 
 
+@pytest.mark.posix
 def test_disk_full_keeps_a_state_that_continues(tmp_path):
     """A write that fails for want of room is one line; with room again the bytes are those of an undisturbed run."""
     whole = write_all(tmp_path / "whole.npy", count=30)
     path = tmp_path / "x.npy"
+    import resource  # where there are limits
+
     old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -171,8 +173,9 @@ write_all(Path(sys.argv[1]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("call", "number"), [("pwrite", 0), ("pwrite", 9), ("fsync", 2), ("ftruncate", 1), ("replace", 0), ("replace", 1)]
+    ("call", "number"), [("write", 0), ("write", 9), ("fsync", 2), ("ftruncate", 1), ("replace", 0), ("replace", 1)]
 )
+@pytest.mark.posix
 def test_kill_at_a_system_call(tmp_path, call, number):
     """kill -9 in front of any system call of the writer, also those of the last steps, loses and doubles nothing."""
     whole = write_all(tmp_path / "whole.npy")

@@ -1,11 +1,17 @@
 """The one reader of pictures: every kind of file becomes the 8-bit RGB that a viewer shows."""
 
+import struct
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from scripts import convert_to_h5
+from videodata import open_clips
 from videodata.errors import VideoError
 from videodata.frame_folder import read_image
+from vvae.src import images as vvae_images
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -69,3 +75,104 @@ def test_what_is_no_picture(tmp_path):
     Image.fromarray(PICTURE[..., 0].astype(np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(VideoError, match="floating-point"):
         read_image(tmp_path / "f.tif")
+
+
+WHOLE = np.array([[0, 1000, 40_000, 65_535]], np.uint16)  # 0, 3.89, 155.6 and 255 levels
+
+
+def sixteen_bit_tiff(path: Path, order: str) -> None:
+    """Grey, in the order of bytes "<" or ">", which Pillow writes in one of them only."""
+    data, mark = WHOLE.astype(f"{order}u2").tobytes(), {"<": b"II", ">": b"MM"}[order]
+    tags = [(256, 4), (257, 1), (258, 16), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, len(data))]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    head = mark + struct.pack(f"{order}HIH", 42, 8, len(tags)) + entries + bytes(4)
+    path.write_bytes(head + data)
+
+
+ODD = {
+    "little.tif": lambda path: sixteen_bit_tiff(path, "<"),
+    "big.tif": lambda path: sixteen_bit_tiff(path, ">"),
+    "grey.png": lambda path: Image.fromarray(WHOLE).save(path),
+    "grey.pgm": lambda path: path.write_bytes(b"P5 4 1 65535\n" + WHOLE.astype(">u2").tobytes()),
+    "float.tif": lambda path: Image.fromarray((WHOLE / 65_535).astype(np.float32)).save(path),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_level_of_sixteen_bits(tmp_path, name):
+    """Divided by 257 and rounded, whatever the format; floating-point numbers in [0, 1] mean black to white."""
+    ODD[name](tmp_path / name)
+    assert read_image(tmp_path / name)[0, :, 0].tolist() == [0, 4, 156, 255]
+    assert np.array_equal(read_image(tmp_path / name), vvae_images.read_image(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (np.array([[0, 2.5]], np.float32), "floating-point numbers from 0.0 to 2.5, not from 0 to 1"),
+        (np.array([[-0.5, 1]], np.float32), "floating-point numbers from -0.5 to 1.0"),
+        (np.array([[0.5, np.nan]], np.float32), "floating-point numbers from nan to nan"),
+        (np.array([[0, 70_000]], np.int32), "whole numbers from 0 to 70000, not from 0 to 65535"),
+        (np.array([[-1, 7]], np.int32), "whole numbers from -1 to 7"),
+    ],
+)
+def test_numbers_without_a_white_are_refused(tmp_path, values, found):
+    """One line says which numbers there are; none becomes white or black silently, in either reader."""
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(VideoError, match=found):
+        read_image(tmp_path / "a.tif")
+    with pytest.raises(vvae_images.VideoFileError, match="nobody says which of them is white"):
+        vvae_images.read_image(tmp_path / "a.tif")
+
+
+def test_the_reader_of_the_package_that_is_copied_gives_the_same(tmp_path):
+    """Colours, opacity, palettes, orientation: two readers, one rule."""
+    rgba = np.dstack([PICTURE, np.arange(35, dtype=np.uint8).reshape(5, 7) * 7])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rgba).save(tmp_path / "alpha.png")
+    Image.fromarray(rgba).save(tmp_path / "alpha.webp", lossless=True)
+    Image.fromarray(PICTURE).save(tmp_path / "held.jpg", exif=exif)
+    Image.fromarray(PICTURE).quantize(9).save(tmp_path / "palette.png", transparency=3)
+    Image.fromarray(PICTURE).convert("CMYK").save(tmp_path / "print.tif")
+    for path in tmp_path.iterdir():
+        assert np.array_equal(read_image(path), vvae_images.read_image(path)), path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damage_of_any_kind_is_one_line(tmp_path, monkeypatch):
+    """Bytes changed and cut off anywhere in a picture: the picture or a VideoError, never anything else."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    for suffix in ("png", "jpg", "tif", "webp", "bmp", "ppm"):
+        Image.fromarray(np.kron(PICTURE, np.ones((4, 4, 1), np.uint8))).save(tmp_path / f"whole.{suffix}")
+        data = (tmp_path / f"whole.{suffix}").read_bytes()
+        for _ in range(60):
+            broken = bytearray(data)
+            for place in rng.integers(0, min(len(data), 200), rng.integers(1, 6)):
+                broken[place] = rng.integers(256)
+            path = tmp_path / f"a.{suffix}"
+            path.write_bytes(broken[: rng.integers(1, len(data) + 1)])
+            for reader, refusal in ((read_image, VideoError), (vvae_images.read_image, vvae_images.VideoFileError)):
+                try:
+                    assert reader(path).dtype == np.uint8
+                except refusal as error:
+                    assert "\n" not in str(error)
+
+
+def test_a_tree_of_sixteen_bit_frames(tmp_path):
+    """The same levels as clips, and in the shards that are made of them."""
+    levels = np.arange(0, 256, 16, dtype=np.uint16).repeat(16).reshape(16, 16) * 257
+    for frame in range(3):
+        for place in (tmp_path / "frames/train/v", tmp_path / "eight/train/v"):
+            place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(levels).save(tmp_path / f"frames/train/v/{frame}.png")
+        Image.fromarray((levels // 257).astype(np.uint8)).save(tmp_path / f"eight/train/v/{frame}.png")
+    for root in ("frames", "eight"):
+        options = ["--image_size", "16", "--extension", "png"]
+        convert_to_h5.main(["--out_dir", str(tmp_path / f"{root}_h5"), "--data_dir", str(tmp_path / root), *options])
+    shown = [
+        open_clips(tmp_path / name, 3, None, dtype="uint8")[0]
+        for name in ("frames/train", "eight/train", "frames_h5/train", "eight_h5/train")
+    ]
+    assert all(clip.equal(shown[0]) for clip in shown) and shown[0].max() == 240

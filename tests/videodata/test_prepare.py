@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -198,7 +197,7 @@ def test_dead_worker_is_named(tmp_path):
     ):
         for item in pool:
             if isinstance(item, End):
-                os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+                pool._workers[0].process.kill()
 
 
 PREPARE = """

@@ -16,7 +16,7 @@ import pytest
 import prepare_ucf101
 from scripts import prepare_data
 from videodata import archive, video_folder, write_video
-from videodata.datasets import ucf101
+from videodata.datasets import dataset, ucf101
 from videodata.datasets.dataset import Place, read_split_file
 from videodata.datasets.prepare import Job
 from videodata.datasets.ucf101 import WholeUcf101
@@ -107,6 +107,20 @@ def test_command_from_a_rar_with_no_network(tmp_path, tree):
     assert "uint8 (6, 4, 16, 24, 3) from 3 of 3 videos" in done.stdout and "frames/s" in done.stdout
     assert_complete()
     assert (tmp_path / "UCF101.rar").exists() and (tmp_path / "UCF101" / "UCF-101").is_dir()
+
+
+def test_no_rar_is_downloaded_where_nothing_extracts_it(tmp_path, tree, monkeypatch):
+    """The program is looked for before the first byte; an archive that is there is tried: its members are stored."""
+    monkeypatch.setattr(dataset, "available_tools", lambda: [])
+    monkeypatch.setattr(archive, "available_tools", lambda: [])
+    rar = make_rar(tmp_path / "source.rar", tree)
+    line = "UCF101.rar: no program that extracts rar is installed: install one .pip install unrar2-cffi"
+    with pytest.raises(UserError, match=line):
+        prepare_ucf101.main(["--dataset_url", rar.as_uri(), *SIZE])
+    assert os.listdir() == ["source.rar"]
+    rar.rename("UCF101.rar")
+    prepare_ucf101.main(SIZE)
+    assert_complete()
 
 
 def test_existing_archive_is_not_downloaded(tmp_path, tree, caplog):

@@ -157,7 +157,7 @@ def test_a_csv_list(tmp_path):
         open_clips(table, 4, 8)
     assert len(open_clips(table, 4, 8, on_error="skip")) == 2
     table.write_text("file,text\na.mp4,x\n")
-    with pytest.raises(UserError, match=r"expected a column named path \(and text\), found \['file', 'text'\]"):
+    with pytest.raises(UserError, match=r"has no column named path; found \['file', 'text'\]"):
         open_source(table)
 
 
@@ -271,7 +271,7 @@ def test_broken_arrays_and_side_cars_are_named(tmp_path):
         open_source(path)
     (tmp_path / "a.json").unlink()
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(VideoError, match="it is truncated, prepare it again"):
+    with pytest.raises(VideoError, match="it is truncated.*; prepare it again"):
         open_source(path)
     path.write_bytes(b"hello")
     with pytest.raises(VideoError, match="not a readable .npy"):
@@ -295,3 +295,39 @@ def test_paths_that_hold_nothing(tmp_path):
     for text in ("shapes:", "shapes:x", "shapes:3,speed=2", "shapes:0"):
         with pytest.raises(UserError, match="shapes"):
             open_source(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"(2, 4, 8, 8, 3)", b"(9" + b"9" * 40 + b", 3)"),  # OverflowError of NumPy
+        (b"'descr': '|u1'", b"'descr': (((('"),  # SyntaxError or TokenError
+        (b"NUMPY", b"NUMPZ"),
+        (b"\x93NUMPY", b"PK\x03\x04ab"),  # an archive, which np.load opens as well
+    ],
+)
+def test_a_damaged_header_of_an_array_gives_one_line(tmp_path, old, new):
+    """Whatever NumPy raises for it."""
+    np.save(tmp_path / "a.npy", np.zeros((2, 4, 8, 8, 3), np.uint8))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(old, new, 1))
+    with pytest.raises(VideoError, match="not a readable .npy array") as caught:
+        open_source(tmp_path / "a.npy")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("videos", [None, 3, ["x"], [{}], [{"id": 1, "first_sequence": 0, "sequences": 3}]])
+def test_a_side_car_of_other_types_gives_one_line(tmp_path, videos):
+    """Its entries are checked when the array is opened, not when they are asked for."""
+    np.save(tmp_path / "a.npy", np.zeros((3, 4, 8, 10, 3), np.uint8))
+    sidecar(tmp_path / "a.json", videos=videos)
+    with pytest.raises(VideoError, match="a.json: is damaged"):
+        open_source(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("parts", [None, [], [3], ["a.json"], "t-0001-of-0001.npy"])
+def test_an_index_of_other_things_than_parts_gives_one_line(tmp_path, parts):
+    """An index that lists itself would be read for ever."""
+    (tmp_path / "a.json").write_text(json.dumps({"format": "videodata-parts", "version": 1, "parts": parts}))
+    with pytest.raises(VideoError, match="a.json: .*parts"):
+        open_source(tmp_path / "a.json")

@@ -106,7 +106,8 @@ def test_convert_bair(records, tmp_path, capsys):
     frames = FrameFolder(out / "train")
     assert [frames.id(index) for index in range(3)] == [f"traj_0_to_255/{k}" for k in (1, 2, 3)]
     assert np.array_equal(frames.read(1), BairRecords(records.parent).read(1))
-    assert (out / "test/traj_0_to_255/1/29.png").exists() and "3 of 3 records" in capsys.readouterr().out
+    assert (out / "test/traj_0_to_255/1/29.png").exists() and "3 of 3 records" in (printed := capsys.readouterr().out)
+    assert f"""PR-DVQVAE2.yaml DATASETS.TRAIN "('{out}#train',)" DATASETS.TEST "('{out}#test',)\"""" in printed
     with pytest.raises(UserError, match="prepare_data.py bair"):
         convert_bair.main(["--data_dir", str(tmp_path)])
 

@@ -1,6 +1,9 @@
 """Patches, batch files, splits and augmentation."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,3 +115,36 @@ def test_only_numbered_files_are_batch_files(tmp_path):
         (tmp_path / name).touch()
     assert list(find_batch_files(tmp_path)) == [2, 10]
     assert find_batch_files("shapes:3") == {}
+
+
+def test_hidden_files_are_no_batch_files(npy):
+    """`._x_batch_0.npy` of a Macintosh does not take the place of a batch file."""
+    written = write_batch_files(npy, npy.parent / "batches", 5)
+    for path in written:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert list(find_batch_files(npy.parent / "batches").values()) == written
+
+
+def test_data_that_is_not_there_names_what_makes_it(tmp_path):
+    """The command that writes batch files, and that any source will do."""
+    for opened in (open_frames, open_videos):
+        with pytest.raises(
+            UserError, match=r"UCFData: no such file or folder; scripts/split_batch_files.py --output_dir"
+        ):
+            opened(tmp_path / "UCFData", "train", *([None] if opened is open_frames else [13]))
+
+
+def test_the_test_script_takes_the_data_that_is_there(tmp_path):
+    """run_testing.sh: DATA_PATH, else data/UCFData, else generated shapes."""
+
+    def data_path(**variables: str) -> str:
+        script = Path(__file__).parents[2] / "scripts" / "run_testing.sh"
+        run = subprocess.run(
+            ["bash", script], cwd=tmp_path, env=os.environ | {"PYTHON": "echo"} | variables, check=True,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        return run.stdout.partition("--data_path ")[2].split()[0]
+
+    assert data_path() == "shapes:10,frames=4" and data_path(DATA_PATH="mine") == "mine"
+    (tmp_path / "data" / "UCFData").mkdir(parents=True)
+    assert data_path() == "data/UCFData"

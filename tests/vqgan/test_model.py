@@ -69,3 +69,18 @@ def test_receptive_field_of_the_discriminator_is_70_pixels():
     discriminator(frames)[0, 0, 7, 7].backward()
     rows = frames.grad.abs().sum(dim=(0, 1, 3)).nonzero()
     assert int(rows.max() - rows.min()) + 1 == discriminator.receptive_field == 70
+
+
+@pytest.mark.parametrize("dims", [(8, 16), (8, 16, 16), (64, 128, 256, 512)])
+def test_the_smallest_patch_of_the_discriminator(dims):
+    """What is refused before training is what would fail in stage 2, to the pixel."""
+    discriminator = Discriminator([4] * len(dims)).eval()
+    for side in range(4, 40):
+        try:
+            Discriminator.check_side(dims, side)
+        except UserError as refusal:
+            assert f"--patch_size {side}: " in str(refusal) and "--gan_steps 0" in str(refusal)
+            with pytest.raises(RuntimeError):
+                discriminator(torch.zeros(1, 3, side, side))
+        else:
+            assert discriminator(torch.zeros(1, 3, side, side)).numel() >= 1

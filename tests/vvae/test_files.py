@@ -143,6 +143,7 @@ for length in (64, 256):
 
 
 @pytest.mark.slow
+@pytest.mark.posix
 def test_memory_of_the_process_does_not_depend_on_the_length(tmp_path):
     """A process that has reconstructed 64 frames of 224x240 needs at most a tenth more for 256, in which it would not
     even have room for their pixels."""
@@ -348,3 +349,24 @@ def test_what_the_project_does_not_read_is_refused(tmp_path):
     read = read_image(tmp_path / "camera.jpg")
     assert read.shape == PLAIN.shape and np.array_equal(read, frame_folder.read_image(tmp_path / "camera.jpg"))
     assert SUFFIXES == frame_folder.IMAGE_SUFFIXES
+
+
+def test_latents_whose_files_are_damaged_are_one_line(tmp_path):
+    """A header that NumPy cannot read, numbers that are none, and a data set of another kind."""
+    info = LatentInfo("in.mp4", Fraction(25), 8, 16, 24, 4, 16, 4)
+    for suffix in (".npy", ".hdf5"):
+        with latent_writer(tmp_path / f"a{suffix}", info) as writer:
+            writer.append(torch.zeros(4, 2, 2, 3))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"(2, 4, 2, 3)", b"(2, 4, 2, 9" + b"9" * 30 + b")"))
+    with pytest.raises(VVAEError, match="a.npy: not a readable .npy file"):
+        read_info(tmp_path / "a.npy")
+    (tmp_path / "a.npy").write_bytes(content.replace(b"<f4", b"<i4"))
+    with pytest.raises(VVAEError, match="a.npy: the latents are int32"):
+        read_info(tmp_path / "a.npy")
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:
+        facts = file["latents"].attrs["info"]
+        del file["latents"]
+        file.create_group("latents").attrs["info"] = facts
+    with pytest.raises(VVAEError, match="a.hdf5: not a readable .hdf5 file"):
+        read_info(tmp_path / "a.hdf5")

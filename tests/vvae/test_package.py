@@ -126,3 +126,11 @@ def test_a_quantised_model_without_embed_dim_is_named():
     del params.embed_dim
     with pytest.raises(VVAEError, match="use_quant_conv needs embed_dim"):
         instantiate_from_config({"target": load_config("config_4z_cap.yaml").model.target, "params": params})
+
+
+def test_configurations_name_the_folder_that_the_documents_name():
+    """README and docs say where published weights are put: weights/."""
+    configs = sorted((PACKAGE / "configs").glob("config_*z*.yaml"))
+    assert len(configs) == 6
+    for path in configs:
+        assert load_config(path).model.params.ckpt_path.startswith("weights/sota-4-"), path.name

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts import reconstruct_vvae
+from scripts import reconstruct_vvae, vvae
 from tests.vvae.conftest import make_tiny
 from tests.vvae.live_memory import peak_bytes
 from videodata.errors import UserError
@@ -135,3 +135,12 @@ def test_a_window_needs_little_more_than_the_activations_of_one_layer():
     for sliced, whole in zip(peaks[1], peaks[16], strict=True):
         assert sliced < 2.8 * tensor
         assert sliced < 0.75 * whole
+
+
+def test_tiles_that_their_overlap_fills(tmp_path):
+    """The line names the flag that has to change, before anything is read."""
+    command = ["reconstruct", str(tmp_path / "missing.mp4"), str(tmp_path / "out.mp4"), "--ckpt", "none.ckpt"]
+    with pytest.raises(UserError, match="--tile 32 64: tiles must be larger than --tile_overlap 64; lower that"):
+        vvae.main([*command, "--tile", "32", "64"])
+    with pytest.raises(UserError, match="missing.mp4: no such file"):
+        vvae.main([*command, "--tile", "32", "64", "--tile_overlap", "16"])

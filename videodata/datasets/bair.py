@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import struct
+import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard, report_left_out
-from videodata.errors import UserError, VideoError
-from videodata.files import atomic_path, files_in_folder
+from videodata.errors import UserError, VideoError, one_line
+from videodata.files import Unreadable, atomic_path, files_in_folder, in_order
 from videodata.frame_folder import write_trees
 from videodata.prepare import Decoder, available_cores, decode_source, source_videos
 from videodata.resize import Size
@@ -45,17 +46,19 @@ class BairRecords(ClipSource):
         if camera not in CAMERAS:
             raise UserError(f"--camera must be one of {', '.join(CAMERAS)}, found {camera!r}")
         self.path, self.camera = str(folder), camera
-        files = files_in_folder(folder, {".tfrecords"}, deep=False)
+        self._unreadable: Unreadable = {}
+        files = files_in_folder(folder, {".tfrecords"}, deep=False, unreadable=self._unreadable)
+        files = in_order(folder, [*files, *self._unreadable])
         if not files:
             raise UserError(f"{folder}: holds no .tfrecords file")
-        self._records = [(file, number, record) for file in files for number, record in enumerate(find_records(file))]
+        self._records = [(file, number, record) for file in files for number, record in enumerate(self._find(file))]
 
     def __len__(self) -> int:
         return len(self._records)
 
     def id(self, index: int) -> str:
         file, number, _ = self._records[index]
-        return f"{file.stem}/{number}"
+        return f"{one_line(file.stem)}/{number}"
 
     def length(self, index: int) -> int:
         return FRAMES
@@ -91,8 +94,19 @@ class BairRecords(ClipSource):
             raise VideoError(self.id(index), "its actions and states do not have 4 and 3 numbers")
         return stacked[0], stacked[1]
 
+    def _find(self, file: Path) -> list[Record]:
+        """Its records; one that is damaged stands for a file that cannot be read."""
+        if file not in self._unreadable:
+            try:
+                return find_records(file)
+            except OSError as error:
+                self._unreadable[file] = f"cannot be opened ({error.strerror})"
+        return [Record(0, None)]
+
     def _features(self, index: int) -> dict:
         file, _, record = self._records[index]
+        if file in self._unreadable:
+            raise VideoError(file, self._unreadable[file])
         data = read_record(file, record)
         try:
             return read_example(data)
@@ -140,15 +154,35 @@ class Bair(DataSet):
     def describe(self, videos: Sequence[InputVideo]) -> dict:
         return {**super().describe(videos), "camera": self.camera}
 
+    def check_extras(self, path: Path) -> None:
+        check_motions(motions_path(path))
+
     def write_extras(self, place: Place, split: str | None, ids: Sequence[str], path: Path) -> list[str]:
-        out = path.with_name(path.name.removesuffix(".npy") + ".actions.npz")
-        return [write_motions(self.records(place.root / "bair", split), ids, out)]
+        return [write_motions(self.records(place.root / "bair", split), ids, motions_path(path))]
+
+
+def motions_path(path: Path) -> Path:
+    """Where the actions of the records in an array or folder go."""
+    return path.with_name(path.name.removesuffix(".npy") + ".actions.npz")
+
+
+def check_motions(path: Path) -> list[str] | None:
+    """The ids in a file of `write_motions`; None for no file. Raises UserError for a file that it did not write."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if set(content.files) == {"id", "action", "endeffector_pos"}:
+                return content["id"].tolist()
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
+        pass
+    raise UserError(f"{path}: is a file of yours where actions must be written; move it away, or name another folder")
 
 
 def write_motions(source: BairRecords, ids: Sequence[str], path: Path) -> str:
     """Write `id` (n,), `action` (n, 30, 4) and `endeffector_pos` (n, 30, 3), float32, as .npz; a line about it."""
     said = f"{path}: actions {(len(ids), FRAMES, 4)} and gripper positions {(len(ids), FRAMES, 3)}"
-    if path.exists() and np.load(path, allow_pickle=False)["id"].tolist() == list(ids):
+    if check_motions(path) == list(ids):
         return said
     indices = {source.id(index): index for index in range(len(source))}
     actions = np.empty((len(ids), FRAMES, 4), np.float32)
@@ -173,6 +207,8 @@ def convert_to_frames(root: Path, camera: str = CAMERAS[0], jobs: int = 0) -> It
         )
     dataset, out, failures = Bair(camera), root / "processed_data", []
     for split in dataset.splits:
+        check_motions(out / f"{split}.actions.npz")
+    for split in dataset.splits:
         source = dataset.records(root, split)
         places = [source.id(index).rsplit("/", 1) for index in range(len(source))]
         folders = [out / split / file / str(int(number) + 1) for file, number in places]
@@ -181,6 +217,10 @@ def convert_to_frames(root: Path, camera: str = CAMERAS[0], jobs: int = 0) -> It
         good = [source.id(index) for index, folder in enumerate(folders) if folder.is_dir()]
         yield f"{out / split}: {len(good)} of {len(source)} records"
         yield write_motions(source, good, out / f"{split}.actions.npz")
+    yield (
+        "to train on them: python scripts/train_lvt.py --config-file configs/lvt/PR-DVQVAE2.yaml "
+        f"""DATASETS.TRAIN "('{out}#train',)" DATASETS.TEST "('{out}#test',)\""""
+    )
     report_left_out(failures, "records")
 
 
@@ -192,8 +232,10 @@ class Record(NamedTuple):
 
 
 def find_records(path: Path) -> list[Record]:
-    """All records of a file, from their headers alone; a damaged one is the last."""
+    """All records of a file, from their headers alone; a damaged one is the last, or the only one of an empty file."""
     size, position, records = path.stat().st_size, 0, []
+    if not size:
+        return [Record(0, None)]
     with open(path, "rb") as file:
         while position < size:
             file.seek(position)

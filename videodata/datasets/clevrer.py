@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard
-from videodata.files import files_in_folder
-from videodata.video_folder import InputVideo
+from videodata.video_folder import InputVideo, find_videos, unique_names
 
 HOME = "http://data.csail.mit.edu/clevrer/videos"
 PARTS = {"train": "train", "val": "validation", "test": "test"}
@@ -27,7 +28,10 @@ class Clevrer(DataSet):
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
         folder = place.root / "clevrer" / PARTS[split]
+        videos = find_videos(folder, wanted="videos")
+        places = [video.path.relative_to(folder).as_posix() for video in videos]
+        names = unique_names([video.path.stem for video in videos], places)
         return [
-            InputVideo(path, path.stem, None, path.stem, split=split, source=path.relative_to(folder).as_posix())
-            for path in files_in_folder(folder, {".mp4"}, wanted="videos")
+            replace(video, id=name, label=None, group=name, split=split, source=place)
+            for video, name, place in zip(videos, names, places, strict=True)
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from videodata.archive import ArchiveError, extract
+from videodata.archive import ArchiveError, available_tools, extract, no_tool
 from videodata.download import download
-from videodata.errors import UserError
-from videodata.files import lock_file, readable_size, require_room
+from videodata.errors import UserError, one_line
+from videodata.files import has_suffix, lock_file, readable_size, require_room
+from videodata.lists import read_lines
 from videodata.prepare import Decoder, decode_files
-from videodata.video_folder import InputVideo
+from videodata.video_folder import InputVideo, without_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class Place:
         with self._turn(target):
             if target.is_dir():  # another process was faster
                 return target
+            self._require_tool(archive)
             path = self.fetch(file, archive.name, reserve=file.bytes)  # videos hardly shrink: as much when unpacked
             try:
                 extract(path, target, hint=file.hint)
@@ -114,6 +117,13 @@ class Place:
             if self.delete_archives:
                 path.unlink(missing_ok=True)
             return target
+
+    def _require_tool(self, archive: Archive) -> None:
+        """Raise UserError when a rar would be downloaded that nothing here can extract."""
+        path = self.root / archive.name
+        is_rar = has_suffix(archive.file.name, {".rar"})
+        if is_rar and not path.exists() and not available_tools():
+            raise no_tool(path, archive.file.hint)
 
     def _turn(self, path: Path) -> AbstractContextManager[None]:
         """One process at a time fetches a file or folder; the others wait where they share the place."""
@@ -184,11 +194,28 @@ class Selection:
         """Those of the classes and of the list, without regard to case, and the first of them."""
         if self.classes:
             wanted = {name.lower() for name in self.classes}
-            videos = [video for video in videos if (video.label or "").lower() in wanted]
+            videos = [
+                video
+                for video in videos
+                # What cannot be opened may be the folder of a class itself.
+                if (video.label or "").lower() in wanted or (video.error and video.path.name.lower() in wanted)
+            ]
         if self.split_file:
-            stems = read_split_file(self.split_file)
-            videos = [video for video in videos if video.path.stem.lower() in stems]
+            listed = set().union(*find_listed(read_split_file(self.split_file), videos).values())
+            videos = [video for number, video in enumerate(videos) if number in listed]
         return list(videos[: self.max_videos] if self.max_videos else videos)
+
+    def absent(self, videos: Sequence[InputVideo]) -> str | None:
+        """Which videos of its list are not among all that there are, in one line; None for none.
+
+        Only where the list alone chooses: what other flags leave out is no loss.
+        """
+        if not self.split_file or self.classes or self.max_videos:
+            return None
+        found = find_listed(read_split_file(self.split_file), videos)
+        absent = [entry for entry, numbers in found.items() if not numbers]
+        said = f"{self.split_file}: {len(absent)} of {len(found)} listed videos are not in the folder"
+        return f"{said}: first {absent[0]}" if absent else None
 
     def refusal(self, where: object) -> UserError:
         """What to say when it leaves nothing."""
@@ -197,6 +224,7 @@ class Selection:
 
 
 EVERYTHING = Selection()
+_NUMBER = re.compile(r"[\s,;]+-?\d+$")  # of the class, at the end of a line
 
 
 def report_left_out(failures: Sequence[object], what: str) -> None:
@@ -274,18 +302,42 @@ class DataSet(ABC):
         classes = sorted({video.label for video in videos if video.label is not None})
         return {"dataset": self.name, "licence": self.licence, "classes": classes}
 
+    def check_extras(self, path: Path) -> None:
+        """Raise UserError where `write_extras` would write over a file of the user."""
+        return
+
     def write_extras(self, place: Place, split: str | None, ids: Sequence[str], path: Path) -> list[str]:
         """Write what belongs to the videos besides pictures, beside the output; a line for each file."""
         return []
 
 
-def read_split_file(path: str | Path) -> set[str]:
-    """Lower-case file stems of a list such as trainlist01.txt (`Class/v_Class_g08_c01.avi 1` per line, CRLF or LF)."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a list of videos ({error})") from error
-    stems = {PurePath(line.split()[0]).stem.lower() for line in lines if line.strip()}
-    if not stems:
+def read_split_file(path: str | Path) -> list[str]:
+    """Lower-case names, as written, of a list such as trainlist01.txt: `Class/v_Class_g08_c01.avi 1` per line.
+
+    The number may be missing, and names may hold spaces. Raises UserError.
+    """
+    names = [_NUMBER.sub("", line).replace("\\", "/") for line in read_lines(path)]
+    if not names:
         raise UserError(f"{path}: the list is empty")
-    return stems
+    return list(dict.fromkeys(name.lower() for name in names))
+
+
+def find_listed(entries: Sequence[str], videos: Sequence[InputVideo]) -> dict[str, list[int]]:
+    """Numbers of the videos that each entry of a list names.
+
+    `class/name` is a video of that class, or one of that name that has no class; `name` is any of that name. Another
+    suffix will do where that of the list is not there.
+    """
+    by_name: dict[str, list[int]] = {}
+    for number, video in enumerate(videos):
+        names = {video.id.lower(), one_line(video.path.as_posix()).lower()}
+        names |= set(map(without_suffix, names))
+        ends = {name.split("/", k)[k] for name in names for k in range(name.count("/") + 1)}
+        for end in ends:
+            by_name.setdefault(end, []).append(number)
+    found = {}
+    for entry in entries:
+        stem = without_suffix(entry)
+        plain = [number for number in by_name.get(PurePath(stem).name, []) if videos[number].label is None]
+        found[entry] = by_name.get(entry) or by_name.get(stem) or plain
+    return found

@@ -7,6 +7,7 @@ import csv
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from PIL import Image
 
 from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Selection, Shard, report_left_out
 from videodata.datasets.youtube import Clip, YouTube, parse_file_name, read_clips
-from videodata.errors import UserError
+from videodata.errors import UserError, VideoError, one_line
 from videodata.files import atomic_path, files_in_folder
 from videodata.frame_folder import write_trees
-from videodata.video import VIDEO_SUFFIXES, iter_frames
-from videodata.video_folder import InputVideo
+from videodata.lists import read_lines
+from videodata.video import iter_frames
+from videodata.video_folder import InputVideo, find_videos, unique_names, without_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -87,22 +89,25 @@ class Kinetics600(DataSet):
         known = {clip.label for clip in listed.values()} | {
             clip.label for clip in self.clips(place, "train") if split != "train"
         }
-        videos = []
-        for folder, path in self._files(place, split, shard):
-            clip = listed.get(parse_file_name(path.stem) or ("", 0))
-            label = clip.label if clip and clip.label else folder if folder in known else None
-            videos.append(
-                InputVideo(
-                    path, f"{label or folder}/{path.stem}", label, path.stem[:11], split=split, source=path.name
-                )
-            )  # fmt: skip
-        return videos
+        files = self._files(place, split, shard)
+        clips = [listed.get(parse_file_name(video.path.stem) or ("", 0)) for _, video in files]
+        labels = [
+            clip.label if clip and clip.label else folder if folder in known else None
+            for (folder, _), clip in zip(files, clips, strict=True)
+        ]
+        places = [f"{label or folder}/{video.path.name}" for (folder, video), label in zip(files, labels, strict=True)]
+        names = unique_names(list(map(without_suffix, places)), places)
+        return [
+            replace(video, id=name, label=label, group=video.path.stem[:11], split=split, source=video.path.name)
+            for (_, video), label, name in zip(files, labels, names, strict=True)
+        ]
 
     def clips(self, place: Place, split: str | None) -> list[Clip]:
         """The published list of a part."""
         root = place.root / "kinetics600" / "lists"
         if (root, split) not in self._clips:
-            named = [path for path in root.rglob("*.csv") if re.search(f"(^|[_-]){split}", path.stem.lower())]
+            lists = files_in_folder(root, {".csv"}) if root.is_dir() else []
+            named = [path for path in lists if re.search(f"(^|[_-]){split}", path.stem.lower())]
             found = sorted(named, key=lambda path: (len(path.stem), path))  # test.csv before holdout_test.csv
             if not found:
                 raise UserError(f"{root}: has no list {split}*.csv; delete this folder and run the same command again")
@@ -122,7 +127,7 @@ class Kinetics600(DataSet):
     def _listed(self, place: Place, split: str | None, shard: Shard) -> list[RemoteFile]:
         listing = RemoteFile(MIRROR.format(split=split), hint=YOUTUBE_HINT)
         path = place.fetch(listing, f"kinetics600/{listing.name}")
-        urls = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        urls = read_lines(path)
         if not all(url.startswith(("http://", "https://")) for url in urls) or not urls:
             raise UserError(f"{path}: is no list of addresses; delete it and run the same command again")
         files = [RemoteFile(url, hint=YOUTUBE_HINT) for url in urls]
@@ -136,15 +141,15 @@ class Kinetics600(DataSet):
     def _unpacked(self, split: str | None, file: RemoteFile) -> str:
         return f"kinetics600/videos/{split}/{_stem(file)}"
 
-    def _files(self, place: Place, split: str | None, shard: Shard) -> list[tuple[str, Path]]:
-        """(folder, file) of every video of this share."""
+    def _files(self, place: Place, split: str | None, shard: Shard) -> list[tuple[str, InputVideo]]:
+        """(name of its folder, video) of every video of this share."""
         root = self._folder(place, split)
         if self.source == "youtube":
             own = {clip.key for clip in shard.of(self.clips(place, split))}
-            files = files_in_folder(root, VIDEO_SUFFIXES)
-            return [(path.parent.name, path) for path in files if parse_file_name(path.stem) in own]
+            videos = [(video.path.parent.name, video) for video in find_videos(root)]
+            return [(folder, video) for folder, video in videos if parse_file_name(video.path.stem) in own]
         folders = [place.root / self._unpacked(split, file) for file in self._listed(place, split, shard)]
-        return [(folder.name, path) for folder in folders for path in files_in_folder(folder, VIDEO_SUFFIXES)]
+        return [(folder.name, video) for folder in folders for video in find_videos(folder)]
 
     def _folder(self, place: Place, split: str | None) -> Path:
         return place.root / "kinetics600" / "videos" / split
@@ -165,17 +170,37 @@ def convert_to_frames(
     if not video_dir.is_dir():
         made_by = "scripts/download_kinetics.py or prepare_data.py kinetics600 makes it"
         raise UserError(f"{video_dir}: no such folder; {made_by}")
-    videos = files_in_folder(video_dir, VIDEO_SUFFIXES, wanted="videos")
+    videos = find_videos(video_dir, wanted="videos")
     if labels is not None:
-        names = {line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()}
-        videos = [video for video in videos if video.parent.name in names]
+        videos = _of_classes(videos, labels)
     if not videos:
         raise UserError(f"{video_dir}: holds no video" + (f" of the classes in {labels}" if labels else ""))
-    folders = [output_dir / path.parent.relative_to(video_dir) / path.stem for path in videos]
-    tasks = [(folder, partial(_square_frames, path, size)) for folder, path in zip(folders, videos, strict=True)]
-    failures = write_trees(tasks, jobs, first=1)
+    places = [one_line(video.path.relative_to(video_dir).as_posix()) for video in videos]
+    names = unique_names(list(map(without_suffix, places)), places)
+    tasks = [
+        (output_dir / name, partial(_square_frames, video.path, size))
+        for video, name in zip(videos, names, strict=True)
+        if video.error is None
+    ]
+    failures = [VideoError(video.path, video.error) for video in videos if video.error is not None]
+    failures += write_trees(tasks, jobs, first=1)
     yield f"{output_dir}: {len(videos) - len(failures)} of {len(videos)} videos"
+    yield (
+        "to train on them: python scripts/train_lvt.py --config-file configs/lvt/K-DVQVAE.yaml "
+        f"""DATASETS.TRAIN "('{output_dir}',)" DATASETS.TEST "('{output_dir}',)\""""
+    )
     report_left_out(failures, "videos")
+
+
+def _of_classes(videos: Sequence[InputVideo], labels: Path) -> list[InputVideo]:
+    """Those below the folders that a list names; a warning names the folders that are not there."""
+    names = list(dict.fromkeys(read_lines(labels)))
+    # What cannot be opened may be the folder of a class itself.
+    folders = [{video.path.parent.name, *([video.path.name] if video.error else [])} for video in videos]
+    absent = [name for name in names if not any(name in found for found in folders)]
+    if absent:
+        logger.warning("%s: %d of %d classes have no video, first: %s", labels, len(absent), len(names), absent[0])
+    return [video for video, found in zip(videos, folders, strict=True) if found & set(names)]
 
 
 def _square_frames(path: Path, size: int) -> Iterator[Image.Image]:
@@ -189,7 +214,7 @@ def _square_frames(path: Path, size: int) -> Iterator[Image.Image]:
 
 def write_remaining(input_csv: Path, video_dir: Path, output: Path) -> str:
     """List the clips of a list that are not in a folder; says how many."""
-    have = {parse_file_name(path.stem) for path in files_in_folder(video_dir, VIDEO_SUFFIXES)}
+    have = {parse_file_name(video.path.stem) for video in find_videos(video_dir) if video.error is None}
     remaining = [clip for clip in read_clips(input_csv) if clip.key not in have]
     with atomic_path(output) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)

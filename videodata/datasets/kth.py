@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard
 from videodata.errors import UserError
-from videodata.files import files_in_folder
-from videodata.video_folder import InputVideo
+from videodata.video_folder import InputVideo, find_videos
 
 ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
 HOME = "https://www.csc.kth.se/cvap/actions/"
@@ -113,8 +113,8 @@ class Kth(DataSet):
             wanted = [Sequence(film, 0, 0) for film in dict.fromkeys(entry.film for entry in wanted)]
         self._listed[split] = len(wanted)
         wanted.sort(key=lambda entry: (ACTIONS.index(entry.action), entry.film, entry.first))
-        paths = {path.stem.removesuffix("_uncomp"): path for path in files_in_folder(root, {".avi"})}
-        return [_video(entry, paths[entry.film], split) for entry in wanted if entry.film in paths]
+        films = {video.path.stem.removesuffix("_uncomp"): video for video in find_videos(root)}
+        return [_video(entry, films[entry.film], split) for entry in wanted if entry.film in films]
 
     def published(self, split: str | None) -> int | None:
         return self._listed.get(split, None if self.whole_films else self.counts[self.protocol][split])
@@ -125,12 +125,11 @@ class Kth(DataSet):
         return {**super().describe(videos), "protocol": self.protocol, "persons": persons, "unit": unit}
 
 
-def _video(entry: Sequence, path: Path, split: str | None) -> InputVideo:
+def _video(entry: Sequence, film: InputVideo, split: str | None) -> InputVideo:
     """Films of one person stay together."""
-    group = f"person{entry.person:02d}"
+    facts = {"label": entry.action, "group": f"person{entry.person:02d}", "split": split, "source": film.path.name}
+    name = f"{entry.action}/{entry.film}"
     if not entry.last:
-        return InputVideo(path, f"{entry.action}/{entry.film}", entry.action, group, split=split, source=path.name)
-    return InputVideo(
-        path, f"{entry.action}/{entry.film}_{entry.first:04d}-{entry.last:04d}", entry.action, group,
-        entry.first - 1, entry.last, split, path.name,
-    )  # fmt: skip
+        return replace(film, id=name, **facts)
+    stretch = {"start": entry.first - 1, "stop": entry.last}
+    return replace(film, id=f"{name}_{entry.first:04d}-{entry.last:04d}", **stretch, **facts)

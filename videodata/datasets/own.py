@@ -14,8 +14,8 @@ from tqdm import tqdm
 from training.cli import nonnegative_int, positive_int
 from videodata.datasets.dataset import DataSet, Place, Shard, report_left_out
 from videodata.digits import SPEED, UNIT, Digits, speed_range
-from videodata.errors import UserError, VideoError
-from videodata.files import files_in_folder, is_hidden
+from videodata.errors import UserError, VideoError, one_line
+from videodata.files import FOLDER, Unreadable, files_in_folder, has_suffix, scan_files, walk
 from videodata.frame_folder import read_image
 from videodata.hdf5 import Hdf5Writer
 from videodata.prepare import Decoder, decode_source, source_videos
@@ -134,24 +134,41 @@ def frames_to_shards(
 ) -> Iterator[str]:
     """Write `<data_dir>/{train,val,test}/<video>/<frame>.<extension>` as `<out_dir>/{train,val,test}/shard_*.hdf5`.
 
-    Frames become size x size by Pillow's bicubic filter, whatever their aspect. Yields what was done. Raises UserError.
+    Videos may lie deeper, below folders of their classes. Frames become size x size by Pillow's bicubic filter,
+    whatever their aspect. Yields what was done. Raises UserError.
     """
     splits = [split for split in SPLITS if (data_dir / split).is_dir()]
     if not splits:
         raise UserError(f"{data_dir}: has none of the folders {', '.join(SPLITS)}")
     suffix, left_out = "." + extension.lower().lstrip("."), []
     for split in splits:
-        videos = sorted(path for path in (data_dir / split).iterdir() if path.is_dir() and not is_hidden(path.name))
+        root = data_dir / split
+        videos, broken = _frame_folders(root, suffix)
+        left_out += broken
         with Hdf5Writer(out_dir / split, layout, per_shard) as writer:
             for video in tqdm(videos, desc=split, disable=None):
+                label = one_line(video.parent.name) if video.parent != root else None
                 try:  # all frames before the first is written, so that no half video is stored
                     files = files_in_folder(video, {suffix}, deep=False)
-                    if not files:
-                        raise VideoError(video, f"holds no {suffix} frames")
                     frames = [np.asarray(Image.fromarray(read_image(file)).resize((size, size))) for file in files]
                 except VideoError as error:
                     left_out.append(error)
                 else:
-                    writer.add(frames, video.name)
+                    writer.add(frames, one_line(video.relative_to(root).as_posix()), label)
         yield f"{out_dir / split}: {writer.written} videos"
     report_left_out(left_out, "videos")
+
+
+def _frame_folders(root: Path, suffix: str) -> tuple[list[Path], list[VideoError]]:
+    """The folders of frames below a folder, and what is wrong with others: a frame or a folder that cannot be opened,
+    frames in no folder, folders at the end of the tree without frames.
+    """
+    unreadable: Unreadable = {}
+    found = {Path(folder) for folder, _ in scan_files(root, {suffix}, unreadable=unreadable)}
+    broken = [VideoError(path, reason) for path, reason in unreadable.items()]
+    damaged = {path.parent for path in unreadable if has_suffix(path.name, {suffix})}
+    ends = {Path(folder) for folder, kinds in walk(root, unreadable={}) if FOLDER not in kinds.values()}
+    broken += [VideoError(folder, f"holds no {suffix} frames") for folder in sorted(ends - found - damaged - {root})]
+    if root in found:
+        broken.append(VideoError(root, f"holds {suffix} frames beside the folders of the videos"))
+    return sorted(found - damaged - {root}), broken

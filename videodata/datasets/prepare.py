@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.cli import fraction, nonnegative_int
+from training.cli import fraction, nonnegative_int, positive_int
 from videodata.datasets import data_sets
 from videodata.datasets.dataset import DataSet, Place, Selection, Shard
-from videodata.errors import UserError
-from videodata.files import readable_size
-from videodata.journal import sidecar_path
-from videodata.prepare import FORMATS, SequenceSettings, expected_sequences, prepare_videos
+from videodata.errors import UserError, one_line
+from videodata.files import has_suffix, readable_size
+from videodata.journal import read_sidecar, sidecar_path
+from videodata.prepare import FORMATS, SequenceSettings, check_derived, expected_sequences, prepare_videos
 from videodata.resize import RESIZE_RULES
-from videodata.sources import merge_parts, read_sidecar
+from videodata.sources import merge_parts
 from videodata.video_folder import InputVideo
 
 
@@ -41,15 +41,20 @@ class Job:
     def outputs(self) -> list[tuple[Path, tuple[str | None, ...]]]:
         """Where which parts go."""
         suffix = self.shard.suffix
-        if self.out.suffix == ".npy":
+        if has_suffix(self.out.name, {".npy"}):
             if self.format != "npy":
                 raise UserError(f"--out {self.out}: a name in .npy goes with --format npy, not with {self.format}")
-            return [(self.out.with_name(f"{self.out.stem}{suffix}.npy"), self.splits)]
+            return [(self.out.with_name(f"{self.out.stem}{suffix}{self.out.suffix}"), self.splits)]
         if self.format == "npy":
             return [(self.out / f"{split or 'clips'}{suffix}.npy", (split,)) for split in self.splits]
         if self.splits == (None,) and not suffix:
             return [(self.out, (None,))]
         return [(self.out / f"{split or 'clips'}{suffix}", (split,)) for split in self.splits]
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the videos of the other shares are here too."""
+        return self.shard.count == 1 or not self.dataset.shares_archives
 
     def expected_videos(self) -> float:
         """About how many videos are taken, known before anything is there."""
@@ -88,12 +93,14 @@ def plan(job: Job) -> list[str]:
     steps = [line for split in job.splits for line in job.dataset.plan(job.place, split)]
     written, sequences = ", ".join(str(path) for path, _ in job.outputs()), job.expected_sequences()
     if all(job.dataset.is_there(job.place, split) for split in job.splits):
-        videos = _collect(job, job.splits)[0]
+        videos = _collect(job, job.splits, [])[0]
         counts, sequences = f"{len(videos)} videos are there", expected_sequences(videos, job.settings)
     else:
         counts = ", ".join(f"{split or 'videos'} {job.dataset.planned(split):.0f}" for split in job.splits)
         counts = f"published videos: {counts}"
-    if job.format == "npy":
+    if job.format == "npy" and sequences is None:
+        what = "a size that is unknown before the videos are decoded"
+    elif job.format == "npy":
         shape = ", ".join(map(str, (sequences, *job.settings.shape)))
         what = f"about uint8 ({shape}), {readable_size(sequences * job.settings.sequence_bytes)}"
     else:
@@ -107,10 +114,14 @@ def prepare(job: Job, **options: object) -> Iterator[str]:
     Raises UserError, after all is written, when videos are missing that were published.
     """
     outputs = job.outputs()
+    for path, splits in outputs:  # before hours of downloading
+        check_derived(path, job.format)
+        if len(splits) == 1:
+            job.dataset.check_extras(path)
     obtain(job)
-    problems = []
+    problems, listed = [], []
     for path, splits in outputs:
-        videos, found, problem = _collect(job, splits)
+        videos, found, problem = _collect(job, splits, listed)
         problems += problem
         only = splits[0] if len(splits) == 1 else None
         described = job.dataset.describe(videos)
@@ -126,22 +137,31 @@ def prepare(job: Job, **options: object) -> Iterator[str]:
         if len(splits) == 1:
             ids = [video["id"] for video in read_sidecar(sidecar_path(summary.path))["videos"]]
             yield from job.dataset.write_extras(job.place, only, ids, summary.path)
+    absent = job.selection.absent(listed) if job.sees_all else None
+    if absent:
+        problems.append(absent)
+        yield f"  {absent}"
     if problems and not job.incomplete:
         raise UserError("; ".join([*problems, "what is there was written; --keep_going does not mind"]))
 
 
-def _collect(job: Job, splits: Sequence[str | None]) -> tuple[list[InputVideo], dict, list[str]]:
-    """The videos of an output, what is said about their number, and what is wrong with it."""
+def _collect(
+    job: Job, splits: Sequence[str | None], listed: list[InputVideo]
+) -> tuple[list[InputVideo], dict, list[str]]:
+    """The videos of an output, what is said about their number, and what is wrong with it. listed: gets all that there
+    are, chosen or not.
+    """
     chosen: list[InputVideo] = []
     found: dict = {}
     problems = []
     for split in splits:
         videos = job.dataset.videos(job.place, split, job.shard)
-        if not (job.dataset.shares_archives and job.shard.count > 1):
+        if job.sees_all:
             counts, problem = _count(job, split, videos)
             problems += problem
             for key, value in counts.items():
                 found[key] = found[key] + value if key in found else value
+        listed += videos
         videos = job.selection.of(videos)
         chosen += videos if job.dataset.shares_archives else job.shard.of(videos)
     if not chosen:
@@ -225,7 +245,7 @@ def run_job(job: Job, args: argparse.Namespace) -> None:
 
 
 def _say(*lines: str) -> None:
-    sys.stdout.writelines(f"{line}\n" for line in lines)
+    sys.stdout.writelines(f"{one_line(line)}\n" for line in lines)  # the name of a folder may be no text
     sys.stdout.flush()  # a part can take hours
 
 
@@ -255,10 +275,10 @@ def add_sequence_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of SequenceSettings, which checks their ranges for every caller."""
     rules = [rule for rule in RESIZE_RULES if rule != "none"]
     add = parser.add_argument
-    add("--num_frames", type=int, default=50, help="frames per sequence")
-    add("--width", type=int, default=320, help="width of the frames in pixels")
-    add("--height", type=int, default=240, help="height of the frames in pixels")
-    add("--stride", type=int, default=1, help="take every n-th frame of a video")
+    add("--num_frames", type=positive_int, default=50, help="frames per sequence")
+    add("--width", type=positive_int, default=320, help="width of the frames in pixels")
+    add("--height", type=positive_int, default=240, help="height of the frames in pixels")
+    add("--stride", type=positive_int, default=1, help="take every n-th frame of a video")
     add("--resize", choices=rules, default="squeeze", help="squeeze ignores the aspect ratio, crop and pad keep it")
     add("--keep_damaged", action="store_true", help="keep what can be decoded of a damaged video")
 

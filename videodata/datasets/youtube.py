@@ -5,10 +5,8 @@ Any run can be broken off and repeated.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -25,8 +23,9 @@ from tqdm import tqdm
 
 from videodata.encode import write_video
 from videodata.errors import UserError, VideoError
-from videodata.files import lock_file
-from videodata.video import iter_frames, probe
+from videodata.files import lock_file, portable_name, replace
+from videodata.lists import read_table
+from videodata.video import iter_stretch, stretch_rate
 
 logger = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -40,6 +39,7 @@ GONE = (
     "does not exist", "http error 404", "http error 410", "members-only", "confirm your age",
 )  # fmt: skip
 BLOCKED_IN_A_ROW = 5
+UNFINISHED = ".unfinished"  # folder of what yt-dlp is writing, removed at the end: hidden, so never one of the user
 
 
 class Clip(NamedTuple):
@@ -58,7 +58,7 @@ class Clip(NamedTuple):
     @property
     def folder(self) -> str:
         """Name of its folder: the label, as one plain name."""
-        return (self.label or "unlabelled").replace("/", "_").lstrip(".") or "unlabelled"
+        return portable_name((self.label or "unlabelled").replace("/", "_").lstrip(".") or "unlabelled")
 
     @property
     def key(self) -> tuple[str, int]:
@@ -71,15 +71,7 @@ def read_clips(path: str | Path) -> list[Clip]:
 
     Raises UserError for a missing column, a time that is no number, or something that is no YouTube id.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
-            missing = {"youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
-            if missing:
-                raise UserError(f"{path}: has no column {', '.join(sorted(missing))}; found {rows.fieldnames}")
-            clips = [_clip(path, number, row) for number, row in enumerate(rows, 2)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a list of clips ({error})") from error
+    clips = [_clip(path, line, row) for line, row in read_table(path, ["youtube_id", "time_start", "time_end"])]
     if not clips:
         raise UserError(f"{path}: lists no clips")
     return clips
@@ -92,16 +84,16 @@ def parse_file_name(stem: str) -> tuple[str, int] | None:
 
 
 def _clip(path: str | Path, line: int, row: dict) -> Clip:
-    id = (row["youtube_id"] or "").strip()
+    id = row["youtube_id"]
     if not _ID.fullmatch(id):  # it becomes part of an address and of a file name
         raise UserError(f"{path}, line {line}: {id!r} is no YouTube id")
     try:
         start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-    except (TypeError, ValueError) as error:
+    except (OverflowError, ValueError) as error:
         raise UserError(f"{path}, line {line}: time_start and time_end must be seconds") from error
     if not 0 <= start < end:
         raise UserError(f"{path}, line {line}: time_end {end} must come after time_start {start}")
-    return Clip((row.get("label") or "").strip() or None, id, start, end)
+    return Clip(row.get("label") or None, id, start, end)
 
 
 @dataclass
@@ -142,7 +134,7 @@ class YouTube:
             ledger = read_ledger(path)
             rest = [clip for clip in clips if not _is_settled(clip, ledger, folder)]
             logger.info("%s: %d of %d clips are settled already", path, len(clips) - len(rest), len(clips))
-            with open(path, "a", encoding="utf-8") as lines:
+            with open(path, "a", encoding="utf-8", newline="\n") as lines:
                 if path.stat().st_size:
                     lines.write("\n")  # a line that a kill tore off must not swallow the next; empty ones do not count
                 for outcome in self._outcomes(library, rest, folder):
@@ -150,7 +142,7 @@ class YouTube:
                     shown = {"clip": outcome.clip.stem, "status": outcome.status, "reason": outcome.reason}
                     lines.write(json.dumps({key: value for key, value in shown.items() if value}) + "\n")
                     lines.flush()
-        shutil.rmtree(folder / "tmp", ignore_errors=True)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         counts = Counter(ledger.get(clip.stem, "failed") for clip in clips)
         if counts["failed"]:
             raise UserError(f"{counts['failed']} of {len(clips)} clips failed; see {path}, run the same command again")
@@ -199,7 +191,7 @@ class YouTube:
         return Outcome(clip, "failed", reason)
 
     def _fetch_once(self, library: ModuleType, clip: Clip, folder: Path) -> None:
-        with library.YoutubeDL(self._options(folder / "tmp" / clip.stem)) as session:
+        with library.YoutubeDL(self._options(folder / UNFINISHED / clip.stem)) as session:
             info = session.extract_info(self.address.format(id=clip.youtube_id), download=True)
         source = Path(info["requested_downloads"][0]["filepath"])
         (folder / clip.folder).mkdir(exist_ok=True)
@@ -207,7 +199,7 @@ class YouTube:
             cut_video(source, folder / clip.folder / f"{clip.stem}.mp4", clip.start, clip.end)
             source.unlink()
         else:
-            os.replace(source, folder / clip.folder / f"{clip.stem}{source.suffix}")
+            replace(source, folder / clip.folder / f"{clip.stem}{source.suffix}")
 
     def _options(self, stem: Path) -> dict:
         options = {
@@ -226,10 +218,11 @@ class YouTube:
 
 
 def cut_video(source: Path, target: Path, start: float, end: float) -> Path:
-    """Write the pictures from `start` to `end` seconds of a video as mp4. Raises VideoError if it ends before them."""
-    fps = probe(source).fps
-    first, last = round(start * fps), round(end * fps)
-    frames = islice(iter_frames(source, keep_damaged=True), first, last)
+    """Write the pictures from `start` to `end` seconds of a video as mp4. Raises VideoError if it ends before them.
+
+    They play for as long as in the video, also where its rate varies, and evenly.
+    """
+    frames = iter_stretch(source, start, end)
     head = next(frames, None)
     if head is None:
         raise VideoError(source, f"ends before second {start}")
@@ -238,7 +231,7 @@ def cut_video(source: Path, target: Path, start: float, end: float) -> Path:
         yield head
         yield from frames
 
-    return write_video(target, pictures(), fps, quality=18)
+    return write_video(target, pictures(), stretch_rate(source, start, end), quality=18)
 
 
 def classify(reason: str) -> str:

@@ -121,9 +121,21 @@ def infer_settings(state: Mapping[str, Tensor], path: object = "the checkpoint")
     }
 
 
+FORMS = {  # what is found in place of weights, by its first bytes
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
+    b"<!doctype": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+    b"<html": "a web page: what was downloaded is the page of a login or an error; download the file itself",
+}
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for first, form in FORMS.items():
+        if start.lstrip().lower().startswith(first):
+            raise CheckpointError(f"{path}: is {form}")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -133,8 +145,7 @@ def _read(path: Path) -> Any:
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a readable .safetensors file ({error})") from error
     try:
-        with open(path, "rb") as file:
-            mapped = file.read(2) == b"PK"  # a zip archive; the older format cannot be mapped into memory
+        mapped = start.startswith(b"PK")  # a zip archive; the older format cannot be mapped into memory
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -154,7 +165,8 @@ def _state_dict(content: Any, path: object) -> dict[str, Tensor]:
         content = inner
     if isinstance(content, Mapping) and isinstance(content.get("autoencoder"), Mapping):
         content = content["autoencoder"]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    entries = content.items() if isinstance(content, Mapping) else ()
+    tensors = {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no state dict")
     return tensors
@@ -253,7 +265,7 @@ class Saving:
         folder = Path(folder)
         path = folder / CONFIG_NAME
         try:
-            settings = json.loads(path.read_text())
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise VVAEError(f"{path}: no such file; save_pretrained writes it") from error
         except ValueError as error:
@@ -267,7 +279,7 @@ class Saving:
         settings = {"_class_name": type(self).__name__, **self.config.to_dict()}
         self.save_checkpoint(folder / WEIGHTS_NAME)
         with replaced(folder / CONFIG_NAME) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the weights under the published keys: .safetensors, or .ckpt and .pt with a `state_dict` inside."""

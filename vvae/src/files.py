@@ -16,7 +16,7 @@ def replaced(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows brings to the disk only what is open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

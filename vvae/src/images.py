@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,33 +26,51 @@ def to_clip(frames: np.ndarray | list[np.ndarray]) -> Tensor:
     return pixels.permute(3, 0, 1, 2).to(torch.float32) / 127.5 - 1.0
 
 
+def finite(values: Tensor, what: str) -> Tensor:
+    """The values themselves, on their way to 8 bit or to a file, where NaN looks like any other. Raises VVAEError."""
+    if bool(values.isfinite().all()):
+        return values
+    bad = values.numel() - int(values.isfinite().sum())
+    half = values.dtype == torch.float16
+    raise VVAEError(
+        f"{what}: {bad} of {values.numel()} values are not finite (NaN or infinite); "
+        f"{'half precision may overflow: try bf16 or fp32; else ' if half else ''}the weights are damaged or their "
+        "training has diverged: use another checkpoint"
+    )
+
+
 def to_frames(clip: Tensor) -> np.ndarray:
     """Clip float (3, T, H, W) in [-1, 1] -> frames uint8 (T, H, W, 3): rounded to the nearest level, then clamped."""
-    pixels = ((clip.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = ((finite(clip, "pixels").detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """uint8 (H, W, 3) RGB, upright, transparent parts over black, 16 bits rounded to 8. Raises VideoFileError."""
     pillow = _pillow()
+    refusals = (
+        OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError, TypeError,
+        struct.error, zlib.error, pillow.Image.DecompressionBombError,
+    )  # fmt: skip
     try:
         with pillow.Image.open(path) as image:
             pages = getattr(image, "n_frames", 1)
             if pages > 1 and image.format != "MPO":  # which is a JPEG with previews after the picture
                 raise VideoFileError(path, f"holds {pages} pictures; write each into a file of its own")
             return _eight_bit_rgb(pillow.ImageOps.exif_transpose(image), path)
-    except (OSError, SyntaxError, ValueError) as error:
+    except refusals as error:
         if isinstance(error, VideoFileError):
             raise
         raise VideoFileError(path, f"not a readable image ({error})") from error
 
 
 def _eight_bit_rgb(image: Any, path: str | Path) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255
-        grey = np.asarray(image).astype(np.int64)
-        return np.repeat(((grey.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise VideoFileError(path, "holds floating-point numbers without a stated white; write 8 or 16 bits")
+    if image.mode.startswith("I") or image.mode == "F":  # grey in 16 bits or more, which Pillow would cut at 255
+        grey, white = np.asarray(image), 1 if image.mode == "F" else 65535
+        if not (grey.min() >= 0 and grey.max() <= white):  # in this form it holds for NaN too
+            found = f"numbers from {grey.min()} to {grey.max()}, not from 0 to {white}"
+            raise VideoFileError(path, f"holds {found}: nobody says which of them is white; write 8 or 16 bits")
+        return np.repeat(np.rint(grey * (255.0 / white)).astype(np.uint8)[..., None], 3, axis=-1)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = _pillow().Image.alpha_composite(_pillow().Image.new("RGBA", rgba.size, "black"), rgba)
@@ -92,7 +112,7 @@ def reconstruct_batch(model: nn.Module, pixels: np.ndarray, **text: Tensor) -> n
     images = to_clip(pixels).transpose(0, 1).unsqueeze(2)  # (N, 3, 1, H, W)
     padded, size = pad_video(images, image=True)
     latent = model.encode(padded.to(next(model.parameters())), mask_temporal=True, **text).mode()
-    drawn = crop_video(model.decode(latent, mask_temporal=True, **text), size)
+    drawn = crop_video(model.decode(finite(latent, "latents"), mask_temporal=True, **text), size)
     return to_frames(drawn[:, :, 0].transpose(0, 1))
 
 

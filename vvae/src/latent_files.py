@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 from torch import Tensor
 
 from .errors import VVAEError
@@ -49,7 +51,7 @@ class LatentInfo:
         try:
             kinds = {"source": str, "fps": Fraction}
             return cls(**{entry.name: kinds.get(entry.name, int)(values[entry.name]) for entry in fields(cls)})
-        except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        except (KeyError, ValueError, TypeError, ArithmeticError) as error:
             raise VVAEError(f"{path}: not the description of a latent file (no valid {error})") from error
 
 
@@ -72,7 +74,7 @@ def latent_writer(path: str | Path, info: LatentInfo) -> Iterator[LatentWriter]:
                 yield writer
                 writer.finish()
             with replaced(path.with_suffix(".json")) as facts:
-                facts.write_text(json.dumps(info.to_dict(), indent=2) + "\n")
+                facts.write_text(json.dumps(info.to_dict(), indent=2) + "\n", encoding="utf-8", newline="\n")
         else:
             with _h5py().File(temporary, "w") as file:
                 writer = _HDF5Writer(file)
@@ -93,19 +95,36 @@ def open_latents(path: str | Path) -> Iterator[tuple[LatentInfo, Iterator[np.nda
         facts = path.with_suffix(".json")
         if not facts.is_file():
             raise VVAEError(f"{facts}: no such file; encode_file writes it beside the latents")
-        info = LatentInfo.from_dict(_parsed(facts.read_text(), facts), facts)
-        yield _fitting(info, latents.shape, path), iter(latents)
+        info = LatentInfo.from_dict(_parsed(facts.read_bytes(), facts), facts)
+        yield _fitting(info, latents, path), iter(latents)
         return
-    try:
+    with _hdf5_errors(path):
         file = _h5py().File(path, "r")
-    except OSError as error:
-        raise VVAEError(f"{path}: not a readable .hdf5 file") from error
     with file:
-        latents = file.get("latents")
-        if latents is None or "info" not in latents.attrs:
-            raise VVAEError(f"{path}: holds no data set `latents` with its facts; encode_file writes such files")
-        info = LatentInfo.from_dict(_parsed(latents.attrs["info"], path), path)
-        yield _fitting(info, latents.shape, path), (frame for frame in latents)
+        with _hdf5_errors(path):
+            latents = file.get("latents")
+            if latents is None or "info" not in latents.attrs:
+                raise VVAEError(f"{path}: holds no data set `latents` with its facts; encode_file writes such files")
+            info = _fitting(LatentInfo.from_dict(_parsed(latents.attrs["info"], path), path), latents, path)
+        yield info, _frames(latents, path)
+
+
+def _frames(latents: Any, path: Path) -> Iterator[np.ndarray]:
+    for number in range(len(latents)):
+        with _hdf5_errors(path):
+            frame = latents[number]
+        yield frame
+
+
+@contextmanager
+def _hdf5_errors(path: Path) -> Iterator[None]:
+    """Turn what h5py raises in the block for a damaged file into a VVAEError; it raises nearly everything."""
+    try:
+        yield
+    except VVAEError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise VVAEError(f"{path}: not a readable .hdf5 file ({' '.join(str(error).split())})") from error
 
 
 def read_info(path: str | Path) -> LatentInfo:
@@ -114,8 +133,13 @@ def read_info(path: str | Path) -> LatentInfo:
         return info
 
 
-def _fitting(info: LatentInfo, shape: tuple[int, ...], path: Path) -> LatentInfo:
-    """The facts, once they are known to describe latents of that shape."""
+def _fitting(info: LatentInfo, latents: Any, path: Path) -> LatentInfo:
+    """The facts, once they are known to describe these latents, an array or a data set of HDF5."""
+    shape = latents.shape
+    if latents.dtype.kind != "f":
+        raise VVAEError(f"{path}: the latents are {latents.dtype}, not floating-point numbers")
+    if min(info.frames, info.channels, info.height, info.width, info.window) < 1 or info.overlap < 0 or info.fps <= 0:
+        raise VVAEError(f"{path}: its facts describe no latents: {info}")
     cells = (padded_length(info.frames, FRAMES) // FRAMES, info.channels)
     expected = (*cells, padded_length(info.height, PIXELS) // PIXELS, padded_length(info.width, PIXELS) // PIXELS)
     if tuple(shape) != expected:
@@ -123,18 +147,22 @@ def _fitting(info: LatentInfo, shape: tuple[int, ...], path: Path) -> LatentInfo
     return info
 
 
-def _parsed(text: str, path: object) -> dict[str, Any]:
+def _parsed(text: str | bytes, path: object) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise VVAEError(f"{path}: not valid JSON ({error})") from error
 
 
 def _read_npy(path: Path) -> np.ndarray:
+    """The mapped array. Its header is a Python expression, so that NumPy raises nearly everything for a damaged one."""
     try:
+        with open(path, "rb") as file:
+            if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:  # an archive or a pickle, which np.load opens as well
+                raise ValueError("it begins like another kind of file")
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise VVAEError(f"{path}: not a readable .npy file ({error})") from error
+    except (ValueError, TypeError, ArithmeticError, SyntaxError, TokenError, OSError, EOFError) as error:
+        raise VVAEError(f"{path}: not a readable .npy file ({' '.join(str(error).split())})") from error
 
 
 class _NpyWriter:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .images import to_clip, to_frames
+from .images import finite, to_clip, to_frames
 from .latent_files import LatentInfo, LatentWriter, latent_writer, open_latents
 from .tiling import FRAMES, Blender, Windows, cut, pad_video
 from .video_io import probe, read_frames, write_video
@@ -140,14 +140,14 @@ def encode_window(model: nn.Module, frames: list[np.ndarray], streaming: Streami
     """Latent (z, t/4, h, w) of up to a window of frames; shorter ones are padded by their last frame."""
     parameter = next(model.parameters())
     clip, _ = pad_video(to_clip(frames).unsqueeze(0))
-    return model.encode(clip.to(parameter), **streaming.text_options()).mode()[0]
+    return finite(model.encode(clip.to(parameter), **streaming.text_options()).mode()[0], "latents")
 
 
 @torch.inference_mode()
 def decode_window(model: nn.Module, latent: Tensor, streaming: Streaming) -> Tensor:
     """Clip (3, T, H, W) of a latent (z, t, h, w)."""
     parameter = next(model.parameters())
-    return model.decode(latent.unsqueeze(0).to(parameter), **streaming.text_options())[0]
+    return finite(model.decode(latent.unsqueeze(0).to(parameter), **streaming.text_options())[0], "pixels")
 
 
 def _describe(model: nn.Module, path: str | Path, streaming: Streaming) -> tuple[LatentInfo, tuple[int, int] | None]:

@@ -47,12 +47,25 @@ def instantiate_from_config(config: Mapping[str, Any] | str, **overrides: Any) -
 
 
 def load_config(path: str | Path) -> Any:
-    """A configuration file as OmegaConf node. Relative paths are tried in the current folder, then in the package."""
-    from omegaconf import OmegaConf
+    """A configuration file as OmegaConf node. Relative paths are tried in the current folder, then in the package.
+
+    Raises VVAEError for a file that is missing, or holds no mapping of keys to values.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     for candidate in (Path(path), FOLDER / path, FOLDER / "configs" / path):
         if candidate.is_file():
-            return OmegaConf.load(candidate)
+            try:
+                found = OmegaConf.load(candidate)
+            except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
+                raise _source("errors").VVAEError(
+                    f"{candidate}: not plain YAML: {' '.join(str(error).split())}"
+                ) from error
+            if not isinstance(found, DictConfig):
+                raise _source("errors").VVAEError(f"{candidate}: holds no mapping of keys to values")
+            return found
     raise _source("errors").VVAEError(f"{path}: no such configuration file (looked in the current folder and {FOLDER})")
 
 

@@ -1,0 +1,227 @@
+"""An open video file: the film in it, packet by packet, and what it lacks.
+
+Files are decoded packet by packet, so that one damaged packet is noticed and named, not fatal. What PyAV raises about
+other people's files becomes a VideoError here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.error import FFmpegError
+from av.stream import Disposition
+
+from videodata.errors import VideoError
+
+logger = logging.getLogger(__name__)
+# What PyAV raises about a file: not its own errors alone, but also those of text that is no UTF-8, of numbers out of
+# range, of pictures too large for the memory, and of Python's own classes that it derives some of its errors from.
+CODEC_ERRORS = (
+    FFmpegError, OSError, EOFError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError, TypeError
+)  # fmt: skip
+# Containers that say in their header how long the film is, and others that tell when their last packet is incomplete.
+WITH_LENGTH = {"matroska", "webm", "flv", "mov", "mp4", "mxf"}
+WITHOUT_LENGTH = {"mpegts", "mpeg", "ogg", "asf"}
+# Headers are rough: rates are rounded, the last frame's length is a guess. What lacks less is not called damaged.
+SECONDS_MISSING = 0.25
+FRAMES_MISSING = 2
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # identifier of the object that tells the size
+HEAD, TAIL = 1 << 16, 1 << 17  # bytes in which these properties stand, and in which the last packet of a file begins
+
+
+@contextmanager
+def open_video(path: str | Path) -> Iterator[Video]:
+    """Open a video file for reading. Raises VideoError with one line if it is missing or is no video."""
+    path = Path(path)
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise VideoError(path, "no such file") from error
+    except (OSError, ValueError) as error:
+        raise VideoError(path, f"cannot be opened ({what_it_says(error)})") from error
+    if path.is_dir():
+        raise VideoError(path, "is a folder, not a video file")
+    if status.st_size == 0:
+        raise VideoError(path, "the file is empty (0 bytes)")
+    try:
+        # An absolute path: FFmpeg takes `12:30 clip.mp4` for an address. Tags are in any encoding and not used here.
+        container = av.open(os.path.abspath(path), metadata_errors="replace")
+    except PermissionError as error:
+        raise VideoError(path, f"cannot be opened ({what_it_says(error)})") from error
+    except CODEC_ERRORS as error:
+        raise VideoError(path, f"is not a readable video ({what_it_says(error)})") from error
+    with container:
+        yield Video(path, container)
+
+
+def what_it_says(error: Exception) -> str:
+    """The reason in an error of PyAV or of the system, in one line."""
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def damaged(path: str | Path, what: str) -> VideoError:
+    """The error of a film that lacks something."""
+    return VideoError(path, f"damaged: {what}; replace the file, or keep the rest with keep_damaged")
+
+
+class Video:
+    """An open file and its film: the stream that FFmpeg takes for the best where there are several."""
+
+    def __init__(self, path: Path, container: av.container.InputContainer) -> None:
+        self.path = path
+        self.container = container
+        self.damaged_packets = 0
+        self.first_error = ""
+        self.lost = ""  # what is missing at the end of the file, once the end was reached
+        self._end = 0  # of the last frame so far, in units of the stream
+        self._torn = False
+        try:
+            self.stream = _film(path, container)
+            # One thread: the packet in which an error occurs stays known, and loader workers do not fight for cores.
+            self.stream.codec_context.thread_count = 1
+            self.pixel_aspect = Fraction(self.stream.sample_aspect_ratio or 1)  # width of a pixel by its height
+            self._alpha_decoder = _alpha_decoder(self.stream)
+        except CODEC_ERRORS as error:
+            raise VideoError(path, f"is not a readable video ({what_it_says(error)})") from error
+
+    @property
+    def fps(self) -> Fraction:
+        """Average frames per second: of a rate that varies it says nothing about single frames."""
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        if not rate:
+            logger.warning("%s does not say its frame rate: 25 frames per second are assumed", self.path)
+            return Fraction(25)
+        return Fraction(rate)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the file is by its header, or by what FFmpeg estimates; None where neither is known."""
+        return self.container.duration / av.time_base if self.container.duration else None
+
+    @property
+    def stores_times(self) -> bool:
+        """Whether the file says when each frame is shown. AVI does not: there, all frames last equally long."""
+        return "avi" not in self.container.format.name
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Decode from where the file stands to its end. Damaged packets are skipped and counted."""
+        for packet in self.packets():
+            try:
+                frames = self._decode(packet)
+            except CODEC_ERRORS as error:
+                self._note(error)
+                continue
+            yield from frames
+
+    def packets(self) -> Iterator[av.Packet]:
+        """Packets of the film from where the file stands to its end, in the order of the file."""
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except CODEC_ERRORS as error:
+                self._note(error)
+                break
+            if packet.size:
+                self._torn = packet.is_corrupt
+                self._end = max(self._end, _end_of(packet))
+            yield packet
+        self.lost = self._missing_at_end()
+
+    def require_intact(self) -> None:
+        """Raises VideoError if a damaged packet was met so far, or the end of a file that was cut off."""
+        if self.damaged_packets:
+            raise damaged(self.path, f"{self.damaged_packets} packet(s) cannot be decoded ({self.first_error})")
+        if self.lost:
+            raise damaged(self.path, self.lost)
+
+    def nothing_decoded(self) -> VideoError:
+        """The error of a file without a single frame."""
+        return VideoError(self.path, f"no frame can be decoded ({self.first_error or 'the stream is empty'})")
+
+    def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        if self._alpha_decoder is None:
+            return packet.decode()
+        return self._alpha_decoder.decode(packet if packet.size else None)
+
+    def _note(self, error: Exception) -> None:
+        self.damaged_packets += 1
+        self.first_error = self.first_error or what_it_says(error)
+
+    def _missing_at_end(self) -> str:
+        """Why the file was cut off, as far as it tells; "" for a whole one. To be asked at its end."""
+        if not self.stores_times:  # headers of AVI promise too much, and what is there of a broken one is used
+            return ""
+        names, end = set(self.container.format.name.split(",")), float(self._end * self.stream.time_base)
+        if self._torn or names & WITHOUT_LENGTH and _ends_in_a_piece(self.path, names):
+            return f"cut off within a packet, after {end:.2f} seconds"
+        if not names & WITH_LENGTH or self.seconds is None:
+            return ""
+        tolerated = max(SECONDS_MISSING, FRAMES_MISSING / (self.stream.average_rate or 1))
+        if self.seconds - end > tolerated and self.seconds - self._last_of_all() > tolerated:
+            return f"cut off after {end:.2f} of the {self.seconds:.2f} seconds that its header says"
+        return ""
+
+    def _last_of_all(self) -> Fraction:
+        """When the last of all streams ends, in seconds: sound is often longer than the pictures. Reads the file."""
+        last = Fraction(0)
+        with open_video(self.path) as again:
+            try:
+                for packet in again.container.demux():
+                    last = max(last, _end_of(packet) * packet.time_base)
+            except CODEC_ERRORS:  # the end of what can be read, which is what was asked for
+                return last
+        return last
+
+
+def _end_of(packet: av.Packet) -> int:
+    return 0 if packet.pts is None else packet.pts + (packet.duration or 0)
+
+
+def _film(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+    """The best stream of pictures that move: the cover of a song is a stream of one picture."""
+    best = container.streams.best("video")
+    if best is None:
+        raise VideoError(path, "holds no video stream")
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not films:
+        raise VideoError(path, "holds sound with a cover picture, no video")
+    return next((film for film in films if film.index == best.index), films[0])
+
+
+def _alpha_decoder(stream: av.VideoStream) -> av.CodecContext | None:
+    """WebM keeps opacity in a second picture that only libvpx decodes; None for all other streams."""
+    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if decoder is None or stream.metadata.get("alpha_mode") != "1" or decoder not in av.codecs_available:
+        return None
+    return av.CodecContext.create(decoder, "r")
+
+
+def _ends_in_a_piece(path: Path, containers: set[str]) -> bool:
+    """Whether a file of one of the containers WITHOUT_LENGTH ends within a packet."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+    if "mpegts" in containers:  # packets of 188 bytes that begin with 0x47, on discs with 4 bytes of time before each
+        unit = 188 if head[:1] == b"\x47" else 192 if head[4:5] == b"\x47" else 1
+        return size % unit > 0
+    if "mpeg" in containers:  # packets of sound, pictures and padding: a code, then their length
+        last = max(tail.rfind(b"\0\0\1" + bytes([code])) for code in range(0xBD, 0xF0))
+        return last >= 0 and last + 6 + int.from_bytes(tail[last + 4 : last + 6], "big") > len(tail)
+    if "ogg" in containers:  # pages: 26 bytes, the number of pieces, the length of each, the pieces
+        last = tail.rfind(b"OggS")
+        lengths = tail[last + 27 : last + 27 + tail[last + 26]] if last + 27 <= len(tail) else b""
+        return last >= 0 and last + 27 + len(lengths) + sum(lengths) > len(tail)
+    place = head.find(ASF_PROPERTIES)  # after it and two more numbers, the size of the file; 0 in a broadcast
+    return place >= 0 and size < int.from_bytes(head[place + 40 : place + 48], "little")
