@@ -41,8 +41,9 @@ PATIENCE = 10  # times the limit that a case may wait for a processor or a disk,
 TELLING = 2.0  # seconds in which a process that hangs writes down where
 
 
-def serve(connection: Any, scratch: Path, limits: Limits) -> None:
-    """The loop of a worker process: cases come in, results go out."""
+def serve(connection: Any, others_end: Any, scratch: Path, limits: Limits) -> None:
+    """The loop of a worker process: cases come in, results go out. It ends when the process that sends them does."""
+    others_end.close()  # the copy of this process, which would keep the pipe open for ever
     log = open(scratch / "log", "wb", buffering=0)  # noqa: SIM115
     for descriptor in (1, 2):
         os.dup2(log.fileno(), descriptor)
@@ -54,7 +55,11 @@ def serve(connection: Any, scratch: Path, limits: Limits) -> None:
     most = int((memory_line("VmSize") + 3 * limits.megabytes) * 1e6)  # a wall behind the limit that is measured
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    while (case := connection.recv()) is not None:
+    while True:
+        try:
+            case = connection.recv()
+        except EOFError:
+            return
         log.truncate(0)
         os.lseek(log.fileno(), 0, os.SEEK_SET)
         for folder in ("case", "temporary"):
@@ -81,7 +86,8 @@ class Worker:
     def _begin(self) -> None:
         context = multiprocessing.get_context("fork")  # what was imported is there at once, torch among it
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, self.scratch, self.limits), daemon=True)
+        ends = other, self.connection
+        self.process = context.Process(target=serve, args=(*ends, self.scratch, self.limits), daemon=True)
         self.process.start()
         other.close()
         self.before: deque[int] = deque(maxlen=50)  # memory that one case corrupts may end the process in a later one
@@ -191,6 +197,10 @@ def fuzz(kind: str, numbers: Iterable[int], seconds: float, workers: list[Worker
     return [kind, str(counts.total()), str(counts["right"]), str(counts["refused"]), distinct, f"{took:.1f}", rate]
 
 
+def print_row(cells: list[str]) -> None:
+    print("".join(cell.rjust(14) if place else cell.ljust(12) for place, cell in enumerate(cells)), flush=True)
+
+
 def build_parser() -> argparse.ArgumentParser:
     kinds = (*ALL, FLAGS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -211,7 +221,6 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status 1 when there are findings."""
     args = build_parser().parse_args(argv)
     limits, findings = Limits(args.seconds, args.megabytes), Findings(args.out)
-    rows = [["kind", "cases", "right", "refused", "findings", "seconds", "per minute"]]
     tqdm.monitor_interval = 0  # its thread would be copied into the workers
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         workers = [Worker(Path(scratch, str(number)), limits) for number in range(args.workers)]
@@ -224,11 +233,10 @@ def main(argv: list[str] | None = None) -> int:
                 findings.counts[result.outcome] += result.outcome == "finding"
             return 1 if findings.counts.total() else 0
         last = args.seed + args.cases if args.cases else sys.maxsize
+        print_row(["kind", "cases", "right", "refused", "findings", "seconds", "per minute"])
         for kind in args.kinds:
             share = 60 * args.minutes / len(args.kinds)
-            rows.append(fuzz(kind, range(args.seed, last), share, workers, findings))
-    for row in rows:
-        print("".join(cell.rjust(14) if place else cell.ljust(12) for place, cell in enumerate(row)))
+            print_row(fuzz(kind, range(args.seed, last), share, workers, findings))
     for (where, what), result in sorted(findings.best.items()):
         print(f"{findings.counts[where, what]:5d}  {where}  {what}  --case {result.case}  ({result.size} bytes)")
     return 1 if findings.best else 0
