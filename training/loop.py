@@ -195,7 +195,7 @@ class Run:
         fingerprint = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
         self.facts = run_facts(self.config, device, fingerprint)
         self.stop = stop
-        self.evaluator = Evaluator(state, dataset, validation, settings, device, stop.anywhere)
+        self.evaluator = Evaluator(state, dataset, validation, settings, device, stop.signalled)
         self.log: RunLog | None = None  # the main process has one
         self.collapse = CollapseWatch()
         self.improved = False  # the last evaluation was the best so far and is not saved yet
@@ -259,7 +259,7 @@ class Run:
         if evaluates:
             row |= self.evaluate()
         draws = self.ends or (due(s.pictures_every, step) if s.pictures_every else evaluates)
-        pictures = self.evaluator.pictures() if draws and not self.stop.anywhere() else {}
+        pictures = self.evaluator.pictures() if draws and not self.stop.signalled() else {}
         if self.log is None:
             return
         log, folder = self.log, self.folder / "samples" / f"step-{step:07d}"
@@ -375,6 +375,12 @@ class StopRequest:
     def anywhere(self) -> bool:
         """Whether any process was asked to stop; all of them must ask, and get the same answer."""
         return distributed.any_process(self.requested)
+
+    def signalled(self) -> bool:
+        """Whether a signal came to any process. A time limit lets an evaluation end: or else a limit that is shorter
+        than the last evaluation would never let a run finish, however often it is called.
+        """
+        return distributed.any_process(self._signalled)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._signalled:
