@@ -115,6 +115,8 @@ def read_facts(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except DAMAGE as error:
         raise UserError(f"{path}: cannot be read as .safetensors ({said_by(error)})") from error
+    if METADATA not in metadata:
+        raise UserError(f"{path}: not a file of scripts/pack_weights.py (no parts in it)")
     try:
         facts = json.loads(metadata[METADATA])
         if facts["format"] > FORMAT:

@@ -86,7 +86,6 @@ def test_overrides_have_the_last_word():
     ("pairs", "message"),
     [
         (["MODEL.CODEBOK.NUM", "2"], "did you mean 'MODEL.CODEBOOK"),
-        (["DATASETS.TEST", "bair_test_seq"], r"tuple.*\('bair_test_seq',\)"),
         (["SOLVER.MAX_ITER", "many"], "must be int"),
         (["SOLVER", "3"], "group of keys"),
         (["SEED"], "no value"),

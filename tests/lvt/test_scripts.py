@@ -237,7 +237,7 @@ def test_a_digit_is_asked_for(tmp_path, monkeypatch, capsys):
             "datasets/bair/train does not exist; "
             "python scripts/prepare_data.py bair --format frames --out datasets/bair makes it; frames that you have",
         ),
-        ([*VQVAE, "TEST.EVALUATORS", "BitsEvaluator", "--eval-only"], "has no value"),
+        ([*VQVAE, "TEST.EVALUATORS", "BitsEvaluator", "--eval-only"], "flags stand before the KEY VALUE pairs"),
         (["--eval-only", *VQVAE, "TEST.EVALUATORS", "BitsEvaluator"], "does not fit this model"),
         ([*VQVAE, "SOLVER.OPTIMIZER_NAME", "sgd", "OUTPUT_DIR", "x"], "use adam, adamw, muon, rmsprop"),
         ([*VQVAE, "TEST.EVALUATORS", "VTSampler", "OUTPUT_DIR", "x"], "does not fit this model"),
