@@ -109,6 +109,7 @@ def make_parser(description: str, **options: Any) -> Parser:
     return parser
 
 
+OF_NO_INTEREST = 10**8  # as an upper limit
 LARGEST_INT = 2**31 - 1  # of a count: more is a slip of the finger, and overflows somewhere inside
 
 
@@ -118,7 +119,7 @@ def number(kind: type, least: float, most: float | None = None, above: bool = Fa
     Neither NaN nor infinite. most: None is LARGEST_INT for int, and no limit for the others.
     """
     most = LARGEST_INT if most is None and kind is int else most
-    limits = f"{'above' if above else 'at least'} {least}" + ("" if most is None else f" and at most {most}")
+    limits = f"{'above' if above else 'at least'} {least}"
 
     def convert(text: str) -> Any:
         try:
@@ -126,7 +127,9 @@ def number(kind: type, least: float, most: float | None = None, above: bool = Fa
         except ZeroDivisionError as error:  # a Fraction of "1/0"; a ValueError argparse reports by the type's name
             raise ValueError(text) from error
         if not least <= value <= (math.inf if most is None else most) or (above and value == least):
-            raise argparse.ArgumentTypeError(f"must be {limits}, found {text}")
+            # A limit that nobody reaches on purpose is named to those who do.
+            named = most is not None and (most < OF_NO_INTEREST or value > most)
+            raise argparse.ArgumentTypeError(f"must be {limits}{f' and at most {most}' if named else ''}, found {text}")
         if value == math.inf:
             raise argparse.ArgumentTypeError(f"must be finite, found {text}")
         return value
