@@ -79,16 +79,16 @@ def test_vqgan(tmp_path):
     script(tmp_path, "scripts/train_vqgan.py", "--data_path", SHAPES, *size, *steps, *CPU)
     model = ["--checkpoint", "checkpoints/best_model_gan.pt"]
     script(tmp_path, "scripts/evaluate.py", "vqgan", *model, "--data", SHAPES, *FEW, "--metrics", "psnr")
-    script(tmp_path, "scripts/project_vqgan.py", *model, "--data_path", SHAPES, "--output_dir", "codes", *CPU)
+    script(tmp_path, "scripts/project_vqgan.py", *model, "--data_path", SHAPES, "--out", "codes", *CPU)
     assert list((tmp_path / "codes").glob("*.npy"))
 
 
 @pytest.mark.slow
 def test_vvae(tmp_path):
     """Training and evaluation."""
-    tiny = ["--config", ROOT / "configs/vvae/tiny.yaml", "--data", SHAPES, "--run_dir", "run", "--batch_size", 2]
+    tiny = ["--config", ROOT / "configs/vvae/tiny.yaml", "--data", "shapes:8,frames=16,size=32", "--run_dir", "run", "--batch_size", 2]
     script(tmp_path, "scripts/train_vvae.py", *tiny, "--steps", 2, "--workers", 1, *CPU)
-    common = ["--checkpoint", "run", "--data", SHAPES, *FEW]
+    common = ["--checkpoint", "run", "--data", "shapes:8,frames=16,size=32", *FEW]
     script(tmp_path, "scripts/evaluate.py", "vvae", *common, "--metrics", "psnr", "--clips_dir", "clips")
 
 

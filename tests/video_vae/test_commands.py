@@ -245,6 +245,7 @@ def test_what_is_declared_test_is_never_opened_by_a_training(parts, monkeypatch,
     ):  # fmt: skip
         evaluate.main(
             ["video_vae", "--checkpoint", checkpoint, "--data", str(parts), "--split", split, "--device", "cpu"]
+            + ["--out", "evaluation.json"]
         )
         report = json.loads(Path("evaluation.json").read_text())
         assert (report["clips_trained_on"], report["clips"]) == (seen, of)
@@ -264,6 +265,7 @@ def test_evaluation_reports_each_level_and_the_mean_frame(folder):
     """scripts/evaluate.py video_vae writes PSNR, SSIM, the mean frame's PSNR and KL per level, in bits."""
     train("--num_epochs", 1, "--run_name", "r")
     common = ["video_vae", "--checkpoint", "runs/r", "--data", "clips.npy", "--split", "all", "--device", "cpu"]
+    common += ["--out", "evaluation.json"]
     evaluate.main(common)
     scores = {score["name"]: score["mean"] for score in json.loads(Path("evaluation.json").read_text())["scores"]}
     assert {"PSNR", "SSIM", "PSNR of the mean frame", "KL level 1", "KL level 2", "KL total"} <= set(scores)

@@ -135,7 +135,7 @@ def test_samples_of_a_class_are_evaluated_with_each_clip_s_own(run):
         "cpu",
         "--generate",
     ]
-    evaluate.main([*common, "--guidance", "2"])
+    evaluate.main([*common, "--guidance", "2", "--out", "evaluation.json"])
     report = json.loads(Path("evaluation.json").read_text())
     assert report["scores"][0]["name"].startswith("FD") and '"flow"' in json.dumps(report)
     with pytest.raises(UserError, match="without classes"):
