@@ -116,7 +116,7 @@ def read_stored(checkpoint: str | Path, autoencoder: str = "") -> Stored:
     path = documented(checkpoint)
     beside = path.parent.parent / "config.yaml"
     if path.match("checkpoints/final_step_*.pth") and beside.is_file():
-        config = yaml.safe_load(beside.read_text())
+        config = yaml.safe_load(beside.read_text(encoding="utf-8"))
         stored = read_weights(path, config["model"]["autoencoder"].get("type", ""))
         return dataclasses.replace(stored, config=config)
     return read_weights(path, autoencoder)

@@ -86,7 +86,16 @@ def test_vqgan(tmp_path):
 @pytest.mark.slow
 def test_vvae(tmp_path):
     """Training and evaluation."""
-    tiny = ["--config", ROOT / "configs/vvae/tiny.yaml", "--data", "shapes:8,frames=16,size=32", "--run_dir", "run", "--batch_size", 2]
+    tiny = [
+        "--config",
+        ROOT / "configs/vvae/tiny.yaml",
+        "--data",
+        "shapes:8,frames=16,size=32",
+        "--run_dir",
+        "run",
+        "--batch_size",
+        2,
+    ]
     script(tmp_path, "scripts/train_vvae.py", *tiny, "--steps", 2, "--workers", 1, *CPU)
     common = ["--checkpoint", "run", "--data", "shapes:8,frames=16,size=32", *FEW]
     script(tmp_path, "scripts/evaluate.py", "vvae", *common, "--metrics", "psnr", "--clips_dir", "clips")

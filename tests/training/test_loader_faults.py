@@ -74,7 +74,7 @@ def test_a_bad_sample_is_named(tmp_path, workers):
         ({"batch_size": 17}, "the data set has 16 samples, fewer than --batch_size 17"),
         ({"batch_size": 4, "accumulation": 3}, "--batch_size 4 cannot be divided among 1 processes x --accumulation 3"),
         ({"steps": 0}, "must be at least 1"),
-        ({"ema": 1.5}, "--ema 1.5"),
+        ({"ema": 1.5}, "--ema: must be at least 0 and at most 1, found 1.5"),
         ({"fsdp": True}, "--fsdp needs several processes"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"device": "abacus"}, "unknown device"),
