@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from flow_pred.objectives import (
 )
 from flow_pred.river import RiverPredictor, river_path
 from training import Losses, Networks, Recipe, Step
+from training.cli import command_line
 from training.conditions import drop_labels
 from training.data import collate
 from training.distributed import is_main
@@ -92,7 +92,7 @@ class PredictorRecipe(Recipe):
         words = ["python", "scripts/generate_flow_videos.py"]
         for part, path in {**under, model.role: run_dir}.items():
             words += [f"--ckpt-{part}" if part != "river" else "--checkpoint", str(path)] if path else []
-        return shlex.join([*words, "--out", str(run_dir / "videos")])
+        return command_line([*words, "--out", str(run_dir / "videos")])
 
     def latents(self, batch: Any, indices: Tensor, step: Step) -> Tensor:
         """Normalised latents (B, M, C, h, w) of the frames at `indices` (B, M)."""

@@ -266,7 +266,7 @@ class Run:
         if pictures:
             self.saver.attempts.attempt("pictures", lambda: log.pictures(write_pictures(folder, pictures), step))
         if row:
-            log.write({"step": step, "epoch": self.epoch, "samples": self.state.samples_seen, **row})
+            self.write_row(row)
         log.bar.update()
 
     def evaluate(self) -> dict[str, float]:
@@ -285,10 +285,14 @@ class Run:
     def evaluate_now(self) -> None:
         """Evaluate outside of the steps, and keep the result."""
         row = self.evaluate()
-        if self.log is not None and row:
-            self.log.write({"step": self.state.step, "epoch": self.epoch, "samples": self.state.samples_seen, **row})
         if row:
+            self.write_row(row)
             self.save()
+
+    def write_row(self, row: dict[str, float]) -> None:
+        """Log numbers of the present step, in the main process."""
+        if self.log is not None:
+            self.log.write({"step": self.state.step, "epoch": self.epoch, "samples": self.state.samples_seen, **row})
 
     def end_epoch(self) -> None:
         """Let the recipe write its own files."""

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import io
 import json
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from tests.videodata.miniatures import bair_record
+from tests.videodata.miniatures import bair_record, make_tar
 from video_vae.train import stored_shape
 from videodata import declared_splits, open_clips, probe, read_video, write_video
 from videodata.archive import extract
@@ -279,14 +278,7 @@ def archive_seeds(kind: str) -> list[Seed]:
                     opened.writestr(zipfile.ZipInfo(name), data, method)
             found.append(stream.getvalue())
     elif kind == "tar":
-        for mode in ("w", "w:bz2", "w:xz"):
-            stream = io.BytesIO()
-            with tarfile.open(fileobj=stream, mode=mode) as opened:
-                for name, data in members.items():
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    opened.addfile(info, io.BytesIO(data))
-            found.append(stream.getvalue())
+        found = [make_tar(members, mode) for mode in ("w", "w:bz2", "w:xz")]
     else:
         found = [path.read_bytes() for path in sorted(RARS.glob("*.rar")) if path.stat().st_size < LARGEST_RAR]
         found = [content for content in found if b"evil" not in content]
