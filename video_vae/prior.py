@@ -5,7 +5,8 @@ generative model of the latents does (Dai and Wipf 2019, arXiv 1903.05789). Here
 covariance, and a flow that leads its draws to the latents by flow matching (Lipman et al. 2022, arXiv 2210.02747) along
 x_t = cos(a) x_0 + sin(a) x_1, a = t pi / 2 (Albergo and Vanden-Eijnden 2022, arXiv 2209.15571). Both ends have the same
 mean and covariance, so the best velocity that a linear network can give is 0: a flow that has learnt nothing gives the
-Gaussian, and whatever it learns is what the Gaussian lacks.
+Gaussian, and whatever it learns is what the Gaussian lacks. Both describe the means of the posteriors: draws from them
+add noise that no flow can foretell, most of the variance where the KL weighs much.
 
 Axes: B clips, D numbers of all latents of a clip, level after level; N tokens, places of the latent maps.
 """
@@ -67,20 +68,22 @@ class LatentPrior(nn.Module):
         return [*self.places, *([self.classes.table.weight] if self.classes else [])]
 
     @torch.no_grad()
-    def fit(self, means: Tensor, deviations: Tensor) -> None:
-        """Mean and covariance of draws from posteriors with these means and deviations, each (N, D).
+    def fit(self, means: Tensor, noise: Tensor) -> None:
+        """Mean and covariance of posterior means (N, D), in units that count the posteriors' variance (D,) too.
+
+        With those units a channel that the encoder leaves to noise is a constant, and an error of the flow weighs as
+        much as it stands out from the noise that the decoder was trained with.
 
         The covariance is that of probabilistic principal components (Tipping and Bishop 1999): the strongest
         directions, their variances less that of the average one beside them, and for each latent what is left of its
         own. So it has full rank however few the clips are; of N clips at most N / 2 directions are taken for real.
         """
         self.mean.copy_(means.mean(0))
-        variance = means.var(0, unbiased=False) + deviations.square().mean(0)
-        levels = zip(variance.split(self.sizes), self.config.levels, strict=True)
+        levels = zip((means.var(0, unbiased=False) + noise).split(self.sizes), self.config.levels, strict=True)
         channels = [part.view(shape[0], -1) for part, shape in levels]
         scales = [(part.mean(1, keepdim=True).sqrt() + SMALLEST_SCALE).expand_as(part) for part in channels]
         self.scale.copy_(torch.cat([scale.flatten() for scale in scales]))
-        centred, variance = (means - self.mean) / self.scale, variance / self.scale.square()
+        centred = (means - self.mean) / self.scale
         wanted = min(len(self.directions), len(means) // 2, len(self.mean))
         self.directions.zero_()
         if wanted:
@@ -88,7 +91,7 @@ class LatentPrior(nn.Module):
             others = (centred.square().sum() / len(centred) - values.sum()).clamp_min(0)
             average = others / max(1, len(self.mean) - wanted)
             self.directions[:wanted] = (values - average).clamp_min(0).sqrt()[:, None] * vectors
-        left = variance - self.directions.square().sum(0)
+        left = centred.square().mean(0) - self.directions.square().sum(0)
         self.rest.copy_(left.clamp_min(0).sqrt())
 
     @property

@@ -40,9 +40,10 @@ SAMPLES_SHOWN = 4
 
 
 class EncodedClips(Dataset):
-    """The posteriors of clips: items are ((2, D) means and deviations, class number); the number is 0 without classes.
+    """The posteriors of clips: items are (means (D,), class number); the number is 0 without classes.
 
-    What is remembered of the data is that of the clips.
+    `noise` (D,) is the variance of the posteriors, of all clips on average. What is remembered of the data is that of
+    the clips.
     """
 
     def __init__(self, network: TransformerNetwork, clips: Dataset, classes: Sequence[str], most: int = 0) -> None:
@@ -52,7 +53,8 @@ class EncodedClips(Dataset):
         self.labels = torch.zeros(count, dtype=torch.int64)
         if classes:
             self.labels = class_numbers(classes, [label_of(clips, index) for index in items])
-        self.posteriors = torch.cat(list(self.encode(network, items)))
+        self.means, deviations = torch.cat(list(self.encode(network, items))).unbind(1)  # (N, D) each
+        self.noise = deviations.square().mean(0)
 
     @torch.no_grad()
     def encode(self, network: TransformerNetwork, items: Sequence[int]) -> Iterator[Tensor]:
@@ -65,10 +67,10 @@ class EncodedClips(Dataset):
             yield finite(torch.stack(moments, dim=1), "latents of the video VAE").cpu()
 
     def __len__(self) -> int:
-        return len(self.posteriors)
+        return len(self.means)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.posteriors[index], self.labels[index]
+        return self.means[index], self.labels[index]
 
     def provenance(self) -> dict[str, Any] | None:
         return provenance_of(self.clips)
@@ -94,18 +96,17 @@ class PriorRecipe(Recipe):
         self.shown: list[str] = []  # flags of the command that shows what was learnt
 
     def losses(self, batch: tuple[Tensor, Tensor], step: Step, networks: Networks) -> Iterator[Losses | None]:
-        posteriors, labels = batch
+        means, labels = batch
         count = len(self.config.classes)
         if count:
             labels = drop_labels(labels, count, self.config.class_dropout, step.noise.uniform(1)[:, 0])
-        error, square = self.errors(posteriors, labels, step, networks)
+        error, square = self.errors(means, labels, step, networks)
         yield Losses(error.mean(), {"explained": (1 - error.mean() / square.mean()).detach()})
 
-    def errors(self, posteriors: Tensor, labels: Tensor, step: Step, networks: Networks) -> tuple[Tensor, Tensor]:
+    def errors(self, means: Tensor, labels: Tensor, step: Step, networks: Networks) -> tuple[Tensor, Tensor]:
         """Mean squared error of the velocity, and mean square of the velocity itself, each (B,)."""
-        mean, deviation = posteriors.unbind(1)
         prior = self.networks["prior"]  # for the numbers of its Gaussian, which are not trained
-        end = prior.normalized(mean + deviation * step.noise.normal(mean.shape[1]))
+        end = prior.normalized(means)
         t = step.noise.uniform(1)[:, 0]
         x, velocity = interpolate(prior.start(step.noise), end, t)
         found = networks["prior"](x, t, labels if self.config.classes else None)
@@ -171,7 +172,7 @@ def fit_prior(
         settings = replace(settings, batch_size=len(training))
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     prior = LatentPrior(prior_config)
-    prior.fit(*training.posteriors.unbind(1))
+    prior.fit(training.means, training.noise)
     recipe = PriorRecipe(prior, vae, rate, decay)
     complete = {
         "model": asdict(prior_config),

@@ -50,14 +50,14 @@ class TestSecondStage(ModelContract):
         torch.manual_seed(0)
         sizes = {"width": 16, "depth": 1, "heads": 2, "directions": 3, "classes": ["a", "b"]}
         prior = LatentPrior(PriorConfig([(4, 4, 4), (6, 2, 2)], 3, (16, 16), **sizes))
-        prior.fit(*posteriors()[0].unbind(1))
+        prior.fit(means()[0], torch.ones(88))
         return PriorRecipe(prior, tiny_network(), 1e-3, 0.0)
 
     def dataset(self) -> Dataset:
-        return TensorDataset(*posteriors())
+        return TensorDataset(*means())
 
 
-def posteriors(count: int = 8) -> tuple[Tensor, Tensor]:
-    """Means and deviations (count, 2, D) of the latents of as many clips, and their class numbers."""
+def means(count: int = 8) -> tuple[Tensor, Tensor]:
+    """Means (count, D) of the latents of as many clips, and their class numbers."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(count, 2, 88, generator=generator), torch.arange(count) % 2
+    return torch.rand(count, 88, generator=generator), torch.arange(count) % 2

@@ -37,22 +37,32 @@ def draws_of(prior: LatentPrior, count: int = DRAWS) -> torch.Tensor:
 
 
 def test_the_gaussian_has_the_moments_of_the_latents():
-    """Mean and full covariance of its draws are those of draws from the posteriors, their deviations included."""
-    rows, deviation = correlated(DRAWS), torch.full((DRAWS, 15), 0.2)
+    """Mean and full covariance of its draws are those of the posteriors' means; their noise sets the units alone."""
+    rows = correlated(DRAWS)
     prior = prior_of()
-    prior.fit(rows, deviation)
+    prior.fit(rows, torch.full((15,), 0.04))
     drawn = draws_of(prior)
-    expected = torch.cov(rows.T) + 0.04 * torch.eye(15)
+    expected = torch.cov(rows.T)
     scale = expected.diag().sqrt()
     assert (drawn.mean(0) - rows.mean(0)).div(scale).abs().max() < 0.08
     assert (torch.cov(drawn.T) - expected).div(scale[:, None] * scale).abs().max() < 0.12
+
+
+def test_channels_of_noise_are_constants():
+    """In the flow's units a channel that the encoder does not use stays near 0, as its mean does; the others do not."""
+    rows = correlated(DRAWS)
+    rows[:, :4] *= 1e-3
+    prior = prior_of([(1, 2, 2), (11, 1, 1)])
+    prior.fit(rows, torch.cat([torch.ones(4), torch.full((11,), 1e-3)]))
+    known = prior.start(SampleNoise(0, range(DRAWS))).std(0)
+    assert known[:4].max() < 0.02 and known[4:].min() > 0.9
 
 
 def test_the_gaussian_of_few_clips_keeps_full_rank_and_the_variances():
     """Of 6 clips at most 3 directions are taken for real, and each number keeps its own variance."""
     rows = correlated(6)
     prior = prior_of()
-    prior.fit(rows, torch.zeros(6, 15))
+    prior.fit(rows, torch.zeros(15))
     drawn = draws_of(prior)
     assert prior.directions.abs().sum(1).count_nonzero() <= 3
     assert torch.linalg.matrix_rank(torch.cov(drawn.T)) == 15
@@ -82,7 +92,7 @@ def test_neighbours_are_those_of_the_same_map():
 def test_a_flow_that_has_learnt_nothing_gives_the_gaussian():
     """And the path to the latents starts at the one end and arrives at the other."""
     prior = prior_of()
-    prior.fit(correlated(100), torch.zeros(100, 15))
+    prior.fit(correlated(100), torch.zeros(15))
     x = prior.start(SampleNoise(0, range(3)))
     assert torch.equal(prior.flow(x, steps=3), x)
     start, end = torch.randn(2, 15), torch.randn(2, 15)
@@ -104,17 +114,14 @@ def trained(tmp_path_factory) -> LatentPrior:
     labels = torch.randint(2, (512,), generator=generator)
     second = 2.0 * torch.randint(2, (512,), generator=generator) - 1
     means = torch.stack([2.0 * labels - 1, second], dim=1)
-    posteriors = torch.stack([means, torch.full_like(means, 0.05)], dim=1)
     prior = prior_of([(2, 1, 1)], directions=2, classes=["left", "right"], class_dropout=0.2)
-    prior.fit(means, posteriors[:, 1])
+    prior.fit(means, torch.full((2,), 0.0025))
     settings = TrainSettings(
         tmp_path_factory.mktemp("prior"), 400, batch_size=64, device="cpu", schedule="cosine", evaluate_every=1000
     )
     recipe = PriorRecipe(prior, tiny_network(), 3e-3, 0.0)
     recipe.pictures = lambda *_: {}  # there is no video VAE with such latents
-    result = train(
-        recipe, TensorDataset(posteriors, labels), settings, {"model": {}}, TensorDataset(posteriors, labels)
-    )
+    result = train(recipe, TensorDataset(means, labels), settings, {"model": {}}, TensorDataset(means, labels))
     assert result.metrics["explained"] > 0.3
     return prior.eval().requires_grad_(False)
 
