@@ -21,8 +21,8 @@ import av
 import numpy as np
 
 from videodata.color import orientation, shown_size, to_rgb
-from videodata.container import CODEC_ERRORS, Video, damaged, open_video, what_it_says
-from videodata.errors import VideoError
+from videodata.container import CODEC_ERRORS, Video, damaged, open_video
+from videodata.errors import VideoError, said_by
 from videodata.resize import Size, as_size
 
 logger = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ class _Pictures:
         try:
             picture = to_rgb(frame, self._size, self._resize, self._video.pixel_aspect)
         except CODEC_ERRORS as error:
-            reason = f"cannot be converted to RGB ({what_it_says(error)})"
+            reason = f"cannot be converted to RGB ({said_by(error)})"
             raise VideoError(path, f"frame {number} in pixel format {frame.format.name} {reason}") from error
         if self.shape is not None and picture.shape != self.shape:
             old, new = (f"{height}x{width}" for height, width, _ in (self.shape, picture.shape))

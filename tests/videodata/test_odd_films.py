@@ -15,6 +15,7 @@ from scripts import prepare_data
 from tests.videodata.odd_films import (
     GROUP,
     SHIFT_JIS,
+    changing_film,
     cut_off,
     film,
     number_of,
@@ -158,6 +159,7 @@ def test_the_display_matrix_is_applied_as_players_do(tmp_path, name):
     path = turned(film(tmp_path / "a.mp4", 3), tmp_path / "turned.mp4", matrix)
     stored, right = read_video(tmp_path / "a.mp4")[0], read_video(path)[0]
     assert np.array_equal(right, np.stack([shown(frame) for frame in stored]))
+    assert np.array_equal(right, stored) == (name == "as it is")
     info = probe(path)
     a, b, c, d = matrix
     assert (info.height, info.width) == right.shape[1:3] and info.mirrored == (a * d - b * c < 0)
@@ -201,15 +203,6 @@ def test_a_turned_film_with_oblong_pixels(tmp_path):
 def test_pixels_that_are_as_good_as_square_are_kept(tmp_path, aspect):
     """No blur for the sake of a rounded header, no giant pictures for that of a wrong one."""
     assert read_video(film(tmp_path / "a.mp4", 2, pixel_aspect=aspect))[0].shape == (2, 96, 160, 3)
-
-
-def changing_film(path: Path) -> Path:
-    """Twenty frames of 96x160, then twenty of 160x96: transport streams can be joined byte by byte."""
-    parts = [film(path.with_suffix(f".{index}.ts"), 20, size=size) for index, size in enumerate([(96, 160), (160, 96)])]
-    path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    for part in parts:
-        part.unlink()
-    return path
 
 
 def test_a_film_that_changes_its_size(tmp_path):
