@@ -5,7 +5,6 @@ The default conversion of FFmpeg's scaler makes pictures 1.2 grey levels too dar
 
 from __future__ import annotations
 
-import functools
 import threading
 from fractions import Fraction
 from itertools import product
@@ -47,35 +46,44 @@ class Orientation(NamedTuple):
         return picture[:: -1 if self.top_bottom else 1, :: -1 if self.left_right else 1]
 
 
+AS_STORED = Orientation(False, False, False)
+
+
 def orientation(frame: av.VideoFrame) -> Orientation:
-    """What the display matrix of a frame asks for, to the nearest quarter turn."""
+    """What the display matrix of a frame asks for, to the nearest quarter turn. To be asked of few frames of a film:
+
+    PyAV ties a frame whose side data was looked at to itself, so that it stays in memory until the garbage collector
+    comes, and the decoder has to take new memory for the next one.
+    """
     matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    return Orientation(False, False, False) if matrix is None else _orientation(bytes(matrix))
-
-
-@functools.lru_cache(maxsize=16)
-def _orientation(matrix: bytes) -> Orientation:
-    """A row vector (column, row, 1) of the picture times the matrix is its place on the screen."""
+    if matrix is None:
+        return AS_STORED
+    # A row vector (column, row, 1) of the picture times the matrix is its place on the screen.
     (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(True, c < 0, b < 0)
     return Orientation(False, a < 0, d < 0)
 
 
-def shown_size(frame: av.VideoFrame, pixel_aspect: Fraction = SQUARE) -> tuple[int, int]:
+def shown_size(frame: av.VideoFrame, upright: Orientation, pixel_aspect: Fraction = SQUARE) -> tuple[int, int]:
     """(height, width) at which players show a frame whose pixels are `pixel_aspect` times as wide as high."""
     height, width = frame.height, frame.width
     if pixel_aspect != 1 and abs(pixel_aspect - 1) >= BARELY_WIDER and 1 / WIDEST <= pixel_aspect <= WIDEST:
         width = max(1, round(width * pixel_aspect))
-    return (width, height) if orientation(frame).transposed else (height, width)
+    return (width, height) if upright.transposed else (height, width)
 
 
-def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None, pixel_aspect: Fraction = SQUARE) -> np.ndarray:
+def to_rgb(
+    frame: av.VideoFrame,
+    size: tuple[int, int] | None = None,
+    pixel_aspect: Fraction = SQUARE,
+    upright: Orientation = AS_STORED,
+) -> np.ndarray:
     """Decoded frame -> uint8 (H, W, 3) as players show it, scaled to `size` (height, width).
 
     That is upright, with square pixels, and with opacity over black.
     """
-    upright, size = orientation(frame), size or shown_size(frame, pixel_aspect)
+    size = size or shown_size(frame, upright, pixel_aspect)
     height, width = size[::-1] if upright.transposed else size
     shrinks = height < frame.height or width < frame.width
     alpha = frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)

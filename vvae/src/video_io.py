@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .colour import shown_size, tag, to_rgb, to_yuv
+from .colour import AS_STORED, Orientation, orientation, shown_size, tag, to_rgb, to_yuv
 from .container import CODEC_ERRORS, Video, open_file, open_video
 from .errors import VideoFileError, said_by
 from .files import replaced
@@ -58,7 +58,7 @@ def probe(path: str | Path) -> VideoInfo:
         frame = next(video.frames(), None)
         if frame is None:
             raise video.nothing_decoded()
-        size, has_sound = shown_size(frame, video.pixel_aspect), bool(video.container.streams.audio)
+        size, has_sound = shown_size(frame, orientation(frame), video.pixel_aspect), bool(video.container.streams.audio)
         return VideoInfo(*size, video.fps, has_sound, video.stream.frames)
 
 
@@ -71,9 +71,11 @@ def read_frames(
     keep_damaged is set; so does at once a film that changes its size while no `size` is given.
     """
     with open_video(path) as video:
-        shape = None
+        shape, rotation, upright = None, None, AS_STORED
         for number, frame in enumerate(video.frames()):
-            picture = _picture(video, frame, number, size)
+            if frame.rotation != rotation:  # which is cheap, but does not tell a picture from its mirror image
+                rotation, upright = frame.rotation, orientation(frame)
+            picture = _picture(video, frame, number, size, upright)
             if shape is not None and picture.shape != shape:
                 old, new = (f"{height}x{width}" for height, width, _ in (shape, picture.shape))
                 change = f"frame {number} is {new}, those before are {old} (height x width)"
@@ -86,9 +88,11 @@ def read_frames(
             video.require_intact()
 
 
-def _picture(video: Video, frame: av.VideoFrame, number: int, size: tuple[int, int] | None) -> np.ndarray:
+def _picture(
+    video: Video, frame: av.VideoFrame, number: int, size: tuple[int, int] | None, upright: Orientation
+) -> np.ndarray:
     try:
-        return to_rgb(frame, size, video.pixel_aspect)
+        return to_rgb(frame, size, video.pixel_aspect, upright)
     except CODEC_ERRORS as error:
         reason = f"cannot be converted to RGB ({said_by(error)})"
         raise VideoFileError(video.path, f"frame {number} in pixel format {frame.format.name} {reason}") from error
