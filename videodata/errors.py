@@ -48,7 +48,7 @@ def said_by(error: BaseException) -> str:
 
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ)
+BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # the last by exFAT and NTFS, for `12:30`
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Files are complete or absent, locked by one process, and listed in one way."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 from evaluation.gallery.runs import read_series
 from training.log import keep_rows
 from videodata import files
-from videodata.errors import UserError, VideoError
+from videodata.errors import UserError, VideoError, disk_errors
 from videodata.files import (
     atomic_path,
     files_in_folder,
@@ -189,6 +190,16 @@ def test_json(tmp_path):
     (tmp_path / "d.json").write_text("{")
     (tmp_path / "f.json").write_text('{"a": ' + "[" * 100_000)
     assert [read_json(tmp_path / f"{name}.json") for name in "cdef"] == [None] * 4
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL])
+def test_a_name_that_a_disk_refuses_is_the_error_of_one_file(tmp_path, number):
+    """EINVAL is what exFAT and NTFS say of `12:30`; the run goes on with the next file, which a full disk would end."""
+    with pytest.raises(VideoError, match="a.mp4: cannot be written under this name"), disk_errors(tmp_path / "a.mp4"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(UserError, match="no room left") as raised, disk_errors(tmp_path / "a.mp4"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not isinstance(raised.value, VideoError)
 
 
 def test_json_that_is_nested_too_deep(tmp_path):
