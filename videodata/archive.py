@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
@@ -38,7 +39,11 @@ from videodata.files import environment, lock_file, readable_size, require_room
 from videodata.files import replace as rename
 
 logger = logging.getLogger(__name__)
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
+# What Python's modules raise about a damaged archive; the last line is of names that are no text and numbers too large.
+DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError,
+    ValueError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
+)  # fmt: skip
 BOMB_RATIO = 100  # unpacked bytes per packed byte; videos hardly shrink at all
 BOMB_FLOOR = 16 << 20  # archives that unpack to less than this are never called a bomb
 MOST_MEMBERS = 2_000_000

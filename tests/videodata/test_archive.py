@@ -120,6 +120,18 @@ def test_members_may_have_any_name_but_one(box, make):
     refused(make(box / "data", {".unfinished/x": b"1"}), "has the name of what is not finished")
 
 
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_name_that_is_no_text_is_one_line(box, place):
+    """In the header of the member, and in the directory at the end, where the flag says UTF-8."""
+    data = make_zip(box / "data", {"drei ü.txt": b"three"}).read_bytes()
+    name = "ü".encode()
+    at = data.index(name) if place == "first" else data.rindex(name)
+    (box / "data").write_bytes(data[:at] + b"\xc3\x28" + data[at + 2 :])
+    with pytest.raises(UserError, match="cannot be extracted") as raised:
+        extract(box / "data", box / "out")
+    assert "\n" not in str(raised.value) and os.listdir(box) == ["data"]
+
+
 @pytest.mark.parametrize("end", [-60, -200])
 def test_what_a_damaged_archive_leaves_is_said(box, clips, end):
     """Members that are whole are kept for the next run, in one line; without one there is no folder either."""
