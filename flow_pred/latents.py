@@ -33,7 +33,7 @@ from training.state import weights_digest
 from training.writing import check_place
 from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
-from videodata.files import atomic_path
+from videodata.files import atomic_path, parse_json
 from videodata.finite import finite
 from videodata.hdf5 import hdf5_errors, lengths_between, open_hdf5
 from videodata.pixels import normalize
@@ -285,7 +285,7 @@ class LatentClips(Dataset):
         if any(len(entries) != len(self._lengths) for entries in texts.values()):
             raise ValueError(f"its texts are not of {len(self._lengths)} videos")
         for name in ("mean", "std"):
-            values = json.loads(self.attributes[name])
+            values = parse_json(self.attributes[name])
             if not isinstance(values, list) or len(values) != self.shape[0] or not np.isfinite(values).all():
                 raise ValueError(f"its {name} is not a number for each of {self.shape[0]} channels")
         for name in ("autoencoder", *(("source", "split", "fingerprint") if "place" in texts else ())):
@@ -328,7 +328,7 @@ class LatentClips(Dataset):
 
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel over all frames of the file."""
-        return json.loads(self.attributes["mean"]), json.loads(self.attributes["std"])
+        return parse_json(self.attributes["mean"]), parse_json(self.attributes["std"])
 
     def check(self, autoencoder: nn.Module) -> None:
         """Raises UserError if the latents are another autoencoder's."""

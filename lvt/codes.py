@@ -11,7 +11,6 @@ layout, which is only read, is one folder per video with one int64 .npy (C, h, w
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from training.config import from_dict
 from videodata.errors import UserError, said_by
-from videodata.files import lock_file, natural_key, publish, read_json, scan_files, write_json
+from videodata.files import lock_file, natural_key, parse_json, publish, read_json, scan_files, write_json
 from videodata.npy import read_array
 
 logger = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ class CodesFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            facts = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
+            facts = parse_json(self.path.with_suffix(".json").read_text(encoding="utf-8"))
             if facts.get("format") != FORMAT:
                 raise UserError(f"{self.path}: not a file of codes (its .json says {facts.get('format')!r})")
             self.videos = [from_dict(CodedVideo, entry, f"{self.path}: videos") for entry in facts["videos"]]
@@ -142,7 +141,7 @@ class CodesFile:
             check_places(self.videos, self.provenance)
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: missing; codes are an .npy with a .json beside it") from error
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             reason = f"damaged ({said_by(error)}); {ENCODE}"
             raise UserError(f"{self.path.with_suffix('.json')}: {reason}") from error
         self._array: np.ndarray | None = None

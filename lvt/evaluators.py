@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -33,7 +32,7 @@ from training.state import weights_digest
 from training.writing import check_place
 from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.files import atomic_path, write_json
+from videodata.files import atomic_path, read_json, write_json
 from videodata.pixels import channels_first
 
 logger = logging.getLogger(__name__)
@@ -211,7 +210,7 @@ def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
     """Note beside the folder what its samples are made from; those that were made from something else are removed."""
     note = folder.with_name(f"{folder.name}.json")
     note.parent.mkdir(parents=True, exist_ok=True)
-    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != made_from:
+    if read_json(note) != made_from:
         for stale in folder.glob("video_*_*"):
             shutil.rmtree(stale)
         write_json(note, made_from)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from training import distributed
 from training.writing import Attempts
 from videodata.errors import UserError, said_by
-from videodata.files import atomic_path, sha256_of, write_file, write_json
+from videodata.files import atomic_path, parse_json, sha256_of, write_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,12 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
     found = []
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         try:
-            manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            manifest = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
             numbers = {"step": int(manifest["step"]), "size": int(manifest["size"])}
             found.append(Checkpoint(path, {**manifest, **numbers, "sha256": str(manifest["sha256"])}))
         except FileNotFoundError:
             logger.warning("%s: ignored, its saving was interrupted (no manifest)", path)
-        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
+        except (ValueError, KeyError, TypeError, ArithmeticError):
             logger.warning("%s: ignored, its manifest is damaged", path)
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
@@ -168,7 +168,7 @@ def check_manifest(path: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        damage = Checkpoint(path, json.loads(manifest.read_text(encoding="utf-8"))).damage()
+        damage = Checkpoint(path, parse_json(manifest.read_text(encoding="utf-8"))).damage()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{manifest}: damaged; remove it to read {path.name} unverified") from error
     if damage:
@@ -305,7 +305,7 @@ def load_weights(path: str | Path) -> dict[str, Any]:
     except DAMAGE as error:
         raise UserError(f"{path}: cannot be read as .safetensors ({said_by(error)})") from error
     try:
-        stored = json.loads(metadata[METADATA])
+        stored = parse_json(metadata[METADATA])
         facts = {key: stored[key] for key in FACTS}
         networks: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

@@ -70,7 +70,11 @@ def read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return config
     if not isinstance(base, str):
         raise UserError(f"{path}: {BASE} must name a file, found {base!r}")
-    return merged(read_with_base((path.parent / base).resolve(), (*above, path)), config)
+    try:
+        below = (path.parent / base).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, or links that lead in a circle
+        raise UserError(f"{path}: {BASE} names no file: {said_by(error)}") from error
+    return merged(read_with_base(below, (*above, path)), config)
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ A command is run as a user would type it (`log/<name>.txt` begins with it), and 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from training.cli import command_line, run
 from videodata.errors import UserError
-from videodata.files import write_file
+from videodata.files import parse_json, write_file
 
 PRELOADED = ("torch", "torch.utils.tensorboard", "torchvision", "evaluation.runner", "evaluation.networks")
 POLL = 0.5  # seconds between looks at the processes
@@ -71,7 +70,7 @@ def last_step(metrics: Path) -> int:
         return 0
     for row in reversed(rows):
         with suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(row)["step"])
+            return int(parse_json(row)["step"])
     return 0
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from training.settings import TrainSettings
 from training.writing import Attempts, GrowingFile
 from videodata.errors import UserError
-from videodata.files import write_file
+from videodata.files import parse_json, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def keep_rows(path: Path, last_step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= last_step:
+            if parse_json(line)["step"] <= last_step:
                 kept.append(line + "\n")
     write_file(path, "".join(kept))
 

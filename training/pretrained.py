@@ -30,7 +30,7 @@ from training.checkpoint import DAMAGE, check_form, load_checkpoint, weights_pat
 from training.config import from_dict
 from training.folder import TRAINED_ON, trained_on
 from videodata.errors import UserError, said_by
-from videodata.files import atomic_path, readable_size, write_file, write_json
+from videodata.files import atomic_path, parse_json, readable_size, write_file, write_json
 
 FORMAT = 1
 METADATA = "pretrained"  # the one entry of the metadata
@@ -118,7 +118,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if METADATA not in metadata:
         raise UserError(f"{path}: not a file of scripts/pack_weights.py (no parts in it)")
     try:
-        facts = json.loads(metadata[METADATA])
+        facts = parse_json(metadata[METADATA])
         if facts["format"] > FORMAT:
             newer = f"has format {facts['format']}, this version reads up to {FORMAT}; update the project"
             raise UserError(f"{path}: {newer}")

@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
@@ -33,15 +34,20 @@ from typing import IO
 import rarfile
 from tqdm import tqdm
 
-from videodata.errors import UserError
-from videodata.files import environment, lock_file, readable_size, require_room, short_name
+from videodata.errors import UserError, one_line, said_by
+from videodata.files import environment, lock_file, readable_size, require_room
 from videodata.files import replace as rename
 
 logger = logging.getLogger(__name__)
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
+# What Python's modules raise about a damaged archive; the last line is of names that are no text and numbers too large.
+DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError,
+    ValueError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
+)  # fmt: skip
 BOMB_RATIO = 100  # unpacked bytes per packed byte; videos hardly shrink at all
 BOMB_FLOOR = 16 << 20  # archives that unpack to less than this are never called a bomb
 MOST_MEMBERS = 2_000_000
+WRITING = ".unfinished"  # folder in `<folder>.partial`, of the member that is being written; it tells that it is ours
 # None of them asks a question. unrar and bsdtar leave existing files alone; unar, told so, skips whole folders.
 TOOLS = {
     "unrar": lambda archive, folder: ["unrar", "x", "-o-", "-y", "-p-", "-inul", archive, folder + os.sep],
@@ -60,7 +66,8 @@ class ArchiveError(UserError):
     """An archive that cannot or must not be extracted."""
 
     def __init__(self, archive: object, reason: str) -> None:
-        super().__init__(f"{archive}: {reason}")
+        super().__init__(one_line(f"{archive}: {reason}"))
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,10 @@ class Member:
 def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str = "") -> Path:
     """Extract `archive` to the new folder `folder` and return it; an existing folder is returned as it is.
 
-    Members go to `<folder>.partial` first; a run that was interrupted continues with the missing ones. Every file is
-    checked (size, and CRC-32 where the archive has one) before the folder gets its name. hint: other source of the
-    same data, for the line that says that no rar extractor is installed. Raises ArchiveError or UserError.
+    Members go to `<folder>.partial` first; a run that was interrupted continues with the missing ones, and a folder of
+    that name in which none was at work is refused. Every file is checked (size, and CRC-32 where the archive has one)
+    before the folder gets its name. hint: other source of the same data, for the line that says that no rar extractor
+    is installed. Raises ArchiveError or UserError.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.exists():
@@ -89,20 +97,33 @@ def extract(archive: str | os.PathLike, folder: str | os.PathLike, *, hint: str 
         raise UserError(f"{archive}: no such file")
     unfinished = folder.with_name(folder.name + ".partial")
     with lock_file(folder, "extracting to"):
-        unfinished.mkdir(parents=True, exist_ok=True)
+        _take(unfinished)
         try:
             _extractor(archive)(archive, unfinished, hint)
-        except ArchiveError:
-            raise
-        except (*DAMAGE, OSError) as error:
-            kept = "; what is extracted so far is kept for the next run" if any(unfinished.iterdir()) else ""
-            raise ArchiveError(archive, f"cannot be extracted ({error}){kept}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.rmdir()  # only when nothing is in it
-        unfinished.mkdir(exist_ok=True)
+        except (ArchiveError, *DAMAGE, OSError) as error:
+            reason = error.reason if isinstance(error, ArchiveError) else f"cannot be extracted ({said_by(error)})"
+            if _holds_members(unfinished):
+                reason += "; what is extracted so far is kept for the next run"
+            else:
+                shutil.rmtree(unfinished)
+            raise ArchiveError(archive, reason) from error
+        shutil.rmtree(unfinished / WRITING, ignore_errors=True)
         rename(unfinished, folder)
     return folder
+
+
+def _take(unfinished: Path) -> None:
+    """Make the folder that grows, or go on with one. Raises UserError where there is something else."""
+    ours = (unfinished / WRITING).is_dir()
+    if os.path.lexists(unfinished) and not ours and not (unfinished.is_dir() and not any(unfinished.iterdir())):
+        raise UserError(f"{unfinished}: is there already, and no extraction was at work in it; move it away")
+    shutil.rmtree(unfinished / WRITING, ignore_errors=True)  # with what a kill left half-written
+    (unfinished / WRITING).mkdir(parents=True)
+
+
+def _holds_members(unfinished: Path) -> bool:
+    walk = os.walk(unfinished)
+    return any(files and Path(folder) != unfinished / WRITING for folder, _, files in walk)
 
 
 def _extractor(archive: Path):
@@ -162,7 +183,10 @@ def _normal_name(member: Member, archive: Path) -> str:
         raise ArchiveError(archive, f"refused: member {name!r} would be written outside the folder")
     if any(ord(character) < 32 for character in name) or member.kind == "other":
         raise ArchiveError(archive, f"refused: member {name!r} is no plain file or folder")
-    return posixpath.normpath(name)
+    name = posixpath.normpath(name)
+    if _key(name.split("/")[0]) == WRITING:
+        raise ArchiveError(archive, f"refused: member {member.name!r} has the name of what is not finished")
+    return name
 
 
 def _check_link(name: str, target: str | None, archive: Path) -> None:
@@ -249,16 +273,17 @@ def _write_members(members: Iterable[Member], folder: Path, archive: Path, open_
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"extract {archive.name}", leave=False, disable=None) as bar:
         for member in missing:
             with open_member(member.name) as source:
-                _write_file(source, folder / member.name)
+                _write_file(source, folder, member.name)
             if not is_intact(folder / member.name, member):
                 raise ArchiveError(archive, f"member {member.name!r} is damaged")
             bar.update(member.size)
 
 
-def _write_file(source: IO[bytes], path: Path) -> None:
+def _write_file(source: IO[bytes], folder: Path, name: str) -> None:
     # not files.atomic_path: no sync for each of 13,320 videos; `is_intact` checks each file instead
+    path, temporary = folder / name, folder / WRITING / "member"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(short_name(path.name) + ".partial")
+    temporary.parent.mkdir(exist_ok=True)
     try:
         with open(temporary, "wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
@@ -315,7 +340,7 @@ def _write_stored(archive: Path, missing: Iterable[Member], folder: Path) -> Non
             name = posixpath.normpath(info.filename)
             if name in names:
                 with contextlib.suppress(rarfile.Error), opened.open(info) as source:
-                    _write_file(source, folder / name)
+                    _write_file(source, folder, name)
 
 
 def available_tools() -> list[str]:
@@ -386,6 +411,8 @@ def _clean(members: list[Member], folder: Path) -> list[Member]:
     """Remove what the tools should not have made, supply copies, and return the members that are not intact."""
     wanted = {member.name: member for member in members}
     for root, folders, files in os.walk(folder):
+        if WRITING in folders and Path(root) == folder:
+            folders.remove(WRITING)
         for name in folders + files:
             path = Path(root, name)
             member = wanted.get(path.relative_to(folder).as_posix())

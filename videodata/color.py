@@ -22,7 +22,6 @@ LIMITED_RANGE = 1  # Y in 16..235, Cb and Cr in 16..240
 LUMA_WEIGHTS = {5: (0.299, 0.114), 1: (0.2126, 0.0722)}  # of red and blue, by colour matrix (BT.601, BT.709)
 UNKNOWN = 0
 SQUARE = Fraction(1)
-DISPLAY_MATRIX = SideDataType.DISPLAYMATRIX
 BARELY_WIDER = 0.01  # pixels that are so nearly square are not worth the blur of another scaling
 WIDEST = 4  # pixels beyond any that was ever in use: a damaged header
 
@@ -54,26 +53,23 @@ AS_STORED = Orientation(False, False, False)
 
 
 def orientation(frame: av.VideoFrame) -> Orientation:
-    """What the display matrix of a frame asks for, to the nearest quarter turn."""
-    matrix = frame.side_data.get(DISPLAY_MATRIX)
-    return AS_STORED if matrix is None else _orientation(bytes(matrix))
+    """What the display matrix of a frame asks for, to the nearest quarter turn. To be asked of few frames of a film:
 
-
-@functools.lru_cache(maxsize=16)
-def _orientation(matrix: bytes) -> Orientation:
-    """A row vector (column, row, 1) of the picture times the matrix is its place on the screen."""
+    PyAV ties a frame whose side data was looked at to itself, so that it stays in memory until the garbage collector
+    comes, and the decoder has to take new memory for the next one.
+    """
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        return AS_STORED
+    # A row vector (column, row, 1) of the picture times the matrix is its place on the screen.
     (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(True, c < 0, b < 0)
     return Orientation(False, a < 0, d < 0)
 
 
-def shown_size(frame: av.VideoFrame, pixel_aspect: Fraction = SQUARE) -> Size:
+def shown_size(frame: av.VideoFrame, upright: Orientation, pixel_aspect: Fraction = SQUARE) -> Size:
     """(height, width) at which players show a frame whose pixels are `pixel_aspect` times as wide as high."""
-    return _shown_size(frame, orientation(frame), pixel_aspect)
-
-
-def _shown_size(frame: av.VideoFrame, upright: Orientation, pixel_aspect: Fraction) -> Size:
     height, width = frame.height, frame.width
     if pixel_aspect != 1 and abs(pixel_aspect - 1) >= BARELY_WIDER and 1 / WIDEST <= pixel_aspect <= WIDEST:
         width = max(1, round(width * pixel_aspect))
@@ -81,14 +77,17 @@ def _shown_size(frame: av.VideoFrame, upright: Orientation, pixel_aspect: Fracti
 
 
 def to_rgb(
-    frame: av.VideoFrame, size: Size | None = None, resize: str = "crop", pixel_aspect: Fraction = SQUARE
+    frame: av.VideoFrame,
+    size: Size | None = None,
+    resize: str = "crop",
+    pixel_aspect: Fraction = SQUARE,
+    upright: Orientation = AS_STORED,
 ) -> np.ndarray:
     """Decoded frame -> uint8 (H, W, 3) RGB as players show it, resized by the rule of `resize.place`.
 
     That is upright, with square pixels, and with opacity over black.
     """
-    upright = orientation(frame)
-    placement = place(_shown_size(frame, upright, pixel_aspect), size, resize)
+    placement = place(shown_size(frame, upright, pixel_aspect), size, resize)
     stored = placement.scaled[::-1] if upright.transposed else placement.scaled
     return cut(upright.apply(_convert(frame, stored)), placement)
 

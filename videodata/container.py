@@ -17,7 +17,8 @@ import av
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from videodata.errors import VideoError
+from videodata.errors import VideoError, said_by
+from videodata.torn_files import ends_in_a_piece
 
 logger = logging.getLogger(__name__)
 # What PyAV raises about a file: not its own errors alone, but also those of text that is no UTF-8, of numbers out of
@@ -31,20 +32,25 @@ WITHOUT_LENGTH = {"mpegts", "mpeg", "ogg", "asf"}
 # Headers are rough: rates are rounded, the last frame's length is a guess. What lacks less is not called damaged.
 SECONDS_MISSING = 0.25
 FRAMES_MISSING = 2
-ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # identifier of the object that tells the size
-HEAD, TAIL = 1 << 16, 1 << 17  # bytes in which these properties stand, and in which the last packet of a file begins
 
 
 @contextmanager
 def open_video(path: str | Path) -> Iterator[Video]:
     """Open a video file for reading. Raises VideoError with one line if it is missing or is no video."""
+    with open_file(path) as container:
+        yield Video(Path(path), container)
+
+
+@contextmanager
+def open_file(path: str | Path) -> Iterator[av.container.InputContainer]:
+    """Open a file of pictures or of sound. Raises VideoError with one line."""
     path = Path(path)
     try:
         status = path.stat()
     except FileNotFoundError as error:
         raise VideoError(path, "no such file") from error
     except (OSError, ValueError) as error:
-        raise VideoError(path, f"cannot be opened ({what_it_says(error)})") from error
+        raise VideoError(path, f"cannot be opened ({said_by(error)})") from error
     if path.is_dir():
         raise VideoError(path, "is a folder, not a video file")
     if status.st_size == 0:
@@ -53,17 +59,11 @@ def open_video(path: str | Path) -> Iterator[Video]:
         # An absolute path: FFmpeg takes `12:30 clip.mp4` for an address. Tags are in any encoding and not used here.
         container = av.open(os.path.abspath(path), metadata_errors="replace")
     except PermissionError as error:
-        raise VideoError(path, f"cannot be opened ({what_it_says(error)})") from error
+        raise VideoError(path, f"cannot be opened ({said_by(error)})") from error
     except CODEC_ERRORS as error:
-        raise VideoError(path, f"is not a readable video ({what_it_says(error)})") from error
+        raise VideoError(path, f"is not a readable video ({said_by(error)})") from error
     with container:
-        yield Video(path, container)
-
-
-def what_it_says(error: Exception) -> str:
-    """The reason in an error of PyAV or of the system, in one line."""
-    lines = str(getattr(error, "strerror", None) or error).splitlines()
-    return lines[0] if lines else type(error).__name__
+        yield container
 
 
 def damaged(path: str | Path, what: str) -> VideoError:
@@ -81,6 +81,7 @@ class Video:
         self.first_error = ""
         self.lost = ""  # what is missing at the end of the file, once the end was reached
         self._end = 0  # of the last frame so far, in units of the stream
+        self._found = 0  # packets that hold something
         self._torn = False
         try:
             self.stream = _film(path, container)
@@ -88,8 +89,10 @@ class Video:
             self.stream.codec_context.thread_count = 1
             self.pixel_aspect = Fraction(self.stream.sample_aspect_ratio or 1)  # width of a pixel by its height
             self._alpha_decoder = _alpha_decoder(self.stream)
+        except VideoError:  # there are projects in which it is a ValueError
+            raise
         except CODEC_ERRORS as error:
-            raise VideoError(path, f"is not a readable video ({what_it_says(error)})") from error
+            raise VideoError(path, f"is not a readable video ({said_by(error)})") from error
 
     @property
     def fps(self) -> Fraction:
@@ -132,6 +135,7 @@ class Video:
                 self._note(error)
                 break
             if packet.size:
+                self._found += 1
                 self._torn = packet.is_corrupt
                 self._end = max(self._end, _end_of(packet))
             yield packet
@@ -155,28 +159,33 @@ class Video:
 
     def _note(self, error: Exception) -> None:
         self.damaged_packets += 1
-        self.first_error = self.first_error or what_it_says(error)
+        self.first_error = self.first_error or said_by(error)
 
     def _missing_at_end(self) -> str:
         """Why the file was cut off, as far as it tells; "" for a whole one. To be asked at its end."""
         if not self.stores_times:  # headers of AVI promise too much, and what is there of a broken one is used
             return ""
         names, end = set(self.container.format.name.split(",")), float(self._end * self.stream.time_base)
-        if self._torn or names & WITHOUT_LENGTH and _ends_in_a_piece(self.path, names):
+        if self._torn or names & WITHOUT_LENGTH and ends_in_a_piece(self.path, names):
             return f"cut off within a packet, after {end:.2f} seconds"
-        if not names & WITH_LENGTH or self.seconds is None:
+        if not names & WITH_LENGTH:
             return ""
         tolerated = max(SECONDS_MISSING, FRAMES_MISSING / (self.stream.average_rate or 1))
-        if self.seconds - end > tolerated and self.seconds - self._last_of_all() > tolerated:
-            return f"cut off after {end:.2f} of the {self.seconds:.2f} seconds that its header says"
+        known = self.seconds or 0
+        if known - end > tolerated and known - self._last_of_all() > tolerated:
+            return f"cut off after {end:.2f} of the {known:.2f} seconds that its header says"
+        # One frame is less than what is tolerated. Where the header counts them, they may all stand before the cut.
+        all_are_here = 0 < self.stream.frames <= self._found
+        if not all_are_here and ends_in_a_piece(self.path, names):
+            return f"cut off after {end:.2f} seconds, where its header says that more follows"
         return ""
 
     def _last_of_all(self) -> Fraction:
         """When the last of all streams ends, in seconds: sound is often longer than the pictures. Reads the file."""
         last = Fraction(0)
-        with open_video(self.path) as again:
+        with open_file(self.path) as again:
             try:
-                for packet in again.container.demux():
+                for packet in again.demux():
                     last = max(last, _end_of(packet) * packet.time_base)
             except CODEC_ERRORS:  # the end of what can be read, which is what was asked for
                 return last
@@ -195,6 +204,9 @@ def _film(path: Path, container: av.container.InputContainer) -> av.VideoStream:
     films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not films:
         raise VideoError(path, "holds sound with a cover picture, no video")
+    films = [stream for stream in films if stream.codec_context is not None]
+    if not films:
+        raise VideoError(path, "its pictures are in a format that FFmpeg has no decoder for")
     return next((film for film in films if film.index == best.index), films[0])
 
 
@@ -204,24 +216,3 @@ def _alpha_decoder(stream: av.VideoStream) -> av.CodecContext | None:
     if decoder is None or stream.metadata.get("alpha_mode") != "1" or decoder not in av.codecs_available:
         return None
     return av.CodecContext.create(decoder, "r")
-
-
-def _ends_in_a_piece(path: Path, containers: set[str]) -> bool:
-    """Whether a file of one of the containers WITHOUT_LENGTH ends within a packet."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-        file.seek(max(0, size - TAIL))
-        tail = file.read()
-    if "mpegts" in containers:  # packets of 188 bytes that begin with 0x47, on discs with 4 bytes of time before each
-        unit = 188 if head[:1] == b"\x47" else 192 if head[4:5] == b"\x47" else 1
-        return size % unit > 0
-    if "mpeg" in containers:  # packets of sound, pictures and padding: a code, then their length
-        last = max(tail.rfind(b"\0\0\1" + bytes([code])) for code in range(0xBD, 0xF0))
-        return last >= 0 and last + 6 + int.from_bytes(tail[last + 4 : last + 6], "big") > len(tail)
-    if "ogg" in containers:  # pages: 26 bytes, the number of pieces, the length of each, the pieces
-        last = tail.rfind(b"OggS")
-        lengths = tail[last + 27 : last + 27 + tail[last + 26]] if last + 27 <= len(tail) else b""
-        return last >= 0 and last + 27 + len(lengths) + sum(lengths) > len(tail)
-    place = head.find(ASF_PROPERTIES)  # after it and two more numbers, the size of the file; 0 in a broadcast
-    return place >= 0 and size < int.from_bytes(head[place + 40 : place + 48], "little")

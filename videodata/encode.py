@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from videodata.color import tag, to_yuv
-from videodata.container import CODEC_ERRORS, what_it_says
-from videodata.errors import UserError, disk_errors
+from videodata.container import CODEC_ERRORS
+from videodata.errors import UserError, disk_errors, said_by
 from videodata.files import atomic_path
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def write_video(
         if isinstance(error, OSError):
             with disk_errors(path):
                 raise
-        raise UserError(f"{path}: cannot be written ({what_it_says(error)})") from error
+        raise UserError(f"{path}: cannot be written ({said_by(error)})") from error
     return path
 
 

@@ -39,12 +39,16 @@ class VideoError(UserError):
 
 
 def said_by(error: BaseException) -> str:
-    """What an error of a library says, shortened; its type where it says nothing."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What an error of a library or of the system says, in one short line; its type where it says nothing.
+
+    Not the names of files that errors of the system end with: the message around it has them, as they are to be shown.
+    """
+    text = getattr(error, "strerror", None) or error
+    return " ".join(str(text).split())[:200] or type(error).__name__
 
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ)
+BAD_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # the last by exFAT and NTFS, for `12:30`
 
 
 @contextmanager
@@ -57,7 +61,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if number in BAD_NAME:
             raise VideoError(path, f"cannot be written under this name ({os.strerror(number)})") from error
         reason, remedy = ("no room left", "free some space") if number in FULL else ("cannot be written", "mend that")
-        said = os.strerror(number) if number else str(error).splitlines()[0]
+        said = os.strerror(number) if number else said_by(error)
         raise UserError(
             f"{path}: {reason} ({said}); {remedy} and run the same command again: it continues where it stopped"
         ) from error

@@ -177,10 +177,18 @@ def write_json(path: str | Path, value: Any, sort_keys: bool = True) -> None:
 def read_json(path: str | Path) -> dict | None:
     """The dictionary in a JSON file; None for a file that is absent, damaged or holds something else."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for what is none, or is nested deeper than the parser follows."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deep") from error
 
 
 def sha256_of(path: str | Path) -> str:

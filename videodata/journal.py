@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videodata.errors import UserError, VideoError, disk_errors, said_by
-from videodata.files import has_suffix, lock_file, read_json, remove_debris, write_json
+from videodata.files import has_suffix, lock_file, parse_json, read_json, remove_debris, write_json
 
 JOURNAL_FORMAT = "videodata-npy-journal"
 PARTS_FORMAT = "videodata-parts"  # of an index of what several machines made
@@ -34,10 +34,10 @@ def sidecar_path(path: Path) -> Path:
 def read_sidecar(path: Path) -> dict:
     """Content of a side-car, or of an index of several. Raises VideoError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise VideoError(path, f"cannot be read ({said_by(error)}); prepare the data again") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = f"is not valid JSON ({said_by(error)}); prepare the data again or remove the file"
         raise VideoError(path, reason) from error
     if not isinstance(content, dict):
@@ -143,7 +143,7 @@ def read_journal(path: Path) -> tuple[dict | None, list[Entry], list[int]]:
         for line in file:
             position += len(line)
             try:
-                fields = json.loads(line) if line.endswith(b"\n") else None
+                fields = parse_json(line) if line.endswith(b"\n") else None
                 if head is None and (not isinstance(fields, dict) or fields.get("format") != JOURNAL_FORMAT):
                     break
                 if head is not None:

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from videodata.color import orientation, shown_size, to_rgb
-from videodata.container import CODEC_ERRORS, Video, damaged, open_video, what_it_says
-from videodata.errors import VideoError
+from videodata.color import AS_STORED, orientation, shown_size, to_rgb
+from videodata.container import CODEC_ERRORS, Video, damaged, open_video
+from videodata.errors import VideoError, said_by
 from videodata.resize import Size, as_size
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ def probe(path: str | Path) -> VideoInfo:
         frame = next(video.frames(), None)
         if frame is None:
             raise video.nothing_decoded()
-        height, width = shown_size(frame, video.pixel_aspect)
+        upright = orientation(frame)
+        height, width = shown_size(frame, upright, video.pixel_aspect)
         return VideoInfo(
             height=height,
             width=width,
@@ -73,7 +74,7 @@ def probe(path: str | Path) -> VideoInfo:
             codec=video.stream.codec_context.name,
             pixel_format=frame.format.name,
             rotation=frame.rotation,
-            mirrored=orientation(frame).is_mirrored,
+            mirrored=upright.is_mirrored,
             pixel_aspect=video.pixel_aspect,
             seconds=video.seconds,
         )
@@ -236,14 +237,18 @@ class _Pictures:
     def __init__(self, video: Video, size: Size | None, resize: str) -> None:
         self._video, self._size, self._resize = video, size, resize
         self.shape: tuple[int, ...] | None = None  # of the pictures so far
+        self._rotation: int | None = None
+        self._upright = AS_STORED
 
     def rgb(self, frame: av.VideoFrame, number: int) -> np.ndarray:
         """Frame `number` of the film as uint8 (H, W, 3) RGB. Raises VideoError where it has another size."""
         path = self._video.path
+        if frame.rotation != self._rotation:  # which is cheap, but does not tell a picture from its mirror image
+            self._rotation, self._upright = frame.rotation, orientation(frame)
         try:
-            picture = to_rgb(frame, self._size, self._resize, self._video.pixel_aspect)
+            picture = to_rgb(frame, self._size, self._resize, self._video.pixel_aspect, self._upright)
         except CODEC_ERRORS as error:
-            reason = f"cannot be converted to RGB ({what_it_says(error)})"
+            reason = f"cannot be converted to RGB ({said_by(error)})"
             raise VideoError(path, f"frame {number} in pixel format {frame.format.name} {reason}") from error
         if self.shape is not None and picture.shape != self.shape:
             old, new = (f"{height}x{width}" for height, width, _ in (self.shape, picture.shape))

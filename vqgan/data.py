@@ -5,7 +5,6 @@ Batch files are a data set cut into `<name>_batch_<k>.npy`, each uint8 (videos, 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -20,6 +19,7 @@ from training.randomness import derive_seed
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path, files_in_folder, write_json
+from videodata.journal import read_sidecar
 from videodata.npy import FORMAT, VERSION, NpySource, check_layout, map_array
 from videodata.source import ClipSource, JoinedSource
 from videodata.sources import is_generated
@@ -210,7 +210,7 @@ def write_sidecar(source: Path, path: Path, first: int, last: int) -> None:
     sidecar = source.with_suffix(".json")
     if not sidecar.is_file():
         return
-    content = json.loads(sidecar.read_text(encoding="utf-8"))
+    content = read_sidecar(sidecar)
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise VideoError(sidecar, f"does not describe {source.name}; remove or rename it")
     videos = []

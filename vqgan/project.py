@@ -12,7 +12,6 @@ While an array is made it is <split>.npy.partial, and <split>.npy.progress says 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -136,9 +135,11 @@ def open_partial(projection: Projection, path: Path) -> tuple[np.memmap, int]:
     frame = (1, height // factor, width // factor)
     shape = (len(lengths), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
     if partial(path).exists() and progress(path).exists():
-        noted = json.loads(progress(path).read_text(encoding="utf-8"))
-        if noted["made_from"] != projection.made_from:
-            raise UserError(f"{partial(path)}: was begun from {noted['made_from']}; remove it, or name another folder")
+        noted = read_json(progress(path)) or {}
+        if noted.get("made_from") != projection.made_from:
+            raise UserError(
+                f"{partial(path)}: was begun from {noted.get('made_from')}; remove it, or name another folder"
+            )
         array = np.lib.format.open_memmap(partial(path), "r+")
         if array.shape != shape:
             raise UserError(f"{partial(path)}: has shape {array.shape}, not {shape}; remove it to begin again")

@@ -114,7 +114,7 @@ def write_statistics(args: argparse.Namespace) -> None:
     found = latent_statistics(files_in(args.latents, LATENT_SUFFIXES))
     try:
         present = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise VVAEError(f"{args.out}: not valid JSON ({error}); name another --out") from error
     with replaced(args.out) as temporary:
         temporary.write_text(json.dumps({**present, **found}, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -154,7 +154,8 @@ def place(clip: Clip, folder: Path, stem: str) -> Medium:
     if suffix in PICTURES:
         return Medium(_copy(path, folder / f"{stem}{suffix}"))
     info = probe(path)
-    if panel is None and suffix in CONTAINERS and (info.codec, info.pixel_format) in PLAYED and not info.rotation:
+    turned = info.rotation or info.mirrored  # not every browser does either
+    if panel is None and suffix in CONTAINERS and (info.codec, info.pixel_format) in PLAYED and not turned:
         name = _copy(path, folder / f"{stem}{suffix}")
         return Medium(name, count_frames(path), info.fps, info.width, info.height)
     frames, fps = read_clip(clip)

@@ -4,7 +4,6 @@ several side by side (where their configurations differ, their curves in one dia
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from evaluation.gallery.content import PICTURES, Clip, Curve, Grid, Line, Row, S
 from evaluation.gallery.page import Gallery
 from evaluation.report import FORMAT
 from videodata.errors import UserError
-from videodata.files import files_in_folder, natural_key
+from videodata.files import files_in_folder, natural_key, parse_json, read_json
 from videodata.video import VIDEO_SUFFIXES
 
 DEPTH = 3  # folders below the run's
@@ -106,7 +105,7 @@ def read_series(path: Path) -> dict[str, Points]:
     series: dict[str, Points] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(text)
+            record = parse_json(text)
         except ValueError:
             continue
         if not isinstance(record, dict) or not is_number(record.get("step")):
@@ -128,11 +127,8 @@ def read_line(path: Path | str, key: str, label: str = "") -> Line:
 def read_reports(folder: Path) -> Iterator[dict[str, Any]]:
     """The results that scripts/evaluate.py and its like have written below the folder."""
     for path in files_named(folder, "*.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError):
-            continue  # not ours
-        if isinstance(content, dict) and content.get("format") == FORMAT:
+        content = read_json(path) or {}
+        if content.get("format") == FORMAT:  # others are not ours
             yield {**content, "file": path.relative_to(folder).as_posix()}
 
 
@@ -140,7 +136,7 @@ def read_yaml(path: Path) -> Any:
     """A configuration as plain values."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from evaluation.gallery import Gallery, Grid, Overview, Panel, Row
-from evaluation.gallery.content import Curve, Line
+from evaluation.gallery.content import Curve, Line, place
 from evaluation.gallery.page import draw, nice_ticks, template
 from evaluation.gallery.runs import read_line
 from tests.evaluation.browser import Browser, find_browser
+from tests.videodata.odd_films import film, turned
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.video import probe, read_video
@@ -112,6 +113,20 @@ def test_each_control_has_a_name_and_navigation_leads_to_the_sections(media, tmp
     assert len(buttons) == 9 and all(attributes["aria-label"] for attributes in buttons)
     ids = {attributes["id"] for attributes in page.all("section")}
     assert {link["href"] for link in page.all("a") if "media/" not in link["href"]} == {f"#{name}" for name in ids}
+
+
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)])
+def test_films_that_are_stored_otherwise_than_shown_are_written_anew(tmp_path, matrix):
+    """Mirrored and turned ones: the page needs no player that knows their display matrix. Others are copied."""
+    plain = film(tmp_path / "plain.mp4", 4)
+    path = turned(plain, tmp_path / "turned.mp4", matrix)
+    place(plain, tmp_path, "copy")
+    assert (tmp_path / "copy.mp4").read_bytes() == plain.read_bytes()
+    medium = place(path, tmp_path, "anew")
+    info, right = probe(tmp_path / medium.name), read_video(path)[0]
+    assert not info.mirrored and info.rotation == 0
+    shown = read_video(tmp_path / medium.name)[0]
+    assert shown.shape == right.shape and abs(shown.astype(float) - right).mean() < 3
 
 
 def test_missing_and_unknown_media_are_one_line(media, tmp_path):

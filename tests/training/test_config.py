@@ -134,8 +134,8 @@ def test_a_wrong_value_is_named(values, message):
 
 @pytest.mark.parametrize(
     "content",
-    [b"_BASE_: [1]\n", "a: ü\n".encode("utf-16"), b"a: " + b"[" * 3000, b"a: ${b\n", b"\x00"],
-    ids=["base", "utf-16", "deep", "open", "null"],
+    [b"_BASE_: [1]\n", "a: ü\n".encode("utf-16"), b"a: " + b"[" * 3000, b"a: ${b\n", b"\x00", b'_BASE_: "a\\0b"\n'],
+    ids=["base", "utf-16", "deep", "open", "null", "null in a name"],
 )
 def test_files_that_are_no_configuration_are_one_line(tmp_path, content):
     """Whatever the parser raises for them."""

@@ -19,11 +19,11 @@ SHORT_GROUPS = {"libx264": X264, "libx265": X265, "libvpx-vp9": {"g": str(GROUP)
 
 
 def picture(number: int, height: int = 96, width: int = 160) -> np.ndarray:
-    """uint8 (H, W, 3)."""
+    """uint8 (H, W, 3). The lower half is darker, so that up and down are not alike."""
     columns = np.arange(width) * BARS // width
-    return np.broadcast_to(
-        np.where(number >> columns & 1, 235, 16).astype(np.uint8)[:, None], (height, width, 3)
-    ).copy()
+    bright = np.where(np.arange(height) < height / 2, 235, 190)[:, None]
+    grey = np.where(number >> columns & 1, bright, 16).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def number_of(frame: np.ndarray) -> int:
@@ -103,3 +103,12 @@ def turned(source: Path, target: Path, matrix: Sequence[int]) -> Path:
     place = data.index(unity, data.index(b"tkhd"))
     target.write_bytes(data[:place] + asked + data[place + len(unity) :])
     return target
+
+
+def changing_film(path: Path) -> Path:
+    """Twenty frames of 96x160, then twenty of 160x96: transport streams can be joined byte by byte."""
+    parts = [film(path.with_suffix(f".{index}.ts"), 20, size=size) for index, size in enumerate([(96, 160), (160, 96)])]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for part in parts:
+        part.unlink()
+    return path

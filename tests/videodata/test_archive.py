@@ -84,8 +84,70 @@ def test_interrupted_extraction_continues(box, kind):
     (partial / "one.bin").write_bytes(CONTENT["a/one.bin"])
     os.utime(partial / "one.bin", (1, 1))
     (box / "out.partial" / "three ü.txt").write_bytes(b"th")
+    (box / "out.partial" / ".unfinished").mkdir()
+    (box / "out.partial" / ".unfinished" / "member").write_bytes(b"hal")
     assert tree(extract(archive, box / "out")) == CONTENT
     assert (box / "out" / "a" / "one.bin").stat().st_mtime == 1
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "rar"])
+def test_a_folder_of_the_user_stays_as_it_is(box, clips, kind):
+    """Nothing is written between somebody's files, and none of them is removed; an empty folder is as good as none."""
+    if kind == "rar":
+        archive = shutil.copyfile(clips / "rar" / "seektest.rar", box / "data")
+    else:
+        archive = make_zip(box / "data", CONTENT) if kind == "zip" else make_tar(box / "data", CONTENT)
+    (box / "out.partial").mkdir()
+    (box / "out.partial" / "mine.txt").write_text("mine")
+    refused(archive, "out.partial: is there already, and no extraction was at work in it; move it away")
+    (box / "out.partial" / "mine.txt").rename(box / "mine.txt")
+    (box / "out.partial").rmdir()
+    (box / "mine.txt").rename(box / "out.partial")
+    refused(archive, "out.partial: is there already")
+    if kind != "rar" or archive_rar.available_tools():
+        (box / "out.partial").unlink()
+        (box / "out.partial").mkdir()
+        assert tree(extract(archive, box / "out"))
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_members_may_have_any_name_but_one(box, make):
+    """Names of unfinished files elsewhere in the house, before and behind what they would be those of."""
+    names = ("a.mp4.partial", "a.mp4", "a.mp4.tmp", "b/.unfinished", "member", "a/member", "c", "c.partial")
+    members = {name: name.encode() for name in names}
+    assert tree(extract(make(box / "data", members), box / "out")) == members
+    shutil.rmtree(box / "out")
+    refused(make(box / "data", {".unfinished/x": b"1"}), "has the name of what is not finished")
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_name_that_is_no_text_is_one_line(box, place):
+    """In the header of the member, and in the directory at the end, where the flag says UTF-8."""
+    data = make_zip(box / "data", {"drei ü.txt": b"three"}).read_bytes()
+    name = "ü".encode()
+    at = data.index(name) if place == "first" else data.rindex(name)
+    (box / "data").write_bytes(data[:at] + b"\xc3\x28" + data[at + 2 :])
+    with pytest.raises(UserError, match="cannot be extracted") as raised:
+        extract(box / "data", box / "out")
+    assert "\n" not in str(raised.value) and os.listdir(box) == ["data"]
+
+
+@pytest.mark.parametrize("end", [-60, -200])
+def test_what_a_damaged_archive_leaves_is_said(box, clips, end):
+    """Members that are whole are kept for the next run, in one line; without one there is no folder either."""
+    members = {"a/one": bytes(range(256)) * 20, "b/two": b"2" * 900}
+    data = make_zip(box / "data", members, zipfile.ZIP_STORED).read_bytes()
+    (box / "data").write_bytes(data.replace(b"2" * 900, b"3" * 900))
+    with pytest.raises(UserError, match="b/two.*; what is extracted so far is kept for the next run"):
+        extract(box / "data", box / "out")
+    assert (box / "out.partial/a/one").is_file()
+    shutil.rmtree(box / "out.partial")
+    whole = (clips / "rar" / "seektest.rar").read_bytes()
+    (box / "data").write_bytes(whole[:end])
+    with pytest.raises(UserError) as raised:
+        extract(box / "data", box / "out")
+    assert (box / "out.partial").exists() == ("kept for the next run" in str(raised.value))
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "C:/x", "a\\..\\..\\x"])
@@ -266,7 +328,7 @@ def test_rar_that_was_interrupted(clips, tmp_path):
     if not archive_rar.available_tools():
         pytest.skip("no program that extracts rar is installed")
     partial = tmp_path / "out.partial"
-    partial.mkdir()
+    (partial / ".unfinished").mkdir(parents=True)
     whole = extract(clips / "rar" / "seektest.rar", tmp_path / "whole")
     shutil.copyfile(whole / "stest1.txt", partial / "stest1.txt")
     (partial / "stest2.txt").write_bytes(b"half")

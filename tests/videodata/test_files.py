@@ -1,5 +1,6 @@
 """Files are complete or absent, locked by one process, and listed in one way."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,13 +11,16 @@ from urllib.parse import unquote
 
 import pytest
 
+from evaluation.gallery.runs import read_series
+from training.log import keep_rows
 from videodata import files
-from videodata.errors import UserError
+from videodata.errors import UserError, VideoError, disk_errors
 from videodata.files import (
     atomic_path,
     files_in_folder,
     holds_files,
     lock_file,
+    parse_json,
     portable_name,
     read_json,
     remove_debris,
@@ -25,6 +29,7 @@ from videodata.files import (
     write_file,
     write_json,
 )
+from videodata.journal import read_sidecar
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -183,7 +188,32 @@ def test_json(tmp_path):
     assert read_json(tmp_path / "a.json") == {"a": "ü", "b": 1}
     (tmp_path / "c.json").write_text("[1]")
     (tmp_path / "d.json").write_text("{")
-    assert [read_json(tmp_path / f"{name}.json") for name in "cde"] == [None, None, None]
+    (tmp_path / "f.json").write_text('{"a": ' + "[" * 100_000)
+    assert [read_json(tmp_path / f"{name}.json") for name in "cdef"] == [None] * 4
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL])
+def test_a_name_that_a_disk_refuses_is_the_error_of_one_file(tmp_path, number):
+    """EINVAL is what exFAT and NTFS say of `12:30`; the run goes on with the next file, which a full disk would end."""
+    with pytest.raises(VideoError, match="a.mp4: cannot be written under this name"), disk_errors(tmp_path / "a.mp4"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(UserError, match="no room left") as raised, disk_errors(tmp_path / "a.mp4"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not isinstance(raised.value, VideoError)
+
+
+def test_json_that_is_nested_too_deep(tmp_path):
+    """It is no error of its own kind: a damaged side-car, a line that is passed over."""
+    deep = "[" * 100_000 + "]" * 100_000
+    with pytest.raises(ValueError, match="nested too deep"):
+        parse_json(deep)
+    for name in ("a.json", "metrics.jsonl"):
+        (tmp_path / name).write_text(f'{deep}\n{{"step": 1, "loss": 2.0}}\n')
+    with pytest.raises(VideoError, match="a.json: is not valid JSON"):
+        read_sidecar(tmp_path / "a.json")
+    assert read_series(tmp_path / "metrics.jsonl") == {"loss": [(1.0, 2.0)]}
+    keep_rows(tmp_path / "metrics.jsonl", 1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
 def test_a_lock_is_held_by_one_and_given_back_by_the_dead(tmp_path):

@@ -34,9 +34,10 @@ def test_time_comes_first_in_the_published_file(tmp_path):
     np.save(tmp_path / "clips.npy", array)
     clips = PublishedClips(tmp_path / "clips.npy")
     assert len(clips) == 3 and np.array_equal(clips.read(2, 4, 5, 3), np.repeat(array[4:17:3, 2, ..., None], 3, -1))
-    np.save(tmp_path / "turned.npy", array.swapaxes(0, 1))
-    with pytest.raises(UserError, match="expected uint8"):
-        PublishedClips(tmp_path / "turned.npy")
+    for other in (array.swapaxes(0, 1), array[:, :0], array[..., :0], array[0], np.uint8(3)):
+        np.save(tmp_path / "other.npy", other)
+        with pytest.raises(UserError, match="expected uint8|other.npy"):
+            PublishedClips(tmp_path / "other.npy")
 
 
 def test_training_clips(tmp_path):

@@ -1,5 +1,6 @@
 """Files as they come from other people: tags in any encoding, cut films, rates that vary, mirrors and flat pixels."""
 
+import gc
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from scripts import prepare_data
 from tests.videodata.odd_films import (
     GROUP,
     SHIFT_JIS,
+    changing_film,
     cut_off,
     film,
     number_of,
@@ -28,6 +30,7 @@ from videodata.prepare import SequenceSettings, expected_sequences
 from videodata.resize import resize_frames
 from videodata.video import VIDEO_SUFFIXES, count_frames
 from videodata.video_folder import list_videos
+from vvae.src.video_io import read_frames
 
 SIZE = ["--width", "40", "--height", "24", "--workers", "2"]
 FAST_START = {"options": {"movflags": "+faststart"}}
@@ -158,6 +161,7 @@ def test_the_display_matrix_is_applied_as_players_do(tmp_path, name):
     path = turned(film(tmp_path / "a.mp4", 3), tmp_path / "turned.mp4", matrix)
     stored, right = read_video(tmp_path / "a.mp4")[0], read_video(path)[0]
     assert np.array_equal(right, np.stack([shown(frame) for frame in stored]))
+    assert np.array_equal(right, stored) == (name == "as it is")
     info = probe(path)
     a, b, c, d = matrix
     assert (info.height, info.width) == right.shape[1:3] and info.mirrored == (a * d - b * c < 0)
@@ -203,15 +207,6 @@ def test_pixels_that_are_as_good_as_square_are_kept(tmp_path, aspect):
     assert read_video(film(tmp_path / "a.mp4", 2, pixel_aspect=aspect))[0].shape == (2, 96, 160, 3)
 
 
-def changing_film(path: Path) -> Path:
-    """Twenty frames of 96x160, then twenty of 160x96: transport streams can be joined byte by byte."""
-    parts = [film(path.with_suffix(f".{index}.ts"), 20, size=size) for index, size in enumerate([(96, 160), (160, 96)])]
-    path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    for part in parts:
-        part.unlink()
-    return path
-
-
 def test_a_film_that_changes_its_size(tmp_path):
     """One line with the frame and both sizes; frames of one size where one is asked for."""
     path = changing_film(tmp_path / "a.ts")
@@ -246,6 +241,35 @@ def test_a_film_that_was_cut_off_says_so(tmp_path, suffix):
         assert 4 < len(kept) <= 100 and kept[:-4] == list(range(len(kept) - 4))  # three wait for one that follows them
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "mp4"])
+def test_a_film_that_lacks_a_single_frame_says_so(tmp_path, suffix):
+    """Less than the rounding of headers: the container's own lengths tell. What is behind the pictures is no loss."""
+    codec, options = {**CONTAINERS, "mp4": ("libx264", FAST_START)}[suffix]
+    whole = film(tmp_path / f"whole.{suffix}", 20, codec, size=(32, 32), **options)
+    outcomes = set()
+    for share in np.linspace(0.8, 0.999, 50):
+        path = cut_off(whole, tmp_path / f"cut.{suffix}", share)
+        try:
+            assert len(read_video(path)[0]) == count_frames(path) == 20, share
+            outcomes.add("whole")
+        except VideoError as error:
+            assert "damaged: " in str(error)
+            outcomes.add("damaged")
+    assert outcomes == ({"damaged"} if suffix == "mp4" else {"damaged", "whole"})
+
+
+def test_a_fragment_that_was_cut_off_says_so(tmp_path):
+    """Its header counts no frames; the box in which they lie is longer than the file."""
+    options = {"options": {"movflags": "+frag_keyframe+empty_moov"}}
+    whole = film(tmp_path / "a.mp4", 30, size=(32, 32), **options)
+    assert count_frames(whole) == 30
+    data = whole.read_bytes()
+    for last in range(data.rindex(b"mdat") + 4, data.rindex(b"mfra") - 4, 7):
+        (tmp_path / "cut.mp4").write_bytes(data[:last])
+        with pytest.raises(VideoError, match="damaged: "):
+            read_video(tmp_path / "cut.mp4")
+
+
 def test_a_recording_that_was_cut_off(clips):
     """24 of 60 frames."""
     path = clips / "reports/mkv_trunc.mkv"
@@ -260,6 +284,31 @@ def test_sound_that_goes_on_is_no_damage(tmp_path, suffix):
     path = film(tmp_path / f"a.{suffix}", 25, sound=4)
     assert probe(path).seconds > 3
     assert_windows(path, list(range(25)))
+
+
+@pytest.mark.parametrize(("suffix", "codec", "name"), [("mp4", "libx264", b"avc1"), ("avi", "mpeg4", b"FMP4")])
+def test_pictures_that_nothing_decodes(tmp_path, suffix, codec, name):
+    """A format without a name, or one that FFmpeg does not know: one line."""
+    path = film(tmp_path / f"a.{suffix}", 5, codec)
+    data = path.read_bytes()
+    at = data.rindex(name)
+    path.write_bytes(data[:at] + b"\0xyz" + data[at + 4 :])
+    for read in (probe, count_frames, read_video):
+        with pytest.raises(VideoError, match="are in a format that FFmpeg has no decoder for"):
+            read(path)
+
+
+@pytest.mark.parametrize("frames_of", [iter_frames, read_frames], ids=["project", "vvae"])
+def test_no_frame_outlives_its_use(tmp_path, frames_of):
+    """Frames that wait for the garbage collector fill the memory, and cost a tenth of the time."""
+    path = film(tmp_path / "a.mp4", 100)
+    gc.collect()
+    gc.disable()
+    try:
+        assert sum(1 for _ in frames_of(path)) == 100
+        assert gc.collect() < 30
+    finally:
+        gc.enable()
 
 
 def test_a_song_with_a_cover_is_no_film(clips):

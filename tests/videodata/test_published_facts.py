@@ -29,6 +29,15 @@ def test_groups_give_the_official_lists_of_ucf101(clips):
             assert len(listed) == count
 
 
+def test_numbers_of_frames_that_nothing_has(tmp_path):
+    """More digits than Python turns into a number, or than a film has frames."""
+    for number in ("9" * 6000, "9" * 10):
+        (tmp_path / "00sequences.txt").write_text(f"person01_boxing_d1\tframes\t1-95, 96-{number}\n")
+        with pytest.raises(UserError, match=r"00sequences.txt: person01_boxing_d1 has no frames 96-9{10}") as raised:
+            kth.read_sequences(tmp_path / "00sequences.txt")
+        assert len(str(raised.value)) < len(str(tmp_path)) + 200
+
+
 def test_sequences_of_kth(clips, tmp_path):
     """2391 sequences of 599 films, divided by persons as published: 1528 and 863 for prediction."""
     listed = kth.read_sequences(clips / "kth" / "00sequences.txt")

@@ -1,5 +1,7 @@
 """Writing: what comes back has the colours, the frame count, the size and the rate that were written."""
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import product
@@ -11,9 +13,14 @@ import torch
 
 from videodata import UserError, probe, read_video, to_uint8, write_video
 from videodata.shapes import Shapes
+from vvae.src.errors import VVAEError
+from vvae.src.video_io import read_video as read_with_vvae
+from vvae.src.video_io import write_video as write_with_vvae
 
 PRIMARIES = list(product((0, 255), repeat=3))
 HALVES = list(product((0, 128, 255), repeat=3))
+WRITERS = pytest.mark.parametrize("write", [write_video, write_with_vvae], ids=["project", "vvae"])
+REFUSALS = (UserError, VVAEError)
 GREYS = [(level, level, level) for level in range(0, 256, 5)]
 
 
@@ -159,3 +166,125 @@ def test_one_input_has_one_file(size, count, tmp_path):
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(written, range(count)))) == 1
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    ("fps", "right"),
+    [
+        (np.float32(25), Fraction(25)),
+        (np.float32(30000 / 1001), Fraction(30000, 1001)),
+        (np.float64(23.976), Fraction(2997, 125)),
+        (np.int64(12), Fraction(12)),
+        (torch.tensor(25), Fraction(25)),
+        (torch.tensor(24000 / 1001), Fraction(24000, 1001)),
+        (torch.tensor([[12.5]], dtype=torch.float64), Fraction(25, 2)),
+    ],
+    ids=str,
+)
+def test_rates_may_be_scalars_of_arrays(tmp_path, write, fps, right):
+    """In 32 bits too, where 30000/1001 is another number than in 64."""
+    write(tmp_path / "c.mp4", np.zeros((3, 16, 16, 3), np.uint8), fps)
+    assert read_video(tmp_path / "c.mp4")[1] == read_with_vvae(tmp_path / "c.mp4")[1] == right
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    "fps",
+    [
+        np.float32("nan"),
+        float("inf"),
+        torch.tensor([24.0, 25.0]),
+        torch.tensor(-1.0),
+        np.float64(0),
+        "fast",
+        "1/0",
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_no_rate_is_refused(tmp_path, write, fps):
+    """One line, and no file."""
+    with pytest.raises(REFUSALS, match="fps must be") as raised:
+        write(tmp_path / "c.mp4", np.zeros((3, 16, 16, 3), np.uint8), fps)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray], ids=["torch", "numpy"])
+def test_values_without_a_colour_are_refused(tmp_path, kind, value):
+    """One pixel of NaN is not written as black."""
+    clip = np.zeros((3, 4, 16, 16), np.float32)
+    clip[1, 2, 3, 4] = value
+    with pytest.raises(UserError, match="hold NaN or infinite values"):
+        write_video(tmp_path / "c.mp4", kind(clip), 10)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((2, 8, 8, 3), np.float32),
+        np.zeros((2, 8, 8), np.uint8),
+        np.zeros((2, 8, 8, 4), np.uint8),
+        np.zeros((2, 0, 8, 3), np.uint8),
+        [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)],
+    ],
+)
+def test_what_are_no_frames_is_refused_by_the_other_writer_too(tmp_path, frames):
+    """Numbers that are no bytes, no colours, an alpha channel, no rows, two sizes."""
+    with pytest.raises(VVAEError, match="each frame must be uint8|cannot follow others"):
+        write_with_vvae(tmp_path / "c.mp4", frames, 10)
+    assert not list(tmp_path.iterdir())
+
+
+@WRITERS
+def test_places_that_cannot_be_written_are_one_line(tmp_path, write):
+    """A file where a folder must be, a folder where the file must be, a name that no disk takes."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "folder.mp4" / "inside").touch()
+    for name in ("file/c.mp4", "folder.mp4", f"{'a' * 300}.mp4"):
+        with pytest.raises(REFUSALS, match="cannot be written|File name too long") as raised:
+            write(tmp_path / name, np.zeros((2, 16, 16, 3), np.uint8), 10)
+        assert "\n" not in str(raised.value)
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["file", "folder.mp4", "inside"]
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))],
+    ids=["locked", "full"],
+)
+def test_errors_of_the_disk_are_one_line(tmp_path, monkeypatch, write, error):
+    """They end with the name and the reason; the file that was there stays, and no other is left."""
+    path = tmp_path / "c.mp4"
+    write(path, np.zeros((2, 16, 16, 3), np.uint8), 10)
+    before, opened = path.read_bytes(), av.open
+
+    def refuse(file, mode="r", **options):
+        if mode == "w":
+            raise error
+        return opened(file, mode, **options)
+
+    monkeypatch.setattr(av, "open", refuse)
+    with pytest.raises(REFUSALS, match=f"c.mp4: .*{error.strerror}") as raised:
+        write(path, np.full((2, 16, 16, 3), 9, np.uint8), 10)
+    assert "\n" not in str(raised.value)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@WRITERS
+@pytest.mark.parametrize("error", [OSError("of the frames"), ValueError("of the frames"), KeyError("of the frames")])
+def test_errors_of_the_frames_come_through(tmp_path, write, error):
+    """They are none of writing: whoever makes the frames has to know them."""
+
+    def frames():
+        yield np.zeros((16, 16, 3), np.uint8)
+        raise error
+
+    with pytest.raises(type(error), match="of the frames") as raised:
+        write(tmp_path / "c.mp4", frames(), 10)
+    assert raised.value is error and not list(tmp_path.iterdir())

@@ -242,14 +242,14 @@ def test_a_folder_with_a_bad_file_does_the_rest_and_fails(tmp_path):
     (videos / "bad.avi").write_bytes(b"no video")
     make_tiny().save_pretrained(tmp_path / "model")
     flags = ["--ckpt", str(tmp_path / "model"), "--device", "cpu", "--dtype", "bf16"]
-    with pytest.raises(UserError, match="1 of 2 files failed: .*bad.avi: not a readable video"):
+    with pytest.raises(UserError, match="1 of 2 files failed: .*bad.avi: is not a readable video"):
         reconstruct_vvae.main([str(videos), str(tmp_path / "out"), *flags])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
     written = (tmp_path / "out" / "good.mp4").stat().st_mtime_ns
     with pytest.raises(UserError, match="1 of 2 files failed: .*bad.avi"):
         reconstruct_vvae.main([str(videos), str(tmp_path / "out"), "--skip_existing", *flags])
     assert (tmp_path / "out" / "good.mp4").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match=r"^\S*bad.avi: not a readable video"):
+    with pytest.raises(UserError, match=r"^\S*bad.avi: is not a readable video"):
         reconstruct_vvae.main([str(videos / "bad.avi"), str(tmp_path / "bad.mp4"), *flags])
 
 

@@ -20,7 +20,7 @@ from google_crc32c import value as crc32c
 
 from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Shard, report_left_out
 from videodata.errors import UserError, VideoError, one_line
-from videodata.files import Unreadable, atomic_path, files_in_folder, in_order
+from videodata.files import Unreadable, atomic_path, files_in_folder, in_order, portable_name
 from videodata.frame_folder import write_trees
 from videodata.prepare import Decoder, available_cores, decode_source, source_videos
 from videodata.resize import Size
@@ -211,7 +211,7 @@ def convert_to_frames(root: Path, camera: str = CAMERAS[0], jobs: int = 0) -> It
     for split in dataset.splits:
         source = dataset.records(root, split)
         places = [source.id(index).rsplit("/", 1) for index in range(len(source))]
-        folders = [out / split / file / str(int(number) + 1) for file, number in places]
+        folders = [out / split / portable_name(file) / str(int(number) + 1) for file, number in places]
         tasks = [(folder, partial(source.read, index)) for index, folder in enumerate(folders)]
         failures += write_trees(tasks, jobs or available_cores())
         good = [source.id(index) for index, folder in enumerate(folders) if folder.is_dir()]

@@ -16,7 +16,7 @@ from PIL import Image
 from videodata.datasets.dataset import Archive, DataSet, Place, RemoteFile, Selection, Shard, report_left_out
 from videodata.datasets.youtube import Clip, YouTube, parse_file_name, read_clips
 from videodata.errors import UserError, VideoError, one_line
-from videodata.files import atomic_path, files_in_folder
+from videodata.files import atomic_path, files_in_folder, portable_name
 from videodata.frame_folder import write_trees
 from videodata.lists import read_lines
 from videodata.video import iter_frames
@@ -178,7 +178,7 @@ def convert_to_frames(
     places = [one_line(video.path.relative_to(video_dir).as_posix()) for video in videos]
     names = unique_names(list(map(without_suffix, places)), places)
     tasks = [
-        (output_dir / name, partial(_square_frames, video.path, size))
+        (output_dir / portable_name(name), partial(_square_frames, video.path, size))
         for video, name in zip(videos, names, strict=True)
         if video.error is None
     ]

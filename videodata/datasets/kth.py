@@ -28,6 +28,7 @@ PROTOCOLS = {
         "test": (22, 2, 3, 5, 6, 7, 8, 9, 10),
     },
 }
+MOST_DIGITS = 9  # of the number of a frame
 
 
 class Sequence(NamedTuple):
@@ -55,6 +56,8 @@ def read_sequences(path: Path) -> list[Sequence]:
     found = []
     for film, ranges in re.findall(r"^(person\d\d_[a-z]+_d\d)\s+frames\s+(.*)$", text, re.MULTILINE):
         for first, last in re.findall(r"(\d+)\s*-\s*(\d+)", ranges):
+            if max(len(first), len(last)) > MOST_DIGITS:
+                raise UserError(f"{path}: {film} has no frames {first[:20]}-{last[:20]}; the list is damaged")
             found.append(Sequence(film, int(first), int(last)))
     if not found:
         raise UserError(f"{path}: is no list of sequences (lines such as `person01_boxing_d1 frames 1-95, 96-185`)")

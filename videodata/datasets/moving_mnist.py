@@ -41,7 +41,8 @@ class PublishedClips(ClipSource):
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         array = map_array(self.path)
-        if array.dtype != np.uint8 or array.ndim != 4 or len(array) != FRAMES or array.shape[2:] != (SIDE, SIDE):
+        fits = array.ndim == 4 and array.shape == (FRAMES, max(1, array.shape[1]), SIDE, SIDE)
+        if array.dtype != np.uint8 or not fits:
             raise UserError(f"{path}: expected uint8 ({FRAMES}, N, {SIDE}, {SIDE}), found {array.dtype} {array.shape}")
         self._array = array
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from videodata.encode import write_video
 from videodata.errors import UserError, VideoError
-from videodata.files import lock_file, portable_name, replace
+from videodata.files import lock_file, parse_json, portable_name, replace
 from videodata.lists import read_table
 from videodata.video import iter_stretch, stretch_rate
 
@@ -248,7 +248,7 @@ def read_ledger(path: Path) -> dict[str, str]:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 ledger[entry["clip"]] = entry["status"]
             except (ValueError, KeyError, TypeError):
                 continue

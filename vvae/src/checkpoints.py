@@ -268,7 +268,7 @@ class Saving:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise VVAEError(f"{path}: no such file; save_pretrained writes it") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise VVAEError(f"{path}: not valid JSON ({error})") from error
         settings = {key: value for key, value in settings.items() if not key.startswith("_")}
         return cls(ckpt_path=folder / WEIGHTS_NAME, strict_ckpt=True, prune_unused=prune_unused, **settings).eval()

@@ -6,10 +6,13 @@ The default conversion of FFmpeg's scaler makes pictures 1.2 grey levels too dar
 from __future__ import annotations
 
 import threading
+from fractions import Fraction
 from itertools import product
+from typing import NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
 
 AREA, BICUBIC = 0x20, 0x4  # flags of the scaler, by value, because not every PyAV names them
@@ -18,6 +21,9 @@ BT709, BT601 = 1, 5  # colour matrices as the scaler numbers them
 UNTAGGED = (0, 2)
 LIMITED = 1  # Y in 16..235
 LUMA = {BT601: (0.299, 0.114), BT709: (0.2126, 0.0722)}  # weights of red and blue (ITU-R BT.601 and BT.709)
+SQUARE = Fraction(1)
+BARELY_WIDER = 0.01  # pixels that are so nearly square are not worth the blur of another scaling
+WIDEST = 4  # pixels beyond any that was ever in use: a damaged header
 
 _thread = threading.local()
 
@@ -27,10 +33,58 @@ def matrix_for(height: int) -> int:
     return BT709 if height >= 720 else BT601
 
 
-def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decoded frame -> uint8 (H, W, 3), upright, scaled to `size` (height, width), transparency over black."""
-    turns = round(frame.rotation / 90) % 4
-    height, width = (frame.height, frame.width) if size is None else size[:: -1 if turns % 2 and size else 1]
+class Orientation(NamedTuple):
+    """How a stored picture becomes the one that is shown: rows and columns exchanged first, then mirrored."""
+
+    transposed: bool
+    left_right: bool
+    top_bottom: bool
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) -> the same pixels in their places, (W, H, 3) if transposed."""
+        picture = picture.swapaxes(0, 1) if self.transposed else picture
+        return picture[:: -1 if self.top_bottom else 1, :: -1 if self.left_right else 1]
+
+
+AS_STORED = Orientation(False, False, False)
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """What the display matrix of a frame asks for, to the nearest quarter turn. To be asked of few frames of a film:
+
+    PyAV ties a frame whose side data was looked at to itself, so that it stays in memory until the garbage collector
+    comes, and the decoder has to take new memory for the next one.
+    """
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        return AS_STORED
+    # A row vector (column, row, 1) of the picture times the matrix is its place on the screen.
+    (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Orientation(True, c < 0, b < 0)
+    return Orientation(False, a < 0, d < 0)
+
+
+def shown_size(frame: av.VideoFrame, upright: Orientation, pixel_aspect: Fraction = SQUARE) -> tuple[int, int]:
+    """(height, width) at which players show a frame whose pixels are `pixel_aspect` times as wide as high."""
+    height, width = frame.height, frame.width
+    if pixel_aspect != 1 and abs(pixel_aspect - 1) >= BARELY_WIDER and 1 / WIDEST <= pixel_aspect <= WIDEST:
+        width = max(1, round(width * pixel_aspect))
+    return (width, height) if upright.transposed else (height, width)
+
+
+def to_rgb(
+    frame: av.VideoFrame,
+    size: tuple[int, int] | None = None,
+    pixel_aspect: Fraction = SQUARE,
+    upright: Orientation = AS_STORED,
+) -> np.ndarray:
+    """Decoded frame -> uint8 (H, W, 3) as players show it, scaled to `size` (height, width).
+
+    That is upright, with square pixels, and with opacity over black.
+    """
+    size = size or shown_size(frame, upright, pixel_aspect)
+    height, width = size[::-1] if upright.transposed else size
     shrinks = height < frame.height or width < frame.width
     alpha = frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
     yuv = not frame.format.is_rgb and frame.format.name != "pal8"
@@ -48,7 +102,7 @@ def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndar
     )
     if alpha:
         pixels = ((pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255).astype(np.uint8)
-    return np.rot90(pixels, turns) if turns else pixels
+    return upright.apply(pixels)
 
 
 def to_yuv(rgb: np.ndarray) -> av.VideoFrame:

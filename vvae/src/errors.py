@@ -16,3 +16,9 @@ class VideoFileError(VVAEError):
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+
+
+def said_by(error: BaseException) -> str:
+    """What an error of a library or of the system says, in one short line; its type where it says nothing."""
+    text = getattr(error, "strerror", None) or error
+    return " ".join(str(text).split())[:200] or type(error).__name__

@@ -152,8 +152,8 @@ def decode_window(model: nn.Module, latent: Tensor, streaming: Streaming) -> Ten
 
 def _describe(model: nn.Module, path: str | Path, streaming: Streaming) -> tuple[LatentInfo, tuple[int, int] | None]:
     video = probe(path)
-    size = fitted(video.height, video.width, streaming.resolution)
-    height, width = size or (video.height, video.width)
+    height, width = fitted(video.height, video.width, streaming.resolution) or (video.height, video.width)
+    size = None if streaming.resolution is None else (height, width)  # given, it holds for all of a film that changes
     info = LatentInfo(
         source=Path(path).name,
         fps=video.fps,
