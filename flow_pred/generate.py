@@ -15,7 +15,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from evaluation.protocol import Protocol
@@ -31,6 +30,8 @@ from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import atomic_path, write_file
+from videodata.frame_folder import write_png
+from videodata.hdf5 import SMALL_CACHE_BYTES, check_room
 from videodata.labels import class_number
 from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
@@ -115,7 +116,7 @@ def write_predictions(args: argparse.Namespace, subject: Predictions, clips: Cli
                 h5.add(prediction)
             write_clips(args.out, prediction, plan, fps, [kind for kind in args.format if kind != "h5"])
             if prediction.items[0] == 0:
-                Image.fromarray(strip(prediction, plan)).save(args.out / "strip.png")
+                write_png(args.out / "strip.png", strip(prediction, plan))
             if scores:
                 batch = Batch(
                     prediction.target, prediction.items, args.seed, 0, [args.class_name] * len(prediction.items)
@@ -146,6 +147,7 @@ class H5Writer:
 
     def _append(self, name: str, clips: Tensor) -> None:
         values = clips.transpose(1, 2).float().numpy()
+        check_room(self.file.filename, values.nbytes, SMALL_CACHE_BYTES)
         if name not in self.file:
             shape = values.shape[1:]
             options = {"maxshape": (None, *shape), "chunks": (1, *shape), "compression": "gzip", "compression_opts": 9}

@@ -35,7 +35,7 @@ from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path
 from videodata.finite import finite
-from videodata.hdf5 import hdf5_errors, lengths_between, open_hdf5
+from videodata.hdf5 import SMALL_CACHE_BYTES, check_room, hdf5_errors, lengths_between, open_hdf5
 from videodata.pixels import normalize
 from videodata.source import ClipSource, PerProcess
 from videodata.splits import open_split
@@ -215,6 +215,8 @@ def encode_latents(
                 latents = finite(autoencoder.encode(normalize(frames.to(device))), f"{LATENTS} of {source.id(video)}")
                 moments.add(latents)
                 values = as_stored(latents, dtype)
+                # at first for all frames: better now than after hours
+                check_room(path, values[0].nbytes * (int(offsets[-1]) if done == 0 else len(values)), SMALL_CACHE_BYTES)
                 if done == 0:
                     file.create_dataset("latents", (int(offsets[-1]), *values.shape[1:]), dtype)
                 file["latents"][done : done + len(values)] = values

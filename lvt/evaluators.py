@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from evaluation.protocol import Protocol
-from evaluation.report import Score
+from evaluation.report import Score, beside_others
 from evaluation.runner import Watch, evaluate, trained_on_of
 from evaluation.subject import Batch, Subject
 from lvt.codes import CODES_NAME, write_codes
@@ -33,7 +34,7 @@ from training.state import weights_digest
 from training.writing import check_place
 from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.files import atomic_path, write_json
+from videodata.files import write_file, write_json
 from videodata.pixels import channels_first
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ Results = dict[str, Any]
 
 
 def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) -> dict[str, dict[str, Results]]:
-    """Run the evaluators that TEST.EVALUATORS names; gives and writes (evaluation.json) {data set: {task: {...}}}.
+    """Run the evaluators that TEST.EVALUATORS names; gives and writes {data set: {task: {...}}}.
+
+    With the protocol into evaluation.json; beside a result of another protocol that is there, to evaluation_2.json, ...
 
     All processes score together; what writes codes and samples is left to the main one, which alone gets the results.
     Raises UserError for an unknown evaluator, missing weights or missing data.
@@ -68,8 +71,18 @@ def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) 
     for dataset, tasks in results.items():  # first: perhaps they cannot be written
         for task, values in tasks.items():
             logger.info("%s %s: %s", dataset, task, ", ".join(f"{key} {value}" for key, value in values.items()))
-    write_json(place, results)
+    protocol = protocol_of(config)
+    place = beside_others(place, lambda found: found.get("protocol") == protocol)
+    write_json(place, {**results, "protocol": protocol})
+    logger.info("written to %s", place)
     return results
+
+
+def protocol_of(config: Config) -> dict[str, Any]:
+    """What two results have in common when the later one may take the place of the earlier, as JSON gives it back."""
+    test = {key: value for key, value in config["TEST"].items() if key not in ("EXPECTED_RESULTS", "EVAL_PERIOD")}
+    data = {key: config["DATASETS"][key] for key in ("TEST", "VIDEOS")}
+    return json.loads(json.dumps({"TEST": test, "DATASETS": data, "INPUT": config["INPUT"], "SEED": config["SEED"]}))
 
 
 def evaluators_of(config: Config) -> list[str]:
@@ -202,8 +215,8 @@ def write_samples(config: Config, transformer: VideoTransformer, dataset: str) -
         clips = decode_clips(vqvae, made)
         for sample, target in enumerate(targets):
             write_clip(target, clips[sample])
-            with atomic_path(target / "codes.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, made[sample].transpose(0, 1).cpu().numpy())
+            codes_made = made[sample].transpose(0, 1).cpu().numpy()
+            write_file(target / "codes.npy", partial(np.save, arr=codes_made, allow_pickle=False))
     return {"folder": str(folder), "clips": len(windows) * count}
 
 
