@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.faults.commands import KINDS, Workshop, compared, contents, preload, read_commands, torn_files
+from benchmarks.faults.commands import KINDS, Workshop, compared, contents, preload, read_commands, torn_files, watch
 from training.cli import make_parser, positive_int, seed_number
 
 MEGABYTES = 20
@@ -57,20 +57,18 @@ def run_to_a_full_disk(shop: Workshop, name: str, disk: Path, share: float | Non
         fill(disk, int(share * shop.bytes_written(name)))
     process = command.start(folder, shop.log(name))
     if share is None:
-        process.join(moment)
+        watch(process, moment)
         fill(disk)
     process.join()
     return process
 
 
-def findings(
-    shop: Workshop, name: str, disk: Path, share: float | None, draws: random.Random
-) -> tuple[list[str], bool]:
+def try_once(shop: Workshop, name: str, disk: Path, share: float | None, moment: float) -> tuple[list[str], bool]:
     """What is wrong with the command on a full disk and afterwards, and whether it ended with a refusal."""
     folder, log = disk / "work", shop.log(name)
     whole = contents(shop.undisturbed(name))
     log.write_text("")
-    process = run_to_a_full_disk(shop, name, disk, share, draws.uniform(0, shop.seconds[name]))
+    process = run_to_a_full_disk(shop, name, disk, share, moment)
     text, found = log.read_text(), []
     found += [f"says {words!r}" for words in NEVER_SAID if words in text]
     if process.exitcode == 0:
@@ -112,7 +110,7 @@ def main() -> int:
             for share in shares:
                 when = "filling up" if share is None else f"room for {share:.0%}"
                 with small_disk(Path(folder, "disk", str(runs))) as disk:
-                    lines, refusal = findings(shop, name, disk, share, draws)
+                    lines, refusal = try_once(shop, name, disk, share, draws.uniform(0, shop.seconds[name]))
                 found += [f"{when}: {line}" for line in lines]
                 runs, refused = runs + 1, refused + refusal
             print(

@@ -2,13 +2,14 @@
 run, byte by byte.
 
 Every command of benchmarks/faults/commands.yaml, which preparing, training, encoding and evaluating have. The moments
-are uniform over the length of an undisturbed run. After a kill, files with a final name must be whole; then the same
+are uniform over the CPU time of an undisturbed run. After a kill, files with a final name must be whole; then the same
 command runs again, to be killed again or, as a coin says, to come to its end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import shutil
 import sys
@@ -29,8 +30,11 @@ from benchmarks.faults.commands import (
     preload,
     read_commands,
     torn_files,
+    watch,
 )
 from training.cli import make_parser, nonnegative_int, seed_number
+
+PAUSE = 0.005  # seconds
 
 
 @dataclass
@@ -57,8 +61,10 @@ def stress(shop: Workshop, name: str, kills: int, draws: random.Random) -> Tally
         while not ends:
             ends = tally.kills == kills or (tally.kills > 0 and draws.random() < 0.5)
             process = command.start(folder, log)
-            process.join(None if ends else draws.uniform(0, seconds))
+            watch(process, math.inf if ends else draws.uniform(0, seconds))
+            process.join(0 if not ends else None)
             if process.exitcode is None:
+                time.sleep(draws.uniform(0, PAUSE))  # it may wait for the disk now
                 process.kill()
                 process.join()
                 tally.kills += 1
@@ -99,7 +105,7 @@ def main() -> int:
             print(
                 f"{shop.commands[name].kind:9} {name:20} {tally.kills} kills, {tally.results} results, "
                 f"{len(tally.findings)} findings, {tally.left} unfinished files left; undisturbed "
-                f"{shop.seconds[name]:.1f} s, all {time.monotonic() - start:.0f} s",
+                f"{shop.seconds[name]:.2f} s of CPU, all {time.monotonic() - start:.0f} s",
                 flush=True,
             )
             for finding in tally.findings[:10]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shlex
 import shutil
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.context import ForkProcess
@@ -42,6 +43,7 @@ PRELOADED = (
 # What two runs do not have in common: times of the day, and how fast the machine was.
 OF_THE_CLOCK = ("train.log", "events.out.tfevents")
 SPEED = "samples_per_second"
+POLL = 0.002  # seconds between looks at a process
 SHOWN = 8  # names in a line
 
 
@@ -61,17 +63,35 @@ class Command:
         return process
 
     def run(self, folder: Path, log: Path) -> float:
-        """Run it undisturbed; gives the seconds it took. Raises SystemExit with the end of the log where it fails."""
-        begin = time.monotonic()
+        """Run it undisturbed; gives its CPU seconds. Raises SystemExit with the end of the log where it fails."""
         process = self.start(folder, log)
-        process.join()
+        spent = watch(process)
         self.check(process, log)
-        return time.monotonic() - begin
+        return spent
 
     def check(self, process: ForkProcess, log: Path) -> None:
         """Raise SystemExit when it has failed."""
         if process.exitcode:
             raise SystemExit(f"{self.name}: ended with status {process.exitcode}\n{log.read_text()[-2000:]}")
+
+
+def watch(process: ForkProcess, until: float = math.inf) -> float:
+    """Wait until the process has ended, or has used so many CPU seconds; gives those that it has used.
+
+    Not by the clock: on a machine that others use, the same work takes now a second and now a minute.
+    """
+    spent = 0.0
+    while process.exitcode is None and spent < until:
+        process.join(POLL)
+        spent = max(spent, cpu_seconds(process.pid))
+    return spent
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of all threads of a process, without its children; 0 when it is gone."""
+    with suppress(OSError, ValueError):
+        return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+    return 0.0
 
 
 def _work(folder: Path, words: list[str], log: Path) -> None:
@@ -109,7 +129,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.commands = folder, read_commands()
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # of the CPU, of the undisturbed commands
 
     def undisturbed(self, name: str) -> Path:
         """The folder with all that the command has written, and what it needed."""

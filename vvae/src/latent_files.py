@@ -7,7 +7,10 @@ A .npy has its facts in a .json of the same name beside it, a .hdf5 in the attri
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +28,7 @@ from .files import replaced
 from .tiling import FRAMES, PIXELS, padded_length
 
 SUFFIXES = (".npy", ".hdf5", ".h5")
+ROOM_TO_CLOSE = 9 << 20  # bytes that HDF5 may hold back until a file is closed: chunks, and its own structures
 HEADER_BYTES = 128  # of a .npy: fixed, so that the number of frames can be filled in at the end
 
 
@@ -193,6 +197,9 @@ class _HDF5Writer:
 
     def append(self, latent: Tensor) -> None:
         frames = latent.movedim(1, 0).float().cpu().numpy()  # (t, z, h, w)
+        # On a full disk HDF5 crashes when the file is closed: it gets nothing that there may be no room for.
+        if shutil.disk_usage(Path(self.file.filename).parent).free < frames.nbytes + ROOM_TO_CLOSE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.filename)
         if self.latents is None:
             shape = frames.shape[1:]
             self.latents = self.file.create_dataset(
