@@ -46,9 +46,9 @@ Results = dict[str, Any]
 
 
 def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) -> dict[str, dict[str, Results]]:
-    """Run the evaluators that TEST.EVALUATORS names; gives and writes {data set: {task: {...}}}.
+    """Run the evaluators that TEST.EVALUATORS names; gives {data set: {task: {...}}}, and writes those with scores.
 
-    With the protocol into evaluation.json; beside a result of another protocol that is there, to evaluation_2.json, ...
+    They are written to evaluation.json; beside a result of another protocol there, to evaluation_2.json, ...
 
     All processes score together; what writes codes and samples is left to the main one, which alone gets the results.
     Raises UserError for an unknown evaluator, missing weights or missing data.
@@ -71,18 +71,26 @@ def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) 
     for dataset, tasks in results.items():  # first: perhaps they cannot be written
         for task, values in tasks.items():
             logger.info("%s %s: %s", dataset, task, ", ".join(f"{key} {value}" for key, value in values.items()))
-    protocol = protocol_of(config)
-    place = beside_others(place, lambda found: found.get("protocol") == protocol)
-    write_json(place, {**results, "protocol": protocol})
-    logger.info("written to %s", place)
+    write_scores(place, config, names, results)
     return results
 
 
-def protocol_of(config: Config) -> dict[str, Any]:
-    """What two results have in common when the later one may take the place of the earlier, as JSON gives it back."""
-    test = {key: value for key, value in config["TEST"].items() if key not in ("EXPECTED_RESULTS", "EVAL_PERIOD")}
-    data = {key: config["DATASETS"][key] for key in ("TEST", "VIDEOS")}
-    return json.loads(json.dumps({"TEST": test, "DATASETS": data, "INPUT": config["INPUT"], "SEED": config["SEED"]}))
+def write_scores(place: Path, config: Config, names: list[str], results: dict[str, dict[str, Results]]) -> None:
+    """Write the tasks that have scores, with the protocol, to the place or beside results of another one there."""
+    tasks = [SCORED[name][0] for name in names if name in SCORED]
+    if not tasks:
+        return
+    protocol = {
+        "tasks": sorted(tasks),
+        "TEST": {key: config["TEST"][key] for key in ("N_SAMPLES", "VT_SAMPLER")},
+        "DATASETS": {key: config["DATASETS"][key] for key in ("TEST", "VIDEOS")},
+        **{key: config[key] for key in ("INPUT", "SEED")},
+    }
+    protocol = json.loads(json.dumps(protocol))  # as a file gives it back: lists for tuples
+    place = beside_others(place, lambda found: found.get("protocol") == protocol)
+    scores = {data: {task: found[task] for task in tasks if task in found} for data, found in results.items()}
+    write_json(place, {**scores, "protocol": protocol})
+    logger.info("written to %s", place)
 
 
 def evaluators_of(config: Config) -> list[str]:

@@ -43,7 +43,7 @@ PRELOADED = (
 # What two runs do not have in common: times of the day, and how fast the machine was.
 OF_THE_CLOCK = ("train.log", "events.out.tfevents")
 SPEED = "samples_per_second"
-POLL = 0.002  # seconds between looks at a process
+POLL, LONGEST_POLL = 0.002, 0.1  # seconds between looks at a process
 SHOWN = 8  # names in a line
 
 
@@ -82,7 +82,7 @@ def watch(process: ForkProcess, until: float = math.inf) -> float:
     """
     spent = 0.0
     while process.exitcode is None and spent < until:
-        process.join(POLL)
+        process.join(min(max(POLL, (until - spent) / 2), LONGEST_POLL))
         spent = max(spent, cpu_seconds(process.pid))
     return spent
 

@@ -256,6 +256,8 @@ def test_debris_of_a_killed_run_is_removed(a_copy):
     """Unfinished files go at the next start."""
     (a_copy / "checkpoints" / "step-0000016.pt.tmp").write_bytes(b"half")
     (a_copy / "metrics.jsonl.tmp").write_bytes(b"half")
+    (a_copy / "samples" / "step-0000016").mkdir(parents=True)
+    (a_copy / "samples" / "step-0000016" / ".a.mp4.1.tmp").write_bytes(b"half")
     run(a_copy)
     assert not list(a_copy.rglob("*.tmp"))
 
