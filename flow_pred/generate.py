@@ -29,9 +29,9 @@ from training.writing import check_place
 from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.files import sole_path, write_file
+from videodata.files import write_file
 from videodata.frame_folder import write_png
-from videodata.hdf5 import SMALL_CACHE_BYTES, check_room
+from videodata.hdf5 import SMALL_CACHE_BYTES, check_room, new_hdf5
 from videodata.labels import class_number
 from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
@@ -160,7 +160,7 @@ class H5Writer:
 @contextmanager
 def open_h5(path: Path) -> Iterator[H5Writer]:
     """A writer; the file gets its name when the block ends."""
-    with sole_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         yield H5Writer(file)
 
 

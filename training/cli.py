@@ -207,7 +207,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and (number := error_number(error)) is not None:
         place = error.filename2 or error.filename  # of a copy or a renaming the second is the one that is written
         remedy = REMEDIES.get(number)
-        said = error.strerror or os.strerror(number)
+        told = error.strerror or ""
+        said = told if told and "\n" not in told else os.strerror(number)  # HDF5 tells a page
         return (f"{place}: " if place else "") + said + (f"; {remedy}" if remedy else "")
     if isinstance(error, RuntimeError):
         return explain_loader(error)

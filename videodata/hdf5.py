@@ -22,7 +22,7 @@ import numpy as np
 from h5py import h5d, h5s
 
 from videodata.errors import UserError, VideoError, one_line, said_by
-from videodata.files import Unreadable, files_in_folder, free_space, publish
+from videodata.files import Unreadable, files_in_folder, free_space, publish, sole_path
 from videodata.resize import Size
 from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range, open_each
 
@@ -360,6 +360,18 @@ def check_room(path: str | Path, size: int, cache: int = CACHE_BYTES) -> None:
     """
     if free_space(Path(path).parent)[0] < size + cache + ROOM_OF_STRUCTURES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@contextmanager
+def new_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """A new file for the length of the block: whole or absent, and written by one process at a time.
+
+    `check_room` before whatever is given to it. Raises OSError where there is no room, UserError for a second process.
+    """
+    with sole_path(path) as temporary:
+        check_room(path, 0, SMALL_CACHE_BYTES)
+        with h5py.File(temporary, "w") as file:
+            yield file
 
 
 class _Shard(ABC):

@@ -190,6 +190,10 @@ def test_an_error_of_the_disk_is_one_line_whoever_raised_it():
     """HDF5 hides the number in its message; of a copy, the file that is written is named."""
     hidden = OSError("Unable to flush file's data (file write failed: errno = 28, error message = 'No space left')")
     assert explain(hidden) == "No space left on device; free disk space or choose another folder"
+    page = OSError(
+        errno.ENOSPC, "Unable to synchronously create file (file write failed: time = now\n, filename = ...)"
+    )
+    assert explain(page) == "No space left on device; free disk space or choose another folder"
     copied = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "from.mp4", None, "to.mp4")
     assert explain(copied) == "to.mp4: No space left on device; free disk space or choose another folder"
     assert explain(OSError("of some library")) is None

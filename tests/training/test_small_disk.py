@@ -74,10 +74,11 @@ def test_codes_of_a_data_set(disk):
     assert names(disk) == ["codes.json", "codes.npy"]
 
 
-def test_latents_of_a_data_set(disk):
+@pytest.mark.parametrize("free", [0, 4 << 20])
+def test_latents_of_a_data_set(disk, free):
     """HDF5 would crash when a file is closed on a full disk: it is asked before."""
     autoencoder, data = build_autoencoder({"type": "identity"}), "shapes:6,frames=8,size=16"
-    ballast = leave(disk, 4 << 20)
+    ballast = leave(disk, free)
     with pytest.raises(OSError, match="No space left") as failure:
         encode_latents(autoencoder, data, "train", disk, size=16)
     assert "train.hdf5: No space left on device; free disk space" in explain(failure.value)
@@ -96,11 +97,12 @@ def test_predictions_in_hdf5(disk):
     assert names(disk) == ["ballast"]
 
 
+@pytest.mark.parametrize("free", [0, 1 << 20])
 @pytest.mark.parametrize("suffix", [".npy", ".hdf5"])
-def test_latents_of_a_film(disk, suffix):
+def test_latents_of_a_film(disk, suffix, free):
     """The package that is copied into other projects says it in one line of its own."""
     info = LatentInfo("a.mp4", 25, 64, 512, 512, 16, 16, 4)
-    leave(disk, 1 << 20)
+    leave(disk, free)
     with pytest.raises((VVAEError, OSError), match="No space left"), latent_writer(disk / f"a{suffix}", info) as writer:
         for _ in range(4):
             writer.append(torch.zeros(16, 4, 64, 64))
