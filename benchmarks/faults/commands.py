@@ -169,11 +169,15 @@ def size_of(folder: Path) -> int:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of all that can be compared, by its path in the folder; unfinished files are left out."""
+    """SHA-256 of all that can be compared, by its path in the folder.
+
+    Left out are unfinished files, and locks: the empty file of a process that was killed is taken by the next one that
+    has something to do.
+    """
     return {
         str(path.relative_to(folder)): digest(path)
         for path in sorted(files_below(folder))
-        if not path.name.startswith(OF_THE_CLOCK) and not is_unfinished(path)
+        if path.suffix != ".lock" and not path.name.startswith(OF_THE_CLOCK) and not is_unfinished(path)
     }
 
 
