@@ -254,6 +254,8 @@ def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray]
     done = noted["done"] if same else 0
     if done:
         logger.info("%s: %d of %d videos are there already", path, done, len(videos))
+    if not done:  # a kill after the array got its name leaves the note, which would speak of the new one
+        progress(path).unlink(missing_ok=True)
     array = np.lib.format.open_memmap(partial(path), "r+") if done else None
     starts = np.cumsum([0, *(frames for _, _, frames in videos)])
     bar = {"desc": path.parent.name, "total": len(videos), "initial": done, "unit": "video", "disable": None}

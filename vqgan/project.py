@@ -144,6 +144,7 @@ def open_partial(projection: Projection, path: Path) -> tuple[np.memmap, int]:
         if array.shape != shape:
             raise UserError(f"{partial(path)}: has shape {array.shape}, not {shape}; remove it to begin again")
         return array, noted["videos"]
+    progress(path).unlink(missing_ok=True)  # of an array that has its name: it would speak of the new one
     return allocated_array(partial(path), np.int16, shape), 0
 
 
