@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,9 +27,10 @@ from evaluation.report import Score, set_definition
 from training.distributed import gather_batches
 from videodata.clips import ClipDataset
 from videodata.errors import UserError
-from videodata.files import atomic_path
+from videodata.files import write_file
 from videodata.pixels import normalize
 
+logger = logging.getLogger(__name__)
 CLIPS_AT_A_TIME = 8  # through the feature network
 POOLED = 8  # pixels of a side that FD-PCA looks at
 COMPONENTS = 48  # of FD-PCA at most, and
@@ -349,5 +351,7 @@ class FeatureCache:
     def write(self, features: Tensor) -> None:
         if self.path is None:
             return
-        with atomic_path(self.path) as temporary, open(temporary, "wb") as file:
-            np.save(file, features.numpy(), allow_pickle=False)
+        try:
+            write_file(self.path, lambda file: np.save(file, features.numpy(), allow_pickle=False))
+        except OSError as error:  # no reason to lose an evaluation
+            logger.warning("WARN features of the real clips are not kept: %s", error)

@@ -10,7 +10,7 @@ import math
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -124,6 +124,10 @@ class Report:
             "scores": [score.to_dict() for score in self.scores],
         }
 
+    def replaces(self, found: dict[str, Any]) -> bool:
+        """Whether the content of a JSON file is an earlier result of the same protocol."""
+        return found.get("format") == FORMAT and identity(found) == identity(self.to_dict())
+
     def write(self, path: Path | str) -> Path:
         """Write the JSON file, whole or not at all. Numbers that are not finite are written as null."""
         text = json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False) + "\n"
@@ -195,13 +199,10 @@ def default_place(checkpoint: Path | str | None) -> Path:
     return Path("evaluation.json" if checkpoint is None or path.is_dir() else f"evaluation_{path.stem}.json")
 
 
-def beside_others(path: Path, report: Report) -> Path:
-    """The path, or one with a number where a result of another protocol has that name, or something else has."""
+def beside_others(path: Path, makes_room: Callable[[dict[str, Any]], bool]) -> Path:
+    """The path, or one with a number where that name belongs to something that does not make room for a new result."""
     number, candidate = 1, path
-    while candidate.exists():
-        found = read_json(candidate) or {}
-        if found.get("format") == FORMAT and identity(found) == identity(report.to_dict()):
-            break
+    while candidate.exists() and not makes_room(read_json(candidate) or {}):
         number += 1
         candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
     return candidate

@@ -26,6 +26,8 @@ from flow_pred.objectives import diffusion_nll, mean_square
 from training.distributed import print0
 from training.optim import build_optimizer
 from training.writing import check_place
+from videodata.errors import UserError
+from videodata.frame_folder import write_png
 
 SPEED, STRAIGHT, STEPS = 0.1, 45, 100  # per unit of time; units before the fork; units in all
 ANGLE = math.radians(30)
@@ -90,7 +92,9 @@ def distance_to_segment(points: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 def draw_bifurcation(args: argparse.Namespace) -> None:
     """What scripts/train_bifurcation.py does: train, print a line per combination of networks, write the picture."""
-    check_place(args.out)  # now, and not after the training
+    if args.out.suffix.lower() != ".png":  # now, and not after the training
+        raise UserError(f"{args.out}: the picture is a PNG; give it a name that ends in .png")
+    check_place(args.out)
     sde = train_bifurcation(BifurcationSettings(steps=args.steps), args.seed)
     panels = []
     for parts, title in PANELS.items():
@@ -100,9 +104,7 @@ def draw_bifurcation(args: argparse.Namespace) -> None:
         print0(f"{parts:4} {numbers}")
         panels.append(np.asarray(panel(points, f"{title} ({report.up_fraction:.0%} up)")))
     rows = [np.concatenate(panels[:2], axis=1), np.concatenate(panels[2:], axis=1)]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows, axis=0)).save(args.out)
-    print0(args.out)
+    print0(write_png(args.out, np.concatenate(rows, axis=0)))
 
 
 def panel(trajectories: Tensor, title: str) -> Image.Image:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from evaluation.protocol import Protocol
@@ -30,7 +29,9 @@ from training.writing import check_place
 from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.files import atomic_path, write_file
+from videodata.files import write_file
+from videodata.frame_folder import write_png
+from videodata.hdf5 import SMALL_CACHE_BYTES, check_room, new_hdf5
 from videodata.labels import class_number
 from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
@@ -115,7 +116,7 @@ def write_predictions(args: argparse.Namespace, subject: Predictions, clips: Cli
                 h5.add(prediction)
             write_clips(args.out, prediction, plan, fps, [kind for kind in args.format if kind != "h5"])
             if prediction.items[0] == 0:
-                Image.fromarray(strip(prediction, plan)).save(args.out / "strip.png")
+                write_png(args.out / "strip.png", strip(prediction, plan))
             if scores:
                 batch = Batch(
                     prediction.target, prediction.items, args.seed, 0, [args.class_name] * len(prediction.items)
@@ -146,6 +147,7 @@ class H5Writer:
 
     def _append(self, name: str, clips: Tensor) -> None:
         values = clips.transpose(1, 2).float().numpy()
+        check_room(self.file.filename, values.nbytes, SMALL_CACHE_BYTES)
         if name not in self.file:
             shape = values.shape[1:]
             options = {"maxshape": (None, *shape), "chunks": (1, *shape), "compression": "gzip", "compression_opts": 9}
@@ -158,7 +160,7 @@ class H5Writer:
 @contextmanager
 def open_h5(path: Path) -> Iterator[H5Writer]:
     """A writer; the file gets its name when the block ends."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         yield H5Writer(file)
 
 

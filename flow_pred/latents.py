@@ -33,9 +33,9 @@ from training.state import weights_digest
 from training.writing import check_place
 from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
-from videodata.files import atomic_path, parse_json
+from videodata.files import parse_json
 from videodata.finite import finite
-from videodata.hdf5 import hdf5_errors, lengths_between, open_hdf5
+from videodata.hdf5 import SMALL_CACHE_BYTES, check_room, hdf5_errors, lengths_between, new_hdf5, open_hdf5
 from videodata.pixels import normalize
 from videodata.source import ClipSource, PerProcess
 from videodata.splits import open_split
@@ -209,12 +209,14 @@ def encode_latents(
     lengths = [source.length(video) for video in videos]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     path, moments, done = Path(folder) / f"{split}.hdf5", Moments(), 0
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         for video in videos:
             for frames in blocks(source, video, size, short_side):
                 latents = finite(autoencoder.encode(normalize(frames.to(device))), f"{LATENTS} of {source.id(video)}")
                 moments.add(latents)
                 values = as_stored(latents, dtype)
+                # at first for all frames: better now than after hours
+                check_room(path, values[0].nbytes * (int(offsets[-1]) if done == 0 else len(values)), SMALL_CACHE_BYTES)
                 if done == 0:
                     file.create_dataset("latents", (int(offsets[-1]), *values.shape[1:]), dtype)
                 file["latents"][done : done + len(values)] = values

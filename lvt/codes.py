@@ -24,9 +24,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from training.config import from_dict
-from videodata.errors import UserError, said_by
+from videodata.errors import UserError, disk_errors, said_by
 from videodata.files import lock_file, natural_key, parse_json, publish, read_json, scan_files, write_json
-from videodata.npy import read_array
+from videodata.npy import allocated_array, read_array
 
 logger = logging.getLogger(__name__)
 CODES_NAME = "codes.npy"  # of the array that extraction writes into a data set's folder
@@ -232,12 +232,13 @@ def write_codes(
         raise UserError(f"{path}: codebooks of {size} codes do not fit 16 bits")
     if not videos:
         raise UserError(f"{path}: there is no video to encode")
-    with lock_file(path, "writing"):
+    with lock_file(path, "writing"), disk_errors(path):
         fill(path, videos, codes_of, made_from)
         entries, first = [], 0
         for name, label, frames in videos:
             entries.append(asdict(CodedVideo(name, label, first, frames)))
             first += frames
+        path.with_suffix(".json").unlink(missing_ok=True)  # it may be of other codes, which are replaced now
         publish(partial(path), path)
         facts = {"format": FORMAT, "version": 1, "size": size, "videos": entries, "provenance": provenance}
         write_json(path.with_suffix(".json"), facts)
@@ -252,6 +253,8 @@ def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray]
     done = noted["done"] if same else 0
     if done:
         logger.info("%s: %d of %d videos are there already", path, done, len(videos))
+    if not done:  # a kill after the array got its name leaves the note, which would speak of the new one
+        progress(path).unlink(missing_ok=True)
     array = np.lib.format.open_memmap(partial(path), "r+") if done else None
     starts = np.cumsum([0, *(frames for _, _, frames in videos)])
     bar = {"desc": path.parent.name, "total": len(videos), "initial": done, "unit": "video", "disable": None}
@@ -262,7 +265,7 @@ def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray]
         if array is None:
             lengths = [frames for _, _, frames in videos]
             axes = (len(videos), lengths[0]) if len(set(lengths)) == 1 else (sum(lengths),)
-            array = np.lib.format.open_memmap(partial(path), "w+", np.int16, (*axes, *values.shape[1:]))
+            array = allocated_array(partial(path), np.int16, (*axes, *values.shape[1:]))
         array.reshape(-1, *values.shape[1:])[starts[number] : starts[number] + frames] = values
         if number % NOTE_EVERY == NOTE_EVERY - 1 or number == len(videos) - 1:
             array.flush()

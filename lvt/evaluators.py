@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from evaluation.protocol import Protocol
-from evaluation.report import Score
+from evaluation.report import Score, beside_others
 from evaluation.runner import Watch, evaluate, trained_on_of
 from evaluation.subject import Batch, Subject
 from lvt.codes import CODES_NAME, write_codes
@@ -32,7 +33,7 @@ from training.state import weights_digest
 from training.writing import check_place
 from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.files import atomic_path, read_json, write_json
+from videodata.files import read_json, write_file, write_json
 from videodata.pixels import channels_first
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ Results = dict[str, Any]
 
 
 def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) -> dict[str, dict[str, Results]]:
-    """Run the evaluators that TEST.EVALUATORS names; gives and writes (evaluation.json) {data set: {task: {...}}}.
+    """Run the evaluators that TEST.EVALUATORS names; gives {data set: {task: {...}}}, and writes those with scores.
+
+    They are written to evaluation.json; beside a result of another protocol there, to evaluation_2.json, ...
 
     All processes score together; what writes codes and samples is left to the main one, which alone gets the results.
     Raises UserError for an unknown evaluator, missing weights or missing data.
@@ -67,8 +70,26 @@ def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) 
     for dataset, tasks in results.items():  # first: perhaps they cannot be written
         for task, values in tasks.items():
             logger.info("%s %s: %s", dataset, task, ", ".join(f"{key} {value}" for key, value in values.items()))
-    write_json(place, results)
+    write_scores(place, config, names, results)
     return results
+
+
+def write_scores(place: Path, config: Config, names: list[str], results: dict[str, dict[str, Results]]) -> None:
+    """Write the tasks that have scores, with the protocol, to the place or beside results of another one there."""
+    tasks = [SCORED[name][0] for name in names if name in SCORED]
+    if not tasks:
+        return
+    protocol = {
+        "tasks": sorted(tasks),
+        "TEST": {key: config["TEST"][key] for key in ("N_SAMPLES", "VT_SAMPLER")},
+        "DATASETS": {key: config["DATASETS"][key] for key in ("TEST", "VIDEOS")},
+        **{key: config[key] for key in ("INPUT", "SEED")},
+    }
+    protocol = json.loads(json.dumps(protocol))  # as a file gives it back: lists for tuples
+    place = beside_others(place, lambda found: found.get("protocol") == protocol)
+    scores = {data: {task: found[task] for task in tasks if task in found} for data, found in results.items()}
+    write_json(place, {**scores, "protocol": protocol})
+    logger.info("written to %s", place)
 
 
 def evaluators_of(config: Config) -> list[str]:
@@ -201,8 +222,8 @@ def write_samples(config: Config, transformer: VideoTransformer, dataset: str) -
         clips = decode_clips(vqvae, made)
         for sample, target in enumerate(targets):
             write_clip(target, clips[sample])
-            with atomic_path(target / "codes.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, made[sample].transpose(0, 1).cpu().numpy())
+            codes_made = made[sample].transpose(0, 1).cpu().numpy()
+            write_file(target / "codes.npy", partial(np.save, arr=codes_made, allow_pickle=False))
     return {"folder": str(folder), "clips": len(windows) * count}
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,9 +28,9 @@ from training.folder import log_file, write_config
 from training.randomness import derive_seed
 from videodata.encode import write_video
 from videodata.errors import UserError
-from videodata.files import atomic_path, files_in_folder
+from videodata.files import files_in_folder
 from videodata.finite import finite
-from videodata.frame_folder import IMAGE_SUFFIXES, read_image
+from videodata.frame_folder import IMAGE_SUFFIXES, read_image, write_png
 from videodata.labels import class_number
 from videodata.pixels import channels_first, to_uint8
 
@@ -294,6 +293,5 @@ def write_clip(folder: Path, clip: Tensor, rate: Fraction = FRAMES_PER_SECOND) -
     folder.mkdir(parents=True, exist_ok=True)
     frames = to_uint8(clip.cpu())
     for number, frame in enumerate(frames):
-        with atomic_path(folder / f"{number}.png") as temporary:
-            Image.fromarray(np.asarray(frame)).save(temporary, format="PNG")
+        write_png(folder / f"{number}.png", np.asarray(frame))
     write_video(folder / "video.mp4", frames, rate)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, positive_float, run
+from training.cli import command_line, make_parser, positive_float, run
 
 if TYPE_CHECKING:
     from evaluation.gallery import Gallery, Grid, Overview, Row
@@ -33,6 +33,7 @@ GENERATED = ("digits", "shapes")  # sources that are drawn here; any other is a 
 MODELS = ("flow_pred", "lvt", "video_vae", "vqgan", "vvae")
 FRAMES, SIZE = 16, 32  # of a clip
 SHOWN = 4  # clips of a kind
+SETTINGS = "demo.json"  # in the folder: what the demonstration there is made with
 LEAST_CLIPS = 200  # of a generated source, however low the effort
 LEAST_SECONDS = 2.0  # that a command takes, however low the effort
 
@@ -304,9 +305,26 @@ def open_demo(args: argparse.Namespace) -> Demo:
     return Demo(ROOT / (args.out or Path("runs", name)), table, source, videos, args.effort, models=args.models)
 
 
+def settle_folder(demo: Demo) -> None:
+    """Note in the folder what its demonstration is made with. Raises UserError where that is something else: its clips
+    and runs would refuse other settings one by one, some of them after minutes.
+    """
+    from videodata.errors import UserError
+    from videodata.files import read_json, write_json
+
+    note = demo.folder / SETTINGS
+    now = {"data": str(demo.videos or demo.source), "effort": demo.effort}
+    found = read_json(note) or now
+    if found != now:
+        words = command_line(["--data", str(found.get("data")), "--effort", str(found.get("effort"))])
+        raise UserError(f"{demo.folder}: holds a demonstration of {words}; repeat these, or choose another --out")
+    write_json(note, now)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the demonstration."""
     demo = open_demo(build_parser().parse_args(argv))
+    settle_folder(demo)
     from evaluation.gallery import Gallery
     from evaluation.gallery.picture import write_picture
 

@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             args.clips_dir, args.clips_shown,
         )  # fmt: skip
     if distributed.is_main():
-        path = args.out or beside_others(out, report)
+        path = args.out or beside_others(out, report.replaces)
         report.deliver(path)
         print(f"\nwritten to {path}")
         if args.model != "videos" and args.clips_dir:

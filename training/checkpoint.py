@@ -13,28 +13,31 @@ import errno
 import json
 import logging
 import pickle
-import re
 import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training import distributed
 from training.writing import Attempts
 from videodata.errors import UserError, said_by
-from videodata.files import atomic_path, parse_json, sha256_of, write_file, write_json
+from videodata.files import HashingFile, parse_json, sha256_of, write_file, write_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n -> function to format n + 1
+DTYPES = {  # names of the format
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
+}
 METADATA = "run"  # the one entry of the file's metadata: a JSON object
 FACTS = ("recipe", "step", "config")
 # What safetensors, and torch for its three formats, raise for a file that is damaged.
@@ -274,13 +277,27 @@ def write_weights(path: Path, state: dict[str, Any]) -> None:
     Raises OSError when the disk refuses.
     """
     facts = {"averaged": sorted(state["ema"]), **{key: state.get(key) for key in FACTS}}
-    try:
-        with atomic_path(path) as temporary:
-            # one entry, because the format writes several in an order that differs from process to process
-            save_file(tensors_to_share(state), temporary, metadata={METADATA: json.dumps(facts)})
-    except safetensors.SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))  # it has no errno of its own
-        raise OSError(int(number[1]) if number else errno.EIO, f"cannot be written ({error})", str(path)) from error
+    metadata = {METADATA: json.dumps(facts)}
+    write_file(path, lambda file: write_tensors(file, tensors_to_share(state), metadata))
+
+
+def write_tensors(file: BinaryIO | HashingFile, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a .safetensors: the length of a JSON header, the header, the bytes of each tensor, wide types first.
+
+    Not by the library's save_file: it writes to a temporary file with a name of its own, as large as the weights, that
+    stays for ever when the process is killed, and whose final form only its owner may read.
+    """
+    ordered = sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0]))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        file.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
 def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:

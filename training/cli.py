@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from videodata.errors import UserError
+from videodata.errors import UserError, error_number
 
 REMEDIES = {
     errno.ENOSPC: "free disk space or choose another folder",
@@ -204,10 +204,12 @@ def explain(error: BaseException) -> str | None:
         return " ".join(str(error).split())
     if is_out_of_memory(error):
         return f"out of memory: {LESS_MEMORY}"
-    if isinstance(error, OSError) and error.errno is not None:
-        place = f"{error.filename}: " if error.filename else ""
-        remedy = REMEDIES.get(error.errno)
-        return f"{place}{error.strerror}" + (f"; {remedy}" if remedy else "")
+    if isinstance(error, OSError) and (number := error_number(error)) is not None:
+        place = error.filename2 or error.filename  # of a copy or a renaming the second is the one that is written
+        remedy = REMEDIES.get(number)
+        told = error.strerror or ""
+        said = told if told and "\n" not in told else os.strerror(number)  # HDF5 tells a page
+        return (f"{place}: " if place else "") + said + (f"; {remedy}" if remedy else "")
     if isinstance(error, RuntimeError):
         return explain_loader(error)
     return None

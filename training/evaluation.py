@@ -6,12 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,7 +21,7 @@ from training.settings import TrainSettings
 from training.state import TrainState
 from training.step import autocast
 from videodata.encode import write_video
-from videodata.files import write_file
+from videodata.frame_folder import write_png
 from videodata.pixels import denormalize
 
 
@@ -137,7 +135,7 @@ def write_pictures(folder: Path, pictures: dict[str, Tensor]) -> dict[str, np.nd
             raise ValueError(f"pictures have shape (N, 3, H, W) or (N, 3, T, H, W), not {tuple(values.shape)}")
         pixels = denormalize(values if values.ndim == 5 else values.transpose(0, 1)[None]).cpu()  # frames: one clip
         strips[name] = pixels.permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1).numpy()  # (N * H, T * W, 3)
-        write_file(folder / f"{name}.png", partial(Image.fromarray(strips[name]).save, format="PNG"))
+        write_png(folder / f"{name}.png", strips[name])
         if values.ndim == 5:
             side_by_side = pixels.permute(2, 3, 0, 4, 1).flatten(2, 3).numpy()  # (T, H, N * W, 3)
             write_video(folder / f"{name}.mp4", side_by_side, FRAMES_PER_SECOND)

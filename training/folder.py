@@ -48,8 +48,9 @@ def open_run_folder(folder: Path) -> Iterator[None]:
     with lock_file(folder, "training in", lock=folder / "run.lock"):
         checkpoints.mkdir(exist_ok=True)
         with log_file(folder / "train.log"):
-            for name in remove_debris(folder) + remove_debris(checkpoints):
-                logger.info("removed unfinished file %s", name)
+            for place in (folder, checkpoints, *(folder / "samples").glob("*")):  # not below: there may be other runs
+                for name in remove_debris(place):
+                    logger.info("removed unfinished file %s", name)
             yield
 
 

@@ -23,10 +23,10 @@ from typing import Any
 import safetensors
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from training.checkpoint import DAMAGE, check_form, load_checkpoint, weights_path, write_weights
+from training.checkpoint import DAMAGE, check_form, load_checkpoint, weights_path, write_tensors, write_weights
 from training.config import from_dict
 from training.folder import TRAINED_ON, trained_on
 from videodata.errors import UserError, said_by
@@ -237,7 +237,8 @@ def pack(
     about = {"format": FORMAT, "model": model, "dtype": dtype, **(facts or {}), "trained_on": records, "parts": parts}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={METADATA: json.dumps(about)})
+        with open(temporary, "wb") as file:
+            write_tensors(file, tensors, {METADATA: json.dumps(about)})
         size = Path(temporary).stat().st_size
         if size > LARGEST:
             raise UserError(

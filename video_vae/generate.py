@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from training.distributed import resolve_device
@@ -21,6 +20,7 @@ from videodata.clips import open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import write_file
+from videodata.frame_folder import write_png
 from videodata.labels import class_number
 from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
@@ -155,5 +155,4 @@ def write_strip(path: Path, rows: Tensor) -> Path:
     pixels = to_uint8(rows)  # (N, T, H, W, 3)
     pixels = np.pad(pixels, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
     picture = np.concatenate([np.concatenate(list(clip), axis=1) for clip in pixels], axis=0)[:-GAP, :-GAP]
-    write_file(path, lambda file: Image.fromarray(picture).save(file, format="PNG"))
-    return path
+    return write_png(path, picture)

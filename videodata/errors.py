@@ -57,7 +57,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        number = _number(error)
+        number = error_number(error)
         if number in BAD_NAME:
             raise VideoError(path, f"cannot be written under this name ({os.strerror(number)})") from error
         reason, remedy = ("no room left", "free some space") if number in FULL else ("cannot be written", "mend that")
@@ -67,7 +67,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _number(error: OSError) -> int | None:
-    """The error number; HDF5 hides it in its message."""
+def error_number(error: OSError) -> int | None:
+    """The number of an error of the system; HDF5 hides it in its message."""
     hidden = re.search(r"errno = (\d+)", str(error))
     return int(hidden[1]) if hidden else error.errno

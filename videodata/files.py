@@ -235,6 +235,19 @@ def lock_file(
         held.release()
 
 
+@contextmanager
+def sole_path(path: str | Path, doing: str = "writing") -> Iterator[Path]:
+    """`atomic_path` for what is large: one process at a time, and what a killed one left is removed first.
+
+    Raises UserError when another process writes there.
+    """
+    path = Path(path)
+    with lock_file(path, doing):
+        remove_debris(path.parent, path.name)
+        with atomic_path(path) as temporary:
+            yield temporary
+
+
 def environment() -> dict[str, str]:
     """The environment of a child process that runs a module of the project by its name, from any folder."""
     root = str(Path(__file__).resolve().parent.parent)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from videodata.container import CODEC_ERRORS
 from videodata.errors import VideoError, disk_errors, one_line
-from videodata.files import Unreadable, has_suffix, is_hidden, natural_key, replace, scan_files, short_name
+from videodata.files import Unreadable, has_suffix, is_hidden, natural_key, replace, scan_files, short_name, write_file
 from videodata.resize import Size
 from videodata.source import ClipSource, frame_range
 
@@ -121,6 +121,13 @@ def save_png(path: Path, frame: np.ndarray | Image.Image) -> None:
     """Write one frame, uint8 (H, W, 3)."""
     picture = Image.fromarray(frame) if isinstance(frame, np.ndarray) else frame
     picture.save(path, format="png", compress_level=COMPRESSION)
+
+
+def write_png(path: Path, picture: np.ndarray | Image.Image) -> Path:
+    """Write a picture, uint8 (H, W, 3), whole or not at all; gives its path. Raises OSError when the disk refuses."""
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    write_file(path, functools.partial(image.save, format="PNG"))
+    return path
 
 
 def write_frame_folder(folder: Path, frames: Iterable[np.ndarray | Image.Image], first: int = 0) -> int:

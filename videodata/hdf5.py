@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ import numpy as np
 from h5py import h5d, h5s
 
 from videodata.errors import UserError, VideoError, one_line, said_by
-from videodata.files import Unreadable, files_in_folder, publish
+from videodata.files import Unreadable, files_in_folder, free_space, publish, sole_path
 from videodata.resize import Size
 from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range, open_each
 
@@ -37,7 +36,8 @@ LOCKED = (
     "is locked: wait for the program that writes to it; where there is none, its disk has no locks: set "
     "HDF5_USE_FILE_LOCKING=FALSE in the environment"
 )
-ROOM_TO_CLOSE = CACHE_BYTES + (8 << 20)  # with what HDF5 keeps of its own structures
+ROOM_OF_STRUCTURES = 8 << 20  # of HDF5 itself, written when a file is closed
+SMALL_CACHE_BYTES = 1 << 20  # of files that are opened without another number
 
 
 @contextmanager
@@ -352,6 +352,28 @@ class Hdf5Writer(ShardSeries):
             self.discard()
 
 
+def check_room(path: str | Path, size: int, cache: int = CACHE_BYTES) -> None:
+    """Raise OSError before HDF5 gets `size` bytes for a file at `path` while there is room for what it holds back.
+
+    On a full disk its files cannot be closed: it crashes, or prints tracebacks that cannot be caught. cache: bytes of
+    chunks that the open file may hold.
+    """
+    if free_space(Path(path).parent)[0] < size + cache + ROOM_OF_STRUCTURES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@contextmanager
+def new_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """A new file for the length of the block: whole or absent, and written by one process at a time.
+
+    `check_room` before whatever is given to it. Raises OSError where there is no room, UserError for a second process.
+    """
+    with sole_path(path) as temporary:
+        check_room(path, 0, SMALL_CACHE_BYTES)
+        with h5py.File(temporary, "w") as file:
+            yield file
+
+
 class _Shard(ABC):
     """A shard under its temporary name."""
 
@@ -378,14 +400,6 @@ class _Shard(ABC):
             self.file.close()
         self._partial.unlink(missing_ok=True)
 
-    def _require_room(self, size: int) -> None:
-        """Raise OSError while there is still room for what HDF5 holds.
-
-        On a full disk its files cannot be closed: it crashes, or prints tracebacks that cannot be caught.
-        """
-        if shutil.disk_usage(self.path.parent).free < size + ROOM_TO_CLOSE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
 
 class ChunkedShard(_Shard):
     """All frames in one dataset."""
@@ -395,7 +409,7 @@ class ChunkedShard(_Shard):
         self._offsets, self._facts, self._end = [0], [], 0
 
     def write(self, frames: np.ndarray) -> None:
-        self._require_room(frames.nbytes)
+        check_room(self.path, frames.nbytes)
         data, shape = self._frames(frames.shape[1:]), frames.shape[1:]
         if shape != data.shape[1:]:
             raise UserError(f"{self.path}: all videos must have one size, {data.shape[1:]}, found {shape}")
@@ -442,7 +456,7 @@ class RiverShard(_Shard):
         self.file.create_group("videos")
 
     def write(self, frames: np.ndarray) -> None:
-        self._require_room(frames.nbytes)
+        check_room(self.path, frames.nbytes)
         video = self.file.require_group(str(self.videos))
         for count, frame in enumerate(frames, len(video)):
             video.create_dataset(str(count), data=frame, chunks=frame.shape, compression="lzf")

@@ -8,6 +8,7 @@ an undisturbed run.
 from __future__ import annotations
 
 import bisect
+import errno
 import hashlib
 import json
 import os
@@ -21,9 +22,11 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from tokenize import TokenError
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib.format import MAGIC_PREFIX
+from numpy.typing import DTypeLike
 
 from videodata.errors import UserError, VideoError, disk_errors, one_line, said_by
 from videodata.files import publish
@@ -34,6 +37,7 @@ from videodata.source import ClipSource, PerProcess, by_split, frame_range
 FORMAT, VERSION = "videodata-npy", 1
 LARGEST_COUNT = 10**12  # room that the header keeps for N
 SAMPLED_BLOCKS, SAMPLED_BYTES = 32, 1 << 15  # 1 MiB in all: milliseconds from any disk
+ZEROS = bytes(1 << 20)
 COMMIT_SECONDS = 0.25  # between flushes; a kill costs this, and what the disk is behind
 
 
@@ -342,6 +346,36 @@ class NpyWriter(Writer):
             if self._pending:
                 self._begin_commit()
                 self._commit.result()
+
+
+def allocated_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy to fill in place, mapped, which has its room on the disk already.
+
+    To write to a mapped page that the disk has no room for would kill the process. Raises OSError; then there is no
+    file.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        with open(path, "r+b") as file:
+            _allocate(file, path.stat().st_size - array.nbytes, array.nbytes)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return array
+
+
+def _allocate(file: BinaryIO, start: int, size: int) -> None:
+    """Give bytes of a file, which are zero, their place on the disk."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(file.fileno(), start, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems that cannot
+                raise
+    file.seek(start)
+    for first in range(0, size, len(ZEROS)):
+        file.write(ZEROS[: size - first])
+    return None
 
 
 def npy_header(count: int, sequence_shape: tuple[int, ...]) -> bytes:

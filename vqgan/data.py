@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,7 +19,7 @@ from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError, VideoError
 from videodata.files import atomic_path, files_in_folder, write_json
 from videodata.journal import read_sidecar
-from videodata.npy import FORMAT, VERSION, NpySource, check_layout, map_array
+from videodata.npy import FORMAT, VERSION, NpySource, allocated_array, check_layout, map_array
 from videodata.source import ClipSource, JoinedSource
 from videodata.sources import is_generated
 from videodata.splits import divide, open_split
@@ -196,7 +195,7 @@ def write_batch_files(npy_file: str | Path, folder: str | Path, shard_size: int 
         path, last = folder / f"{BATCH_PREFIX}_batch_{number}.npy", min(first + shard_size, len(array))
         with atomic_path(path) as temporary:
             shape = (last - first, *array.shape[1:])
-            target = np.lib.format.open_memmap(temporary, "w+", dtype=array.dtype, shape=shape)
+            target = allocated_array(temporary, array.dtype, shape)
             for index in range(first, last):  # one sequence in memory at a time
                 target[index - first] = array[index]
             target.flush()

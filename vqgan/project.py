@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from videodata.errors import UserError
+from videodata.errors import UserError, disk_errors
 from videodata.files import lock_file, publish, read_json, write_file, write_json
 from videodata.finite import finite
+from videodata.npy import allocated_array
 from videodata.pixels import to_float
 from videodata.resize import Size
 from videodata.source import ClipSource
@@ -98,7 +99,7 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
     if projection.model.num_embeddings > LARGEST:
         raise UserError(f"{path}: a codebook of {projection.model.num_embeddings} codes does not fit 16 bits")
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_file(path, "writing"):
+    with lock_file(path, "writing"), disk_errors(path):
         if is_finished(path, projection.made_from):
             logger.info("%s: exists already", path)
             return path
@@ -144,7 +145,8 @@ def open_partial(projection: Projection, path: Path) -> tuple[np.memmap, int]:
         if array.shape != shape:
             raise UserError(f"{partial(path)}: has shape {array.shape}, not {shape}; remove it to begin again")
         return array, noted["videos"]
-    return np.lib.format.open_memmap(partial(path), "w+", dtype=np.int16, shape=shape), 0
+    progress(path).unlink(missing_ok=True)  # of an array that has its name: it would speak of the new one
+    return allocated_array(partial(path), np.int16, shape), 0
 
 
 def describe(projection: Projection) -> dict[str, Any]:

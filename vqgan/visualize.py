@@ -18,6 +18,7 @@ from evaluation.codebook import CodebookUsage
 from training.writing import check_place
 from videodata.encode import write_video
 from videodata.errors import UserError
+from videodata.frame_folder import write_png
 from videodata.npy import NpySource
 from videodata.pixels import denormalize, to_float
 from videodata.resize import Size
@@ -122,26 +123,19 @@ def open_footage(args: argparse.Namespace) -> Footage:
     return Footage(source, videos, (args.num_patches_h * args.patch_size, args.num_patches_w * args.patch_size))
 
 
-def save(image: Image.Image, path: Path) -> Path:
-    """Write a PNG, with the folder that it needs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
-
-
 def draw_reconstructions(encoded: Encoded, folder: Path) -> list[Path]:
     """Each patch beside its reconstruction, all in one grid, and originals above reconstructions."""
     pairs = list(zip(encoded.patches, encoded.reconstruction, strict=True))
     columns = min(8, len(pairs))
     files = [
-        save(grid([b for _, b in pairs], columns), folder / "reconstructions_grid.png"),
-        save(
-            rows_with_labels([("original", [a for a, _ in pairs]), ("reconstruction", [b for _, b in pairs])]),
+        write_png(folder / "reconstructions_grid.png", grid([b for _, b in pairs], columns)),
+        write_png(
             folder / "comparison_grid.png",
+            rows_with_labels([("original", [a for a, _ in pairs]), ("reconstruction", [b for _, b in pairs])]),
         ),
     ]
     for number, pair in enumerate(pairs):
-        files.append(save(grid(pair, 2, ("original", "reconstruction")), folder / f"sample_{number}_recon.png"))
+        files.append(write_png(folder / f"sample_{number}_recon.png", grid(pair, 2, ("original", "reconstruction"))))
     return files
 
 
@@ -163,7 +157,7 @@ def draw_latent_space(encoded: Encoded, codes: int, path: Path) -> list[Path]:
         bars(order, title, ("rank", "count")),
         heat_map(table, "codes by position", ("position in the map, row by row", "code index")),
     ]
-    return [save(panels(charts), path)]
+    return [write_png(path, panels(charts))]
 
 
 @torch.no_grad()
@@ -179,8 +173,8 @@ def draw_codebook(model: Model, encoded: Encoded, folder: Path) -> list[Path]:
     title = f"{usage.used} of {model.num_embeddings} codes in use, perplexity {usage.perplexity:.1f}"
     counts = usage.counts.sort(descending=True).values.numpy()
     return [
-        save(grid(list(decoded.clamp(-1, 1)), 8, captions), folder / "codebook_visualization.png"),
-        save(bars(counts, title, ("codes, most used first", "count")), folder / "codebook_usage.png"),
+        write_png(folder / "codebook_visualization.png", grid(list(decoded.clamp(-1, 1)), 8, captions)),
+        write_png(folder / "codebook_usage.png", bars(counts, title, ("codes, most used first", "count"))),
     ]
 
 
@@ -194,10 +188,9 @@ def draw_interpolation(model: Model, encoded: Encoded, folder: Path) -> list[Pat
     captions = [f"{float(value):.2f}" for value in share.flatten()]
     framed = [encoded.patches[0], *steps, encoded.patches[-1]]
     return [
-        save(grid(steps, len(steps), captions), folder / "latent_interpolation.png"),
-        save(
-            grid(framed, len(framed), ["original", *captions, "original"]),
-            folder / "interpolation_with_originals.png",
+        write_png(folder / "latent_interpolation.png", grid(steps, len(steps), captions)),
+        write_png(
+            folder / "interpolation_with_originals.png", grid(framed, len(framed), ["original", *captions, "original"])
         ),
     ]
 
@@ -217,7 +210,7 @@ def draw_variations(model: Model, original: Tensor, latents: Tensor, seed: int, 
     device = next(model.parameters()).device
     frames = [original, *decode_latents(model, varied.to(device))]
     captions = ["original", *(f"noise {float(scale):.2f}" for scale in scales)]
-    return [save(grid(frames, 3, captions), folder / "latent_variations.png")]
+    return [write_png(folder / "latent_variations.png", grid(frames, 3, captions))]
 
 
 def draw_sequence(encoded: Encoded, rows: int, columns: int, folder: Path) -> list[Path]:
@@ -227,15 +220,15 @@ def draw_sequence(encoded: Encoded, rows: int, columns: int, folder: Path) -> li
     files = []
     for number, pair in enumerate(zip(originals, copies, strict=True)):
         for name, frame in zip(("original", "recon"), pair, strict=True):
-            files.append(save(picture(frame), folder / "frames" / f"frame_{number:02d}_{name}.png"))
+            files.append(write_png(folder / "frames" / f"frame_{number:02d}_{name}.png", picture(frame)))
         comparison = grid(pair, 2, ("original", "reconstruction"))
-        files.append(save(comparison, folder / "frames" / f"frame_{number:02d}_comparison.png"))
+        files.append(write_png(folder / "frames" / f"frame_{number:02d}_comparison.png", comparison))
     strips = {
         "original_sequence.png": grid(list(originals), len(originals)),
         "reconstructed_sequence.png": grid(list(copies), len(copies)),
         "sequence_comparison.png": rows_with_labels([("original", list(originals)), ("reconstruction", list(copies))]),
     }
-    return files + [save(image, folder / name) for name, image in strips.items()]
+    return files + [write_png(folder / name, image) for name, image in strips.items()]
 
 
 def draw_whole_frames(encoded: Encoded, rows: int, columns: int, fps: Fraction | None, folder: Path) -> list[Path]:
@@ -247,8 +240,8 @@ def draw_whole_frames(encoded: Encoded, rows: int, columns: int, fps: Fraction |
     maps = merge_patches(encoded.indices, rows, columns).numpy()
     both = torch.cat([originals, copies], dim=3).movedim(0, 1)  # (3, T, H, 2 * W)
     rate = fps or Fraction(25)
-    files = [save(grid([originals[0], copies[0]], 2, ("original", "reconstruction")), folder / "frame_00.png")]
-    files.append(save(index_map(maps[0]), folder / "index_map_00.png"))
+    files = [write_png(folder / "frame_00.png", grid([originals[0], copies[0]], 2, ("original", "reconstruction")))]
+    files.append(write_png(folder / "index_map_00.png", index_map(maps[0])))
     files.append(write_video(folder / "reconstruction.mp4", copies.movedim(0, 1), rate))
     files += [write_video(folder / name, both, rate) for name in ("comparison.mp4", "comparison.gif")]
     return files

@@ -1,13 +1,19 @@
 """The fork in the plane: parity with the original, and the whole method end to end."""
 
+import argparse
+import errno
+import os
+
 import pytest
 import torch
+from PIL import Image
 
 from flow_pred import objectives
 from flow_pred.bifurcation import (
     PlaneField,
     denoiser_loss,
     distance_to_track,
+    draw_bifurcation,
     flow_loss,
     judge,
     track,
@@ -16,6 +22,7 @@ from flow_pred.bifurcation import (
 from flow_pred.config import BifurcationSettings
 from flow_pred.neural_sde import log_diffusion
 from tests.flow_pred.fixture_files import Fixture
+from videodata.errors import UserError
 
 
 def test_networks_losses_and_tracks_equal_the_original(fixtures):
@@ -63,3 +70,23 @@ def test_the_neural_sde_branches_and_stays_on_the_track(seed):
     assert full.end_error < 0.5
     assert full.track_distance < 0.05 and full.track_distance_p99 < 0.2
     assert judge(sde.sample(8, torch.Generator().manual_seed(seed), parts="fd")).up_fraction in (0.0, 1.0)
+
+
+def test_the_picture_is_whole_or_absent(tmp_path, monkeypatch):
+    """A name that is no PNG's is refused before the training; one that cannot be written leaves the one before."""
+    place = tmp_path / "trajectories.png"
+    arguments = argparse.Namespace(out=place, seed=0, steps=1, trajectories=2, substeps=1)
+    with pytest.raises(UserError, match=r"a.jpg: the picture is a PNG"):
+        draw_bifurcation(argparse.Namespace(**{**vars(arguments), "out": tmp_path / "a.jpg"}))
+    draw_bifurcation(arguments)
+    before = place.read_bytes()
+    assert before.startswith(b"\x89PNG")
+
+    def torn(image, file, **_):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", torn)
+    with pytest.raises(OSError, match="No space"):
+        draw_bifurcation(arguments)
+    assert place.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["trajectories.png"]

@@ -14,6 +14,7 @@ from lvt.datasets import open_code_windows
 from lvt.train import shape_of_model
 from tests.lvt.test_config import CONFIGS
 from videodata.errors import UserError
+from videodata.files import write_json
 
 
 def some_codes(lengths, seed=0):
@@ -59,6 +60,25 @@ def test_a_killed_extraction_is_continued(tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["codes.json", "codes.npy"]
     source = open_codes(path)
     assert all(np.array_equal(source.read(i, 0, len(values)), values) for i, values in enumerate(codes))
+
+
+def test_two_kills_at_the_worst_moments(tmp_path, monkeypatch):
+    """The first leaves the note of an array that has its name, the second an empty array: it is not complete."""
+    codes, path, lengths = some_codes([4, 4, 4]), tmp_path / "codes.npy", [4, 4, 4]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codes_file, "write_json", lambda place, facts: killed() if place.suffix == ".json" else
+                      write_json(place, facts))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            write_codes(path, listed(lengths), codes.__getitem__, 512)
+    assert path.exists() and codes_file.progress(path).exists()
+    with pytest.raises(KeyboardInterrupt):
+        write_codes(path, listed(lengths), lambda number: killed() if number else codes[0], 512)
+    write_codes(path, listed(lengths), codes.__getitem__, 512)
+    assert np.array_equal(np.load(path), np.stack(codes))
 
 
 def test_the_folders_of_the_original_are_read(tmp_path):

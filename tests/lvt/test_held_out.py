@@ -66,11 +66,17 @@ def test_an_evaluation_says_how_many_clips_were_trained_on(parts, tmp_path, caps
 
 
 def test_evaluators_count_too(parts, tmp_path):
-    """evaluation.json of TEST.EVALUATORS has the count of each task."""
+    """Results of TEST.EVALUATORS have the count of each task. They lie beside those of another protocol, which stay."""
+    first = (parts["vqvae"] / "evaluation.json").read_bytes()
     arguments = ["--config-file", config("VQVAE_tiny.yaml"), "--eval-only", *VQVAE, "OUTPUT_DIR", parts["vqvae"]]
     names = [f"{parts['data']}#{split}" for split in ("train", "test")]
     assert call(train_lvt.main, *arguments, "DATASETS.TEST", repr(tuple(names)), "TEST.EVALUATORS", "MSEEvaluator") == 0
-    results = json.loads((parts["vqvae"] / "evaluation.json").read_text())
+    assert call(train_lvt.main, *arguments, "DATASETS.TEST", repr(tuple(names)), "TEST.EVALUATORS", "MSEEvaluator") == 0
+    assert (parts["vqvae"] / "evaluation.json").read_bytes() == first
+    assert sorted(path.name for path in parts["vqvae"].glob("*.json")) == [
+        "evaluation.json", "evaluation_2.json", "trained_on.json",
+    ]  # fmt: skip
+    results = json.loads((parts["vqvae"] / "evaluation_2.json").read_text())
     assert [results[name]["reconstruction"]["clips_trained_on"] for name in names] == [COUNTS["train"], 0]
     assert [results[name]["reconstruction"]["clips"] for name in names] == [COUNTS["train"], COUNTS["test"]]
 

@@ -56,6 +56,17 @@ def test_each_source_and_effort_has_a_folder_of_its_own(tmp_path):
     assert [entry.source for entry in found] == ["digits", "shapes", "folder", "digits"]
 
 
+def test_a_folder_is_of_one_effort_and_one_source(tmp_path, monkeypatch):
+    """Another one is refused before anything is run, with what to do; the same goes on."""
+    monkeypatch.setattr(Demo, "run", lambda self, gallery: (_ for _ in ()).throw(KeyboardInterrupt))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            main(["--out", str(tmp_path), "--effort", "0.5"])
+    for words in (["--effort", "0.25"], ["--effort", "0.5", "--data", "shapes"], []):
+        with pytest.raises(UserError, match="holds a demonstration of --data digits --effort 0.5; repeat these, or"):
+            main(["--out", str(tmp_path), *words])
+
+
 def test_steps_and_clips_follow_the_effort(tmp_path):
     """At least two steps, so that there is something to train, and enough clips to divide."""
     found = [demo(tmp_path, effort=effort).words("x {steps:100} {count:4000}")[1:] for effort in (2, 1, 0.25, 0.001)]

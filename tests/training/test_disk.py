@@ -5,23 +5,34 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.training import faults
 from tests.training.runs import run, settings, weights
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import checkpoint as checkpoints
 from training import cli, train
-from training.checkpoint import best_checkpoint, checkpoints_in, load_checkpoint, newest_checkpoint
+from training.checkpoint import (
+    best_checkpoint,
+    checkpoints_in,
+    load_checkpoint,
+    newest_checkpoint,
+    write_tensors,
+)
 from training.folder import check_config, check_free_space
 from videodata.errors import UserError
-from videodata.files import write_file
+from videodata.files import remove_debris, write_file
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def files(folder):
@@ -256,6 +267,8 @@ def test_debris_of_a_killed_run_is_removed(a_copy):
     """Unfinished files go at the next start."""
     (a_copy / "checkpoints" / "step-0000016.pt.tmp").write_bytes(b"half")
     (a_copy / "metrics.jsonl.tmp").write_bytes(b"half")
+    (a_copy / "samples" / "step-0000016").mkdir(parents=True)
+    (a_copy / "samples" / "step-0000016" / ".a.mp4.1.tmp").write_bytes(b"half")
     run(a_copy)
     assert not list(a_copy.rglob("*.tmp"))
 
@@ -366,3 +379,41 @@ def test_weights_by_other_names_are_one_line(tmp_path):
 def test_what_is_no_tensor_is_named_when_weights_are_loaded():
     with pytest.raises(UserError, match="no tensor: weight"):
         checkpoints.strict_load(torch.nn.Linear(1, 1), {"weight": "x", "bias": torch.zeros(1)}, "x.pt")
+
+
+def test_tensors_are_written_as_the_library_reads_them(tmp_path):
+    """Every type, odd sizes, views, none at all; open to whom any new file is open."""
+    types = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int64, torch.int32]
+    types += [torch.int16, torch.int8, torch.uint8]
+    tensors = {f"é.{kind}": torch.arange(-3, 4).to(kind) for kind in types}
+    tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "view": torch.arange(12.0).view(3, 4).T}
+    path, metadata = tmp_path / "a.safetensors", {"run": json.dumps({"é": 1})}
+    write_file(path, lambda file: write_tensors(file, tensors, metadata))
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == metadata
+    (tmp_path / "plain").write_text("")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    write_file(path, lambda file: write_tensors(file, {}, metadata))
+    assert load_file(path) == {}
+
+
+@pytest.mark.posix
+def test_a_kill_while_weights_are_written_leaves_what_the_next_run_removes(tmp_path):
+    """No file as large as the weights stays for ever."""
+    code = (
+        "import os, sys, torch; from pathlib import Path; from training.checkpoint import write_weights\n"
+        "from videodata.files import HashingFile\n"
+        "write, calls = HashingFile.write, []\n"
+        "def killed(self, data):\n"
+        "    calls.append(len(calls) == 1 and os.kill(os.getpid(), 9)); return write(self, data)\n"
+        "HashingFile.write = killed\n"
+        "write_weights(Path(sys.argv[1]), {'networks': {'a': {'w': torch.zeros(9)}}, 'ema': {}})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "weights.safetensors")], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == 1 and remove_debris(tmp_path) == left

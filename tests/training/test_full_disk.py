@@ -15,6 +15,7 @@ from tests.training.runs import run, settings
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import loop, train, writing
 from training.checkpoint import load_checkpoint
+from training.cli import explain
 from training.writing import Attempts, GrowingFile, check_place
 from videodata.errors import UserError
 
@@ -183,3 +184,16 @@ def test_log_lines_outlive_the_run(tmp_path):
     before = list(logging.getLogger().handlers)
     run(tmp_path, steps=1)
     assert logging.getLogger().handlers == before
+
+
+def test_an_error_of_the_disk_is_one_line_whoever_raised_it():
+    """HDF5 hides the number in its message; of a copy, the file that is written is named."""
+    hidden = OSError("Unable to flush file's data (file write failed: errno = 28, error message = 'No space left')")
+    assert explain(hidden) == "No space left on device; free disk space or choose another folder"
+    page = OSError(
+        errno.ENOSPC, "Unable to synchronously create file (file write failed: time = now\n, filename = ...)"
+    )
+    assert explain(page) == "No space left on device; free disk space or choose another folder"
+    copied = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "from.mp4", None, "to.mp4")
+    assert explain(copied) == "to.mp4: No space left on device; free disk space or choose another folder"
+    assert explain(OSError("of some library")) is None

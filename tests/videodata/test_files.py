@@ -26,6 +26,7 @@ from videodata.files import (
     remove_debris,
     replace,
     sha256_of,
+    sole_path,
     write_file,
     write_json,
 )
@@ -282,3 +283,14 @@ def test_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path):
         with lock_file(tmp_path / "a", "writing", lock=lock):
             pass
     assert not lock.exists()
+
+
+def test_a_large_file_is_written_by_one_process_and_leaves_no_debris(tmp_path):
+    """What a killed process left of it goes, that of another file stays; a second process is refused."""
+    for name in (".a.hdf5.123.tmp", ".b.hdf5.123.tmp"):
+        (tmp_path / name).write_text("half")
+    with sole_path(tmp_path / "a.hdf5") as temporary:
+        temporary.write_text("whole")
+        with pytest.raises(UserError, match="is writing .*a.hdf5: wait"), sole_path(tmp_path / "a.hdf5"):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.hdf5.123.tmp", "a.hdf5"]

@@ -1,5 +1,6 @@
 """The growing .npy: same bytes however often it was interrupted."""
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import pytest
 
 from videodata.errors import UserError
 from videodata.journal import is_finished
-from videodata.npy import NpyWriter, npy_header
+from videodata.npy import NpyWriter, allocated_array, npy_header
 
 SHAPE = (3, 4, 5, 3)
 ARGUMENTS = {"num_frames": 3, "width": 5, "height": 4}
@@ -185,3 +186,23 @@ def test_kill_at_a_system_call(tmp_path, call, number):
     assert done.returncode == -signal.SIGKILL and not path.exists()
     assert write_all(path) == whole
     assert sorted(os.listdir(tmp_path)) == ["whole.json", "whole.npy", "x.json", "x.npy"]
+
+
+@pytest.mark.parametrize("system", ["has it", "refuses it", "lacks it"])
+def test_an_array_with_its_room_on_every_system(tmp_path, monkeypatch, system):
+    """Where the system cannot set bytes aside, zeros are written: the array is the same."""
+
+    def cannot(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    if system == "refuses it":
+        monkeypatch.setattr(os, "posix_fallocate", cannot, raising=False)
+    elif system == "lacks it":
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    path, shape = tmp_path / "a.npy", (3, 1 << 20)
+    array = allocated_array(path, np.int16, shape)
+    array[1] = 5
+    array.flush()
+    stored = np.load(path)
+    assert stored.shape == shape and stored.dtype == np.int16
+    assert (stored[1] == 5).all() and not stored[[0, 2]].any()

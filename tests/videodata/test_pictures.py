@@ -1,5 +1,7 @@
 """The one reader of pictures: every kind of file becomes the 8-bit RGB that a viewer shows."""
 
+import errno
+import os
 import struct
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from PIL import Image
 from scripts import convert_to_h5
 from videodata import open_clips
 from videodata.errors import VideoError
-from videodata.frame_folder import read_image
+from videodata.frame_folder import read_image, write_png
 from vvae.src import images as vvae_images
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -176,3 +178,19 @@ def test_a_tree_of_sixteen_bit_frames(tmp_path):
         for name in ("frames/train", "eight/train", "frames_h5/train", "eight_h5/train")
     ]
     assert all(clip.equal(shown[0]) for clip in shown) and shown[0].max() == 240
+
+
+def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
+    """A disk that refuses in the middle leaves the picture of before, and nothing beside it."""
+    place = tmp_path / "new" / "a.png"
+    frame = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert write_png(place, frame) == place and np.array_equal(read_image(place), frame)
+
+    def torn(image, file, **_):
+        file.write(b"\x89PNG")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", torn)
+    with pytest.raises(OSError, match="No space"):
+        write_png(place, 255 - frame)
+    assert np.array_equal(read_image(place), frame) and [path.name for path in place.parent.iterdir()] == ["a.png"]

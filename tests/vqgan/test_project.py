@@ -75,6 +75,19 @@ def test_an_interrupted_projection_goes_on(model, tmp_path, monkeypatch):
     assert sorted(entry.name for entry in tmp_path.glob("train*")) == ["train.json", "train.npy"]
 
 
+def test_a_note_of_an_earlier_array_says_nothing_of_a_new_one(model, tmp_path, monkeypatch):
+    """A kill leaves the note beside a finished array; when that is removed and made again, killed, and made again."""
+    path = project(projection(model), tmp_path, "train")
+    straight = path.read_bytes()
+    progress(path).write_text(json.dumps({"videos": 3, "made_from": projection(model).made_from}))
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Projection, "encode", lambda *_: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            project(projection(model), tmp_path, "train")
+    assert project(projection(model), tmp_path, "train").read_bytes() == straight
+
+
 def test_codes_of_another_model_are_not_mixed_in(model, tmp_path):
     """A folder that holds the codes of another model is refused in one line."""
     project(projection(model), tmp_path, "train")

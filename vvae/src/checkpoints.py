@@ -287,9 +287,9 @@ class Saving:
         state = {key: value.detach().contiguous().cpu() for key, value in self.state_dict().items()}
         with replaced(path) as temporary:
             if path.suffix == ".safetensors":
-                from safetensors.torch import save_file
+                from safetensors.torch import save
 
-                save_file(state, str(temporary))
+                temporary.write_bytes(save(state))  # its save_file makes files that only their owner may read
             elif path.suffix in (".ckpt", ".pt", ".pth"):
                 torch.save({"state_dict": state}, temporary)
             else:

@@ -7,7 +7,10 @@ A .npy has its facts in a .json of the same name beside it, a .hdf5 in the attri
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +28,7 @@ from .files import replaced
 from .tiling import FRAMES, PIXELS, padded_length
 
 SUFFIXES = (".npy", ".hdf5", ".h5")
+ROOM_TO_CLOSE = 9 << 20  # bytes that HDF5 may hold back until a file is closed: chunks, and its own structures
 HEADER_BYTES = 128  # of a .npy: fixed, so that the number of frames can be filled in at the end
 
 
@@ -76,6 +80,7 @@ def latent_writer(path: str | Path, info: LatentInfo) -> Iterator[LatentWriter]:
             with replaced(path.with_suffix(".json")) as facts:
                 facts.write_text(json.dumps(info.to_dict(), indent=2) + "\n", encoding="utf-8", newline="\n")
         else:
+            _require_room(temporary, 0)
             with _h5py().File(temporary, "w") as file:
                 writer = _HDF5Writer(file)
                 yield writer
@@ -193,6 +198,7 @@ class _HDF5Writer:
 
     def append(self, latent: Tensor) -> None:
         frames = latent.movedim(1, 0).float().cpu().numpy()  # (t, z, h, w)
+        _require_room(Path(self.file.filename), frames.nbytes)
         if self.latents is None:
             shape = frames.shape[1:]
             self.latents = self.file.create_dataset(
@@ -205,6 +211,12 @@ class _HDF5Writer:
         """Store the facts, of which the number of frames is known only now."""
         if self.latents is not None:
             self.latents.attrs["info"] = json.dumps(info.to_dict())
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Raises OSError before HDF5 gets what there may be no room for: closing a file on a full disk, it crashes."""
+    if shutil.disk_usage(path.parent).free < size + ROOM_TO_CLOSE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _h5py() -> Any:
