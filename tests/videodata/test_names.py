@@ -1,6 +1,5 @@
 """Names that people give their files: none is overwritten, none is lost to another, all can be written down."""
 
-import fcntl
 import json
 import os
 from fractions import Fraction
@@ -307,8 +306,11 @@ def test_facts_of_other_programs():
         Hdf5Source("h")
 
 
+@pytest.mark.posix
 def test_a_locked_shard_says_so(monkeypatch):
     """It need not be prepared again."""
+    import fcntl  # where there is such a lock
+
     with Hdf5Writer("h") as writer:
         writer.add(np.zeros((2, 8, 8, 3), np.uint8))
     monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
