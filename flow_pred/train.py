@@ -49,9 +49,10 @@ def train_flow_pred(args: argparse.Namespace) -> None:
         spread_over_gpus(args.num_gpus)
     recipe, data, validation = prepare(config, run_dir, args.seed)
     result = train(recipe, data, engine_settings(args, config, run_dir), plain_config(config), validation)
+    facts = []
     if result.finished and is_main():
-        final = write_final(run_dir, recipe, config, result.step)
-        print0(f"{run_dir}: finished after {result.step} steps; {final}: the same in the original's format")
+        facts = [f"{write_final(run_dir, recipe, config, result.step)} is the same in the original's format"]
+    print0(result.told(*facts))
 
 
 def engine_settings(args: argparse.Namespace, config: FlowPredConfig, run_dir: Path) -> TrainSettings:

@@ -20,6 +20,7 @@ from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
 from training import Losses, Networks, Recipe, Step, settings_from, train
 from training.cli import command_line
+from training.distributed import print0
 from training.optim import build_optimizer
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
@@ -46,7 +47,8 @@ def train_flow_autoencoder(args: argparse.Namespace) -> None:
     settings = settings_from(
         args, run_dir, chosen.steps, batch_size=chosen.batch_size, warmup_steps=chosen.warmup_steps
     )
-    train(recipe, training, settings, stored, validation)
+    result = train(recipe, training, settings, stored, validation)
+    print0(result.told(*result.scores()))
 
 
 def open_data(chosen: AutoencoderTraining, data: DataConfig, seed: int) -> tuple[ClipDataset, ClipDataset]:

@@ -70,7 +70,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 def configure(args: Namespace) -> dict[str, Any]:
     """The configuration of a command: its --config-file under the flags that were given and the pairs at the end."""
     if misplaced := [word for word in args.opts if word.startswith("--")]:
-        raise UserError(f"{misplaced[0]}: flags stand before the KEY VALUE pairs, which end the command")
+        raise UserError(
+            f"{misplaced[0].partition('=')[0]}: flags stand before the KEY VALUE pairs, which end the command"
+        )
     given = [(key, getattr(args, flag, None)) for flag, keys in FLAGS.items() for key in keys]
     flags = [(key, deepcopy(value)) for key, value in given if value is not None]  # one for each key
     config = load_config(args.config_file)

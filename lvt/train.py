@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -210,21 +210,24 @@ def train_lvt(args: argparse.Namespace) -> list[str]:
     Gives what of TEST.EXPECTED_RESULTS is missed, by line. Raises UserError.
     """
     config = configure(args)
-    if args.num_gpus > max(1, torch.cuda.device_count()) and distributed.is_main():
-        logger.warning(
-            "WARN --num-gpus %d: this machine has %d; the processes compute on %s", args.num_gpus,
-            torch.cuda.device_count(), "shared GPUs" if torch.cuda.is_available() else "its CPU",
-        )  # fmt: skip
+    notes, gpus = [], torch.cuda.device_count()
+    if args.num_gpus > max(1, gpus):
+        place = "shared GPUs" if gpus else "its CPU"
+        notes.append(f"WARN --num-gpus {args.num_gpus}: this machine has {gpus}; the processes compute on {place}")
     if args.encode:
         config["DATASETS"]["TEST"], config["TEST"]["EVALUATORS"] = list(parts_of(config)), "CodesExtractor"
     if args.eval_only or args.encode:
+        for note in notes if distributed.is_main() else ():
+            logger.warning(note)
         results = evaluate_lvt(config)
     else:
-        results = train_network(config, args.resume == "auto", args.allow_config_change)
+        results = train_network(config, args.resume == "auto", args.allow_config_change, notes)
     return missed_expectations(config, results)
 
 
-def train_network(config: dict[str, Any], resume: bool = True, allow_config_change: bool = False) -> dict[str, Any]:
+def train_network(
+    config: dict[str, Any], resume: bool = True, allow_config_change: bool = False, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train the network of a configuration in OUTPUT_DIR, write it in the original's layout too, evaluate it.
 
     The run that the folder holds is continued; without `resume`, such a folder is refused. Gives the results by data
@@ -235,11 +238,11 @@ def train_network(config: dict[str, Any], resume: bool = True, allow_config_chan
     name_classes(config)
     training, validation = open_data(config)
     recipe = build_recipe(config)
-    recipe.held_out = flags_of(validation)
+    recipe.held_out, recipe.notes = flags_of(validation), list(notes)
     chosen = settings(config, resume, allow_config_change)
     result = train(recipe, training, chosen, {**config, "model": shape_of_model(config)}, validation)
     if not result.finished:
-        logger.info("stopped at step %d; the same command continues", result.step)
+        distributed.print0(result.told())
         return {}
     distributed.barrier()  # the main process has written the last checkpoint
     (model,) = recipe.networks.values()
@@ -247,7 +250,9 @@ def train_network(config: dict[str, Any], resume: bool = True, allow_config_chan
     load(model, chosen.run_dir)  # the averaged weights where there are any
     if distributed.is_main():
         write_original(chosen.run_dir, model.original_state(), result.step - 1, "model_final")
-    return evaluate_lvt(config, model)
+    scores = evaluate_lvt(config, model)
+    distributed.print0(result.told())
+    return scores
 
 
 def open_data(config: dict[str, Any]) -> tuple[Dataset, Dataset | None]:

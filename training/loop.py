@@ -51,8 +51,23 @@ class TrainResult:
     step: int
     epoch: int
     digest: str  # SHA-256 of the trained and the averaged weights
+    settings: TrainSettings
+    show_command: str | None  # of the recipe
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     finished: bool = True  # False: stopped early, the same command continues
+
+    def told(self, *facts: str) -> str:
+        """The last lines of a command that trains: how it ended, and what shows it or goes on."""
+        last = f"finished after {self.step} steps"
+        if not self.finished:
+            last, facts = f"stopped at step {self.step} of {self.settings.steps}; the same command continues", ()
+        follows = f"\nnext: {self.show_command}" if self.finished and self.show_command else ""
+        return f"{self.settings.run_dir}: {', '.join([last, *facts])}{follows}"
+
+    def scores(self, *names: str) -> list[str]:
+        """Of the last evaluation, those of these names; without any, all."""
+        chosen = names or sorted(self.metrics)
+        return [f"{name} {self.metrics[name]:.4g}" for name in chosen if name in self.metrics]
 
 
 def train(
@@ -88,6 +103,8 @@ def train(
             stack.enter_context(open_run_folder(folder))
         distributed.barrier()
         logger.info(first_line(settings, device, dataset))
+        for note in recipe.notes:
+            logger.warning(note)
         if settings.warmup_steps >= settings.steps:
             logger.warning("WARN the learning rate warms up to the end: use fewer --warmup_steps than steps")
 
@@ -124,10 +141,10 @@ def train(
         digest = state.digest()
         logger.info("final weights sha256=%s", digest)
         finished = state.step >= settings.steps and not run.evaluator.broken_off
-        result = TrainResult(state.step, run.epoch, digest, state.metrics, finished)
         if distributed.is_main():
-            run.say_what_was_written(result.finished)
-        return result
+            run.say_what_was_written()
+        show = recipe.show_command(folder)
+        return TrainResult(state.step, run.epoch, digest, settings, show, state.metrics, finished)
 
 
 def check_sizes(settings: TrainSettings, length: int) -> None:
@@ -313,13 +330,10 @@ class Run:
     def collect(self) -> dict[str, Any]:
         return {**self.state.collect(), **self.facts}
 
-    def say_what_was_written(self, finished: bool) -> None:
-        """The last lines of a training: its files, and the command that shows what it has learnt."""
+    def say_what_was_written(self) -> None:
+        """The last line of the log."""
         newest = self.saver.kept[0]
         logger.info("wrote %s and %s; curves: metrics.jsonl, pictures: samples/", newest.path, newest.weights.name)
-        command = self.state.recipe.show_command(self.folder) if finished else "the same command continues"
-        if command:
-            logger.info("next: %s", command)
 
 
 def plain(value: Any) -> Any:

@@ -57,6 +57,7 @@ class Recipe(ABC):
         self.networks = networks
         self.optimizers = optimizers  # in the order in which they step
         self.frozen: list[nn.Module] = []
+        self.notes: list[str] = []  # said after the first line of the training
 
     @abstractmethod
     def losses(self, batch: Any, step: Step, networks: Networks) -> Iterator[Losses | None]:
@@ -85,7 +86,7 @@ class Recipe(ABC):
         return {}
 
     def show_command(self, run_dir: Path) -> str | None:
-        """The command that shows what the run in this folder has learnt; the last line of a training names it."""
+        """The command that shows what the run in this folder has learnt; `TrainResult.told` ends with it."""
         return None
 
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:  # noqa: B027

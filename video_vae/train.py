@@ -155,7 +155,7 @@ def squared_error(reconstruction: Tensor, clip: Tensor) -> Tensor:
 
 
 def train_video_vae(args: argparse.Namespace) -> str:
-    """Train, or continue, and give a summary of one line. Raises UserError for what the user can put right."""
+    """Train, or continue, and give what is to be said at the end. Raises UserError for what the user can put right."""
     writes_epochs = args.model_path or not (args.run_dir or args.run_name)
     args.model_path = args.model_path or MODEL_PATH
     stem, offset = split_model_path(Path(args.model_path))
@@ -173,10 +173,10 @@ def train_video_vae(args: argparse.Namespace) -> str:
     recipe = build_recipe(args, config, stored, stem if writes_epochs else None, offset)
     size = sum(parameter.numel() for parameter in recipe.networks["vae"].parameters())
     if size > LARGE and distributed.resolve_device(args.device).type == "cpu":
-        logger.warning(
-            "WARN %d million parameters on a CPU: a step takes many seconds; --preset small or tiny learns there in "
-            "minutes", size // 1_000_000,
-        )  # fmt: skip
+        recipe.notes.append(
+            f"WARN {size // 1_000_000} million parameters on a CPU: a step takes many seconds; --preset small or tiny "
+            "learns there in minutes"
+        )
     recipe.shown = ["--data", args.data, *([] if validation else ["--split", "train"])]
     complete = run_config(args, config, recipe.loss, data)
     folder = run_folder(args, stem, complete)
@@ -185,18 +185,14 @@ def train_video_vae(args: argparse.Namespace) -> str:
         check_epoch_files(stem, offset, -(-steps // per_epoch), folder)
     check_place(epoch_file(stem, offset + 1) if writes_epochs else folder / "config.yaml")
     result = train(recipe, training, settings_from(args, folder, steps), complete, validation)
-    if not result.finished:
-        return f"{folder}: stopped at step {result.step} of {steps}; the same command continues"
-    told = f"{folder}: finished after {result.step} steps" + "".join(
-        f", {name} {value:.4g}" for name, value in result.metrics.items() if name in ("psnr", "kl_bits")
-    )
-    if writes_epochs:
+    facts = result.scores("psnr", "kl_bits")
+    if result.finished and writes_epochs:
         last = epoch_file(stem, offset + -(-steps // per_epoch))
         # the epoch may be broken off by --steps, not be one of --epoch_every, or its file have been removed since
         if distributed.is_main() and (steps % per_epoch or not last.exists()):
             write_epoch_file(stem, offset + -(-steps // per_epoch), load_checkpoint(folder))
-        told += f"; weights in {last}"
-    return told
+        facts.append(f"weights in {last}")
+    return result.told(*facts)
 
 
 def check_epoch_files(stem: Path, offset: int, epochs: int, folder: Path) -> None:

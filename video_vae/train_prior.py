@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,8 +29,6 @@ from videodata.errors import UserError
 from videodata.finite import finite
 from videodata.labels import classes_of, label_of
 from videodata.pixels import normalize
-
-logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.99)
 CLIPS_AT_A_TIME = 16  # through the encoder
@@ -131,7 +128,7 @@ class PriorRecipe(Recipe):
 
 
 def train_prior(args: argparse.Namespace) -> str:
-    """The command scripts/train_video_vae_prior.py; gives a summary of one line. Raises UserError."""
+    """The command scripts/train_video_vae_prior.py; gives what is to be said at the end. Raises UserError."""
     folder = Path(args.checkpoint)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is not the run folder of a video VAE, where its prior is to be stored")
@@ -152,7 +149,7 @@ def fit_prior(
     decay: float = 0.0,
     **sizes: Any,
 ) -> str:
-    """Train the prior of the run in `folder`, or continue it; gives a summary of one line. Raises UserError.
+    """Train the prior of the run in `folder`, or continue it; gives what is to be said at the end. Raises UserError.
 
     It is stored below the run's folder. `most_clips`: of the training clips that are encoded; 0: all.
     """
@@ -167,20 +164,19 @@ def fit_prior(
     )  # fmt: skip
     training = EncodedClips(vae, clips, classes, most_clips)
     validation = EncodedClips(vae, held_out, classes, HELD_OUT) if held_out else None
-    if settings.batch_size > len(training):
-        logger.info("batch %d in place of %d: there are no more clips", len(training), settings.batch_size)
-        settings = replace(settings, batch_size=len(training))
+    asked = settings.batch_size
+    settings = replace(settings, batch_size=min(asked, len(training)))
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     prior = LatentPrior(prior_config)
     prior.fit(training.means, training.noise)
     recipe = PriorRecipe(prior, vae, rate, decay)
+    if asked > settings.batch_size:
+        recipe.notes.append(f"batch {settings.batch_size} in place of {asked}: there are no more clips")
     complete = {
         "model": asdict(prior_config),
         "optimizer": {"name": "muon", "learning_rate": rate, "weight_decay": decay},
         "data": {**config["data"], "clips": len(training)},
     }
     result = train(recipe, training, settings, complete, validation)
-    if not result.finished:
-        return f"{settings.run_dir}: stopped at step {result.step} of {settings.steps}; the same command continues"
-    known = f", explains {result.metrics['explained']:.3f} of what the Gaussian leaves" if result.metrics else ""
-    return f"{settings.run_dir}: finished after {result.step} steps{known}"
+    known = [f"explains {result.metrics['explained']:.3f} of what the Gaussian leaves"] if result.metrics else []
+    return result.told(*known)

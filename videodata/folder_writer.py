@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class FolderWriter(Writer):
     def __init__(self, path: str | os.PathLike, arguments: dict, restart: bool = False, workers: int = 1) -> None:
         super().__init__(path, arguments, restart)
         self._workers = workers
+        self._lines: TextIO | None = None  # the open journal
 
     @property
     def sequences(self) -> int:
@@ -82,6 +84,8 @@ class FolderWriter(Writer):
             sync_folder(self.path.parent)
 
     def discard(self) -> None:
+        if self._lines is not None:
+            self._lines.close()  # Windows removes only what is closed
         shutil.rmtree(self.partial, ignore_errors=True)
         self.journal.unlink(missing_ok=True)
 

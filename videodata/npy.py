@@ -210,6 +210,7 @@ class NpyWriter(Writer):
         self._pending: list[str] = []
         self._last_commit = time.monotonic()
         self._commit: Future | None = None
+        self._files = ExitStack()
 
     def __exit__(self, *exception: object) -> None:
         with self._resources:
@@ -271,6 +272,8 @@ class NpyWriter(Writer):
 
     def discard(self) -> None:
         self._pending.clear()
+        self._commit_now()  # what is still being written
+        self._files.close()  # Windows removes only what is closed
         self.partial.unlink(missing_ok=True)
         self.journal.unlink(missing_ok=True)
 

@@ -306,12 +306,13 @@ def train_vqgan(args: argparse.Namespace) -> list[str]:
     steps = args.steps or args.num_epoch * args.epochs_per_batch * per_epoch
     gan_steps = max(1, args.num_epoch - 1) * args.gan_epochs_per_batch * per_epoch
     gan_steps = gan_steps if args.gan_steps is None else args.gan_steps
-    objective = build_objective(args, steps, gan_steps, per_epoch)
+    objective, notes = build_objective(args, steps, gan_steps, per_epoch)
 
     summary = []
     for stage, stage_steps in ((1, 0 if args.gan_mode else steps), (2, gan_steps)):
         if stage_steps:
             recipe = build_recipe(args, objective, stage)
+            recipe.notes, notes = notes, []
             result = run_stage(args, stage, recipe, training, validation, stage_steps, per_epoch)
             if not result.finished:
                 return [f"{args.checkpoint_dir}: stage {stage} stopped at step {result.step}; the same command goes on"]
@@ -370,18 +371,19 @@ def open_patches(args: argparse.Namespace, split: str) -> PatchDataset:
     return PatchDataset(clips, args.num_patches_h, args.num_patches_w, JITTER if augment else 0.0)
 
 
-def build_objective(args: argparse.Namespace, steps: int, gan_steps: int, per_epoch: int) -> Objective:
-    """The objective that the flags describe, with schedules that fit into the run."""
+def build_objective(
+    args: argparse.Namespace, steps: int, gan_steps: int, per_epoch: int
+) -> tuple[Objective, list[str]]:
+    """The objective that the flags describe, with schedules that fit into the run, and what is to be said of these."""
     chosen = {entry.name: getattr(args, entry.name) for entry in fields(Objective) if hasattr(args, entry.name)}
     # The defaults are for long runs: in a short one the quantiser would never start, nor the adversarial term.
     limits = {"vq_warmup": steps // 5, "decay_ramp": steps // 2, "disc_ramp": gan_steps // 5}
-    for name, limit in limits.items():
-        if chosen[name] > limit:
-            logger.info("%s is %d in this short run, not %d", name, limit, chosen[name])
-            chosen[name] = limit
+    too_long = {name: limit for name, limit in limits.items() if chosen[name] > limit}
+    notes = [f"{name} is {limit} in this short run, not {chosen[name]}" for name, limit in too_long.items()]
+    chosen |= too_long
     if args.disc_start is None:
         chosen["disc_start"] = min(per_epoch, gan_steps // 10)
-    return Objective(**chosen)
+    return Objective(**chosen), notes
 
 
 def build_recipe(args: argparse.Namespace, objective: Objective, stage: int) -> ReconstructionRecipe:

@@ -246,7 +246,7 @@ def as_images(
 
 
 def train_vvae(args: argparse.Namespace) -> str:
-    """Train, or continue, and give a summary of one line. Raises UserError for what the user can put right."""
+    """Train, or continue, and give what is to be said at the end. Raises UserError for what the user can put right."""
     config = from_dict(VVAEConfig, load_config(args.config, args.overrides, VVAEConfig))
     config.data.path = args.data or config.data.path
     engine = {name: value for name, value in config.engine.items() if name not in ("steps", "run_dir")}
@@ -255,9 +255,7 @@ def train_vvae(args: argparse.Namespace) -> str:
     recipe = build_recipe(config, settings.seed)
     training, validation = open_data(config.data, recipe.networks["autoencoder"], settings.seed)
     result = train(recipe, training, settings, asdict(config), validation)
-    state = f"finished after {result.step} steps" if result.finished else f"stopped at step {result.step} of {steps}"
-    scores = "".join(f", {name} {value:.4g}" for name, value in sorted(result.metrics.items()))
-    return f"{settings.run_dir}: {state}{scores}"
+    return result.told(*result.scores())
 
 
 def build_recipe(config: VVAEConfig | dict[str, Any], seed: int = 0) -> VVAERecipe:

@@ -95,6 +95,7 @@ def test_folders_of_the_same_names_are_rows_of_one_grid(tmp_path):
     ]
 
 
+@pytest.mark.posix
 def test_several_runs_are_compared_and_escaped(tmp_path, capsys):
     """The page has the comparison first: differing keys alone, scores of like measurements in one row."""
     folders = [make_run(tmp_path / name, dim, psnr) for name, dim, psnr in (("a", 64, 20.0), ("<i>b", 96, 22.0))]
@@ -112,6 +113,7 @@ def test_several_runs_are_compared_and_escaped(tmp_path, capsys):
     assert {"generated: original", "generated: sample 0", "Pictures, step 30: reconstruction"} < labels
 
 
+@pytest.mark.posix
 def test_names_of_files_folders_and_keys_are_text(tmp_path):
     """Signs of HTML, quotes and braces of a template reach the page as they are written; files get plain names."""
     evil = "<b> & \"q\" 'a' {{ 7*7 }}"

@@ -181,7 +181,7 @@ def test_a_digit_is_asked_for(tmp_path, monkeypatch, capsys):
     vqvae = ["--config-file", config("VQVAE_tiny.yaml"), *VQVAE]
     assert call(train_lvt.main, *vqvae, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", "v", "DATASETS.TRAIN", f"('{data}',)",
                 "DATASETS.TEST", f"('{data}',)") == 0  # fmt: skip
-    following = (tmp_path / "v" / "train.log").read_text().strip().splitlines()[-1]
+    following = capsys.readouterr().out.strip().splitlines()[-1]
     script, *words = following.split("next: python ")[1].split()
     assert script == "scripts/train_lvt.py" and call(train_lvt.main, *words) == 0
     codes = "v/inference/digits-12,frames=4,size=16,digits=1"

@@ -69,7 +69,7 @@ def test_commands_run_in_their_order_with_a_log_each(folder, capsys):
     assert path.read_text() == "abc" and done == ["first", "second thing", "third"]
     log = (folder / "log" / "second-thing.txt").read_text().splitlines()
     assert log[0] == f"python little_script.py write {path} b"
-    assert log[1] == "begins write True"  # forked from a process that has torch
+    assert log[1] == f"begins write {hasattr(os, 'fork')}"  # forked from a process that has torch, where one can
     assert log[2].endswith(" seconds of one core") and float(log[2].split()[0]) < 2
     assert "second thing: fine" in capsys.readouterr().out
 

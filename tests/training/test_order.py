@@ -99,16 +99,16 @@ class CountingGAN(TinyGAN):
         return {"values_seen": float(sums["values"].sum()), "bright": float(sums["values"][0])}
 
 
+def metrics_of(folder, clips):
+    chosen, device = settings(folder, batch_size=2), torch.device("cpu")
+    data = TinyClips(clips)
+    return Evaluator(build_state(CountingGAN(), chosen, device), data, data, chosen, device).metrics()
+
+
 @pytest.mark.parametrize("clips", [1, 5])
 def test_two_processes_evaluate_what_one_does(tmp_path, clips):
     """The batch that a process repeats to keep step with the other counts neither in the means nor in the sums."""
-
-    def metrics():
-        chosen, device = settings(tmp_path, batch_size=2), torch.device("cpu")
-        data = TinyClips(clips)
-        return Evaluator(build_state(CountingGAN(), chosen, device), data, data, chosen, device).metrics()
-
-    alone = metrics()
+    alone = metrics_of(tmp_path, clips)
     assert alone["values_seen"] == clips * TinyClips(1)[0].numel()
-    for found in processes.launch(metrics, 2, tmp_path / "launch"):
+    for found in processes.launch(metrics_of, 2, tmp_path / "launch", tmp_path, clips):
         assert found == pytest.approx(alone, rel=1e-6)

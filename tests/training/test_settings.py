@@ -172,15 +172,19 @@ def test_a_run_says_what_it_does_and_what_it_wrote(tmp_path, caplog):
         def show_command(self, run_dir):
             return f"python show.py --checkpoint {run_dir}"
 
-    folder = tmp_path / "run"
-    run(folder, Shown(), ToldClips())
+    folder, recipe = tmp_path / "run", Shown()
+    recipe.notes.append("what a recipe has to say comes after")
+    told = run(folder, recipe, ToldClips()).told("psnr 20")
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == f"cpu, 1 process, fp32, batch 4, 12 steps, trained on 16 clips of shapes:16 (train), in {folder}"
-    assert lines[-2].startswith(f"wrote {folder}/checkpoints/step-0000012.pt and weights-0000012.safetensors")
-    assert lines[-1] == f"next: python show.py --checkpoint {folder}"
+    assert lines[1] == "what a recipe has to say comes after"
+    assert lines[-1].startswith(f"wrote {folder}/checkpoints/step-0000012.pt and weights-0000012.safetensors")
+    end = [f"{folder}: finished after 12 steps, psnr 20", f"next: python show.py --checkpoint {folder}"]
+    assert told.splitlines() == end
     caplog.clear()
-    run(tmp_path / "silent")
+    stopped = run(tmp_path / "silent", max_minutes=1e-9)
     assert "trained on 16 samples, in" in caplog.records[0].getMessage()
+    assert stopped.told() == f"{tmp_path / 'silent'}: stopped at step 1 of 12; the same command continues"
 
 
 def test_a_run_records_what_it_was_trained_on(tmp_path):

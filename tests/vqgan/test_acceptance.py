@@ -317,12 +317,15 @@ def plain(checkpoint):
 
 
 def test_problems_are_one_line(tmp_path, capsys):
-    """A missing folder, a missing stage 1, a mistyped YAML key: status 2 and one line that says what to do."""
+    """A missing folder, a missing stage 1, a mistyped YAML key, patches that are too small for stage 2: status 2 and
+    one line that says what to do, before anything is trained.
+    """
     (tmp_path / "wrong.yaml").write_text("latent_dims: 3\n")
     cases = {
         ("--data_path", "nowhere"): "nowhere",
         ("--data_path", "shapes:9,size=32", "--gan_mode"): "--resume FILE",
         ("--config", "wrong.yaml"): "did you mean 'latent_dim'",
+        ("--data_path", "shapes:9,size=32", "--patch_size", "16"): "--patch_size 16: ",
     }
     main = importlib.import_module("scripts.train_vqgan").main
     for flags, words in cases.items():
@@ -330,3 +333,4 @@ def test_problems_are_one_line(tmp_path, capsys):
             run(main, list(flags))
         printed = capsys.readouterr().err
         assert end.value.code == 2 and words in printed and printed.count("\n") == 1, printed
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
