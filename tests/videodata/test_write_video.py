@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from videodata import UserError, files, probe, read_video, to_uint8, write_video
+from videodata import UserError, probe, read_video, to_uint8, write_video
 from videodata.shapes import Shapes
 from vvae.src.errors import VVAEError
 from vvae.src.video_io import read_video as read_with_vvae
@@ -153,47 +153,6 @@ def test_what_cannot_be_written_is_refused(tmp_path, name, frames, fps, reason):
     with pytest.raises(UserError, match=reason):
         write_video(tmp_path / name, frames, fps)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "fps", [np.float32(25), np.float64(25), np.int64(25), torch.tensor(25), torch.tensor(25.0), Fraction(25), "25"]
-)
-def test_numbers_of_any_library_are_rates(tmp_path, fps):
-    """Scalars of numpy and torch, fractions and texts."""
-    path = write_video(tmp_path / "c.mp4", np.zeros((2, 16, 16, 3), np.uint8), fps)
-    assert read_video(path)[1] == 25
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
-def test_what_is_no_colour_is_refused(tmp_path, value, kind):
-    """One pixel is enough: it would be black or white without a word."""
-    clip = np.zeros((3, 2, 16, 16), np.float32)
-    clip[1, 1, 3, 5] = value
-    with pytest.raises(UserError, match="NaN or infinite"):
-        write_video(tmp_path / "c.mp4", kind(clip), 25)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "error", [PermissionError(errno.EACCES, os.strerror(errno.EACCES)), OSError(errno.EIO, os.strerror(errno.EIO))]
-)
-def test_errors_of_the_disk_are_one_line(tmp_path, monkeypatch, error):
-    """A folder or a file in the way, and what the system may say at the rename; nothing is left."""
-    frames = np.zeros((2, 16, 16, 3), np.uint8)
-    (tmp_path / "file").touch()
-    (tmp_path / "folder.mp4").mkdir()
-    for name in ("file/c.mp4", "folder.mp4"):
-        with pytest.raises(UserError, match=f"{name}: cannot be written"):
-            write_video(tmp_path / name, frames, 25)
-
-    def refuse(*_):
-        raise error
-
-    monkeypatch.setattr(files, "replace", refuse)
-    with pytest.raises(UserError, match=f"c.mp4: cannot be written .{error.strerror}"):
-        write_video(tmp_path / "c.mp4", frames, 25)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.mp4"]
 
 
 @pytest.mark.parametrize(("size", "count"), [((8, 8), 200), ((100, 100), 40), ((48, 64), 40)])
