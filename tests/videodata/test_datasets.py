@@ -190,8 +190,8 @@ def test_existing_videos_need_no_network(dataset, server, tmp_path):
 def test_shares_and_their_index(dataset, server, tmp_path):
     """Two shares, merged by an index alone, hold the same sequences as one run; a missing share is named."""
     prepare(server, dataset, tmp_path)
-    whole = open_clips(tmp_path / "out" / "train.npy", 4, 16, dtype="uint8", windows="first")
     (tmp_path / "out").rename(tmp_path / "whole")
+    whole = open_clips(tmp_path / "whole" / "train.npy", 4, 16, dtype="uint8", windows="first")
     prepare(server, dataset, tmp_path, "--split", "train", "--shard", "2/2")
     with pytest.raises(UserError, match="run --shard 1/2"):
         prepare_data.main(["merge", str(tmp_path / "out")])
