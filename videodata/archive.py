@@ -58,6 +58,7 @@ TOOLS = {
 }  # fmt: skip
 CFFI = "unrar2-cffi"
 RAR_3 = 29  # version of the program that a member needs, as members of version 3 say
+NO_END = "%s: has no end, as if it was cut off between two members: some may be missing"
 LEAST_SECONDS = 60
 SLOWEST_RATE = 1 << 20  # bytes per second; a tool that is slower than this hangs
 INSTALL = "install one (pip install unrar2-cffi; on Debian and Ubuntu: apt install unar libarchive-tools)"
@@ -246,6 +247,8 @@ def _extract_tar(archive: Path, folder: Path, hint: str) -> None:
     with tarfile.open(archive) as opened:
         infos: dict[str, tarfile.TarInfo] = {}
         wanted = safe_members(_tar_members(opened, infos), archive, archive.stat().st_size)
+        if opened.fileobj.tell() == opened.offset:  # nothing was there to be read: the end is a block of zeros
+            logger.warning(NO_END, archive)
         while opened.fileobj.read(1 << 20):  # the checksum of a compressed tar stands behind its last member
             pass
         _write_members(wanted, folder, archive, lambda name: opened.extractfile(infos[name]))
@@ -376,7 +379,7 @@ def _warn_without_end(archive: Path, headers: list[rarfile.RarInfo]) -> None:
     files = [info for info in headers if info.type == rarfile.RAR_BLOCK_FILE]
     is_old = files and not any(info.extract_version >= RAR_3 or info.flags & rarfile.RAR_FILE_EXTTIME for info in files)
     if not is_old and (not headers or headers[-1].type != rarfile.RAR_BLOCK_ENDARC):
-        logger.warning("%s: has no end, as if it was cut off between two members: some may be missing", archive)
+        logger.warning(NO_END, archive)
 
 
 def _member(info: rarfile.RarInfo, opened: rarfile.RarFile) -> Member:

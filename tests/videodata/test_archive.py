@@ -1,9 +1,11 @@
 """Archives from anywhere: extracted whole and verified, or refused with one line and nothing written outside."""
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
 import stat
@@ -337,6 +339,18 @@ def test_rar_that_was_interrupted(clips, tmp_path):
     (partial / "stranger").symlink_to("/etc/passwd")
     out = extract(clips / "rar" / "seektest.rar", tmp_path / "out")
     assert tree(out) == tree(whole)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_tar_that_was_cut_off_between_two_members(box, mode, caplog):
+    """Warned of: Python takes the end of the file for that of the archive."""
+    plain = make_tar(box / "plain", CONTENT, "w").read_bytes()
+    extract(make_tar(box / "data", CONTENT, mode), box / "whole")
+    assert "has no end" not in caplog.text
+    packed = {"w": bytes, "w:gz": gzip.compress, "w:xz": lzma.compress}[mode]
+    (box / "data").write_bytes(packed(plain[: 512 + 3072]))  # the first member, with its header
+    assert tree(extract(box / "data", box / "out")) == {"a/one.bin": CONTENT["a/one.bin"]}
+    assert "data: has no end" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["seektest", "rar3-owner", "rar5-crc", "rar2-unix-owner"])
