@@ -154,7 +154,7 @@ class CodesFile:
         """Codes of all frames, int16 (F, C, h, w), memory-mapped."""
         if self._array is None:
             array = read_array(self.path, remedy=ENCODE)
-            if array.ndim < 4 or array.dtype.kind not in "iu":
+            if array.ndim < 4 or array.dtype.kind not in "iu" or 0 in array.shape[-3:]:
                 raise UserError(f"{self.path}: holds no codes (F, C, h, w) but {array.dtype} {array.shape}")
             self._array = array.reshape(-1, *array.shape[-3:])
             if len(self._array) != sum(video.frames for video in self.videos):

@@ -57,6 +57,8 @@ TOOLS = {
     "bsdtar": lambda archive, folder: ["bsdtar", "-x", "-k", "-f", archive, "-C", folder],
 }  # fmt: skip
 CFFI = "unrar2-cffi"
+RAR_3 = 29  # version of the program that a member needs, as members of version 3 say
+NO_END = "%s: has no end, as if it was cut off between two members: some may be missing"
 LEAST_SECONDS = 60
 SLOWEST_RATE = 1 << 20  # bytes per second; a tool that is slower than this hangs
 INSTALL = "install one (pip install unrar2-cffi; on Debian and Ubuntu: apt install unar libarchive-tools)"
@@ -245,6 +247,8 @@ def _extract_tar(archive: Path, folder: Path, hint: str) -> None:
     with tarfile.open(archive) as opened:
         infos: dict[str, tarfile.TarInfo] = {}
         wanted = safe_members(_tar_members(opened, infos), archive, archive.stat().st_size)
+        if opened.fileobj.tell() == opened.offset:  # nothing was there to be read: the end is a block of zeros
+            logger.warning(NO_END, archive)
         while opened.fileobj.read(1 << 20):  # the checksum of a compressed tar stands behind its last member
             pass
         _write_members(wanted, folder, archive, lambda name: opened.extractfile(infos[name]))
@@ -351,18 +355,31 @@ def available_tools() -> list[str]:
 
 def _listing(archive: Path) -> tuple[list[Member], int]:
     """Members, and the bytes of all volumes."""
+    headers: list[rarfile.RarInfo] = []
     try:
-        with rarfile.RarFile(archive) as opened:
+        with rarfile.RarFile(archive, info_callback=headers.append) as opened:
             if opened.strerror():
                 raise ArchiveError(archive, f"is incomplete: {opened.strerror()}")
             if opened.needs_password():
                 raise ArchiveError(archive, "needs a password, which is not supported")
+            _warn_without_end(archive, headers)
             packed_bytes = sum(os.path.getsize(volume) for volume in opened.volumelist())
             return [_member(info, opened) for info in opened.infolist()], packed_bytes
     except rarfile.NeedFirstVolume as error:
         raise ArchiveError(archive, "is a later volume: name the first one (part1)") from error
     except rarfile.Error as error:
         raise ArchiveError(archive, f"is no readable rar archive ({error})") from error
+
+
+def _warn_without_end(archive: Path, headers: list[rarfile.RarInfo]) -> None:
+    """Warn of a rar that was cut off between two members, of which rarfile says nothing: the listing lacks the rest.
+
+    Since version 3 the last header is one for the end; older files have none, and members that old programs can read.
+    """
+    files = [info for info in headers if info.type == rarfile.RAR_BLOCK_FILE]
+    is_old = files and not any(info.extract_version >= RAR_3 or info.flags & rarfile.RAR_FILE_EXTTIME for info in files)
+    if not is_old and (not headers or headers[-1].type != rarfile.RAR_BLOCK_ENDARC):
+        logger.warning(NO_END, archive)
 
 
 def _member(info: rarfile.RarInfo, opened: rarfile.RarFile) -> Member:

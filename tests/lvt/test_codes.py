@@ -170,6 +170,16 @@ def test_a_damaged_description_is_one_line(tmp_path, key, value):
     assert "\n" not in str(caught.value)
 
 
+def test_codes_without_a_place_are_one_line(tmp_path):
+    """An array whose description is right, and which has no rows."""
+    path = tmp_path / "codes.npy"
+    write_codes(path, [("a", None, 3)], some_codes([3]).__getitem__, 512)
+    shape = np.load(path).shape
+    np.save(path, np.zeros((*shape[:-2], 0, shape[-1]), np.int16))
+    with pytest.raises(UserError, match="codes.npy: holds no codes"):
+        open_codes(path).read(0, 0, 1)
+
+
 def test_a_damaged_frame_of_codes_is_one_line(tmp_path):
     """An empty file, and one whose header is cut off inside an expression."""
     (tmp_path / "a" / "v").mkdir(parents=True)

@@ -1,8 +1,11 @@
 """Archives from anywhere: extracted whole and verified, or refused with one line and nothing written outside."""
 
+import contextlib
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
 import stat
@@ -11,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import rarfile
 
 from videodata import archive as archive_rar
 from videodata.archive import extract
@@ -335,6 +339,34 @@ def test_rar_that_was_interrupted(clips, tmp_path):
     (partial / "stranger").symlink_to("/etc/passwd")
     out = extract(clips / "rar" / "seektest.rar", tmp_path / "out")
     assert tree(out) == tree(whole)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_tar_that_was_cut_off_between_two_members(box, mode, caplog):
+    """Warned of: Python takes the end of the file for that of the archive."""
+    plain = make_tar(box / "plain", CONTENT, "w").read_bytes()
+    extract(make_tar(box / "data", CONTENT, mode), box / "whole")
+    assert "has no end" not in caplog.text
+    packed = {"w": bytes, "w:gz": gzip.compress, "w:xz": lzma.compress}[mode]
+    (box / "data").write_bytes(packed(plain[: 512 + 3072]))  # the first member, with its header
+    assert tree(extract(box / "data", box / "out")) == {"a/one.bin": CONTENT["a/one.bin"]}
+    assert "data: has no end" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["seektest", "rar3-owner", "rar5-crc", "rar2-unix-owner"])
+def test_a_rar_that_was_cut_off_between_two_members(clips, box, name, caplog):
+    """Refused by the fifth version, warned of for the third, in which the end may have been stripped off."""
+    whole, headers = clips / "rar" / f"{name}.rar", []
+    with rarfile.RarFile(whole, info_callback=headers.append):
+        pass
+    archive_rar._listing(whole)
+    assert "has no end" not in caplog.text
+    for header in headers[2:]:
+        caplog.clear()
+        (box / "data").write_bytes(whole.read_bytes()[: header.header_offset])
+        with pytest.raises(UserError, match="is incomplete") if "rar5" in name else contextlib.nullcontext():
+            archive_rar._listing(box / "data")
+        assert ("has no end" in caplog.text) == (name in ("seektest", "rar3-owner"))
 
 
 def test_hanging_tool_is_stopped(clips, tmp_path, monkeypatch):
