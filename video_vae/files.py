@@ -104,7 +104,7 @@ def parse_model_file(content: dict[str, Any], path: Path) -> Stored:
             f"{path}: has format {content['format']}, this version reads up to {FORMAT}; update the project"
         )
     trained = content["model"]
-    return Stored(content["ema"] or trained, trained, content["config"], content["optimizer"], content["epoch"])
+    return Stored(content.get("ema") or trained, trained, content["config"], content["optimizer"], content["epoch"])
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[TransformerNetwork, dict[str, Any]]:

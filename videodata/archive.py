@@ -58,7 +58,7 @@ TOOLS = {
 }  # fmt: skip
 CFFI = "unrar2-cffi"
 RAR_3 = 29  # version of the program that a member needs, as members of version 3 say
-NO_END = "%s: has no end, as if it was cut off between two members: some may be missing"
+NO_END = "%s: has no end, as if it was cut off or damaged between two members: some may be missing"
 LEAST_SECONDS = 60
 SLOWEST_RATE = 1 << 20  # bytes per second; a tool that is slower than this hangs
 INSTALL = "install one (pip install unrar2-cffi; on Debian and Ubuntu: apt install unar libarchive-tools)"
@@ -247,10 +247,11 @@ def _extract_tar(archive: Path, folder: Path, hint: str) -> None:
     with tarfile.open(archive) as opened:
         infos: dict[str, tarfile.TarInfo] = {}
         wanted = safe_members(_tar_members(opened, infos), archive, archive.stat().st_size)
-        if opened.fileobj.tell() == opened.offset:  # nothing was there to be read: the end is a block of zeros
+        lacks_end = opened.fileobj.tell() - opened.offset < tarfile.BLOCKSIZE  # which is a block of zeros
+        while block := opened.fileobj.read(1 << 20):  # the checksum of a compressed tar stands behind its last member
+            lacks_end = lacks_end or block.count(0) < len(block)  # what Python took for the end was a damaged member
+        if lacks_end:
             logger.warning(NO_END, archive)
-        while opened.fileobj.read(1 << 20):  # the checksum of a compressed tar stands behind its last member
-            pass
         _write_members(wanted, folder, archive, lambda name: opened.extractfile(infos[name]))
 
 

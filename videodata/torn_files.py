@@ -63,7 +63,7 @@ def _tail(file: BinaryIO, size: int) -> bytes:
 
 def _matroska(file: BinaryIO, size: int) -> bool:
     """A header and a segment of elements. Live recordings do not know how long theirs will be."""
-    file.seek(_element(file)[1] or 0, os.SEEK_CUR)
+    file.seek(min(_element(file)[1] or 0, size), os.SEEK_CUR)
     kind, length = _element(file)
     if kind != SEGMENT or length is None or file.tell() + length <= size:
         return False
@@ -71,7 +71,7 @@ def _matroska(file: BinaryIO, size: int) -> bool:
         kind, length = _element(file)
         if length is None:
             return True
-        file.seek(length, os.SEEK_CUR)
+        file.seek(min(length, size), os.SEEK_CUR)  # a damaged one may be more than can be sought
     return file.tell() == size or kind not in AFTER_THE_CLUSTERS
 
 

@@ -117,7 +117,7 @@ def written(write: Callable[[Path], Any]) -> dict[str, bytes]:
 def video_seeds(kind: str) -> list[Seed]:
     """A film alone, and among good ones. An AVI, which has its index at its end, may be cut off."""
     beside = {f"in/class/{name}.{kind}": film(kind) for name in ("a", "b", "c")}
-    torn = kind in ("avi", "ts")  # neither states a length
+    torn = kind in ("avi", "ts", "gif")  # none of them states a length
     alone = Seed({f"film.{kind}": film(kind)}, f"film.{kind}", (film_alone, film_written, film_of_vvae), torn)
     return [alone, alone, *(Seed(beside, name, (film_among_good_ones,)) for name in beside)]
 

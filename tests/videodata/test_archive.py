@@ -348,9 +348,13 @@ def test_a_tar_that_was_cut_off_between_two_members(box, mode, caplog):
     extract(make_tar(box / "data", CONTENT, mode), box / "whole")
     assert "has no end" not in caplog.text
     packed = {"w": bytes, "w:gz": gzip.compress, "w:xz": lzma.compress}[mode]
-    (box / "data").write_bytes(packed(plain[: 512 + 3072]))  # the first member, with its header
-    assert tree(extract(box / "data", box / "out")) == {"a/one.bin": CONTENT["a/one.bin"]}
-    assert "data: has no end" in caplog.text
+    end = 512 + 3072  # of the first member, with its header
+    for content in (plain[:end], plain[: end + 100], plain[:end] + b"damaged" + plain[end + 7 :]):
+        caplog.clear()
+        (box / "data").write_bytes(packed(content))
+        assert tree(extract(box / "data", box / "out")) == {"a/one.bin": CONTENT["a/one.bin"]}
+        assert "data: has no end" in caplog.text
+        shutil.rmtree(box / "out")
 
 
 @pytest.mark.parametrize("name", ["seektest", "rar3-owner", "rar5-crc", "rar2-unix-owner"])

@@ -28,6 +28,7 @@ from videodata import VideoError, iter_frames, open_clips, probe, read_video, wr
 from videodata.datasets.youtube import cut_video
 from videodata.prepare import SequenceSettings, expected_sequences
 from videodata.resize import resize_frames
+from videodata.torn_files import ends_in_a_piece
 from videodata.video import VIDEO_SUFFIXES, count_frames
 from videodata.video_folder import list_videos
 from vvae.src.video_io import read_frames
@@ -256,6 +257,16 @@ def test_a_film_that_lacks_a_single_frame_says_so(tmp_path, suffix):
             assert "damaged: " in str(error)
             outcomes.add("damaged")
     assert outcomes == ({"damaged"} if suffix == "mp4" else {"damaged", "whole"})
+
+
+def test_a_length_beyond_all_files_is_one_of_damage(tmp_path):
+    """Eight bytes of length can be more than can be sought in a file."""
+    header, segment = bytes.fromhex("1a45dfa380"), bytes.fromhex("18538067") + bytes.fromhex("01fffffffffffffe")
+    for name, content in (("segment", segment), ("cluster", segment + bytes.fromhex("1f43b67501fffffffffffffe"))):
+        (tmp_path / name).write_bytes(header + content + bytes(100))
+        assert ends_in_a_piece(tmp_path / name, {"matroska"})
+    (tmp_path / "header").write_bytes(bytes.fromhex("1a45dfa301fffffffffffffe") + bytes(100))
+    assert not ends_in_a_piece(tmp_path / "header", {"matroska"})
 
 
 def test_a_fragment_that_was_cut_off_says_so(tmp_path):
