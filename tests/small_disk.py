@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 def leave(disk: Path, free: int) -> Path:
     """Fill the disk until so many bytes are free; gives the file that does it, to be removed for room."""
+    gc.collect()  # arrays of an earlier test that still map a removed file, whose room would come free afterwards
     ballast, state = disk / "ballast", os.statvfs(disk)
     with open(ballast, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, state.f_bavail * state.f_frsize - free)
