@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOMES = {
-    "fvd": "evaluation.frechet",
+    "fvd": "evaluation.set_distance",
     "lpips_distance": "evaluation.metrics",
     "psnr": "evaluation.metrics",
     "ssim": "evaluation.metrics",

@@ -119,7 +119,7 @@ class DigitScores:
 
     def __init__(self, metrics: Sequence[str], classifier: DigitClassifier, context: int = 0) -> None:
         self.metrics, self.classifier, self.context = metrics, classifier, context
-        self._batches: list[dict[tuple[str, str], list[float]]] = []  # per batch: (definition, label) -> one per clip
+        self.batches: list[dict[tuple[str, str], list[float]]] = []  # per batch: (definition, label) -> one per clip
 
     def update(self, clips: Tensor, made: Tensor, labels: Sequence[str | None], asked: Sequence[str | None]) -> None:
         """Clips (B, 3, T, H, W), samples (B, S, 3, T, H, W) of each, labels, and the classes that were asked for."""
@@ -127,7 +127,7 @@ class DigitScores:
         means = {
             key: [fmean(row) for row in zip(*(found[key] for found in samples), strict=True)] for key in samples[0]
         }
-        self._batches.append(means | self._judge(clips, labels, labels, "true clips"))
+        self.batches.append(means | self._judge(clips, labels, labels, "true clips"))
 
     def _judge(
         self, clips: Tensor, labels: Sequence[str | None], asked: Sequence[str | None], row: str
@@ -148,7 +148,7 @@ class DigitScores:
     def scores(self) -> list[Score]:
         """Over the clips of all processes, which deal the batches out in turn."""
         found: dict[tuple[str, str], list[float]] = {}
-        for batch in gather_batches(self._batches):
+        for batch in gather_batches(self.batches):
             for key, values in batch.items():
                 found.setdefault(key, []).extend(values)
         order = sorted(found, key=lambda key: ("true" in key[1], key[0]))

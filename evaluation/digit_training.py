@@ -7,12 +7,9 @@ recognition, two digits in one. They count as nothing, so that confidence means 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,8 +18,8 @@ from training.optim import build_optimizer, learning_rate_scale
 from training.randomness import derive_seed
 from videodata.clips import open_clips
 from videodata.digits import FORMS, RADIUS, Digit, draw, read_handwriting
-from videodata.files import sha256_of, write_file, write_json
 
+TRAINED_ON = "handwriting of the training part"
 FINE = 2  # digits are turned and bent at twice the resolution of the frames
 PATCH = 20  # pixels of the square around a digit
 KINDS = {"digit": 0.85, "blurred": 0.05, "bent": 0.05, "mixed": 0.05}
@@ -155,14 +152,3 @@ def rates(readings: Tensor, labels: list[str]) -> dict[str, float]:
 
 def share(values: Tensor) -> float:
     return round(float(values.float().mean()), 4)
-
-
-def save_classifier(
-    classifier: DigitClassifier, path: Path, facts: dict[str, int], shares: dict[str, dict[str, float]]
-) -> None:
-    """Write the weights, and beside them a .json with how they were made and what `measure` found."""
-    tensors = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, save(tensors))
-    told = {"sha256": sha256_of(path), "trained_on": "handwriting of the training part", **facts, "shares": shares}
-    write_json(path.with_suffix(".json"), told, sort_keys=False)

@@ -1,4 +1,5 @@
-"""Feature networks that distances between sets of clips are computed with: I3D for FVD, Inception-v3 for FID.
+"""Feature networks that distances between sets of clips are computed with: I3D for FVD and KVD, Inception-v3 for FID,
+V-JEPA for JEDi.
 
 Another one is a subclass of FeatureExtractor and a line in EXTRACTORS, with its weight file in losses/weights.py.
 
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from evaluation.protocol import RANDOM
+from evaluation.vjepa import HUGE, find_vjepa, load_vjepa
 from losses.weights import find_weights, read_state_dict
 from videodata.errors import UserError
-from videodata.files import sha256_of
+from videodata.files import sha256_of, write_file, write_json
 
 CLASSES = 400  # of Kinetics, which I3D was trained on: the features of FVD are its logits
 SIDE = 224  # pixels; the last pooling is made for it
@@ -37,6 +40,9 @@ class FeatureExtractor(ABC):
     text: str  # what happens to a clip, in words
     dimensions: int
     minimum_frames: int
+    frames_step = 1  # clips have a multiple of it
+    usual_frames: int | None = None  # that it was trained with, where another number gives another scale
+    input = ""  # size and range at its door, as ids have them: see `evaluation.set_definitions`
     counted = "clips"  # what has one feature: clips or frames
     kept = True  # in the feature cache
 
@@ -52,6 +58,11 @@ class FeatureExtractor(ABC):
         """Changes when the features would."""
         return f"{self.name}-{(self.sha256 or 'none')[:16]}"
 
+    @property
+    def definition(self) -> str:
+        """Its part of the id of a distance: another file or another size gives other numbers."""
+        return "-".join(filter(None, (self.name, (self.sha256 or "")[:8], self.input)))
+
     def facts(self) -> dict[str, str | None]:
         """What a result says about the network."""
         return {
@@ -65,7 +76,7 @@ class FeatureExtractor(ABC):
 class I3DFeatures(FeatureExtractor):
     """Logits of I3D from the published state dict."""
 
-    name, dimensions, minimum_frames = "i3d", CLASSES, MINIMUM_FRAMES
+    name, dimensions, minimum_frames, input = "i3d", CLASSES, MINIMUM_FRAMES, f"sq{SIDE}hp-pm1"
     text = f"centre square, bilinear to {SIDE}x{SIDE} (corners not aligned, no antialiasing), [-1, 1], logits of I3D"
 
     def __init__(self, weights: Path, device: torch.device) -> None:
@@ -86,7 +97,7 @@ class I3DFeatures(FeatureExtractor):
 class TorchScriptFeatures(FeatureExtractor):
     """Logits of the TorchScript I3D that the StyleGAN-V protocol uses. Such a file is a program: trust its origin."""
 
-    name, dimensions, minimum_frames = "i3d-torchscript", CLASSES, MINIMUM_FRAMES
+    name, dimensions, minimum_frames, input = "i3d-torchscript", CLASSES, MINIMUM_FRAMES, I3DFeatures.input
     text = I3DFeatures.text + " (TorchScript)"
 
     def __init__(self, weights: Path, device: torch.device) -> None:
@@ -106,7 +117,7 @@ class TorchScriptFeatures(FeatureExtractor):
 class RandomFeatures(FeatureExtractor):
     """A small network with fixed random weights: exercises everything but the meaning of the number."""
 
-    name, dimensions, minimum_frames = RANDOM, RANDOM_FEATURES, 2
+    name, dimensions, minimum_frames, input = RANDOM, RANDOM_FEATURES, 2, f"sq{RANDOM_SIDE}hp-pm1"
     text = f"centre square, {RANDOM_SIDE}x{RANDOM_SIDE}, a small network of RANDOM weights: no number to report"
 
     def __init__(self, device: torch.device) -> None:
@@ -125,6 +136,19 @@ class RandomFeatures(FeatureExtractor):
         return self.network(centre_square(clips.to(self.device), RANDOM_SIDE)).relu().mean(dim=(2, 3, 4)) * RANDOM_SCALE
 
 
+def save_network(network: nn.Module, path: Path, facts: dict[str, object], half: bool = False) -> None:
+    """Write the weights of a network that was trained here, and beside them a .json with how, and how well it does.
+
+    half: 16 bits of each number.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if half:
+        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, save(tensors))
+    write_json(path.with_suffix(".json"), {"sha256": sha256_of(path), **facts}, sort_keys=False)
+
+
 def centre_square(clips: Tensor, side: int) -> Tensor:
     """The middle square of clips (B, 3, T, H, W), resized as `I3DFeatures.text` says: (B, 3, T, side, side)."""
     height, width = clips.shape[3:]
@@ -138,7 +162,7 @@ def centre_square(clips: Tensor, side: int) -> Tensor:
 class InceptionFeatures(FeatureExtractor):
     """Features of each frame from the published weights."""
 
-    name, dimensions, minimum_frames, counted = "pytorch", 2048, 1, "frames"
+    name, dimensions, minimum_frames, counted, input = "pytorch", 2048, 1, "frames", "full299hp-pm1"
     text = "whole frames, bilinear to 299x299 (corners not aligned, no antialiasing), [-1, 1], pool3 of Inception-v3"
 
     def __init__(self, weights: Path, device: torch.device) -> None:
@@ -155,6 +179,39 @@ class InceptionFeatures(FeatureExtractor):
         return torch.cat([self.network(part) for part in frames.split(FRAMES_AT_A_TIME)])
 
 
+class VJEPAFeatures(FeatureExtractor):
+    """One vector of each clip from V-JEPA and its attentive pooler. Its weights are CC BY-NC 4.0."""
+
+    name, dimensions, minimum_frames, frames_step, usual_frames = "vjepa-h16-ssv2", HUGE.width, 2, 2, HUGE.frames
+    input = f"sq{HUGE.side}hp-pm1"
+    text = (
+        f"centre square, bilinear to {HUGE.side}x{HUGE.side} (corners not aligned, no antialiasing), ImageNet's mean "
+        "and deviation, V-JEPA ViT-H/16 with the attentive pooler of Something-Something v2, one view, float32"
+    )
+
+    def __init__(self, weights: Path | tuple[Path, Path], device: torch.device) -> None:
+        files = weights if isinstance(weights, tuple) else (weights,)
+        super().__init__(files[0])
+        self.probe = files[1] if len(files) > 1 else None
+        self.probe_sha256 = sha256_of(self.probe) if self.probe else None
+        self.network = load_vjepa(files).to(device)
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor) -> Tensor:
+        clips = centre_square(clips.to(self.device), HUGE.side)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.network(clips.float())
+
+    @property
+    def identity(self) -> str:
+        return f"{super().identity}-{(self.probe_sha256 or 'packed')[:16]}"
+
+    def facts(self) -> dict[str, str | None]:
+        probe = {"probe_file": self.probe.name, "probe_sha256": self.probe_sha256} if self.probe else {}
+        return {**super().facts(), **probe, "licence": "CC BY-NC 4.0", "size": str(HUGE.side), "resize": "bilinear"}
+
+
 class RandomFrameFeatures(RandomFeatures):
     """The small random network, on each frame twice in place of on clips."""
 
@@ -165,10 +222,11 @@ class RandomFrameFeatures(RandomFeatures):
         return super().__call__(frames.expand(-1, -1, 2, -1, -1))
 
 
-EXTRACTORS: dict[str, Callable[[Path, torch.device], FeatureExtractor]] = {
+EXTRACTORS: dict[str, Callable[[Path | tuple[Path, Path], torch.device], FeatureExtractor]] = {
     "i3d": I3DFeatures,
     "i3d-torchscript": TorchScriptFeatures,
     "inception": InceptionFeatures,
+    "vjepa": VJEPAFeatures,
 }
 
 
@@ -188,7 +246,8 @@ def open_extractor(
     device = torch.device(device)
     if allow_random:
         return RandomFrameFeatures(device) if name == "inception" else RandomFeatures(device)
-    return EXTRACTORS[name](find_weights(name, weights, download=download), device)
+    find = find_vjepa if name == "vjepa" else find_weights
+    return EXTRACTORS[name](find(name, weights, download=download), device)
 
 
 FEATURES = 1024  # channels of I3D after Mixed_5c

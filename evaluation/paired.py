@@ -21,6 +21,7 @@ from evaluation.metrics import (
     lpips_per_frame,
     psnr_per_frame,
     ssim_per_frame,
+    summed_errors_per_frame,
     unit_frames,
 )
 from evaluation.report import Score, definition_of
@@ -48,6 +49,9 @@ def frame_scores(
     if "ssim" in metrics:
         window = "gaussian11" if ssim_definition == "standard" else ssim_definition
         found[f"ssim-{window}-{rounding}"] = ssim_per_frame(*arguments, ssim_definition)
+    if {"mse-pixels", "mae-pixels"} & set(metrics):
+        sums = summed_errors_per_frame(original, prediction)
+        found |= {f"{name}-raw": values for name, values in sums.items() if name in metrics}
     if lpips:
         found[f"lpips-{lpips}-{rounding}"] = lpips_per_frame(*arguments, lpips, weights)
     return found
@@ -74,17 +78,17 @@ class PairedScores:
         self.excluded_frames = excluded_frames
         self.device = device
         self.options = (metrics, lpips, weights, quantize, ssim_definition)  # of `frame_scores`
-        self._batches: list[dict[str, Tensor]] = []  # per batch: definition -> scores (B, T) of the frames that count
+        self.batches: list[dict[str, Tensor]] = []  # per batch: definition -> scores (B, T) of the frames that count
 
     def update(self, original: Tensor, prediction: Tensor) -> None:
         """Score a batch of clips, both as `evaluation.psnr` takes them."""
         found = frame_scores(original.to(self.device), prediction.to(self.device), *self.options)
-        self._batches.append({name: values[:, self.excluded_frames :].cpu() for name, values in found.items()})
+        self.batches.append({name: values[:, self.excluded_frames :].cpu() for name, values in found.items()})
 
     def over_processes(self) -> PairedScores:
         """The scores of all processes, which deal the batches out in turn: a new object."""
         total = copy(self)
-        total._batches = gather_batches(self._batches)
+        total.batches = gather_batches(self.batches)
         return total
 
     def scores(self, frames: Sequence[int] | None = None) -> list[Score]:
@@ -92,7 +96,7 @@ class PairedScores:
 
         frames: numbers of those that count, 0 being the first after the given ones; None: all.
         """
-        return [self._score(name, batches, frames) for name, batches in merge_dicts(self._batches).items()]
+        return [self._score(name, batches, frames) for name, batches in merge_dicts(self.batches).items()]
 
     def _score(self, definition: str, batches: list[Tensor], frames: Sequence[int] | None) -> Score:
         score, clips = score_of_frames(definition, batches, frames)
@@ -130,45 +134,6 @@ def scores_over_samples(
     return means + best
 
 
-class EnergyScores:
-    """The energy score of each frame (Gneiting and Raftery 2007, section 4.3): E|X - y| - E|X - X'| / 2.
-
-    y is what followed, X and X' are independent samples of what could have, |.| is the norm over the values of a frame
-    in [0, 1]. The expectation over many clips is the lowest for a model that draws from the true distribution: neither
-    the mean of what could follow nor samples that are all alike or too different reach it. Of S >= 2 samples the second
-    term is the mean over pairs of different ones, and the score no matter of S; of a single one it is |X - y|, which is
-    the score of a model that draws nothing.
-    """
-
-    def __init__(self, quantize: bool = True, excluded_frames: int = 0) -> None:
-        self.quantize, self.excluded_frames, self.samples = quantize, excluded_frames, 0
-        self._batches: list[Tensor] = []  # (B, T) of the frames that count
-
-    def update(self, original: Tensor, samples: Tensor) -> None:
-        """Clips (B, 3, T, H, W) in [-1, 1] and samples (B, S, 3, T, H, W) of each."""
-        start, self.samples = self.excluded_frames, samples.shape[1]
-        first, *others = (
-            unit_frames(clips[:, :, start:], (-1.0, 1.0), self.quantize).flatten(2)  # (B, T, values)
-            for clips in (original, *samples.unbind(1))
-        )
-        error = torch.stack([(sample - first).norm(dim=2) for sample in others]).mean(dim=0)
-        pairs = [(a - b).norm(dim=2) for a, b in combinations(others, 2)]
-        self._batches.append((error - torch.stack(pairs).mean(dim=0) / 2 if pairs else error).cpu())
-
-    def over_processes(self) -> EnergyScores:
-        """The scores of all processes, which deal the batches out in turn: a new object."""
-        total = EnergyScores(self.quantize, self.excluded_frames)
-        found = gather_batches([(self.samples, batch) for batch in self._batches])
-        total.samples, total._batches = max((samples for samples, _ in found), default=0), [batch for _, batch in found]
-        return total
-
-    def score(self, label: str = "", frames: Sequence[int] | None = None) -> Score:
-        """Over all clips; frames: as of `PairedScores.scores`."""
-        score, _ = score_of_frames(f"energy-{'8bit' if self.quantize else 'raw'}", self._batches, frames)
-        score.label, score.notes["samples"] = label, self.samples
-        return score
-
-
 class Diversity:
     """Mean distance over the pairs of samples of each condition: root mean square, and LPIPS where a network is named.
 
@@ -177,24 +142,24 @@ class Diversity:
 
     def __init__(self, lpips: str | None = None, weights: Path | str | None = None, excluded_frames: int = 0) -> None:
         self.lpips, self.weights, self.excluded_frames = lpips, weights, excluded_frames
-        self._batches: list[dict[str, list[float]]] = []  # per batch: definition -> one value per condition
+        self.batches: list[dict[str, list[float]]] = []  # per batch: definition -> one value per condition
 
     def update(self, samples: Tensor) -> None:
         """Samples (B, S, 3, T, H, W) in [-1, 1] for B conditions. Raises UserError for a single sample of each."""
         if samples.shape[1] < 2:
             raise UserError("diversity needs at least two samples for each clip; ask for more with --samples")
         rows = [self._distances(condition[:, :, self.excluded_frames :]) for condition in samples]
-        self._batches.append({name: [row[name] for row in rows] for name in rows[0]})
+        self.batches.append({name: [row[name] for row in rows] for name in rows[0]})
 
     def over_processes(self) -> Diversity:
         """The diversity over the conditions of all processes, which deal the batches out in turn: a new object."""
         total = Diversity(self.lpips, self.weights, self.excluded_frames)
-        total._batches = gather_batches(self._batches)
+        total.batches = gather_batches(self.batches)
         return total
 
     def scores(self, label: str = "") -> list[Score]:
         """One Score per distance, over the conditions."""
-        merged = merge_dicts(self._batches)
+        merged = merge_dicts(self.batches)
         return [Score(name, [value for batch in batches for value in batch], label) for name, batches in merged.items()]
 
     def _distances(self, samples: Tensor) -> dict[str, float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,11 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
+from evaluation.journal import Journal
+from evaluation.protocols import CHANGED, published_text
+from evaluation.set_definitions import RAW as _RAW
+from evaluation.set_definitions import ROUNDED as _ROUNDED
+from evaluation.set_definitions import Definition, definition_of_set
 from training.cli import remedy_for
 from videodata.errors import UserError
 from videodata.files import read_json, write_file
@@ -73,6 +77,23 @@ class Score:
         mean = self.mean
         return math.sqrt(fmean((value - mean) ** 2 for value in self.per_clip)) if self.per_clip else math.nan
 
+    @property
+    def standard_error(self) -> float:
+        """Of the mean over clips; nan for fewer than two."""
+        count = len(self.per_clip)
+        return stdev(self.per_clip) / math.sqrt(count) if count > 1 else math.nan
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is printed beneath the table: the terms of a proper score, and the distance of half of a set."""
+        found = []
+        if self.notes.get("samples", 1) > 1 and "skill" in self.notes:
+            terms = "{skill:.4g} from the truth, {half_spread:.4g} half spread; plain form {plain:.4g}"
+            found.append(f"{terms.format(**self.notes)} ({self.notes['samples']} samples)")
+        if half := self.notes.get("half_sample"):
+            found.append(f"{half['value']:.4g} of every other one ({half['real']} and {half['generated']})")
+        return [f"{self.name}: {remark}" for remark in found]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything about the score, as plain types."""
         definition = definition_of(self.definition)
@@ -86,6 +107,7 @@ class Score:
             "mean": self.mean,
             "interval": asdict(interval) if interval else None,
             "deviation_over_clips": self.deviation,
+            "standard_error": self.standard_error,
             "clips": len(self.per_clip),
             "per_clip": self.per_clip,
             "per_frame": self.per_frame,
@@ -109,12 +131,14 @@ class Report:
     repetitions: int = 1  # whole evaluations, each with its own seed
     clips: int | None = None  # that were scored; None: files of any length
     clips_trained_on: int | None = None  # of these, that were in the model's training set; None: not known
+    published: list[dict[str, str]] = field(default_factory=list)  # rows of papers for the protocol, printed beneath
     scores: list[Score] = field(default_factory=list)
+    journal: Journal | None = None  # of its batches, forgotten when the report is delivered
     details: dict[str, Any] = field(default_factory=dict)  # checkpoint hash, data fingerprint, split, seed ...
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the JSON file."""
-        circumstances = {key: value for key, value in vars(self).items() if key not in ("scores", "details")}
+        circumstances = {key: value for key, value in vars(self).items() if key not in ("scores", "details", "journal")}
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -148,6 +172,8 @@ class Report:
         if failure:
             remedy = remedy_for(failure)
             raise UserError(f"{path}: cannot be written ({failure.strerror}); {remedy}") from failure
+        if self.journal is not None:
+            self.journal.clear()
 
     @property
     def note(self) -> str:
@@ -176,10 +202,20 @@ class Report:
             rows = [(*row[:2], cell, *row[2:]) for row, cell in zip(rows, cells, strict=True)]
         used = dict.fromkeys(score.definition for score in self.scores)
         notes = [f"  {name}: {definition_of(name).text}" for name in used]
+        notes += [f"  {remark}" for score in self.scores for remark in score.remarks]
         methods = dict.fromkeys(interval.method for interval in intervals if interval)
         notes += [f"  intervals hold 95 % of the probability: {method}" for method in methods]
         notes += [f"  {self.note}"] if self.note else []
+        if named := self.details.get("protocol"):
+            notes += ["", f"protocol {named['id']}{departs_in(named)}"]
+            notes += [published_text(named["id"].removesuffix(CHANGED), self.published)]
         return "\n".join([format_table(rows), "", *notes])
+
+
+def departs_in(named: dict[str, Any]) -> str:
+    """In words, what an evaluation did otherwise than its protocol, by the facts about that."""
+    changes = [f"{name} {used} in place of {asked}" for name, (asked, used) in named["departs_in"].items()]
+    return f": {', '.join(changes)}" if changes else ", to the letter"
 
 
 def identity(content: dict[str, Any]) -> str:
@@ -303,24 +339,19 @@ def over_clips(values: Sequence[float], seed: int = 0) -> Interval | None:
     return Interval(float(low), float(high), f"bootstrap over {len(clips)} clips, {RESAMPLES} resamples")
 
 
-@dataclass(frozen=True)
-class Definition:
-    """How a metric is computed, in words that are printed beside its value."""
-
-    name: str
-    unit: str
-    better: str  # "higher" or "lower"
-    text: str
-
-
-_ROUNDED = "predictions clamped and rounded to 8 bit"
-_RAW = "predictions clamped, not rounded"
 _MEAN = "mean over frames, then over clips"
 _PSNR = f"10 log10(1/MSE) of each frame in [0, 1], at most 100 dB, {_MEAN}"
 _SSIM = f"Gaussian window 11x11, sigma 1.5, data range 1, per channel, inner pixels, {_MEAN}"
 _LPIPS = f"v0.1, frames at their own size, {_MEAN}"
 _NO_NUMBER = "a network of RANDOM weights: no number to report"
-_ENERGY = f"E|X - y| - E|X - X'| / 2 of samples X and truth y, norm over a frame's values in [0, 1], {_MEAN}"
+_ENERGY = "E|X - y| - E|X - X'| / 2 of samples X and truth y, over pairs of different samples, in [0, 1]"
+_CLIP = f"{_ENERGY}, norm over a clip's values / root of their number, mean over clips"
+_FRAME = f"{_ENERGY}, norm over a frame's values / root of their number, {_MEAN}"
+_CRPS = f"{_ENERGY}, of each value by itself, {_MEAN}"
+_COVERED = (
+    "share of the values of true frames between the lowest and the highest of n samples, ties broken at random: "
+    "(n - 1) / (n + 1) for samples of the true distribution"
+)
 _DIGITS = "by weights/digit_classifier.safetensors, a vote of"
 _PAIRS = "mean over pairs of samples for one condition, then over conditions"
 DEFINITIONS = {
@@ -330,14 +361,26 @@ DEFINITIONS = {
     "ssim-gaussian11-raw": Definition("SSIM", "", "higher", f"{_SSIM}; {_RAW}"),
     "ssim-vvae-8bit": Definition("SSIM-vvae", "", "higher", f"window 7x7, data range of each frame; {_ROUNDED}"),
     "ssim-vvae-raw": Definition("SSIM-vvae", "", "higher", f"window 7x7, data range of each frame; {_RAW}"),
+    "ssim-openstl-8bit": Definition("SSIM-openstl", "", "higher", f"window 7x7, data range 2; {_ROUNDED}"),
+    "ssim-openstl-raw": Definition("SSIM-openstl", "", "higher", f"window 7x7, data range 2; {_RAW}"),
+    "mse-pixels-raw": Definition("MSE", "", "lower", f"square error in [0, 1], summed over a frame's pixels, {_MEAN}"),
+    "mae-pixels-raw": Definition(
+        "MAE", "", "lower", f"absolute error in [0, 1], summed over a frame's pixels, {_MEAN}"
+    ),
     "lpips-alex-8bit": Definition("LPIPS-alex", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
     "lpips-alex-raw": Definition("LPIPS-alex", "", "lower", f"{_LPIPS}; {_RAW}"),
     "lpips-vgg-8bit": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_ROUNDED}"),
     "lpips-vgg-raw": Definition("LPIPS-vgg", "", "lower", f"{_LPIPS}; {_RAW}"),
     "lpips-RANDOM-8bit": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_ROUNDED}"),
     "lpips-RANDOM-raw": Definition("LPIPS-RANDOM", "", "lower", f"{_LPIPS}; {_NO_NUMBER}; {_RAW}"),
-    "energy-8bit": Definition("energy score", "", "lower", f"{_ENERGY}; {_ROUNDED}"),
-    "energy-raw": Definition("energy score", "", "lower", f"{_ENERGY}; {_RAW}"),
+    "es-clip": Definition("ES-clip", "", "lower", f"{_CLIP}; {_ROUNDED}"),
+    "es-clip-raw": Definition("ES-clip", "", "lower", f"{_CLIP}; {_RAW}"),
+    "es-frame": Definition("ES-frame", "", "lower", f"{_FRAME}; {_ROUNDED}"),
+    "es-frame-raw": Definition("ES-frame", "", "lower", f"{_FRAME}; {_RAW}"),
+    "crps": Definition("CRPS", "", "lower", f"{_CRPS}; {_ROUNDED}"),
+    "crps-raw": Definition("CRPS", "", "lower", f"{_CRPS}; {_RAW}"),
+    "coverage": Definition("coverage", "", "(n - 1) / (n + 1)", f"{_COVERED}, {_MEAN}; {_ROUNDED}"),
+    "coverage-raw": Definition("coverage", "", "(n - 1) / (n + 1)", f"{_COVERED}, {_MEAN}; {_RAW}"),
     "mse-frame-raw": Definition("MSE", "", "lower", f"mean square error of each frame in [0, 1], {_MEAN}; {_RAW}"),
     "kl-bits": Definition("KL", "bits", "lower", "divergence of the posterior from the prior, bits per clip"),
     "bits-per-token": Definition(
@@ -376,35 +419,20 @@ DEFINITIONS = {
         "higher",
         f"share of clips whose digits are seen with confidence above 0.9; {_DIGITS} all frames",
     ),
+    "motion-distance": Definition(
+        "motion",
+        "pixels",
+        "lower",
+        "distance of what is seen of each thing from the path on which the generator moves it, in frames whose shorter "
+        f"side has 32 pixels, 16 where nothing is seen, by weights/factors-....safetensors; {_MEAN}",
+    ),
     "brightness-bias": Definition("brightness bias", "levels", "lower", "mean of prediction minus original, of 255"),
 }
-_SETS = re.compile(
-    r"(?P<metric>fvd|fid|fd)-(?P<network>[A-Za-z0-9-]+?)(?:-(?P<frames>\d+)f)?-(?P<count>\d+)-(?P<rounding>8bit|raw)"
-)
-_USUAL_NETWORK = {"fvd": "i3d", "fid": "pytorch"}
-
-
-def set_definition(metric: str, network: str, frames: str, count: int, quantize: bool) -> str:
-    """The id of an FVD, FID or FD: other networks, lengths and numbers give other values, so they are part of it."""
-    parts = (metric, network, frames, str(count), "8bit" if quantize else "raw")
-    return "-".join(part for part in parts if part)
 
 
 def definition_of(name: str) -> Definition:
     """The definition of an id. Raises ValueError for an unknown one."""
-    if name in DEFINITIONS:
-        return DEFINITIONS[name]
-    found = _SETS.fullmatch(name)
-    if not found:
+    found = DEFINITIONS.get(name) or definition_of_set(name)
+    if found is None:
         raise ValueError(f"no definition named {name!r}; add it to evaluation/report.py")
-    metric, network = found["metric"], found["network"]
-    label = metric.upper() if network == _USUAL_NETWORK.get(metric) else f"{metric.upper()}-{network}"
-    what = f"{found['count']} clips of {found['frames']} frames" if found["frames"] else f"{found['count']} frames"
-    features = f"{network} features"
-    if metric == "fd":
-        features = f"{network.removeprefix('pca')} principal components of clips pooled to a few pixels (no FVD)"
-    text = (
-        f"Frechet distance of {features}, {what} on each side, unbiased covariance; falls as their number "
-        f"grows; {_ROUNDED if found['rounding'] == '8bit' else _RAW}"
-    )
-    return Definition(label, "", "lower", text)
+    return found

@@ -62,6 +62,13 @@ class Subject(ABC):
     clips: ClipSpec | None = None  # what `evaluate.py` shows it unless asked otherwise
     runs: tuple[Path | str, ...] = ()  # its parts: the run folder of each, or a file in it, where trained_on.json lies
 
+    @property
+    def task(self) -> str:
+        """What the model does: prediction, reconstruction or generation."""
+        if not self.paired:
+            return "generation"
+        return "prediction" if self.context else "reconstruction"
+
     @abstractmethod
     def make(self, batch: Batch) -> Tensor | None:
         """Clips like batch.clips, on the CPU; row b depends on its number, the seed and the number of the sample alone.

@@ -1,4 +1,4 @@
-"""Video files against their originals, frame by frame, whatever their length: pairs of the same name, and the Frechet
+"""Video files against their originals, frame by frame, whatever their length: pairs of the same name, and the
 distances of the two sets.
 """
 
@@ -13,11 +13,11 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from evaluation.frechet import open_distances
 from evaluation.metrics import SMALLEST_SIDE, ratio_of_jumps
 from evaluation.paired import frame_scores
 from evaluation.protocol import SET_METRICS, Protocol
 from evaluation.report import Report, Score
+from evaluation.set_distance import by_network, open_distances
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError, VideoError
 from videodata.files import files_in_folder
@@ -41,7 +41,7 @@ def score_folders(
     """A report on two videos, or two folders of them; without metrics of pairs, names do not matter.
 
     window: frames from one window border to the next; context: given frames, not scored in pairs. frames, stride, size,
-    num_clips: of the clips of FVD and FID. Raises UserError.
+    num_clips: of the clips of distances between sets. Raises UserError.
     """
     first = originals if originals.is_file() else next(iter(files_in_folder(originals, VIDEO_SUFFIXES)), None)
     if first is None:
@@ -148,14 +148,21 @@ def pairs_by_name(originals: Path, predictions: Path) -> list[tuple[Path, Path]]
 
 
 def distances(real: ClipDataset, generated: ClipDataset, protocol: Protocol) -> list[Score]:
-    """FVD, FID and FD-PCA of two sets of clips, as far as they are asked for."""
-    found = open_distances(protocol, real, min(len(real), len(generated)))
+    """The distances of two sets of clips that are asked for."""
+    count = min(len(real), len(generated))
+    found = open_distances(protocol, real, count, unequal=protocol.unequal_sets)
     for distance in found:
-        distance.check_count(min(len(real), len(generated)) * (real.frames if distance.counted == "frames" else 1))
+        features = count * (real.frames if distance.counted == "frames" else 1)
+        distance.check_frames(real.frames)
+        distance.check_sizes(len(real), len(generated))
+        distance.check_count(features)
+        distance.caution(features, real.frames)
     for side, clips in (("real", real), ("generated", generated)):
         for start in range(0, len(clips), protocol.batch_size):
             items = range(start, min(start + protocol.batch_size, len(clips)))
             batch = torch.stack([clips[item] for item in items])
-            for distance in found:
-                distance.update(**{side: batch})
-    return [distance.score() for distance in found]
+            for group in by_network(found):
+                features = group[0].features(batch)
+                for distance in group:
+                    distance.add_features(side, features, clips.frames)
+    return [score for distance in found for score in distance.scores()]

@@ -17,9 +17,10 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from evaluation.measuring import Pass
 from evaluation.protocol import Protocol
 from evaluation.report import Report
-from evaluation.runner import Pass, trained_on_of
+from evaluation.runner import trained_on_of
 from evaluation.subject import Batch
 from flow_pred.files import load_model, role_of
 from flow_pred.predict import CallCounter, Plan, Prediction, plan_for, predict

@@ -64,7 +64,7 @@ WEIGHT_FILES = {
         filename="i3d_torchscript.pt",
         url="https://huggingface.co/flateon/FVD-I3D-torchscript/resolve/main/i3d_torchscript.pt",
         megabytes=51,
-        sha256="",
+        sha256="bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",  # that of many public copies
         purpose="FVD with the TorchScript I3D",
         without="leave out fvd",
     ),
@@ -75,6 +75,22 @@ WEIGHT_FILES = {
         sha256="6726825d",
         purpose="FID",
         without="leave out fid",
+    ),
+    "vjepa": WeightFile(
+        filename="vith16.pth.tar",
+        url="https://dl.fbaipublicfiles.com/jepa/vith16/vith16.pth.tar",
+        megabytes=10_000,  # about, with the state of its optimiser: scripts/pack_vjepa.py keeps a quarter
+        sha256="",
+        purpose="JEDi",
+        without="leave out jedi",
+    ),
+    "vjepa-probe": WeightFile(
+        filename="ssv2-probe.pth.tar",
+        url="https://dl.fbaipublicfiles.com/jepa/vith16/ssv2-probe.pth.tar",
+        megabytes=80,
+        sha256="",
+        purpose="JEDi",
+        without="leave out jedi",
     ),
 }
 
@@ -101,14 +117,19 @@ def find_weights(name: str, path: Path | str | None = None, download: bool = Tru
         return Path(path)
     if path is not None and not Path(path).is_dir():
         raise UserError(f"{path}: no such file or folder of weights; {entry.filename} is needed for {entry.purpose}")
-    named = [] if path is None else [Path(path)]
-    cache = Path.home() / ".cache" / "videogen" / "weights"
-    for folder in (*named, weights_folder(), cache, Path(torch.hub.get_dir()) / "checkpoints"):
-        if (folder / entry.filename).is_file():
-            return _checked(folder / entry.filename, entry)
+    if found := look_for(entry.filename, path):
+        return _checked(found, entry)
     if not download:
         raise UserError(_missing(entry, "it may not be downloaded without --download"))
     return _download(entry, weights_folder())
+
+
+def look_for(filename: str, path: Path | str | None = None) -> Path | None:
+    """The first file of that name in the folder `path` and where weight files are looked for; None: it is nowhere."""
+    named = [] if path is None else [Path(path)]
+    cache = Path.home() / ".cache" / "videogen" / "weights"
+    folders = (*named, weights_folder(), cache, Path(torch.hub.get_dir()) / "checkpoints")
+    return next((folder / filename for folder in folders if (folder / filename).is_file()), None)
 
 
 def find_lpips_heads(net: str) -> Path:

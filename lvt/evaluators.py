@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from evaluation.measuring import Watch
 from evaluation.protocol import Protocol
 from evaluation.report import Score, beside_others
-from evaluation.runner import Watch, evaluate, trained_on_of
+from evaluation.runner import evaluate, trained_on_of
 from evaluation.subject import Batch, Subject
 from lvt.codes import CODES_NAME, write_codes
 from lvt.config import is_transformer

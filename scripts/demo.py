@@ -208,16 +208,16 @@ class Demo:
         scores, unit = self.scores(entry["report"]), entry.get("unit", "dB")
         found = {key: fnmatch.filter(scores, entry[key])[0] for key in ("score", "baseline") if key in entry}
         entry = {**entry, **found}  # names that say how much was measured stand in the table with a *
-        digits = 1 if unit == "dB" else 2
+        digits = ".1f" if unit == "dB" else "#.3g"
         baseline = entry["value"] if "value" in entry else scores[entry["baseline"]]
         hour = entry.get("hour", {})
         more = ""
         if "weights" in hour and self.has_weights(hour):
-            more = f"after an hour: {self.scores(hour['report'])[entry['score']]:.{digits}f} {unit}"
+            more = f"after an hour: {self.scores(hour['report'])[entry['score']]:{digits}} {unit}"
         return Overview(
-            f"{scores[entry['score']]:.{digits}f} {unit}",
+            f"{scores[entry['score']]:{digits}} {unit}",
             entry["of"],
-            f"{baseline:.{digits}f} {unit}",
+            f"{baseline:{digits}} {unit}",
             entry["baseline_of"],
             more,
         )

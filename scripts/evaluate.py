@@ -13,12 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from evaluation.protocol import FOLDER_METRICS, add_metric_arguments, add_protocol_arguments, protocol_from
+from evaluation.protocol import FOLDER_METRICS, Chosen, add_metric_arguments, add_protocol_arguments, protocol_from
 from training.cli import HelpFormatter, command_line, make_parser, nonnegative_int, positive_int, run, seed_number
 
 # Folders whose evaluate.py has add_arguments(parser), open_subject(args) -> Subject, and a docstring that says what is
 # scored. It is imported for --help, and so without torch.
 MODELS = ("video_vae", "vqgan", "lvt", "vvae", "flow_pred")
+ALIASES = {"river": "flow_pred", "neural_sde": "flow_pred"}  # what papers call the models of a folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="model", required=True)
     for name in MODELS:
         model = import_module(f"{name}.evaluate")
-        command = commands.add_parser(name, help=model.__doc__.splitlines()[0], formatter_class=HelpFormatter)
+        others = [alias for alias, folder in ALIASES.items() if folder == name]
+        summary = model.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=summary, formatter_class=HelpFormatter, aliases=others)
         add_model_arguments(command)
         model.add_arguments(command)
         add_metric_arguments(command)
@@ -36,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("videos", help=summary, formatter_class=HelpFormatter)
     add_videos_arguments(command)
     add_metric_arguments(command, FOLDER_METRICS, ("psnr", "ssim", "brightness"))
-    for command in commands.choices.values():
+    for command in dict.fromkeys(commands.choices.values()):  # some have several names
         command.add_argument("--seed", type=seed_number, default=0, help="of the windows and of the model's noise")
         command.add_argument(
             "--out", "--output", type=Path,
@@ -74,7 +77,8 @@ def add_videos_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", type=nonnegative_int, default=0, help="frames from one window border to the next, for boundary"
     )
     parser.add_argument("--context", type=nonnegative_int, default=0, help="given frames at the start, not scored")
-    group = parser.add_argument_group("clips for FVD and FID (the other metrics are of whole videos)")
+    group = parser.add_argument_group("clips of distances between sets (the other metrics are of whole videos)")
+    group.add_argument("--unequal_sets", action="store_true", help="the folders may hold different numbers of videos")
     group.add_argument("--frames", type=positive_int, default=16, help="per clip")
     group.add_argument("--stride", type=positive_int, default=1, help="frames from one frame of a clip to the next")
     group.add_argument("--size", type=positive_int, nargs=2, default=(224, 224), metavar=("H", "W"), help="of frames")
@@ -83,8 +87,12 @@ def add_videos_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate, print the table, write the JSON file."""
-    args = build_parser().parse_args(argv)
-    command = command_line(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    chosen = Chosen.of(args, parser, argv)
+    args.model = ALIASES.get(args.model, args.model)
+    command = command_line(["python", "scripts/evaluate.py", *argv])
     from evaluation.report import beside_others, default_place
     from evaluation.runner import Source, evaluate_model  # here, after --help: torch takes seconds to import
     from evaluation.videos import score_folders
@@ -106,9 +114,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         subject = import_module(f"{args.model}.evaluate").open_subject(args)
         report = evaluate_model(
-            args.model, subject, Source(args.data, args.split, args.num_clips),
-            protocol_from(args, subject.metrics, device), command, model,
-            args.clips_dir, args.clips_shown,
+            args.model, subject, Source(args.data, args.split, args.num_clips, args.windows, args.replacement),
+            protocol_from(args, subject.metrics, device), command, model, args.clips_dir, args.clips_shown,
+            chosen, out,
         )  # fmt: skip
     if distributed.is_main():
         path = args.out or beside_others(out, report.replaces)

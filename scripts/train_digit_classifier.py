@@ -26,13 +26,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    from evaluation.digit_training import measure, save_classifier, train_classifier
+    from evaluation.digit_training import TRAINED_ON, measure, train_classifier
+    from evaluation.networks import save_network
     from training.writing import check_place
 
     check_place(args.out)  # now, and not after the training
     classifier = train_classifier(args.steps, args.seed)
     shares = measure(classifier, args.clips)
-    save_classifier(classifier, args.out, {"steps": args.steps, "seed": args.seed, "clips": args.clips}, shares)
+    facts = {"trained_on": TRAINED_ON, "steps": args.steps, "seed": args.seed, "clips": args.clips, "shares": shares}
+    save_network(classifier, args.out, facts)
     for name, found in shares.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.1%}" for key, value in found.items()))
     print(f"written to {args.out}")

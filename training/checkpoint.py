@@ -15,6 +15,7 @@ import logging
 import pickle
 import struct
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,17 +179,19 @@ def check_manifest(path: Path) -> None:
         raise UserError(f"{path}: damaged, it {damage}; use another checkpoint of {path.parent}")
 
 
-def read_tensors(path: str | Path) -> dict[str, Any]:
+def read_tensors(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """What a .pt, .pth, .ckpt or .safetensors holds: tensors on the CPU and plain types by name, nested as in the file.
 
-    Nothing in it is ever executed. Raises UserError for a file that is missing, damaged, or holds anything else.
+    mapped: tensors stay on the disk until they are used, where the file's form allows it, for large files of which a
+    part is wanted. Nothing in it is ever executed. Raises UserError for a file that is missing, damaged, or holds
+    anything else.
     """
     path = Path(path)
     check_form(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; train first, or name another one") from error
     except pickle.UnpicklingError as error:

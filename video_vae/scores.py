@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from evaluation.frechet import CLIPS_PER_COMPONENT, GaussianStatistics, PooledPCA, frechet_distance
+from evaluation.frechet import DIVISORS, GaussianStatistics, frechet_distance
 from evaluation.metrics import mean_frame
 from evaluation.paired import merge_dicts
-from evaluation.report import Score, set_definition
+from evaluation.report import Score
+from evaluation.set_definitions import set_definition
+from evaluation.set_distance import CLIPS_PER_COMPONENT, PooledPCA
 from evaluation.subject import Batch, Subject
 from training.distributed import gather_batches
 from training.randomness import SampleNoise
@@ -59,7 +61,8 @@ class TrainingDistance:
             own = GaussianStatistics(features.dimensions)
             for batch in batches:
                 own.update(features.project(batch[1 - number]))
-            definition = set_definition("fd", features.name, f"{self.frames}f", count, True)
+            sizes = len(self.training), count
+            definition = set_definition("fd", features.name, self.frames, sizes, True, DIVISORS["n-1"])
             notes = {"training_clips": len(self.training)}
             found.append(Score(definition, [], label, value=frechet_distance(reference, own), notes=notes))
         return found

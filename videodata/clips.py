@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Collection, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from videodata.errors import UserError, VideoError
 from videodata.pixels import channels_first, normalize
 from videodata.resize import INTERPOLATIONS, RESIZE_RULES, Size, as_size
-from videodata.source import ClipSource
+from videodata.source import ClipSource, GeneratedSource, Objects
 from videodata.sources import is_generated
 from videodata.splits import HELD_OUT, NAMES, open_split
 from videodata.video import VIDEO_SUFFIXES
@@ -55,6 +56,7 @@ def open_clips(
     interpolation: str | None = None,
     short_side: int | None = None,
     total_videos: int | None = None,
+    replacement: bool = False,
     held_out: float = HELD_OUT,
 ) -> ClipDataset:
     """Clips from videos, folders of videos or images, a csv list, .npy, .hdf5 shards, "shapes:<n>" or "digits:<n>".
@@ -66,7 +68,8 @@ def open_clips(
     the first window of each video. flip mirrors half of the clips. dtype "uint8" leaves the conversion to the device.
     on_error "skip" leaves out videos that cannot be read (a counted warning), "raise" stops at them. color, resize,
     interpolation, short_side: see `NpySource`, `resize.place`, `resize_frames`. total_videos: use that many videos,
-    evenly spread over the source. Raises UserError with one line.
+    evenly spread over the source; with `replacement` that many are drawn by the seed, each from all that are long
+    enough, so that a video may come again, with another random window. Raises UserError with one line.
     """
     _check_choice("windows", windows, WINDOWS)
     _check_choice("resize", resize, RESIZE_RULES)
@@ -81,7 +84,7 @@ def open_clips(
     _report_broken(source, on_error)
     return ClipDataset(
         source,
-        spread(videos, total_videos),
+        videos if replacement else spread(videos, total_videos),
         frames,
         as_size(size),
         stride,
@@ -93,6 +96,7 @@ def open_clips(
         reading={"resize": resize, "interpolation": interpolation, "short_side": short_side},
         opened=str(path),
         split=split,
+        draws=total_videos if replacement else None,
     )
 
 
@@ -129,13 +133,20 @@ class ClipDataset(Dataset):
         reading: dict,
         opened: str | None = None,
         split: str | None = None,
+        draws: int | None = None,
     ) -> None:
-        """opened, split: what the source was asked for, which `provenance` tells; the default is the source's path."""
+        """opened, split: what the source was asked for, which `provenance` tells; the default is the source's path.
+
+        draws: so many videos are drawn with replacement from those that are long enough; None: each of them once.
+        """
         self.source, self.frames, self.size, self.stride, self.seed = source, frames, size, stride, seed
         self.windows, self.flip, self.dtype, self.on_error = windows, flip, dtype, on_error
         self.skipped = 0  # items replaced by their neighbour because they could not be read
         self.reading, self.opened, self.split = reading, opened or source.path, split
         self._videos = self._long_enough(videos)
+        if draws:
+            drawn = np.random.default_rng((seed, 2)).integers(len(self._videos), size=draws)
+            self._videos = [self._videos[place] for place in drawn]
         lengths = np.array([source.length(video) for video in self._videos])
         counts = (lengths - self.span) // (frames * stride) + 1 if windows == "consecutive" else np.ones_like(lengths)
         self._last_item = np.cumsum(counts)  # items up to and including each video
@@ -187,12 +198,31 @@ class ClipDataset(Dataset):
             "fps": None if fps is None else fps / self.stride,
         }
 
+    def objects(self, index: int | tuple[int, int]) -> Objects:
+        """What moves in item `index`, of generated videos. Raises UserError for others: of them nobody knows."""
+        if not isinstance(self.source, GeneratedSource):
+            raise UserError(f"{self.opened}: where things are is known in generated videos only, such as digits:200")
+        window = self._window(*self._split_index(index))
+        size = self.size or self.source.size(window.video)
+        found = self.source.objects(window.video, range(window.start, window.start + self.span, self.stride), size)
+        if window.flip:
+            found.centres[..., 1] = size[1] / min(size) - found.centres[..., 1]
+        return found
+
     def label(self, index: int | tuple[int, int]) -> str | None:
         """The label of item `index`, without drawing its window."""
         return self.source.label(self._videos[self._place(self._split_index(index)[0])])
 
     def labels(self) -> list[str]:
         return sorted({label for label in map(self.source.label, self._videos) if label is not None})
+
+    def stored_sizes(self) -> set[Size]:
+        """The sizes (height, width) that the videos have where they lie."""
+        return {self.source.size(video) for video in self._videos}
+
+    def rates(self) -> set[Fraction | None]:
+        """Their frames per second; None where the source does not say."""
+        return {self.source.fps(video) for video in self._videos}
 
     def fingerprint(self) -> str:
         """Hash of the ids, lengths and file sizes of the videos: changes when the data does."""

@@ -9,6 +9,7 @@ test show were written on other sheets of paper than those of train.
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from videodata.errors import UserError
 from videodata.resize import Size
 from videodata.shapes import LENGTH, bounce
-from videodata.source import GeneratedSource, by_split
+from videodata.source import GeneratedSource, Objects, by_split
 
 FILE = Path(__file__).with_name("digits.npz")
 FORMS = {"train": range(10), "val": range(10, 12), "test": range(12, 14)}  # 14 sheets of about 128 digits
@@ -105,9 +106,18 @@ class Digits(GeneratedSource):
     def splits(self) -> dict[str, list[int]] | None:
         return by_split([split_of(index) for index in range(self._count)])
 
+    def objects(self, index: int, times: Sequence[int], size: Size | None = None) -> Objects:
+        size = size or self._size
+        digits, room = self._make(index, size), UNIT * np.array(size) / min(size)
+        centres = np.stack([path(digit, np.array(times), room) for digit in digits]) / UNIT
+        kinds = read_handwriting().labels[[digit.image for digit in digits]].astype(np.int64)
+        return Objects(kinds, np.stack([digit.color for digit in digits]), centres)
+
     def _draw(self, index: int, times: range, size: Size) -> np.ndarray:
-        aspect = size[1] / size[0]
-        return draw(make_digits(self._seed, index, self._digits, self._speed, self._colour, aspect), times, size)
+        return draw(self._make(index, size), times, size)
+
+    def _make(self, index: int, size: Size) -> list[Digit]:
+        return make_digits(self._seed, index, self._digits, self._speed, self._colour, size[1] / size[0])
 
 
 def speed_range(text: str) -> tuple[float, float]:
@@ -147,7 +157,7 @@ def draw(digits: list[Digit], times: range, size: Size) -> np.ndarray:
     frames = np.zeros((len(times), height, width, channels), np.float32)
     side = min(int(np.ceil(2 * RADIUS * scale)) + 1, height, width)  # of the square that is touched
     for digit in digits:
-        centres = bounce(digit.position + digit.velocity * times[:, None], RADIUS, room)  # (T, 2)
+        centres = path(digit, times, room)
         corners = np.clip((scale * (centres - RADIUS)).astype(int), 0, np.array(size) - side)
         places = (corners[..., None] + np.arange(2 * side + 1) / 2) / scale  # (T, 2, 2 * side + 1): edges and middles
         weights = _spline((places - centres[..., None]) * (CELLS / SIDE) + (CELLS - 1) / 2)
@@ -160,6 +170,11 @@ def draw(digits: list[Digit], times: range, size: Size) -> np.ndarray:
             np.maximum(seen, patch, out=seen)
     pixels = np.rint(frames * 255).astype(np.uint8)
     return pixels if channels == 3 else np.repeat(pixels, 3, axis=-1)
+
+
+def path(digit: Digit, times: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Where a digit's centre is at the times (T,): (T, 2)."""
+    return bounce(digit.position + digit.velocity * times[:, None], RADIUS, room)
 
 
 @cache

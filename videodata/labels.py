@@ -16,14 +16,20 @@ from videodata.errors import UserError
 
 def label_of(dataset: Any, index: int) -> str | None:
     """The label of an item, also of a Subset or ConcatDataset; None where the data set knows none."""
-    if isinstance(dataset, Subset):
-        return label_of(dataset.dataset, dataset.indices[index])
-    if isinstance(dataset, ConcatDataset):
-        part = bisect.bisect_right(dataset.cumulative_sizes, index)
-        return label_of(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+    dataset, index = taken_from(dataset, index)
     if hasattr(dataset, "label"):  # without drawing where the clip is cut
         return dataset.label(index)
     return dataset.describe(index).get("label") if hasattr(dataset, "describe") else None
+
+
+def taken_from(dataset: Any, index: int) -> tuple[Any, int]:
+    """The data set that an item of a Subset or ConcatDataset is taken from, and its number there."""
+    if isinstance(dataset, Subset):
+        return taken_from(dataset.dataset, dataset.indices[index])
+    if isinstance(dataset, ConcatDataset):
+        part = bisect.bisect_right(dataset.cumulative_sizes, index)
+        return taken_from(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+    return dataset, index
 
 
 def classes_of(dataset: Dataset) -> tuple[str, ...]:

@@ -7,13 +7,14 @@ time, so any frame can be drawn without the frames before it.
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from videodata.errors import UserError
 from videodata.resize import Size
-from videodata.source import GeneratedSource
+from videodata.source import GeneratedSource, Objects
 
 CLASSES = ("Circles", "Squares", "Triangles", "Mixed")
 KINDS = ("circle", "square", "triangle")
@@ -70,6 +71,13 @@ class Shapes(GeneratedSource):
     def stamp(self, index: int) -> str:
         return f"seed {self._seed}"
 
+    def objects(self, index: int, times: Sequence[int], size: Size | None = None) -> Objects:
+        size = size or self._size
+        shapes, room = make_scene(self._seed, index, size[1] / size[0]).shapes, np.array(size) / min(size)
+        kinds = np.array([KINDS.index(shape.kind) for shape in shapes])
+        centres = np.stack([path(shape, np.array(times)[:, None], room) for shape in shapes])
+        return Objects(kinds, np.stack([shape.color for shape in shapes]), centres)
+
     def _draw(self, index: int, times: range, size: Size) -> np.ndarray:
         return draw(make_scene(self._seed, index, size[1] / size[0]), np.array(times), size)
 
@@ -118,7 +126,7 @@ def draw(scene: Scene, times: np.ndarray, size: Size) -> np.ndarray:
 
 def _paint(frame: np.ndarray, shape: Shape, time: int, room: np.ndarray, unit: int) -> None:
     """Lay one shape and its soft shadow over a frame (H, W, 3), touching only the pixels around it."""
-    centre = bounce(shape.position + shape.velocity * time, shape.radius, room)
+    centre = path(shape, time, room)
     reach = 1.6 * shape.radius
     top, left = np.maximum(((centre - reach) * unit).astype(int), 0)
     bottom, right = np.minimum(((centre + reach) * unit).astype(int) + 2, frame.shape[:2])
@@ -132,6 +140,11 @@ def _paint(frame: np.ndarray, shape: Shape, time: int, room: np.ndarray, unit: i
     cover = np.clip(0.5 - _distance(shape.kind, y, x, shape.radius, angle) * unit, 0, 1)[..., None]
     light = np.clip(1 - 0.22 * (y + x) / shape.radius, 0.6, 1.25)[..., None]  # lit from the top left
     patch += cover * (np.minimum(shape.color.astype(np.float32) * light, 1) - patch)
+
+
+def path(shape: Shape, time: int | np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Where a shape's centre is at a time: (2,), or at times (T, 1): (T, 2)."""
+    return bounce(shape.position + shape.velocity * time, shape.radius, room)
 
 
 def bounce(position: np.ndarray, radius: float, room: np.ndarray) -> np.ndarray:

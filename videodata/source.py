@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,6 +90,14 @@ class ClipSource(ABC):
             raise VideoError(self.id(index), str(error)) from error
 
 
+class Objects(NamedTuple):
+    """What moves in a generated clip. Lengths are in units of the shorter side of the frame."""
+
+    kinds: np.ndarray  # int64 (N,): which digit, or the number of the kind of shape
+    colors: np.ndarray  # (N, 3) RGB in [0, 1]
+    centres: np.ndarray  # (N, T, 2) (y, x) in each frame, from the top left corner
+
+
 class GeneratedSource(ClipSource):
     """`count` videos of `frames` frames that follow from (seed, index) alone: no files, any size and length."""
 
@@ -106,6 +114,10 @@ class GeneratedSource(ClipSource):
     @abstractmethod
     def _draw(self, index: int, times: range, size: Size) -> np.ndarray:
         """Frames of video `index` at the times, uint8 (T, H, W, 3)."""
+
+    @abstractmethod
+    def objects(self, index: int, times: Sequence[int], size: Size | None = None) -> Objects:
+        """What moves in video `index`, and where it is at the times, in frames of that size (default: the stored)."""
 
     def __len__(self) -> int:
         return self._count

@@ -20,8 +20,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from videodata.errors import UserError
+from videodata.files import read_json
+from videodata.journal import sidecar_path
 from videodata.source import ClipSource
-from videodata.sources import is_index, open_source
+from videodata.sources import is_generated, is_index, open_source
 
 SPLITS = ("train", "val", "test")
 NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -58,6 +60,23 @@ def open_split(
         return source, divide(source, split, held_out)
     source = open_source(places[_taken_from(path, split, tuple(places))], color)
     return source, _take(source, list(range(len(source))), split, tuple(places), held_out)
+
+
+def sidecars(path: str | os.PathLike, split: str | None = None) -> list[dict]:
+    """What lies beside the data that a split (None, "all": every one) is taken from, one of each file or folder.
+
+    Prepared data has a JSON file beside it, with the name of the data set; where there is none, the entry is empty.
+    """
+    if is_generated(path):
+        return [{"dataset": "generated videos"}]
+    places = _places(Path(path))
+    if places and split not in (None, "all"):
+        places = {split: places[_taken_from(path, split, tuple(places))]}
+    found = []
+    for place in places.values() or [Path(path)]:
+        described = place if is_index(place) else sidecar_path(place)
+        found.append(read_json(described) or {})
+    return found
 
 
 def divide(source: ClipSource, split: str, held_out: float = HELD_OUT) -> list[int]:

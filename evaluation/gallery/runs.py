@@ -15,7 +15,8 @@ import yaml
 
 from evaluation.gallery.content import PICTURES, Clip, Curve, Grid, Line, Row, Section, Table
 from evaluation.gallery.page import Gallery
-from evaluation.report import FORMAT
+from evaluation.protocols import CHANGED
+from evaluation.report import FORMAT, departs_in
 from videodata.errors import UserError
 from videodata.files import files_in_folder, natural_key, parse_json, read_json
 from videodata.video import VIDEO_SUFFIXES
@@ -69,7 +70,7 @@ class Run:
         """The run as a section with at most `most` clips of a kind. Raises UserError when there is nothing to show."""
         curves = self.curves()
         clips = clip_groups(self.folder, most)
-        tables = [report_table(report) for report in self.reports]
+        tables = [table for report in self.reports for table in report_tables(report)]
         telling = [c for c in curves if c.title.split("/")[0] not in OF_THE_OPTIMIZERS][:SHOWN_CURVES]
         others = [curve for curve in curves if curve not in telling]
         if not (curves or clips or tables):
@@ -180,8 +181,8 @@ def importance(quantity: str, parts: Mapping[str, Points]) -> int:
     return 3 if quantity.split("/")[0] in OF_THE_OPTIMIZERS else 2 if "train" not in parts else 1
 
 
-def report_table(report: dict[str, Any]) -> Table:
-    """A result with its definitions in words."""
+def report_tables(report: dict[str, Any]) -> list[Table]:
+    """A result with its definitions in words, and what papers have by its protocol."""
     rows = [("metric", "mean", "95 % interval", "std over clips", "clips", "definition")]
     for score in report["scores"]:
         interval = score.get("interval") or {}
@@ -189,15 +190,23 @@ def report_table(report: dict[str, Any]) -> Table:
         deviation = score.get("deviation_over_clips")
         cells = with_unit(score), bounds, "" if deviation is None else deviation, score.get("clips") or ""
         rows.append((score["name"], *cells, score.get("meaning", "")))
-    return Table(rows, f"{report['file']}: {protocol(report)}")
+    tables = [Table(rows, f"{report['file']}: {protocol(report)}")]
+    if published := report.get("published"):
+        head = ("method", "published", "source")
+        name = report["details"]["protocol"]["id"].removesuffix(CHANGED)
+        rows = [tuple(row[key] for key in ("method", "values", "source")) for row in published]
+        tables.append(Table([head, *rows], f"published for {name}, not measured here"))
+    return tables
 
 
 def protocol(report: dict[str, Any]) -> str:
     """What was scored, in a line."""
     excluded = f", the first {n} not scored" if (n := report.get("excluded_frames")) else ""
-    split = report.get("details", {}).get("split") or "all"
+    details = report.get("details", {})
+    split, named = details.get("split") or "all", details.get("protocol")
+    of = f"protocol {named['id']}{departs_in(named)}; " if named else ""
     seen = f", {n} of {report['clips']} clips trained on" if (n := report.get("clips_trained_on")) else ""
-    return f"{report['frames']} frames of {report['width']}x{report['height']}{excluded}, split {split}{seen}"
+    return f"{of}{report['frames']} frames of {report['width']}x{report['height']}{excluded}, split {split}{seen}"
 
 
 def with_unit(score: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from evaluation.digit_classifier import SETS, WEIGHTS, DigitClassifier, open_classifier, read_digits, vote
-from evaluation.digit_training import FAKES, KINDS, Patches, rates, save_classifier, train_classifier
+from evaluation.digit_training import FAKES, KINDS, Patches, rates, train_classifier
+from evaluation.networks import save_network
 from evaluation.protocol import Protocol
 from evaluation.runner import evaluate
 from evaluation.subject import Subject
@@ -150,7 +151,7 @@ def test_training(tmp_path):
     with torch.no_grad():
         before, after = (torch.nn.functional.nll_loss(net(frames), sets) for net in (DigitClassifier().eval(), one))
     assert after < before - 0.1
-    save_classifier(one, tmp_path / "w.safetensors", {"steps": 30}, {})
+    save_network(one, tmp_path / "w.safetensors", {"steps": 20})
     again = open_classifier(tmp_path / "w.safetensors")
     with torch.no_grad():
         assert torch.equal(again(frames), one.to(memory_format=torch.contiguous_format)(frames))

@@ -65,7 +65,8 @@ def test_digits_without_weight_files_of_others(tmp_path):
     stored = report(tmp_path, *asked, "--metrics", "energy", "fd-pca", "identity", "recognised")
     scores, true = names(stored), [f"{name} true clips" for name in ("identity frame 4,", "recognised")]
     assert set(scores) == {
-        "energy score", "energy score of the mean frame", "FD-pca2", "identity frame 4", "recognised", *true,
+        *(f"{name}{row}" for name in ("ES-clip", "ES-frame", "CRPS") for row in ("", " of the mean frame")),
+        "FD-pca2", "identity frame 4", "recognised", *true,
     }  # fmt: skip
     assert "80 real clips (split train)" in scores["FD-pca2"]["feature_network"]["text"]
     assert all(scores[name]["mean"] > 0.5 for name in true) and scores["recognised"]["mean"] == 0

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.frechet import FID, GaussianStatistics, frechet_distance
+from evaluation.frechet import GaussianStatistics, frechet_distance
 from evaluation.networks import RandomFrameFeatures, open_extractor
 from evaluation.report import definition_of
+from evaluation.set_distance import FID
 from videodata.errors import UserError
 
 
@@ -26,10 +27,11 @@ def test_frames_are_compared_whatever_their_order():
     coarse = torch.rand(12, 3, 5, 3, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     clips = nn.functional.interpolate(coarse, size=(5, 24, 32), mode="trilinear")
     same = distance(clips, clips.flip(0).flip(2))
-    assert same.mean < 1e-6 and same.definition == "fid-RANDOM-60-8bit" and same.notes["frames_per_side"] == 60
+    assert same.mean < 1e-6 and same.definition == "fid-RANDOM-sq32hp-pm1-60-ddof1-8bit"
+    assert same.notes["sizes"] == {"real": 60, "generated": 60}
     values = [distance(clips, noisy(clips, amount)).mean for amount in (0.1, 0.3, 0.6)]
     assert values == sorted(values) and values[0] > 1e-3
-    assert definition_of("fid-pytorch-2048-8bit").name == "FID"
+    assert definition_of("fid-pytorch-6726825d-full299hp-pm1-2048-ddof1-8bit").name == "FID"
     with pytest.raises(UserError, match=r"FID of 60 frames.*at least 2048"):
         distance(clips, clips, force=False)
 

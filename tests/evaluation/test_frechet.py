@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from evaluation.frechet import GaussianStatistics, frechet_distance
+from tests.evaluation.test_mmd import two_sets
 from tests.training import processes
 from training import distributed
 
@@ -26,8 +27,37 @@ def statistics(values, batch=None):
 def exact(mean, covariance):
     """Statistics with a given mean and covariance."""
     found = GaussianStatistics(len(mean))
-    found.count, found.mean, found._scatter = 2, mean, covariance
+    found.count, found.mean, found._rows = 2, mean, [torch.linalg.cholesky(covariance).T]
     return found
+
+
+TABLE = {  # (n, m, d): by divisors n - 1 and n
+    (8, 5, 4): (4.0211964410, 3.7071831108),
+    (64, 40, 16): (10.812608065, 10.692704019),
+    (200, 120, 64): (37.422734094, 37.249126690),
+    (30, 20, 64): (106.47405027, 102.94169380),
+    (500, 300, 400): (390.47440140, 389.59193277),
+}
+
+
+@pytest.mark.parametrize("sizes", TABLE, ids=str)
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_sets_of_unequal_size(sizes, batch):
+    """Computed elsewhere; the last two lack rank, and keep all digits however they are streamed."""
+    a, b = (statistics(features, batch) for features in two_sets(*sizes))
+    for divisor, expected in zip(("n-1", "n"), TABLE[sizes], strict=True):
+        assert frechet_distance(a, b, divisor) == pytest.approx(expected, rel=1e-9)
+        assert frechet_distance(b, a, divisor) == pytest.approx(expected, rel=1e-9)
+
+
+def test_memory_does_not_grow_with_the_number_of_features():
+    """No more than twice as many rows as dimensions, however many features there are and in however many parts."""
+    values, found = features(900, 12, 6), GaussianStatistics(12)
+    for part in values.split(5):
+        found = found.update(part)
+        assert found.factor.numel() <= 2 * 12 * 12
+        assert found.merge(found).factor.numel() <= 2 * 12 * 12
+    assert torch.allclose(found.covariance, torch.cov(values.T), rtol=0, atol=1e-9)
 
 
 def test_diagonal_gaussians_have_a_closed_form():

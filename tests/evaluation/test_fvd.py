@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from evaluation import fvd
-from evaluation.frechet import FVD
 from evaluation.networks import (
     EXTRACTORS,
     I3D,
@@ -18,6 +17,7 @@ from evaluation.networks import (
     open_extractor,
 )
 from evaluation.report import definition_of
+from evaluation.set_distance import FVD
 from tests.training import processes
 from training import distributed
 from videodata import open_clips
@@ -68,7 +68,7 @@ def test_streamed_batches_equal_one_call_and_the_half_sample_is_every_other_clip
     assert score.mean == pytest.approx(fvd(a, b, extractor=network, force=True), abs=1e-8)
     halves = [a[::2], b[::2]]
     expected = fvd(*halves, extractor=network, force=True)
-    assert score.notes["half_sample"] == {"clips_per_side": 11, "value": pytest.approx(expected, abs=1e-8)}
+    assert score.notes["half_sample"] == {"real": 11, "generated": 11, "value": pytest.approx(expected, abs=1e-8)}
     assert fvd(iter(a.split(2)), iter(b.split(3)), extractor=network, force=True) == pytest.approx(score.mean, abs=1e-8)
 
 
@@ -77,9 +77,10 @@ def test_a_result_says_what_it_is(network):
     distance = FVD(network, force=True)
     distance.update(smooth_clips(5), smooth_clips(5, 1))
     stored = distance.score().to_dict()
-    assert (stored["definition"], stored["name"]) == ("fvd-RANDOM-4f-5-8bit", "FVD-RANDOM")
-    assert stored["clips_per_side"] == 5 and stored["feature_network"]["text"].endswith("no number to report")
-    assert definition_of("fvd-i3d-16f-2048-8bit").name == "FVD"
+    assert (stored["definition"], stored["name"]) == ("fvd-RANDOM-sq32hp-pm1-4f-5-ddof1-8bit", "FVD-RANDOM")
+    assert stored["sizes"] == {"real": 5, "generated": 5}
+    assert stored["feature_network"]["text"].endswith("no number to report")
+    assert definition_of("fvd-i3d-1a2b3c4d-sq224hp-pm1-16f-2048-ddof1-8bit").name == "FVD"
     with pytest.raises(ValueError, match="no definition"):
         definition_of("fvd-i3d")
 
@@ -209,7 +210,7 @@ def distance_of_a_share(real, generated):
     share = slice(distributed.rank(), None, 2)
     distance.update(real[share], generated[share])
     score = distance.over_processes().score()
-    return {"value": score.mean, "clips": score.notes["clips_per_side"]}
+    return {"value": score.mean, "clips": score.notes["sizes"]["real"]}
 
 
 def test_two_processes_equal_one(network, tmp_path):

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from evaluation import lpips_distance, psnr, ssim
-from evaluation.metrics import lpips_per_frame, psnr_per_frame, ssim_per_frame
+from evaluation.metrics import (
+    SSIM_DEFINITIONS,
+    lpips_per_frame,
+    psnr_per_frame,
+    ssim_per_frame,
+    summed_errors_per_frame,
+)
 from evaluation.paired import PairedScores
 from evaluation.report import Report, Score
 from losses.perceptual import LAYERS, LPIPS
@@ -81,20 +87,22 @@ def real_frames(clips, count):
 
 @pytest.mark.parametrize("real", [False, True])
 def test_metrics_equal_scikit_image(request, clips, real):
-    """PSNR and both definitions of SSIM agree with scikit-image to 1e-6, on random and on real frames."""
+    """PSNR and all definitions of SSIM agree with scikit-image to 1e-6, on random and on real frames."""
     measure = pytest.importorskip("skimage.metrics")
     if real:
         a, b = real_frames(request.getfixturevalue("shared_clips"), 2)
     else:
         a, b = (as_uint8(batch)[0, :2].numpy() for batch in clips)
-    found = [psnr_per_frame(a, b)[0], ssim_per_frame(a, b)[0], ssim_per_frame(a, b, definition="vvae")[0]]
+    found = [psnr_per_frame(a, b)[0], *(ssim_per_frame(a, b, definition=name)[0] for name in SSIM_DEFINITIONS)]
     for frame, (x, y) in enumerate(zip(a / 255.0, b / 255.0, strict=True)):
         options = {"channel_axis": -1, "full": True}
         _, full = measure.structural_similarity(
             x, y, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, **options
         )
         uniform, _ = measure.structural_similarity(x, y, data_range=x.max() - x.min(), **options)
-        expected = [measure.peak_signal_noise_ratio(x, y, data_range=1.0), full[5:-5, 5:-5].mean(), uniform]
+        openstl, _ = measure.structural_similarity(x, y, data_range=2.0, **options)
+        peak = measure.peak_signal_noise_ratio(x, y, data_range=1.0)
+        expected = [peak, full[5:-5, 5:-5].mean(), uniform, openstl]
         assert [values[frame].item() for values in found] == pytest.approx(expected, abs=1e-6)
 
 
@@ -143,6 +151,18 @@ def test_vvae_ssim_equals_its_definition_written_as_a_loop():
                 values.append(luminance * (2 * cov + c2) / (vp + vq + c2))
     assert ssim(a, b, definition="vvae").item() == pytest.approx(np.mean(values), abs=1e-9)
     assert ssim(torch.zeros_like(a), b, definition="vvae").item() == 1.0
+
+
+def test_errors_summed_over_pixels():
+    """Frames of Moving MNIST that are one grey level off: 4096 pixels of 0.1, squared 0.01; beyond the range, too."""
+    a = torch.ones(2, 3, 5, 64, 64)
+    b = a + 0.2  # of the range from -1 to 1
+    b[:, :, 3] = 1
+    found = summed_errors_per_frame(a, b)
+    expected = torch.full((2, 5), 4096.0, dtype=torch.float64)
+    expected[:, 3] = 0
+    assert torch.allclose(found["mse-pixels"], 0.01 * expected, rtol=1e-5)
+    assert torch.allclose(found["mae-pixels"], 0.1 * expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from evaluation.frechet import FDPCA, GaussianStatistics, PooledPCA, frechet_distance
+from evaluation.frechet import GaussianStatistics, frechet_distance
 from evaluation.protocol import Protocol
 from evaluation.runner import Source, evaluate, evaluate_model
+from evaluation.set_distance import FDPCA, PooledPCA
 from evaluation.subject import Subject
 from tests.evaluation.test_runner import Noisy, run
 from videodata import UserError, open_clips
@@ -44,7 +45,7 @@ def test_the_distance_by_hand():
     distance = FDPCA(features, quantize=False)
     distance.update(real, other)
     score = distance.score()
-    assert score.definition == "fd-pca5-4f-40-raw" and score.name == "FD-pca5"
+    assert score.definition == "fd-pca5-4f-40-ddof1-raw" and score.name == "FD-pca5"
     assert score.mean == pytest.approx(frechet_distance(*sides), rel=1e-4) and score.mean > 0.5
     assert f"{values[-5:].sum() / values.sum():.0%}" in features.facts()["text"]
 
@@ -57,7 +58,7 @@ def test_reconstructions_and_samples():
         report = evaluate_model("x", subject, Source("digits:400,frames=4", "val", 0), protocol, checkpoint="x.pth")
         (found[amount],) = report.scores
     assert found[0.0].mean < 1e-6 < 0.1 < found[0.2].mean < found[0.6].mean / 3
-    assert found[0.2].definition == "fd-pca10-4f-40-8bit"  # 40 clips, four for each component
+    assert found[0.2].definition == "fd-pca10-4f-40-ddof1-8bit"  # 40 clips, four for each component
     assert "found in 320 real clips (split train)" in found[0.2].notes["feature_network"]["text"]
     assert "no FVD" in found[0.2].to_dict()["meaning"]
 
@@ -78,4 +79,4 @@ def test_few_clips(tmp_path):
 def test_given_frames_can_be_left_out():
     """The components are those of the frames that are compared."""
     score = run(metrics=("fd-pca",), fvd_frames="predicted")["FD-pca2"]
-    assert score.definition == "fd-pca2-5f-9-8bit" and score.notes["given_frames"] == "left out of both sets"
+    assert score.definition == "fd-pca2-5f-9-ddof1-8bit" and score.notes["given_frames"] == "left out of both sets"

@@ -11,6 +11,8 @@ from PIL import Image
 
 from evaluation.gallery.content import Grid, Row
 from evaluation.gallery.runs import clip_groups, config_differences, flatten, parse, read_run, scores_table
+from evaluation.protocol import Chosen
+from evaluation.protocols import named
 from evaluation.report import Report, Score
 from scripts.gallery import main
 from tests.evaluation.test_gallery import Page
@@ -75,6 +77,26 @@ def test_a_run_folder_becomes_a_section(tmp_path):
         and table.rows[1][3:5] == (1.0, 2)
         and "8 frames of 16x16" in table.caption
     )
+
+
+def test_a_result_of_a_protocol_is_shown_with_what_is_published(tmp_path):
+    """Its id with what it departs in, in the page and in the row of a comparison; the published rows in a table."""
+    chosen = Chosen(named("davis"), {"data": ["DAVIS 2017", "clips (mine)"]})
+    report = Report("vvae", "x.pt", "clips", 49, 1, 16, 16, published=[vars(row) for row in chosen.protocol.published])
+    report.scores, report.details = [Score("psnr-frame-8bit", [30.0])], {"protocol": chosen.facts(), "split": "all"}
+    folder = make_run(tmp_path / "run", 64, 20.0)
+    report.write(folder / "evaluation_2.json")
+    run = read_run(folder)
+    plain, ours, papers = run.section(most=2).tables
+    assert "protocol" not in plain.caption
+    told = "protocol davis+changed: data clips (mine) in place of DAVIS 2017; 49 frames of 16x16, split all"
+    assert ours.caption == f"evaluation_2.json: {told}"
+    assert papers.caption == "published for davis, not measured here"
+    assert papers.rows[:2] == [
+        ("method", "published", "source"), ("Cosmos CV4x8x8", "PSNR 35.85, rFVD 10.05", "arXiv 2501.03575"),
+    ]  # fmt: skip
+    how = [row[-1] for row in scores_table([run]).rows[1:]]
+    assert how == ["psnr-frame-8bit, 8 frames of 16x16, split all", f"psnr-frame-8bit, {told}"]
 
 
 def test_folders_of_the_same_names_are_rows_of_one_grid(tmp_path):

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from evaluation import fvd, psnr
-from evaluation.frechet import FeatureCache
 from evaluation.networks import RandomFeatures
-from evaluation.protocol import Protocol
+from evaluation.protocol import SET_METRICS, Protocol
 from evaluation.report import Score
 from evaluation.runner import Source, evaluate, evaluate_model, metrics_of
+from evaluation.set_distance import FeatureCache
 from evaluation.subject import Subject
 from tests.training import processes
 from training.randomness import SampleNoise
@@ -123,7 +123,8 @@ def test_fvd_takes_the_first_sample_and_caches_the_real_features(tmp_path, monke
     again = run(**RANDOM, feature_cache=tmp_path)["FVD-RANDOM"]
     assert again.mean == pytest.approx(score.mean, abs=1e-9) and sum(calls) == 9
     predicted = run(**RANDOM, feature_cache=tmp_path, fvd_frames="predicted")["FVD-RANDOM"]
-    assert predicted.definition == "fvd-RANDOM-5f-9-8bit" and sum(calls) == 27 and len(list(tmp_path.iterdir())) == 2
+    assert predicted.definition == "fvd-RANDOM-sq32hp-pm1-5f-9-ddof1-8bit"
+    assert sum(calls) == 27 and len(list(tmp_path.iterdir())) == 2
 
 
 def test_lpips_can_be_tried_without_weights():
@@ -144,7 +145,7 @@ def test_lpips_can_be_tried_without_weights():
 def test_fid_is_of_all_frames_and_caches_them(tmp_path):
     """Features are kept frame by frame; with them the value is the same."""
     values = [run(**{**RANDOM, "metrics": ("fid",)}, feature_cache=tmp_path)["FID-RANDOM"] for _ in range(2)]
-    assert values[0].definition == "fid-RANDOM-54-8bit" and values[0].mean > 1e-4
+    assert values[0].definition == "fid-RANDOM-sq32hp-pm1-54-ddof1-8bit" and values[0].mean > 1e-4
     assert values[1].mean == pytest.approx(values[0].mean, abs=1e-9) and len(list(tmp_path.iterdir())) == 1
 
 
@@ -178,8 +179,8 @@ def test_two_processes_equal_one(tmp_path, batch_size):
 def test_what_does_not_fit_is_refused_before_anything_is_computed():
     """Unknown metrics, too few samples, FVD of few clips."""
     digits = ("identity", "class-agreement", "recognised")
-    known = ("psnr", "ssim", "lpips", "energy", "fvd", "fid", "fd-pca", *digits, "diversity", "seen")
-    assert metrics_of(Noisy()) == known
+    paired = ("psnr", "ssim", "lpips", "mse-pixels", "mae-pixels", "energy", "coverage", "motion")
+    assert metrics_of(Noisy()) == (*paired, *SET_METRICS, *digits, "diversity", "seen")
     for protocol, message in (
         ({"metrics": ("kl",)}, "this model has psnr, ssim"),
         ({"metrics": ("diversity",)}, "--samples 2"),
@@ -187,6 +188,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed():
         ({"samples": 2}, "the same of a clip each time"),
         ({"metrics": ("fvd",), "allow_random_features": True}, "FVD of 9 clips"),
         ({"metrics": ("fid",), "allow_random_features": True}, "FID of 54 frames"),
+        ({"metrics": ("fvd-digits",)}, "FVD-digits of 9 clips"),
     ):
         subject = Noisy()
         subject.random = protocol != {"samples": 2}

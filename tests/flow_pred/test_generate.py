@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from evaluation import psnr
+from evaluation.measuring import Pass
 from evaluation.protocol import Protocol
-from evaluation.runner import Pass
 from evaluation.subject import Batch
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
 from flow_pred.autoencoder import Identity

@@ -76,11 +76,13 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
     for name, further in (("f-01-mse", [*parts, "--steps", 2]), ("river", ["--steps", 2])):
         output = tmp_path / f"{name}.json"
         arguments = ["--checkpoint", runs / f"shapes_run-{name}", "--frames", 6, "--output", output, *further]
+        arguments += ["--metrics", "psnr", "ssim", "energy", "coverage", "--samples", 2]
         command("evaluate.py", "flow_pred", *common, *arguments)
         stored = json.loads(output.read_text())
         scores = {score["name"]: score for score in stored["scores"]}
         assert {"PSNR", "SSIM", "PSNR last frame repeated"} <= set(scores) and stored["excluded_frames"] == 4
-        assert len(scores["PSNR"]["per_frame"]) == 2 and stored["details"]["steps"] == 2
+        assert len(scores["ES-frame"]["per_frame"]) == 2 and stored["details"]["steps"] == 2
+        assert {"PSNR best of 2", "ES-clip", "ES-clip last frame repeated", "CRPS", "coverage"} <= set(scores)
     with pytest.raises(UserError, match="no time between frames"):
         command("generate_flow_videos.py", "--ckpt", runs / "shapes_run-river", "--res", 2)
     arguments = ["--config", river, "--run-name", "river", "--runs", runs, "--num-gpus", 0, "--resume-step", 7]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.frechet import CLIPS_AT_A_TIME
 from evaluation.networks import I3D, I3DFeatures, RandomFeatures
 from evaluation.paired import PairedScores
+from evaluation.set_distance import CLIPS_AT_A_TIME
 from losses.perceptual import LPIPS, VGGFeatureLoss
 from tests.losses.conftest import backbone_files, frame_pair  # noqa: F401
 

@@ -82,7 +82,7 @@ def test_both_networks_are_evaluated(trained, tmp_path):
         "--output",
         tmp_path / "e.json",
     )
-    metrics = ("psnr", "bits", "codebook", "diversity", "fvd")
+    metrics = ("psnr", "energy", "coverage", "bits", "codebook", "diversity", "fvd", "kvd", "jedi")
     assert call(
         evaluate.main, "lvt", "--checkpoint", trained["vt"], *common, "--metrics", *metrics, "--samples", 2,
         "--allow-random-features", "--force", "--feature_cache", "none",
@@ -92,6 +92,7 @@ def test_both_networks_are_evaluated(trained, tmp_path):
     assert {
         "PSNR", "PSNR best of 2", "PSNR last frame repeated", "PSNR reconstruction of the true frames",
         "bits per token", "bits per subpixel", "diversity RMSE", "FVD-RANDOM", "codebook usage codebook 2",
+        "ES-clip", "ES-frame", "CRPS", "coverage", "CRPS last frame repeated", "KVD-RANDOM", "JEDi-RANDOM unbiased",
     } <= set(scores)  # fmt: skip
     assert stored["excluded_frames"] == 2 and stored["details"]["codes_per_frame"] == 2 * 4 * 4
     assert scores["bits per token"]["tokens"] == stored["details"]["clips"] * 2 * 2 * 4 * 4

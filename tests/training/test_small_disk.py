@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.frechet import FeatureCache
 from evaluation.gallery import Gallery, Row
+from evaluation.set_distance import FeatureCache
 from flow_pred.files import build_autoencoder
 from flow_pred.generate import open_h5
 from flow_pred.latents import encode_latents

@@ -1,10 +1,14 @@
-"""The data sets in miniature: the real names, archives, lists and records, with a few small videos in them."""
+"""The data sets in miniature: the real names, archives, lists and records, with a few small videos in them.
+
+`prepare` serves one and runs the project's own command on it.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import io
+import shutil
 import struct
 import tarfile
 import tempfile
@@ -14,8 +18,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from google_crc32c import value as crc32c
 
+from scripts import prepare_data
+from tests.videodata.tree_server import tree_server
 from videodata.datasets import bair, clevrer, kth, moving_mnist, ucf101
 from videodata.datasets.bair import masked
 
@@ -112,9 +119,9 @@ def _varint(value: int) -> bytes:
     return out + bytes([value])
 
 
-def make_ucf101() -> Miniature:
+def make_ucf101(frames: int = FRAMES) -> Miniature:
     names = ["v_Archery_g01_c01", "v_Archery_g08_c04", "v_HandStandPushups_g02_c01", "v_YoYo_g25_c02"]
-    data = make_zip({f"UCF101/{name}.avi": video(index) for index, name in enumerate(names)})
+    data = make_zip({f"UCF101/{name}.avi": video(index, frames=frames) for index, name in enumerate(names)})
     url = ucf101.SOURCES["mirror"].url
     card = ucf101.Download(url, "UCF101_videos.zip", len(data), hashlib.sha256(data).hexdigest())
     return Miniature(
@@ -124,36 +131,40 @@ def make_ucf101() -> Miniature:
     )  # fmt: skip
 
 
-def make_bair() -> Miniature:
+def make_bair(test: int = 2) -> Miniature:
+    """test: records of that part."""
     folder = "softmotion30_44k"
     data = make_tar(
         {
             f"{folder}/train/traj_0_to_255.tfrecords": bair_record(0) + bair_record(1),
             f"{folder}/train/traj_10000_to_10255.tfrecords": bair_record(3),
             f"{folder}/train/traj_256_to_511.tfrecords": bair_record(2),
-            f"{folder}/test/traj_0_to_255.tfrecords": bair_record(5) + bair_record(6),
+            f"{folder}/test/traj_0_to_255.tfrecords": b"".join(bair_record(5 + number) for number in range(test)),
         }
     )
     path = "/datasets/bair_robot_pushing_dataset_v0.tar"
     file = bair.RemoteFile(bair.ARCHIVE.url, len(data), hashlib.sha256(data).hexdigest())
     return Miniature(
-        "bair", {path: data}, "test", path, ["traj_0_to_255/0", "traj_0_to_255/1"],
-        patches=[(bair.Bair, "archive", file), (bair.Bair, "counts", {"train": 4, "test": 2})],
+        "bair", {path: data}, "test", path, [f"traj_0_to_255/{number}" for number in range(test)],
+        patches=[(bair.Bair, "archive", file), (bair.Bair, "counts", {"train": 4, "test": test})],
     )  # fmt: skip
 
 
-def make_kth() -> Miniature:
+def make_kth(length: int = FRAMES // 2) -> Miniature:
+    """length: frames of a sequence; two are cut from each film, and the list has one go beyond the end."""
     films = {
         action: [f"person{person:02d}_{action}_d1" for person in (1, 16, 17, 25)] for action in kth.ACTIONS
     }  # fmt: skip
+
+    def last(film: str) -> int:
+        return 2 * length + (8 if film == "person17_boxing_d1" else 0)
+
     listing = "Training: person11\r\n" + "".join(
-        f"{film}\t\tframes\t1-6, 7-{20 if film == 'person17_boxing_d1' else 12}\r\n"
-        for names in films.values()
-        for film in names
+        f"{film}\t\tframes\t1-{length}, {length + 1}-{last(film)}\r\n" for names in films.values() for film in names
     )
     files = {
         f"/cvap/actions/{action}.zip": make_zip(
-            {f"{film}_uncomp.avi": video(index) for index, film in enumerate(names)}
+            {f"{film}_uncomp.avi": video(index, frames=2 * length) for index, film in enumerate(names)}
         )
         for action, names in films.items()
     }
@@ -161,7 +172,7 @@ def make_kth() -> Miniature:
         f"{action}/{film}_{span}"
         for action, names in films.items()
         for film in names[2:]
-        for span in ("0001-0006", "0007-0020" if film == "person17_boxing_d1" else "0007-0012")
+        for span in (f"0001-{length:04d}", f"{length + 1:04d}-{last(film):04d}")
     ]
     return Miniature(
         "kth", {**files, "/cvap/actions/00sequences.txt": listing.encode()}, "test", "/cvap/actions/boxing.zip", ids,
@@ -169,13 +180,13 @@ def make_kth() -> Miniature:
     )  # fmt: skip
 
 
-def make_clevrer() -> Miniature:
+def make_clevrer(frames: int = FRAMES) -> Miniature:
     first = {"train": 0, "validation": 10_000, "test": 15_000}
     files = {
         f"/clevrer/videos/{part}/video_{part}.zip": make_zip(
             {
                 f"video_{number // 1000 * 1000:05d}-{number // 1000 * 1000 + 1000:05d}/video_{number:05d}.mp4": video(
-                    number % 1000, ".mp4"
+                    number % 1000, ".mp4", frames
                 )
                 for number in range(start, start + 2)
             }
@@ -188,7 +199,7 @@ def make_clevrer() -> Miniature:
     )  # fmt: skip
 
 
-def make_kinetics600() -> Miniature:
+def make_kinetics600(frames: int = FRAMES) -> Miniature:
     head = "label,youtube_id,time_start,time_end,split\n"
     rows = {
         "train": ["playing chess,aaaaaaaaaaa,5,15,train", "tying knot (not on a tie),b_-bbbbbbbb,0,10,train"],
@@ -208,7 +219,7 @@ def make_kinetics600() -> Miniature:
         lines = [f"{mirror}/{split}/{label}.tar.gz" for label in members]
         files[f"{archives}/{split}/k600_{split}_path.txt"] = "\n".join(lines).encode()
         for label, stem in members.items():
-            files[f"{archives}/{split}/{label}.tar.gz"] = make_tar({f"{stem}.mp4": video(1, ".mp4")}, "w:gz")
+            files[f"{archives}/{split}/{label}.tar.gz"] = make_tar({f"{stem}.mp4": video(1, ".mp4", frames)}, "w:gz")
     return Miniature(
         "kinetics600", files, "val", f"{archives}/val/playing chess.tar.gz",
         ["playing chess/ccccccccccc_000070_000080"],
@@ -238,6 +249,18 @@ MAKERS = {
 
 
 @functools.cache
-def miniature(name: str) -> Miniature:
-    """The miniature of a data set; its files must be copied before they are changed."""
-    return MAKERS[name]()
+def miniature(name: str, **sizes: int) -> Miniature:
+    """The miniature of a data set; its files must be copied before they are changed. sizes: what its maker takes."""
+    return MAKERS[name](**sizes)
+
+
+def prepare(command: list[str], root: Path, **sizes: int) -> None:
+    """What the flags of prepare_data.py say, of the miniature of that data set, whose archives come to `root`."""
+    made = miniature(command[0], **sizes)
+    with tree_server() as server, pytest.MonkeyPatch.context() as patch:
+        server.files = dict(made.files)
+        for target, name, value in made.patches:
+            patch.setattr(target, name, value)
+        ample = shutil._ntuple_diskusage(10**15, 0, 10**15)  # the published sizes are compared with the free space
+        patch.setattr(shutil, "disk_usage", lambda path: ample)
+        prepare_data.main([*command, "--root", str(root), "--url_root", server.url, "--workers", "1"])

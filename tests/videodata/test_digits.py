@@ -176,3 +176,37 @@ def test_prepared(tmp_path):
             assert clips.describe(0)["label"] == source.label(divide(source, split)[0])
     said = json.loads((tmp_path / "parts" / "train.json").read_text())
     assert "Alpaydin" in said["licence"] and said["published"] == said["found"] == 8
+
+
+@pytest.mark.parametrize("size", [32, 64, (32, 48)])
+def test_the_source_says_what_moves_where(size):
+    """The ink of a single digit lies around the centre that is told, always on the same side of it, and the digit is
+    that of the label; of two coloured ones each has its colour.
+    """
+    source, short = Digits(40, size=size, digits=1), size if isinstance(size, int) else min(size)
+    for video in range(12):
+        frames, found = source.read(video, 3, 10), source.objects(video, range(3, 13))
+        assert str(found.kinds[0]) == source.label(video) and found.centres.shape == (1, 10, 2)
+        ink = frames[..., 0] / frames[..., 0].sum(axis=(1, 2), keepdims=True)
+        y, x = ((np.arange(length) + 0.5) / short for length in ink.shape[1:])
+        middle = np.stack([ink.sum(2) @ y, ink.sum(1) @ x], axis=1)
+        off = middle - found.centres[0]
+        assert abs(off).max() < 2 / UNIT and np.ptp(off, axis=0).max() < 0.5 / UNIT
+    source = Digits(40, digits=2, colour=True)
+    found = source.objects(4, [0, 5])
+    assert "".join(map(str, sorted(found.kinds))) == source.label(4)
+    assert found.colors.shape == (2, 3) and abs(found.colors[0] - found.colors[1]).max() > 0.3
+
+
+def test_clips_say_what_moves_in_them():
+    """At the frames of the window, a stride apart, mirrored with them; and only of generated videos."""
+    clips = open_clips("digits:60,frames=40", 6, 32, stride=3, seed=2, flip=True)
+    mirrored = 0
+    for index in range(8):
+        told, found = clips.describe(index), clips.objects(index)
+        video = int(told["id"][-5:]) - 1
+        paths = clips.source.objects(video, range(told["start"], told["start"] + 16, 3)).centres
+        if told["flip"]:
+            paths[..., 1], mirrored = 1 - paths[..., 1], mirrored + 1
+        assert np.allclose(found.centres, paths)
+    assert 0 < mirrored < 8

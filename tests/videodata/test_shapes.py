@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from videodata import open_clips
-from videodata.shapes import Shapes, bounce, make_scene
+from videodata.shapes import KINDS, Shapes, bounce, make_scene
 
 
 def test_a_video_follows_from_seed_and_index():
@@ -59,3 +59,17 @@ def test_shapes_pass_in_front_of_each_other():
         distance = np.linalg.norm(paths[0] - paths[1], axis=1)
         overlaps += distance.min() < 0.8 * (first.radius + second.radius)
     assert overlaps >= 6
+
+
+def test_the_source_says_what_moves_where():
+    """The pixel at the nearest shape's centre has its colour, in frames of every form."""
+    for size in (64, (48, 80)):
+        source = Shapes(20, size=size)
+        for video in range(8):
+            found, frames = source.objects(video, [0, 7]), source.read(video, 0, 8)[[0, 7]]
+            assert len(found.kinds) == len(found.colors) == len(found.centres)
+            for frame, centre in zip(frames, found.centres[-1] * min(source.size(video)), strict=True):
+                y, x = centre.astype(int)
+                assert abs(frame[y, x] / 255 - found.colors[-1]).max() < 0.1
+            if source.label(video) != "Mixed":
+                assert {f"{KINDS[kind].capitalize()}s" for kind in found.kinds} == {source.label(video)}

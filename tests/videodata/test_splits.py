@@ -9,7 +9,7 @@ from videodata import UserError, declared_splits, open_clips, write_video
 from videodata.hdf5 import Hdf5Writer
 from videodata.shapes import Shapes
 from videodata.source import ClipSource
-from videodata.splits import divide, evaluation_split, open_split
+from videodata.splits import divide, evaluation_split, open_split, sidecars
 
 PIXELS = np.zeros((2, 8, 8, 3), np.uint8)
 COUNTS = {"train": 12, "val": 3, "test": 4}
@@ -178,3 +178,20 @@ def test_an_open_source_is_divided_by_the_same_rules():
     train, val, test = (divide(source, split) for split in ("train", "val", "test"))
     assert test == [0, 1, 2, 3] and len(val) == 2 and sorted(train + val) == [4, 5, 6, 7, 8, 9]
     assert {source.group(video) for video in val}.isdisjoint({source.group(video) for video in train})
+
+
+def test_what_lies_beside_the_parts(tmp_path):
+    """Of the part that a split is taken from, or of all; nothing beside files that nobody prepared."""
+    assert sidecars(in_arrays(tmp_path, ("train", "test"))) == [{}, {}]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"dataset": name}))
+    assert sidecars(tmp_path, "test") == sidecars(tmp_path / "test.npy") == [{"dataset": "test"}]
+    assert sidecars(tmp_path, "val") == [{"dataset": "train"}]
+    assert sidecars(tmp_path, "all") == [{"dataset": "train"}, {"dataset": "test"}]
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films.json").write_text('{"dataset": "mine"}')
+    assert sidecars(tmp_path / "films", "all") == [{"dataset": "mine"}]
+    index = {"format": "videodata-parts", "dataset": "shared", "parts": ["all-0001-of-0001.npy"]}
+    (tmp_path / "shared.json").write_text(json.dumps(index))
+    assert sidecars(tmp_path / "shared.json") == [index]
+    assert sidecars("shapes:9", "test") == [{"dataset": "generated videos"}]
