@@ -79,6 +79,8 @@ class Protocol:
             raise UserError("--repetitions, --samples and --batch_size must be at least 1")
         if self.samples > 1 and not random:
             raise UserError(f"--samples {self.samples}: this model makes the same of a clip each time")
+        if self.generated and paired:
+            raise UserError(f"--generated {self.generated}: this model makes a clip of each that it is shown")
         for name in ("diversity", "coverage"):
             if name in self.metrics and self.samples < 2:
                 raise UserError(f"{name} needs at least two samples for each clip: --samples 2")

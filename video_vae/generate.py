@@ -21,7 +21,6 @@ from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import write_file
 from videodata.frame_folder import write_png
-from videodata.labels import class_number
 from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
 
@@ -31,9 +30,11 @@ GAP = 2  # white pixels between the pictures of a strip
 
 def generate_video_vae(args: argparse.Namespace) -> str:
     """Everything that the flags of scripts/generate_video_vae.py ask for; returns a line that says where it is."""
-    wanted = args.only or (("samples", *OF_CLIPS) if args.data else ("samples",))
+    wanted = tuple(args.only or ()) or (("samples", *OF_CLIPS) if args.data else ("samples",))
     if set(wanted) & set(OF_CLIPS) and not args.data:
         raise UserError(f"--only {' '.join(wanted)} needs clips: name a source with --data")
+    if wanted == ("samples",) and not args.num_samples:
+        raise UserError("--num_samples 0: there is nothing to write")
     check_place(args.out / "samples.npy")  # now, and not after the work
     network, config = load_model(args.checkpoint, resolve_device(args.device))
     told = ""
@@ -52,8 +53,7 @@ def write_samples(sampler: Sampler, config: dict, args: argparse.Namespace) -> N
     """New clips: samples.npy, samples.png, sample_<i>.mp4."""
     frames = args.num_frames or config["data"]["frames"]
     size = tuple(args.size or sampler.network.config.image_size)
-    if args.class_name is not None:
-        class_number(sampler.classes, args.class_name)
+    sampler.check_class(args.class_name)
     clips = sample(sampler, args.num_samples, frames, size, args.temperature, args.seed, args.class_name)
     # the layout that main.py trains on: uint8 (N, T, H, W, 3)
     write_file(args.out / "samples.npy", lambda file: np.save(file, to_uint8(clips), allow_pickle=False))

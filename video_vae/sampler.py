@@ -14,6 +14,7 @@ from video_vae.files import load_prior
 from video_vae.model import Latents, Noise, TransformerNetwork
 from video_vae.prior import LatentPrior
 from videodata.errors import UserError
+from videodata.labels import class_number
 
 
 @dataclass
@@ -30,12 +31,26 @@ class Sampler:
         if self.kind not in PRIOR_KINDS:
             raise UserError(f"unknown prior {self.kind!r}; choose one of {', '.join(PRIOR_KINDS)}")
         if self.guidance != 1 and not self.classes:
-            raise UserError(f"--guidance {self.guidance:g} needs a flow that was trained with classes")
+            raise UserError(f"--guidance {self.guidance:g} {self._needs()}")
 
     @property
     def classes(self) -> tuple[str, ...]:
         """That can be asked for."""
         return tuple(self.prior.config.classes) if self.kind == "flow" else ()
+
+    def check_class(self, name: str | None) -> None:
+        """Raises UserError for a class that cannot be asked for, and for guidance towards none."""
+        if name is not None and not self.classes:
+            raise UserError(f"--class {name} {self._needs()}")
+        if name is not None:
+            class_number(self.classes, name)
+        elif self.guidance != 1:
+            raise UserError(f"--guidance {self.guidance:g} leads to a class: name one with --class")
+
+    def _needs(self) -> str:
+        """What a class needs, and what is in its way."""
+        drawn = "" if self.kind == "flow" or self.prior is None else f"; --prior {self.kind} draws without it"
+        return f"needs a flow that was trained with classes{drawn}"
 
     def draw(
         self,

@@ -17,6 +17,7 @@ from training import TrainSettings, derive_seed, distributed, settings_from, tra
 from training.cli import command_line
 from training.conditions import class_numbers, drop_labels
 from training.optim import build_optimizer
+from training.pretrained import source_of
 from training.randomness import SampleNoise
 from training.recipe import Losses, Networks, Recipe, Step
 from video_vae.config import FLOW_STEPS, PRIOR_RATE, PriorConfig
@@ -32,6 +33,7 @@ from videodata.pixels import normalize
 
 BETAS = (0.9, 0.99)
 CLIPS_AT_A_TIME = 16  # through the encoder
+FEWEST_CLIPS = 2
 HELD_OUT = 256  # clips at most, that the flow is validated with
 SAMPLES_SHOWN = 4
 
@@ -130,6 +132,8 @@ class PriorRecipe(Recipe):
 def train_prior(args: argparse.Namespace) -> str:
     """The command scripts/train_video_vae_prior.py; gives what is to be said at the end. Raises UserError."""
     folder = Path(args.checkpoint)
+    if source_of(folder) != folder:
+        raise UserError(f"{source_of(folder)}: is one file, to which no other prior can be added; name a run folder")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is not the run folder of a video VAE, where its prior is to be stored")
     settings = settings_from(args, folder / PRIOR_FOLDER, args.steps)
@@ -162,6 +166,8 @@ def fit_prior(
         shapes, config["data"]["frames"], tuple(vae.config.image_size),
         classes=list(classes), of_step=step_of(folder), **sizes,
     )  # fmt: skip
+    if 0 < (most_clips or len(clips)) < FEWEST_CLIPS:
+        raise UserError(f"a prior needs at least {FEWEST_CLIPS} clips to know how they differ; give more --clips")
     training = EncodedClips(vae, clips, classes, most_clips)
     validation = EncodedClips(vae, held_out, classes, HELD_OUT) if held_out else None
     asked = settings.batch_size

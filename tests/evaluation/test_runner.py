@@ -186,6 +186,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed():
         ({"metrics": ("diversity",)}, "--samples 2"),
         ({"repetitions": 0}, "at least 1"),
         ({"samples": 2}, "the same of a clip each time"),
+        ({"generated": 4}, "makes a clip of each that it is shown"),
         ({"metrics": ("fvd",), "allow_random_features": True}, "FVD of 9 clips"),
         ({"metrics": ("fid",), "allow_random_features": True}, "FID of 54 frames"),
         ({"metrics": ("fvd-digits",)}, "FVD-digits of 9 clips"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from scripts import train_video_vae_prior
 from tests.video_vae.tiny import tiny_network
 from training import TrainSettings, train
 from training.randomness import SampleNoise
@@ -176,3 +177,29 @@ def test_what_cannot_be_drawn_is_one_line(trained, changes, labels, message):
     size = changes.pop("size", (16, 16))
     with pytest.raises(UserError, match=message):
         Sampler(tiny_network(), trained, **changes).draw(SampleNoise(0, [0]), 3, size, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        (
+            {"kind": "gaussian"},
+            "left",
+            "--class left needs a flow that was trained with classes; --prior gaussian draws",
+        ),
+        ({"kind": "flow", "guidance": 3.0}, None, "--guidance 3 leads to a class: name one"),
+        ({"kind": "flow"}, "lef", "nearest is 'left'"),
+    ],
+)
+def test_a_class_that_cannot_be_asked_for_is_one_line(trained, changes, name, message):
+    """Instead of samples of no class, without a word."""
+    with pytest.raises(UserError, match=message):
+        Sampler(tiny_network(), trained, **changes).check_class(name)
+    Sampler(tiny_network(), trained, "flow", guidance=3.0).check_class("left")
+    Sampler(tiny_network(), trained, "gaussian").check_class(None)
+
+
+def test_no_prior_is_added_to_a_file_of_weights():
+    """It would be stored in the folder that the file is unpacked to, which goes with the process."""
+    with pytest.raises(UserError, match="vae-digit.safetensors: is one file, to which no other prior can be added"):
+        train_video_vae_prior.main(["--checkpoint", "vae-digit", "--steps", "2"])
