@@ -4,14 +4,15 @@ and what they say of trained predictors among these.
     python benchmarks/spoilt_clips.py digits
     python benchmarks/spoilt_clips.py shapes
     python benchmarks/spoilt_clips.py digits --data digits:4000,frames=16,size=32,colour=1 --part val --clips 256 \
-        --ways others repeated noise --checkpoints river-digits
+        --ways true repeated noise --checkpoints river-digits
 
-The first four of sixteen frames are given. `others`: other clips of the same part; `soft`, `blurred`: means of 3x3 and
+The first four of sixteen frames are given. `true`: the clips as they are; `soft`, `blurred`: means of 3x3 and
 of 5x5 pixels, of which the second leaves little of a stroke; `jitter`: each frame is shifted by up to two pixels along
 both axes; `changed`: half way, the frames of another clip follow; `repeated`: the last given frame; `noise`.
 
-Distances of sets, motion and identity are of one sample of each clip, the energy score of five of what is drawn, and of
-the one clip of what is not. True clips have no distance from themselves: `others` have that of another sample.
+FVD is the distance from as many other true clips of the part, so that true clips have one, too: no row is compared with
+the very clips that it was made of. FVD, motion and identity are of one sample of each clip, the energy score is of five
+of what is drawn, and of the one clip of what is not.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from videodata.clips import ClipDataset, open_clips
 
 CONTEXT, FRAMES, SIZE = 4, 16, 32
 SAMPLES = 5  # of the energy score
-WAYS = ("others", "soft", "blurred", "jitter", "changed", "repeated", "noise")
+WAYS = ("true", "soft", "blurred", "jitter", "changed", "repeated", "noise")
 SEED = re.compile(r",seed=(\d+)")
 
 
 class Spoilt(Subject):
-    """Continuations that are the true ones but for one fault. others: clips to show in their place."""
+    """Continuations that are the true ones but for one fault. others: clips that `changed` goes on with."""
 
     context = CONTEXT
 
@@ -57,11 +58,12 @@ class Spoilt(Subject):
 
     def make(self, batch: Batch) -> Tensor:
         others = torch.stack([self.others[item] for item in batch.items])
-        if self.way == "others":
-            return others
         noise = SampleNoise(batch.seed, batch.items)
         later = getattr(self, self.way)(batch.clips[:, :, CONTEXT:], batch.clips, others, noise)
         return torch.cat([batch.clips[:, :, :CONTEXT], later], dim=2)
+
+    def true(self, later: Tensor, *_: object) -> Tensor:
+        return later
 
     def soft(self, later: Tensor, *_: object, reach: int = 1) -> Tensor:
         padded = F.pad(later, (reach,) * 4 + (0, 0), mode="replicate")
@@ -106,15 +108,16 @@ def two_samples(kind: str, count: int, data: str | None = None, part: str = "tes
     return [open_clips(name, FRAMES, SIZE, split=part, total_videos=count) for name in (data, other)]
 
 
-def measure(subject: Subject, clips: Dataset, metrics: tuple[str, ...], samples: int = 1) -> dict[str, Score]:
-    """Scores by their names."""
+def measure(subject: Subject, pair: Sequence[Dataset], metrics: tuple[str, ...], samples: int = 1) -> dict[str, Score]:
+    """Scores by their names of what is made of the first clips, distances from the second."""
     protocol = Protocol(metrics=metrics, batch_size=32, samples=samples)
-    return {score.name: score for score in evaluate(subject, lambda seed: clips, protocol)}
+    found = evaluate(subject, lambda seed: pair[0], protocol, open_real=lambda seed: pair[1])
+    return {score.name: score for score in found}
 
 
 def scores(way: str, pair: Sequence[Dataset], metrics: tuple[str, ...]) -> dict[str, Score]:
     """Of the first clips, spoilt."""
-    return measure(Spoilt(way, pair[1]), pair[0], metrics)
+    return measure(Spoilt(way, pair[1]), pair, metrics)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -137,20 +140,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     args = build_parser().parse_args(argv)
-    clips, others = two_samples(args.kind, args.clips, args.data, args.part)
-    subjects: dict[str, Subject] = {way: Spoilt(way, others) for way in args.ways}
+    pair = two_samples(args.kind, args.clips, args.data, args.part)
+    subjects: dict[str, Subject] = {way: Spoilt(way, pair[1]) for way in args.ways}
     subjects |= {Path(name).name: predictor(name) for name in args.checkpoints}
     metrics = (f"fvd-{args.kind}", "motion", *(["identity"] if args.kind == "digits" else []))
     columns = (f"FVD-{args.kind}", "motion", "identity frame 12", "ES-clip")
-    rows = []
+    rows = [["", *columns]]
     for name, subject in subjects.items():
-        found = measure(subject, clips, metrics)
-        if not rows:
-            true = [f"{column}{', ' if 'frame' in column else ' '}true clips" for column in columns]
-            rows = [["", *columns], ["true clips", *(f"{found[n].mean:.3g}" if n in found else "" for n in true)]]
-        found |= measure(subject, clips, ("energy",), SAMPLES if subject.random else 1)
+        found = measure(subject, pair, metrics)
+        found |= measure(subject, pair, ("energy",), SAMPLES if subject.random else 1)
         rows.append([name, *(f"{found[column].mean:.3g}" if column in found else "" for column in columns)])
-        if seen := trained_on_of(subject.runs, clips):
+        if seen := trained_on_of(subject.runs, pair[0]):
             print(f"WARNING: {name} was trained on {seen} of these clips")
     print(format_table(rows))
 
