@@ -64,7 +64,7 @@ def test_a_run_without_second_stage_draws_as_before_and_says_so(run, capsys):
     for kind in ("flow", "gaussian"):
         with pytest.raises(UserError, match=f"no second stage for --prior {kind}.*train_video_vae_prior.py"):
             draw(run, "--prior", kind)
-    with pytest.raises(UserError, match="trained without classes"):
+    with pytest.raises(UserError, match="--class 3 needs a flow that was trained with classes"):
         draw(run, "--class", "3")
 
 
