@@ -233,12 +233,14 @@ def test_quick_blocks_run_as_pasted(page, tmp_path):
 
 
 def test_every_result_can_be_rerun():
-    """Each row names a command of the project that exists, a machine of the page and a day."""
+    """Each row of a table of results names a command of the project that exists, a machine of the page and a day."""
     text = (ROOT / "docs" / "results.md").read_text()
     machines = set(re.findall(r"^- \*\*(\w+)\*\*:", text, re.MULTILINE))
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
-    rows = [[cell.strip() for cell in row] for row in rows if len(row) == 5]
-    rows = [row for row in rows if row[0] != "what" and not row[0].startswith("---")]
+    tables = re.findall(
+        r"^\| what \| result \| command \| machine \| date \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text, re.MULTILINE
+    )
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for table in tables for line in table.splitlines()]
+    rows = [[cell.strip() for cell in row] for row in rows]
     assert len(rows) > 30
     for row in rows:
         commands = re.findall(r"`([^`]+)`", row[2])
