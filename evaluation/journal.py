@@ -16,7 +16,12 @@ from typing import Any
 
 import torch
 
-from videodata.files import atomic_path
+from videodata.files import write_file
+
+
+def digest_of(key: Any) -> str:
+    """Hash of plain values, the same in every process: for names of what holds for them alone."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Journal:
@@ -26,8 +31,7 @@ class Journal:
     """
 
     def __init__(self, result: Path | None, key: Mapping[str, Any] | None = None) -> None:
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-        self.folder = None if result is None else result.with_name(f"{result.name}.{digest[:12]}.partial")
+        self.folder = None if result is None else result.with_name(f"{result.name}.{digest_of(key)[:12]}.partial")
 
     def __len__(self) -> int:
         return 0 if self.folder is None else len(list(self.folder.glob("*.pt")))
@@ -45,9 +49,7 @@ class Journal:
         """Keep a record, whole or not at all."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.folder / f"{name}.pt") as temporary:
-            torch.save(record, temporary)
+        write_file(self.folder / f"{name}.pt", lambda file: torch.save(record, file))
 
     def clear(self) -> None:
         """Forget all: the result is written."""

@@ -82,7 +82,7 @@ class Pass:
             name = f"{self.seed}-real-{items[0]:08}"
             features = journal.read(name)
             if features is None:
-                clips = as_clips(default_collate([self.real[item] for item in items]))
+                clips = clips_of(self.real, items)
                 features = [distance.real_features(clips, items) for distance in self.sets]
                 journal.write(name, features)
             for distance, found in zip(self.sets, features, strict=True):
@@ -97,17 +97,17 @@ class Pass:
 
     def _make(self, items: list[int], watch: Watch | None) -> None:
         labels = [self.protocol.class_name or label_of(self.clips, item) for item in items]
-        shown = as_clips(default_collate([self.clips[item] for item in items]))
-        batch = Batch(shown, items, self.seed, 0, labels)
+        batch = Batch(clips_of(self.clips, items), items, self.seed, 0, labels)
         seeds = [self.seed, *(derive_seed(self.seed, "sample", k) for k in range(1, self.protocol.samples))]
         made = [self.subject.make(replace(batch, seed=seed, sample=k)) for k, seed in enumerate(seeds)]
         if not self.subject.visible:
             return
         for clips in made:
             finite(clips, f"clips that the model made of numbers {items[0]} to {items[-1]}")
-        rows = self.update(batch, torch.stack(made, dim=1))
+        samples = torch.stack(made, dim=1)
+        rows = self.update(batch, samples)
         if watch:
-            watch(batch, torch.stack(made, dim=1), rows)
+            watch(batch, samples, rows)
 
     def _record(self) -> dict[str, Any]:
         """All that the last batch added."""
@@ -300,10 +300,11 @@ class SetScores:
         }
 
 
-def as_clips(items: Any) -> Any:
+def clips_of(dataset: Dataset, items: Sequence[int]) -> Any:
     """Items of a data set, put together, as the clips (B, 3, T, H, W) in [-1, 1] that they are, if they are."""
-    if not isinstance(items, Tensor):
-        return items
-    if items.dtype == torch.uint8:
-        items = normalize(items)
-    return items[:, :, None] if items.dim() == 4 else items
+    found = default_collate([dataset[item] for item in items])
+    if not isinstance(found, Tensor):
+        return found
+    if found.dtype == torch.uint8:
+        found = normalize(found)
+    return found[:, :, None] if found.dim() == 4 else found

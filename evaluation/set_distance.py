@@ -5,8 +5,6 @@ outside: FD-PCA of small clips, and FVD-digits and FVD-shapes of generated ones 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +20,7 @@ from torch import Tensor
 from evaluation.factors import KINDS as FACTORS
 from evaluation.factors import FactorFeatures
 from evaluation.frechet import DIVISORS, FeatureSet, GaussianStatistics, frechet_distance
+from evaluation.journal import digest_of
 from evaluation.metrics import check_range, unit_frames
 from evaluation.mmd import KeptFeatures, SecondMoments, jedi, jedi_unbiased, kvd
 from evaluation.networks import FeatureExtractor, open_extractor
@@ -387,8 +386,7 @@ class FeatureCache:
     """Features (N, D) of the clips that `key` describes: data, windows, preprocessing, network. No folder: no cache."""
 
     def __init__(self, folder: Path | None, key: dict[str, Any]) -> None:
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-        self.path = None if folder is None else folder.expanduser() / f"{digest[:32]}.npy"
+        self.path = None if folder is None else folder.expanduser() / f"{digest_of(key)[:32]}.npy"
 
     def read(self, count: int) -> Tensor | None:
         """The features, where they are known of that many clips."""

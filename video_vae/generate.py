@@ -30,7 +30,7 @@ GAP = 2  # white pixels between the pictures of a strip
 
 def generate_video_vae(args: argparse.Namespace) -> str:
     """Everything that the flags of scripts/generate_video_vae.py ask for; returns a line that says where it is."""
-    wanted = tuple(args.only or ()) or (("samples", *OF_CLIPS) if args.data else ("samples",))
+    wanted = tuple(args.only or (("samples", *OF_CLIPS) if args.data else ("samples",)))
     if set(wanted) & set(OF_CLIPS) and not args.data:
         raise UserError(f"--only {' '.join(wanted)} needs clips: name a source with --data")
     if wanted == ("samples",) and not args.num_samples:

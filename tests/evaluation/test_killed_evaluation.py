@@ -53,6 +53,7 @@ def killed_after(batches: int, folder: Path) -> None:
     """Run the command until it has kept so many batches, and kill it."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *COMMAND], cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: sums of more threads differ in the last bit
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while process.poll() is None and len(list(folder.glob("result.json.*.partial/*.pt"))) < batches:
