@@ -34,7 +34,7 @@ from typing import IO
 import rarfile
 from tqdm import tqdm
 
-from videodata.errors import UserError, one_line, said_by
+from videodata.errors import UserError, said_by
 from videodata.files import environment, lock_file, readable_size, require_room
 from videodata.files import replace as rename
 
@@ -68,7 +68,7 @@ class ArchiveError(UserError):
     """An archive that cannot or must not be extracted."""
 
     def __init__(self, archive: object, reason: str) -> None:
-        super().__init__(one_line(f"{archive}: {reason}"))
+        super().__init__(f"{archive}: {reason}")
         self.reason = reason
 
 

@@ -25,12 +25,15 @@ def _escaped(character: str) -> str:
 class UserError(Exception):
     """A problem outside the code: a bad file, flag or environment. Scripts print its one line and exit with 2."""
 
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message))  # it may quote what stood in somebody's file
+
 
 class VideoError(UserError):
     """A video, frame folder or array that cannot be read, or cannot be read as asked."""
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(one_line(f"{path}: {reason}"))
+        super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
 

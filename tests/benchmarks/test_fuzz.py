@@ -17,6 +17,7 @@ from benchmarks.fuzzing import cases
 from benchmarks.fuzzing.cases import ALL, FLAGS, Limits, run_case, seeds_of
 from benchmarks.fuzzing.data import OUTPUTS, Seed
 from videodata.errors import UserError
+from vvae.src.errors import VVAEError
 
 REFUSED = {"rar"}  # of these the shared samples hold some that must be refused as they are
 
@@ -46,7 +47,7 @@ def raises(path: Path) -> None:
 
 
 def speaks_in_lines(path: Path) -> None:
-    raise UserError("one line\nand another")
+    raise VVAEError("one line\nand another")
 
 
 def hangs(path: Path) -> None:

@@ -114,6 +114,18 @@ def test_hidden_parts_do_not_count():
     assert len(open_source("out")) == 2
 
 
+def test_what_files_say_is_quoted_in_one_line():
+    """A setting that stands in a side-car may hold anything, and the message that names it is one line all the same."""
+    make_video("a")
+    make_video("b")
+    for share in ("1/2", "2/2"):
+        prepare_data.main(["folder", "in", "--out", "out", "--shard", share, *SMALL])
+    second = next(Path("out").glob("*-0002-of-0002.json"))
+    second.write_text(json.dumps(json.loads(second.read_text()) | {"num_frames": "ü\x00\n"}))
+    with pytest.raises(UserError, match=r"made with other settings .*now ü\\x00\\n\)$"):
+        merge_parts(Path("out"))
+
+
 def test_actions_of_the_user_are_not_overwritten():
     """Beside an array and beside the frames of the converter: refused before anything is read."""
     for part in ("train", "test"):
