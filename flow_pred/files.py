@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from flow_pred.autoencoder import build_autoencoder
@@ -20,6 +19,7 @@ from flow_pred.latents import LatentPredictor, LatentSpace
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
+from training import config as yaml_files
 from training.checkpoint import model_settings, strict_load
 from training.config import from_dict
 from training.pretrained import parts_beside
@@ -116,15 +116,17 @@ def read_stored(checkpoint: str | Path, autoencoder: str = "") -> Stored:
     path = documented(checkpoint)
     beside = path.parent.parent / "config.yaml"
     if path.match("checkpoints/final_step_*.pth") and beside.is_file():
-        config = yaml.safe_load(beside.read_text(encoding="utf-8"))
-        stored = read_weights(path, config["model"]["autoencoder"].get("type", ""))
+        config = yaml_files.load_config(beside)
+        under = model_settings(config, beside).get("autoencoder")
+        stored = read_weights(path, under.get("type", "") if isinstance(under, dict) else "")
         return dataclasses.replace(stored, config=config)
     return read_weights(path, autoencoder)
 
 
 def check_kind(checkpoint: str | Path, stored: Stored) -> None:
     """Raises UserError for a run of another model."""
-    if "func" not in (stored.config or {}).get("model", {}):
+    model = (stored.config or {}).get("model")
+    if not isinstance(model, dict) or "func" not in model:
         kind = f"of {stored.recipe}" if stored.recipe else "of another model"
         raise UserError(f"{checkpoint}: is a run {kind}, not of a video predictor; name a run of train_flow_pred.py")
 

@@ -268,7 +268,7 @@ def checked_state(state: dict[str, Any], source: object) -> dict[str, Any]:
 
 def model_settings(config: Mapping[str, Any] | None, source: object) -> dict[str, Any]:
     """The part `model` of the configuration that a file holds. Raises UserError where it has none."""
-    settings = (config or {}).get("model")
+    settings = config.get("model") if isinstance(config, Mapping) else None
     if not isinstance(settings, dict):
         raise UserError(f"{source}: its configuration does not describe a model; train again, or name another file")
     return settings

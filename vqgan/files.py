@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import load_checkpoint, newest_checkpoint, newest_weights, read_tensors, strict_load
+from training.checkpoint import (
+    load_checkpoint,
+    model_settings,
+    newest_checkpoint,
+    newest_weights,
+    read_tensors,
+    strict_load,
+)
 from training.config import unknown_key
 from training.distributed import resolve_device
 from videodata.errors import UserError
@@ -69,7 +76,7 @@ def load_model(
     """
     path = model_file(Path(path))
     weights, stored = read_weights(path)
-    config = stored.get("model") or config
+    config = model_settings(stored, path) if stored.get("model") else config
     if config is None:
         raise UserError(f"{path}: holds weights without a configuration; give the model's flags, such as --hidden_dims")
     model = build_model(config)
@@ -89,8 +96,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = read_tensors(path)
     if "recipe" in content:
         return from_checkpoint(load_checkpoint(path), path)
-    config = content.get("config") if content.get("format") == FORMAT else None
-    return state_dict_in(content, path), config or {}
+    config = (content.get("config") if content.get("format") == FORMAT else None) or {}
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: damaged, its config is no dict; use another file")
+    return state_dict_in(content, path), config
 
 
 def from_checkpoint(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

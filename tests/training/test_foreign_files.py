@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import flow_pred.files
+import vqgan.files
 from training import checkpoint, pretrained
 from training.checkpoint import load_checkpoint, load_weights, read_tensors
 from videodata.errors import UserError
@@ -46,6 +48,39 @@ def test_the_reader_of_the_package_does_too(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"Git LFS|web page"):
         _read(path)
+
+
+# A pickle of the older form whose last opcode wants more than the stack holds, in place of a checkpoint cut off.
+SHORT = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01R."
+
+
+def test_a_pickle_that_ends_in_the_middle(tmp_path):
+    path = tmp_path / "sota.ckpt"
+    path.write_bytes(SHORT)
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        _read(path)
+    with pytest.raises(UserError, match="not a readable weight file"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("config", [{"model": 7}, {"model": [1]}, {"model": "tiny"}])
+def test_a_model_that_no_file_describes(tmp_path, config):
+    """The configuration in a file is what somebody wrote there."""
+    published, trained = tmp_path / "model.pt", tmp_path / "state.pt"
+    torch.save({"format": vqgan.files.FORMAT, "state_dict": {"a": torch.ones(2)}, "config": config}, published)
+    state = {"format": checkpoint.FORMAT, "recipe": "river", "step": 1, "config": config, "networks": {}, "ema": {}}
+    torch.save(state, trained)
+    with pytest.raises(UserError, match="configuration does not describe a model"):
+        vqgan.files.load_model(published)
+    with pytest.raises(UserError, match="not of a video predictor"):
+        flow_pred.files.load_model(trained)
+
+
+def test_a_configuration_that_is_no_mapping(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"format": vqgan.files.FORMAT, "state_dict": {"a": torch.ones(2)}, "config": 7}, path)
+    with pytest.raises(UserError, match="its config is no dict"):
+        vqgan.files.load_model(path)
 
 
 @pytest.mark.parametrize("length", [0x7B, 0x3C, 0x20])

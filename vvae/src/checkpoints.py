@@ -128,6 +128,10 @@ FORMS = {  # what is found in place of weights, by its first bytes
 }
 
 
+# What torch raises, in its three formats, for a file that is cut off or damaged.
+DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError, AttributeError, AssertionError)
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -152,7 +156,7 @@ def _read(path: Path) -> Any:
             f"{path}: holds more than tensors and plain values, and could run code; it is not opened. Where you trust "
             f"its source, save its state_dict alone as .safetensors. ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except DAMAGE as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 
 
