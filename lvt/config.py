@@ -420,16 +420,17 @@ def vqvae_config(node: Mapping[str, Any]) -> VQVAEConfig:
         raise UserError(f"a VQVAE needs the node {error} in its configuration") from error
     pixel = node.get("LOSS", {}).get("PIXEL", {})
     perceptual = node.get("LOSS", {}).get("PERCEPTUAL", {})
-    return VQVAEConfig(
-        encoder=from_dict(ConvNetConfig, lower_keys(halves["ENCODER"], ConvNetConfig, "ENCODER")),
-        generator=from_dict(ConvNetConfig, lower_keys(halves["GENERATOR"], ConvNetConfig, "GENERATOR")),
-        codebook=from_dict(CodebookConfig, lower_keys(halves["CODEBOOK"], CodebookConfig, "CODEBOOK")),
-        pixel_mean=tuple(model.get("PIXEL_MEAN", (0.5, 0.5, 0.5))),
-        pixel_std=tuple(model.get("PIXEL_STD", (0.5, 0.5, 0.5))),
-        pixel_loss=model.get("LOSS_PIXEL_MODE", pixel.get("MODE", "l2")),
-        pixel_weight=float(pixel.get("LAMBDA", 1.0)),
-        perceptual_weight=float(perceptual.get("LAMBDA", 0.0)),
-    )
+    values = {
+        "encoder": from_dict(ConvNetConfig, lower_keys(halves["ENCODER"], ConvNetConfig, "ENCODER")),
+        "generator": from_dict(ConvNetConfig, lower_keys(halves["GENERATOR"], ConvNetConfig, "GENERATOR")),
+        "codebook": from_dict(CodebookConfig, lower_keys(halves["CODEBOOK"], CodebookConfig, "CODEBOOK")),
+        "pixel_mean": model.get("PIXEL_MEAN", (0.5, 0.5, 0.5)),
+        "pixel_std": model.get("PIXEL_STD", (0.5, 0.5, 0.5)),
+        "pixel_loss": model.get("LOSS_PIXEL_MODE", pixel.get("MODE", "l2")),
+        "pixel_weight": pixel.get("LAMBDA", 1.0),
+        "perceptual_weight": perceptual.get("LAMBDA", 0.0),
+    }
+    return from_dict(VQVAEConfig, values, "MODEL")
 
 
 def lower_keys(node: Mapping[str, Any], kind: type, where: str) -> dict[str, Any]:

@@ -97,6 +97,21 @@ def test_wrong_overrides_are_one_clear_line(pairs, message):
         configuration.load_config(CONFIGS / "PR-DVQVAE2.yaml", pairs)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("PIXEL_STD", ["x", 0.5, 0.5], "pixel_std"),
+        ("PIXEL_MEAN", "1", "pixel_mean"),
+        ("LOSS_PIXEL_MODE", 3, "pixel_loss"),
+    ],
+)
+def test_a_model_of_other_types_is_one_clear_line(key, value, name):
+    """The configuration of a run is a file that anybody may have edited."""
+    model = configuration.load_config(CONFIGS / "VQVAE_tiny.yaml")["MODEL"]
+    with pytest.raises(UserError, match=f"MODEL.{name}"):
+        configuration.vqvae_config({**model, key: value})
+
+
 def test_a_base_file_is_refused_as_a_model():
     """Base-VQVAE.yaml takes one channel and gives three: it says that it is only a base."""
     with pytest.raises(UserError, match="only a base"):
