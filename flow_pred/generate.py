@@ -25,7 +25,7 @@ from evaluation.subject import Batch
 from flow_pred.files import load_model, role_of
 from flow_pred.predict import CallCounter, Plan, Prediction, plan_for, predict
 from flow_pred.scores import NO_TRUTH, Predictions
-from training.distributed import is_main, join_processes, print0
+from training.distributed import announced, is_main, join_processes, print0
 from training.writing import check_place
 from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
@@ -42,7 +42,7 @@ GAP = 2  # pixels between original and prediction
 
 def generate_flow_pred(args: argparse.Namespace) -> None:
     """The command scripts/generate_flow_videos.py: predict the videos of a split, write them, score them."""
-    device = join_processes(args.device)
+    device = announced(join_processes(args.device))
     if is_main():
         check_place(args.out / "metrics.json")  # now, and not after the work
     files = {role: (getattr(args, f"ckpt_{role}"), getattr(args, f"config_{role}")) for role in "fdg"}
@@ -105,7 +105,6 @@ def write_predictions(args: argparse.Namespace, subject: Predictions, clips: Cli
     plan, counter, start = subject.plan, CallCounter(subject.predictor), time.monotonic()
     known = clips.source.fps(0)
     fps = args.fps or (known / plan.stride if known else Fraction(3))
-    args.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         write_h5 = "h5" in args.format and is_main()
         h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if write_h5 else None
