@@ -15,6 +15,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from evaluation.measuring import Pass
@@ -38,6 +39,8 @@ from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
 
 GAP = 2  # pixels between original and prediction
+# of strip.png, in pixels: the words at the left and above; frames of fewer are enlarged; the line after the given ones
+LEFT, HEAD, SMALLEST, MARK = 68, 18, 64, (36, 88, 211)
 
 
 def generate_flow_pred(args: argparse.Namespace) -> None:
@@ -189,12 +192,27 @@ def side_by_side(clips: list[np.ndarray]) -> np.ndarray:
 
 
 def strip(prediction: Prediction, plan: Plan, columns: int = 12) -> np.ndarray:
-    """A picture of up to 4 clips, uint8: rows original, prediction, with `columns` frames spread over the time."""
-    rows = []
+    """A picture of up to 4 clips, uint8: rows original, prediction, with `columns` frames spread over the time; named
+    at the left, and above them which frames are given.
+    """
+    rows, names = [], []
     for row in range(min(4, len(prediction.items))):
-        for clip in (prediction.target, prediction.generated):
+        for name, clip in (("original", prediction.target), ("prediction", prediction.generated)):
             if clip is not None:
                 frames = to_uint8(clip[row, :, plan.first_shown :])
                 chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
-                rows.append(np.concatenate(list(frames[chosen]), axis=1))
-    return np.concatenate(rows, axis=0)
+                factor = -(-SMALLEST // min(frames.shape[1:3]))  # so that the words fit
+                large = frames[chosen].repeat(factor, axis=1).repeat(factor, axis=2)
+                rows.append(np.concatenate(list(large), axis=1))
+                names.append(name)
+    height, width = large.shape[1:3]
+    image = Image.new("RGB", (LEFT + rows[0].shape[1], HEAD + len(rows) * height), "white")
+    draw, words = ImageDraw.Draw(image), ImageFont.load_default(12)
+    for number, (name, pixels) in enumerate(zip(names, rows, strict=True)):
+        image.paste(Image.fromarray(pixels), (LEFT, HEAD + number * height))
+        draw.text((4, HEAD + number * height + height // 2), name, "black", words, anchor="lm")
+    known = LEFT + int((chosen < plan.context - plan.first_shown).sum()) * width
+    draw.text((LEFT + 2, 2), "given", "black", words)
+    draw.text((known + 4, 2), "predicted", "black", words)
+    draw.rectangle((known - 1, 0, known, image.height), MARK)
+    return np.asarray(image)

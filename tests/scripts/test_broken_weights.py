@@ -78,7 +78,7 @@ def broken(runs):
 
 
 def refused(capsys, out, script, *arguments):
-    """Call a script that has to refuse: status 2, one line that names the reason, and no result, not even its folder."""
+    """Call a script that has to refuse: status 2, one line with the reason, and no result, not even its folder."""
     capsys.readouterr()
     there = sorted(out.rglob("*"))
     assert call(script, *arguments) == 2
