@@ -28,6 +28,7 @@ from evaluation.subject import Batch, ClipSpec, Subject
 from training import distributed, trained_on
 from training.checkpoint import newest_checkpoint
 from training.distributed import gather_batches
+from training.writing import check_place
 from videodata.clips import ClipDataset, open_clips, overlap, together
 from videodata.encode import write_video
 from videodata.errors import UserError
@@ -240,7 +241,7 @@ class ShownClips:
         self.numbers = {place * len(clips) // count: place for place in range(count)}  # item -> number of the file
         self._batches: list[dict[tuple[str, int], np.ndarray]] = []  # per batch: (kind, number of the clip) -> frames
         if distributed.is_main():
-            folder.mkdir(parents=True, exist_ok=True)  # before anything is computed: perhaps it cannot be
+            check_place(folder / "original_0000.mp4")  # before anything is computed
 
     def take(self, batch: Batch, made: Tensor, rows: dict[str, Tensor]) -> None:
         """Keep what will be written of a batch, of the first repetition: what `evaluate` hands over."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from evaluation.measuring import Pass
@@ -25,7 +26,7 @@ from evaluation.subject import Batch
 from flow_pred.files import load_model, role_of
 from flow_pred.predict import CallCounter, Plan, Prediction, plan_for, predict
 from flow_pred.scores import NO_TRUTH, Predictions
-from training.distributed import is_main, join_processes, print0
+from training.distributed import announced, is_main, join_processes, print0
 from training.writing import check_place
 from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
@@ -38,11 +39,13 @@ from videodata.pixels import to_uint8
 from videodata.splits import evaluation_split
 
 GAP = 2  # pixels between original and prediction
+# of strip.png, in pixels: the words at the left and above; frames of fewer are enlarged; the line after the given ones
+LEFT, HEAD, SMALLEST, MARK = 68, 18, 64, (36, 88, 211)
 
 
 def generate_flow_pred(args: argparse.Namespace) -> None:
     """The command scripts/generate_flow_videos.py: predict the videos of a split, write them, score them."""
-    device = join_processes(args.device)
+    device = announced(join_processes(args.device))
     if is_main():
         check_place(args.out / "metrics.json")  # now, and not after the work
     files = {role: (getattr(args, f"ckpt_{role}"), getattr(args, f"config_{role}")) for role in "fdg"}
@@ -105,7 +108,6 @@ def write_predictions(args: argparse.Namespace, subject: Predictions, clips: Cli
     plan, counter, start = subject.plan, CallCounter(subject.predictor), time.monotonic()
     known = clips.source.fps(0)
     fps = args.fps or (known / plan.stride if known else Fraction(3))
-    args.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         write_h5 = "h5" in args.format and is_main()
         h5 = stack.enter_context(open_h5(args.out / "videos.h5")) if write_h5 else None
@@ -190,12 +192,27 @@ def side_by_side(clips: list[np.ndarray]) -> np.ndarray:
 
 
 def strip(prediction: Prediction, plan: Plan, columns: int = 12) -> np.ndarray:
-    """A picture of up to 4 clips, uint8: rows original, prediction, with `columns` frames spread over the time."""
-    rows = []
+    """A picture of up to 4 clips, uint8: rows original, prediction, with `columns` frames spread over the time; named
+    at the left, and above them which frames are given.
+    """
+    rows, names = [], []
     for row in range(min(4, len(prediction.items))):
-        for clip in (prediction.target, prediction.generated):
+        for name, clip in (("original", prediction.target), ("prediction", prediction.generated)):
             if clip is not None:
                 frames = to_uint8(clip[row, :, plan.first_shown :])
                 chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
-                rows.append(np.concatenate(list(frames[chosen]), axis=1))
-    return np.concatenate(rows, axis=0)
+                factor = -(-SMALLEST // min(frames.shape[1:3]))  # so that the words fit
+                large = frames[chosen].repeat(factor, axis=1).repeat(factor, axis=2)
+                rows.append(np.concatenate(list(large), axis=1))
+                names.append(name)
+    height, width = large.shape[1:3]
+    image = Image.new("RGB", (LEFT + rows[0].shape[1], HEAD + len(rows) * height), "white")
+    draw, words = ImageDraw.Draw(image), ImageFont.load_default(12)
+    for number, (name, pixels) in enumerate(zip(names, rows, strict=True)):
+        image.paste(Image.fromarray(pixels), (LEFT, HEAD + number * height))
+        draw.text((4, HEAD + number * height + height // 2), name, "black", words, anchor="lm")
+    known = LEFT + int((chosen < plan.context - plan.first_shown).sum()) * width
+    draw.text((LEFT + 2, 2), "given", "black", words)
+    draw.text((known + 4, 2), "predicted", "black", words)
+    draw.rectangle((known - 1, 0, known, image.height), MARK)
+    return np.asarray(image)

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import load_config
 from training.cli import command_line
-from training.distributed import print0, resolve_device
+from training.distributed import announced, print0, resolve_device
 from training.randomness import SampleNoise
 from training.state import weights_digest
 from training.writing import check_place
@@ -345,7 +345,7 @@ def encode_splits(args: argparse.Namespace) -> None:
     data, settings = config.data, config.model.autoencoder
     autoencoder = build_autoencoder({**settings, "ckpt_path": args.autoencoder or settings.get("ckpt_path")})
     options = {"size": data.crop_size, "short_side": data.input_size, "dtype": args.dtype}
-    options |= {"device": resolve_device(args.device), "most": args.max_videos}
+    options |= {"device": announced(resolve_device(args.device)), "most": args.max_videos}
     for split in args.splits:
         check_place(args.out / f"{split}.hdf5")  # of all, before the first is encoded
     for split in args.splits:

@@ -23,7 +23,7 @@ from lvt.files import load_configured, load_sampler_vqvae
 from lvt.subscale import put_slice, slice_offset, slice_size
 from lvt.transformer import VideoTransformer, visible_taps
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
-from training.distributed import resolve_device
+from training.distributed import announced, resolve_device
 from training.folder import log_file, write_config
 from training.randomness import derive_seed
 from videodata.encode import write_video
@@ -220,7 +220,7 @@ def generate_lvt(args: argparse.Namespace) -> Path:
     """
     config = configure(args)
     folder = Path(config["OUTPUT_DIR"])
-    sampler, device = config["TEST"]["VT_SAMPLER"], resolve_device(config["MODEL"]["DEVICE"])
+    sampler, device = config["TEST"]["VT_SAMPLER"], announced(resolve_device(config["MODEL"]["DEVICE"]))
     given = read_given(args.video_dir, sampler["N_PRIME"], config["INPUT"]["SIZE"])
     vqvae, transformer = load_sampler_vqvae(config, device), load_configured(config).to(device).eval()
     clips = continuations(config, transformer, vqvae, given.to(device), args)

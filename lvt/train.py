@@ -217,6 +217,7 @@ def train_lvt(args: argparse.Namespace) -> list[str]:
     if args.encode:
         config["DATASETS"]["TEST"], config["TEST"]["EVALUATORS"] = list(parts_of(config)), "CodesExtractor"
     if args.eval_only or args.encode:
+        distributed.announced(distributed.join_processes(config["MODEL"]["DEVICE"]))
         for note in notes if distributed.is_main() else ():
             logger.warning(note)
         results = evaluate_lvt(config)

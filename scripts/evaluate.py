@@ -14,7 +14,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
 from evaluation.protocol import FOLDER_METRICS, Chosen, add_metric_arguments, add_protocol_arguments, protocol_from
-from training.cli import HelpFormatter, command_line, make_parser, nonnegative_int, positive_int, run, seed_number
+from training.cli import (
+    HelpFormatter,
+    command_line,
+    make_parser,
+    nonnegative_int,
+    positive_int,
+    run,
+    says_when_stopped,
+    seed_number,
+)
 
 # Folders whose evaluate.py has add_arguments(parser), open_subject(args) -> Subject, and a docstring that says what is
 # scored. It is imported for --help, and so without torch.
@@ -92,7 +101,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     chosen = Chosen.of(args, parser, argv)
     args.model = ALIASES.get(args.model, args.model)
-    command = command_line(["python", "scripts/evaluate.py", *argv])
+    kept = "goes on after the batches that are kept beside the result" if args.model != "videos" else "begins anew"
+    with says_when_stopped(f"the same command {kept}"):
+        score(args, chosen, command_line(["python", "scripts/evaluate.py", *argv]))
+
+
+def score(args: argparse.Namespace, chosen: Chosen, command: str) -> None:
+    """What the flags ask for."""
     from evaluation.report import beside_others, default_place
     from evaluation.runner import Source, evaluate_model  # here, after --help: torch takes seconds to import
     from evaluation.videos import score_folders
@@ -100,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.pretrained import source_of
     from training.writing import check_place
 
-    device = distributed.join_processes(args.device)
+    device = distributed.announced(distributed.join_processes(args.device))
     model = source_of(args.checkpoint) if args.model != "videos" else None
     out = args.out or default_place(model)
     if distributed.is_main():

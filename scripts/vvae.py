@@ -101,12 +101,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def work(args: argparse.Namespace) -> None:
     """What the sub-command `args.command` asks for."""
-    from training.distributed import resolve_device
+    from training.distributed import announced, resolve_device
     from vvae.commands import process_files
     from vvae.train import own_errors
 
     if args.command != "statistics":
-        args.device = resolve_device(args.device)
+        args.device = announced(resolve_device(args.device))
     with own_errors():
         process_files(args)
 

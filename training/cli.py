@@ -13,9 +13,12 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
@@ -144,6 +147,7 @@ positive_float = number(float, 0, above=True)
 nonnegative_float = number(float, 0)
 fraction = number(float, 0, 1)
 positive_fraction = number(float, 0, 1, above=True)
+guidance_scale = number(float, 0, 100)  # published models use 1 to 15; far above, pictures are only noise
 seed_number = number(int, 0, 2**63 - 1)  # what torch takes
 seconds = number(float, 0, 10**8, above=True)  # years: a longer time overflows what counts it
 frame_rate = number(Fraction, 0, 100_000, above=True)  # such as 25 or 30000/1001
@@ -154,7 +158,7 @@ def add_class_arguments(parser: argparse._ActionsContainer) -> None:
     text = "what to show, of a model of classes (default: no choice; evaluations ask for each clip's own)"
     parser.add_argument("--class", dest="class_name", metavar="NAME", help=text)
     text = "how far to lead the model to the class: 1 asks it plainly, more shows the class more clearly"
-    parser.add_argument("--guidance", type=nonnegative_float, default=1.0, metavar="G", help=text)
+    parser.add_argument("--guidance", type=guidance_scale, default=1.0, metavar="G", help=text)
 
 
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
@@ -189,6 +193,26 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         sys.exit(3 if isinstance(error, NonFiniteAbort) else 2)
 
 
+@contextmanager
+def says_when_stopped(advice: str) -> Iterator[None]:
+    """In the block, SIGTERM ends the command with one line, which ends in the advice, and the usual status, 143."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may take signals
+        yield
+        return
+    own = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() == own:  # and not a worker that was forked off
+            print(f"stopped by SIGTERM; {advice}", file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def command_line(words: Sequence[str]) -> str:
     """A command as a user can paste it: Windows' own shell knows no single quotes."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
@@ -201,7 +225,9 @@ class NonFiniteAbort(UserError):
 def explain(error: BaseException) -> str | None:
     """One line that says what is wrong and what to do, or None for an error that is a bug and needs its traceback."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        text = " ".join(str(error).split())
+        pretrained = sys.modules.get("training.pretrained")  # unless nothing was unpacked
+        return pretrained.named(text) if pretrained else text
     if is_out_of_memory(error):
         return f"out of memory: {LESS_MEMORY}"
     if isinstance(error, OSError) and (number := error_number(error)) is not None:

@@ -46,6 +46,18 @@ def join_processes(device: str, timeout: float = 600.0) -> torch.device:
     return resolved
 
 
+def announced(device: torch.device) -> torch.device:
+    """The device, of which a command that trains nothing says in its first line that it computes there."""
+    if is_main():
+        logger.info("%s", described(device))
+    return device
+
+
+def described(device: torch.device) -> str:
+    """Where this run computes: the device of this process, and how many processes there are."""
+    return f"{device}, {'1 process' if world_size() == 1 else f'{world_size()} processes'}"
+
+
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """auto (cuda if there is one, else cpu), cpu, cuda or cuda:N as a torch.device.
 

@@ -149,7 +149,7 @@ def resume(state: TrainState, folder: Path, settings: TrainSettings, facts: dict
     if checkpoint["step"] > settings.steps:
         raise UserError(
             f"{folder}: has taken {checkpoint['step']} steps, more than the {settings.steps} that are asked for; ask "
-            "for more, or use another folder"
+            "for more, delete that folder to train anew, or use another one"
         )
     state.load(checkpoint, newest.path)
     warn_of_changes(checkpoint, facts)
@@ -166,7 +166,10 @@ def check_config(old: dict[str, Any], new: dict[str, Any], allowed: bool, free: 
         return
     of_model = [key for key in changes if key == "model" or key.startswith("model.")]
     if of_model:
-        raise UserError(f"{folder}: its run has another model ({table(changes, of_model)}); use another run folder")
+        raise UserError(
+            f"{folder}: its run has another model ({table(changes, of_model)}); delete that folder to "
+            "train it anew, or use another run folder"
+        )
     if not allowed:
         lines = table(changes, list(changes))
         raise UserError(f"{folder}: the configuration changed ({lines}); add --allow-config-change to continue")

@@ -162,14 +162,13 @@ def check_sizes(settings: TrainSettings, length: int) -> None:
 
 def first_line(settings: TrainSettings, device: torch.device, dataset: Dataset) -> str:
     """What is about to happen, in one line."""
-    world, data = distributed.world_size(), provenance_of(dataset)
-    processes = "1 process" if world == 1 else f"{world} processes"
+    data = provenance_of(dataset)
     samples = f"{len(dataset)} samples"
     if data is not None:
         part = f" ({data['split']})" if data["split"] else ""
         samples = f"{len(dataset)} clips of {data['source']}{part}"
     return (
-        f"{device}, {processes}, {settings.precision}, batch {settings.batch_size}, {settings.steps} steps, "
+        f"{distributed.described(device)}, {settings.precision}, batch {settings.batch_size}, {settings.steps} steps, "
         f"trained on {samples}, in {settings.run_dir}"
     )
 

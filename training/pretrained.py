@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +33,7 @@ from training.checkpoint import DAMAGE, check_form, load_checkpoint, weights_pat
 from training.config import from_dict
 from training.folder import TRAINED_ON, trained_on
 from videodata.errors import UserError, said_by
-from videodata.files import atomic_path, parse_json, readable_size, write_file, write_json
+from videodata.files import atomic_path, lock_file, parse_json, readable_size, write_file, write_json
 
 FORMAT = 1
 METADATA = "pretrained"  # the one entry of the metadata
@@ -43,6 +46,7 @@ PART = "part:"  # in a configuration: the run folder of another part
 FOLDER = re.compile(r"\w[\w .+-]{0,99}(/\w[\w .+-]{0,99}){0,9}")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
+UNPACKED = "videogen-weights-"  # the names of the folders that files are unpacked to begin with it
 _unpacked: dict[Path, tuple[Path, Path]] = {}  # absolute path -> the path as it was given, the folder of its parts
 
 
@@ -147,14 +151,37 @@ def unpack(path: Path) -> dict[str, Path]:
     """{part: its run folder}, the first part first; a file is unpacked once in a process. Raises UserError."""
     facts, place = read_facts(path), path.resolve()  # the same relative path may be of another file elsewhere
     if place not in _unpacked:
-        folder = Path(tempfile.mkdtemp(prefix=f"{path.stem}-")).resolve()
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        folder = temporary_folder(path.stem)
         try:
             write_parts(folder, facts, load_file(path))
         except (UserError, *DAMAGE) as error:
             raise UserError(f"{path}: cannot be unpacked ({said_by(error)})") from error
         _unpacked[place] = path, folder
     return {part: _unpacked[place][1] / stored["folder"] for part, stored in facts["parts"].items()}
+
+
+def temporary_folder(name: str) -> Path:
+    """A folder that is removed when this process ends. Those of processes that were killed are removed now."""
+    place = Path(tempfile.gettempdir()).resolve()
+    for lock in place.glob(f"{UNPACKED}*.lock"):
+        with suppress(UserError, OSError), lock_file(lock.stem, "using", lock=lock):  # of a process that lives: refused
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    folder = place / f"{UNPACKED}{name}-{os.getpid()}-{secrets.token_hex(4)}"
+    held = ExitStack()
+    held.enter_context(lock_file(folder, "using"))  # first, so that nobody takes the folder for one that is left
+    folder.mkdir(mode=0o700)
+    held.callback(shutil.rmtree, folder, ignore_errors=True)
+    own = os.getpid()
+    atexit.register(lambda: held.close() if os.getpid() == own else None)  # a forked process must not remove it
+    return folder
+
+
+def named(text: str) -> str:
+    """A text in which trained models have their name or their file in place of what they were unpacked to."""
+    for file, folder in _unpacked.values():
+        name = file.stem if file.resolve().parent == WEIGHTS else str(file)
+        text = re.sub(re.escape(str(folder)) + r"[^\s:;,'\")]*", lambda _, name=name: name, text)
+    return text
 
 
 def write_parts(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from training.cli import remedy_for
 from videodata.errors import UserError
+from videodata.files import made_folder
 
 logger = logging.getLogger(__name__)
 
@@ -113,16 +114,21 @@ class LogFile(logging.Handler):
 
 
 def check_place(path: Path) -> None:
-    """See, before anything is computed, that a file can be written to `path`. Raises UserError."""
+    """See, before anything is computed, that a file can be written to `path`; nothing is left there. Raises UserError.
+
+    Also for a device such as /dev/null, in whose place a finished file would come.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no plain file; name another place")
         if path.parent.is_file():  # which mkdir calls "File exists"
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("xb"):
-            pass
-        beside.unlink()
+        with made_folder(path.parent):
+            with beside.open("xb"):
+                pass
+            beside.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); {remedy_for(error)}") from error

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.distributed import resolve_device
+from training.distributed import announced, resolve_device
 from training.randomness import SampleNoise
 from training.writing import check_place
 from video_vae.files import load_model
@@ -36,7 +36,7 @@ def generate_video_vae(args: argparse.Namespace) -> str:
     if wanted == ("samples",) and not args.num_samples:
         raise UserError("--num_samples 0: there is nothing to write")
     check_place(args.out / "samples.npy")  # now, and not after the work
-    network, config = load_model(args.checkpoint, resolve_device(args.device))
+    network, config = load_model(args.checkpoint, announced(resolve_device(args.device)))
     told = ""
     if "samples" in wanted and args.num_samples:
         sampler = open_sampler(args.checkpoint, network, args.prior, args.prior_steps, args.guidance)

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -79,13 +79,26 @@ def write_file(path: str | Path, content: str | bytes | Callable[[HashingFile], 
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, for what must open a file by its name; the block's end makes it `path`."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{short_name(path.name)}.{os.getpid()}{TEMPORARY}")
+    with made_folder(path.parent):
+        try:
+            yield temporary
+            publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it, for what the block writes; what was made for nothing is removed at its end."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]  # the innermost first
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
-        publish(temporary, path)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty, or no longer there
+            for place in made:
+                place.rmdir()
 
 
 def short_name(name: str) -> str:
@@ -218,21 +231,24 @@ def lock_file(
     """
     path = Path(f"{target}.lock" if lock is None else lock)
     held = FileLock(path, timeout=-1 if wait else 0, thread_local=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and path.stat().st_size:  # first: the library empties the file that it locks
-            raise UserError(f"{path}: is a file of yours where a lock must be; move it away, or choose another name")
-        held.acquire()
-    except Timeout as error:
-        raise UserError(f"another process is {doing} {target}: wait for it, or choose another name") from error
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # while still held, so that nobody can hold the removed file and believe it counts;
-            path.unlink(missing_ok=True)  # Windows refuses, and its lock removes the file itself
-        held.release()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(made_folder(path.parent))
+            if path.is_file() and path.stat().st_size:  # first: the library empties the file that it locks
+                raise UserError(
+                    f"{path}: is a file of yours where a lock must be; move it away, or choose another name"
+                )
+            held.acquire()
+        except Timeout as error:
+            raise UserError(f"another process is {doing} {target}: wait for it, or choose another name") from error
+        except OSError as error:
+            raise UserError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # while still held, so that nobody can hold the removed file and believe it counts;
+                path.unlink(missing_ok=True)  # Windows refuses, and its lock removes the file itself
+            held.release()
 
 
 @contextmanager

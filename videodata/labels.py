@@ -50,7 +50,8 @@ def class_number(classes: Sequence[str], name: str) -> int:
         return list(classes).index(name)
     if not classes:
         raise UserError(f"class {name!r}: the model was trained without classes")
-    near = difflib.get_close_matches(name, classes, 1, 0.5)
+    # A number is no slip of another number.
+    near = [] if name.isdecimal() else difflib.get_close_matches(name, classes, 1, 0.5)
     some = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
     advice = f"the nearest is {near[0]!r}" if near else f"there are {some}"
     raise UserError(f"class {name!r} is none of the {len(classes)} classes; {advice}")

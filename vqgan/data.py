@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from training.randomness import derive_seed
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError, VideoError
-from videodata.files import atomic_path, files_in_folder, write_json
+from videodata.files import files_in_folder, lock_file, natural_key, publish, write_json
 from videodata.journal import read_sidecar
 from videodata.npy import FORMAT, VERSION, NpySource, allocated_array, check_layout, map_array
 from videodata.source import ClipSource, JoinedSource
@@ -188,20 +189,28 @@ def write_batch_files(npy_file: str | Path, folder: str | Path, shard_size: int 
     check_layout(source, array)
     if array.ndim != 5:
         raise VideoError(source, "holds one video; batch files need (N, T, H, W, 3)")
-    if folder.is_dir() and find_batch_files(folder):
+    partial = folder / ".partial"  # all files or none: some of them would be taken for the whole data set
+    if folder.is_dir() and find_batch_files(folder) and not partial.exists():
         raise UserError(f"{folder}: holds batch files already; remove them or name another folder")
-    written = []
-    for number, first in enumerate(range(0, len(array), shard_size)):
-        path, last = folder / f"{BATCH_PREFIX}_batch_{number}.npy", min(first + shard_size, len(array))
-        with atomic_path(path) as temporary:
-            shape = (last - first, *array.shape[1:])
-            target = allocated_array(temporary, array.dtype, shape)
-            for index in range(first, last):  # one sequence in memory at a time
-                target[index - first] = array[index]
-            target.flush()
-        write_sidecar(source, path, first, last)
-        written.append(path)
-    return written
+    with lock_file(partial, "writing batch files into"):
+        shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+        partial.mkdir()
+        try:
+            for number, first in enumerate(range(0, len(array), shard_size)):
+                path, last = partial / f"{BATCH_PREFIX}_batch_{number}.npy", min(first + shard_size, len(array))
+                target = allocated_array(path, array.dtype, (last - first, *array.shape[1:]))
+                for index in range(first, last):  # one sequence in memory at a time
+                    target[index - first] = array[index]
+                target.flush()
+                write_sidecar(source, path, first, last)
+            made = sorted(partial.iterdir(), key=lambda path: (path.suffix == ".npy", natural_key(path.name)))
+            for path in made:  # the .json files first
+                publish(path, folder / path.name)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        partial.rmdir()  # last: as long as it is there, the same command begins anew
+    return [folder / path.name for path in made if path.suffix == ".npy"]
 
 
 def write_sidecar(source: Path, path: Path, first: int, last: int) -> None:

@@ -20,7 +20,7 @@ from training.checkpoint import (
     strict_load,
 )
 from training.config import unknown_key
-from training.distributed import resolve_device
+from training.distributed import announced, resolve_device
 from videodata.errors import UserError
 from videodata.files import sha256_of, write_file
 from vqgan.config import VQGANConfig
@@ -128,7 +128,8 @@ def open_model(args: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
     names = [entry.name for entry in fields(VQGANConfig)]
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     settle_device(args)
-    return load_model(args.checkpoint, resolve_device(args.device), {"type": "vqgan", **given} if given else None)
+    device = announced(resolve_device(args.device))
+    return load_model(args.checkpoint, device, {"type": "vqgan", **given} if given else None)
 
 
 def settle_device(args: argparse.Namespace) -> None:

@@ -98,7 +98,6 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
     path = folder / f"{name}.npy"
     if projection.model.num_embeddings > LARGEST:
         raise UserError(f"{path}: a codebook of {projection.model.num_embeddings} codes does not fit 16 bits")
-    folder.mkdir(parents=True, exist_ok=True)
     with lock_file(path, "writing"), disk_errors(path):
         if is_finished(path, projection.made_from):
             logger.info("%s: exists already", path)

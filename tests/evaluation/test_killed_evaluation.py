@@ -87,3 +87,19 @@ def test_killed_twice_it_gives_the_same_file(workplace, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "protocol bair-1-15+changed: samples 3 in place of 100" in printed
     assert "LVT              FVD 125.76 +- 2.90  (arXiv 2006.10704)" in printed
+
+
+@pytest.mark.posix
+def test_stopped_by_a_signal_it_says_that_the_same_command_goes_on(workplace):
+    """One line and the usual status; the batches until then are kept."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *COMMAND, "--out", "stopped.json"], cwd=workplace,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not list(workplace.glob("stopped.json.*.partial/*.pt")):
+        time.sleep(0.005)
+    process.terminate()
+    said = process.communicate()[1].strip().splitlines()
+    assert process.returncode == 143 and said[0] == "cpu, 1 process"
+    assert said[-1] == "stopped by SIGTERM; the same command goes on after the batches that are kept beside the result"
+    assert list(workplace.glob("stopped.json.*.partial/*.pt")) and not (workplace / "stopped.json").exists()

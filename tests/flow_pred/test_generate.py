@@ -14,13 +14,14 @@ from evaluation.subject import Batch
 from flow_pred import NeuralSDE, RiverPredictor, VectorFieldRegressor
 from flow_pred.autoencoder import Identity
 from flow_pred.config import parse_config
-from flow_pred.generate import open_h5, strip, write_clips
+from flow_pred.generate import HEAD, LEFT, MARK, open_h5, strip, write_clips
 from flow_pred.predict import CallCounter, Plan, plan_for, predict
 from flow_pred.scores import Predictions
 from tests.flow_pred.tiny import tiny_values
 from tests.training import processes
 from videodata import read_video
 from videodata.errors import UserError
+from videodata.pixels import to_uint8
 
 SIZE = {"state_size": 3, "state_res": (8, 8), "inner_dim": 16, "depth": 1, "mid_depth": 1}
 
@@ -126,7 +127,13 @@ def test_all_files_are_written_with_what_was_predicted(tmp_path):
             h5.add(prediction)
             paths = write_clips(tmp_path, prediction, plan, Fraction(3), ["mp4", "gif", "npy"])
         h5.finish(counter.drift / 3 / 3)
-    assert strip(prediction, plan).shape == (16, 7 * 8, 3)
+    picture, blank = strip(prediction, plan), (255, 255, 255)
+    assert picture.shape == (HEAD + 2 * 64, LEFT + 7 * 64, 3)  # frames of 8 x 8 are enlarged; one of them is given
+    large = to_uint8(prediction.generated[0, :, plan.first_shown :]).repeat(8, axis=1).repeat(8, axis=2)
+    assert np.array_equal(picture[HEAD + 64 :, LEFT + 2 * 64 : LEFT + 3 * 64], large[2])
+    assert tuple(picture[HEAD, LEFT + 64]) == MARK and tuple(picture[HEAD, LEFT + 3]) != MARK
+    words = [picture[:HEAD, LEFT : LEFT + 60], picture[:HEAD, LEFT + 66 :], *np.split(picture[HEAD:, :LEFT], 2)]
+    assert all((part != blank).any() for part in words)
     with h5py.File(tmp_path / "videos.h5") as file:
         assert file["generated_videos"].shape == file["target_videos"].shape == (3, 8, 3, 8, 8)
         assert file["generated_videos"].compression_opts == 9

@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from lvt import config as configuration
+from lvt import evaluators
 from lvt import train as training_of_lvt
 from lvt.config import is_transformer
 from lvt.files import build_transformer, build_vqvae
@@ -194,3 +195,12 @@ def test_gpus_that_are_not_there_are_said(monkeypatch, caplog):
         args = train_lvt.build_parser().parse_args(["--config-file", file, "--eval-only", "--num-gpus", count])
         assert training_of_lvt.train_lvt(args) == []
         assert ("--num-gpus 2: this machine has 0" in caplog.text) == said
+
+
+def test_a_result_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    """--eval-only tries the place of evaluation.json first; no network is built."""
+    monkeypatch.setattr(evaluators, "load_configured", None)
+    (tmp_path / "evaluation.json").mkdir()
+    command = ["--config-file", str(CONFIGS / "VQVAE_tiny.yaml"), "--eval-only", "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(UserError, match="evaluation.json: is a folder; name a file in it"):
+        train_lvt.main(command)

@@ -94,6 +94,23 @@ def test_negative_numbers_and_zero_only_where_they_mean_something():
     assert zero - KNOWN_ZERO == set()
 
 
+SENSELESS_IN = [  # scripts that once took the value, or ended in a traceback
+    *(("reconstruct_vvae", *flag) for flag in (("slice_frames", "0"), ("resolution", "0"), ("quality", "99"))),
+    *(("vvae", *flag) for flag in (("slice_frames", "0"), ("resolution", "0"), ("quality", "99"))),
+    *(("generate_flow_videos", *flag) for flag in (("res", "0"), ("frames", "0"), ("num_videos", "-1"))),
+    *(("train_vqgan", "num_embeddings", "0"), ("train_vqgan", "batch_size", "0"), ("train_vvae", "steps", "0")),
+    *(("train_flow_autoencoder", "steps", "0"), ("train_flow_pred", "seed", "-1"), ("evaluate", "stride", "0")),
+    *(("main", *flag) for flag in (("workers", "-1"), ("seed", "-1"), ("learning_rate", "-1"), ("stride", "0"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "dest", "text"), SENSELESS_IN)
+def test_values_of_no_meaning_are_refused(script, dest, text):
+    """Where 0 or a value above the scale means nothing, whatever the help says of 0 elsewhere."""
+    actions = [action for name, action in NUMERIC if name.removeprefix("scripts.") == script and action.dest == dest]
+    assert actions and all(taken(action, text) is None for action in actions)
+
+
 @pytest.mark.parametrize("flag", ["--batch_size 0", "--seed -1", "--workers -1", "--learning_rate nan", "--frames 0"])
 def test_a_refusal_is_one_line_with_the_limits(flag, capsys):
     """Status 2; the line names the flag, what is wanted and what was found."""

@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from tests.lvt.test_scripts import VQVAE, VT
 from tests.video_vae.test_commands import SMALL as SMALL_VAE
 from training import open_pretrained, pretrained
 from training.checkpoint import load_checkpoint
+from training.cli import explain
 from videodata.errors import UserError
 
 CONFIGS = ROOT / "configs"
@@ -257,6 +261,57 @@ def test_the_file_says_what_is_in_it(tmp_path):
     assert read["config"] == {"engine": {"run_dir": str(folder)}}
     assert pretrained.parts_beside(folder) == {"main": folder, "prior": second} and pretrained.source_of(folder) == path
     assert pretrained.parts_beside(tmp_path) == {} and pretrained.source_of(tmp_path) == tmp_path
+
+
+def packed(folder):
+    """A file of one part in the weights/ of the folder."""
+    from training.checkpoint import write_weights
+
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    state = {"recipe": "tiny", "step": 1, "config": {}, "ema": {}, "networks": {"net": {"a": torch.zeros(1)}}}
+    write_weights(folder / "run" / "checkpoints" / "weights-0000001.safetensors", state)
+    return pretrained.pack(folder / "weights" / "lvt-test.safetensors", "lvt", {"main": folder / "run"})
+
+
+def test_errors_show_the_name_and_not_where_it_was_unpacked(folder):
+    """One name for all that lies in the file; a file elsewhere is named as it was given."""
+    path = packed(folder)
+    place = pretrained.pretrained_folder("lvt-test")
+    told = UserError(f"{place}/checkpoints/weights-0000001.safetensors: no; {place}: is no run")
+    assert explain(told) == "lvt-test: no; lvt-test: is no run"
+    other = path.rename(folder / "mine.safetensors")
+    assert explain(UserError(f"{pretrained.pretrained_folder(other)}, again")) == f"{other}, again"
+
+
+@pytest.mark.posix
+def test_what_a_killed_process_unpacked_is_removed_by_the_next(folder, monkeypatch):
+    """And what a living one has unpacked is left alone."""
+    path, place = packed(folder), folder / "tmp"
+    place.mkdir()
+    code = (
+        "import os, sys; from training import pretrained\n"
+        "print(pretrained.pretrained_folder(sys.argv[1]), flush=True)\n"
+        "if sys.argv[2] == 'killed': os.kill(os.getpid(), 9)\n"
+        "sys.stdin.read()"
+    )
+
+    def process(how):
+        started = subprocess.Popen(
+            [sys.executable, "-c", code, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env={**os.environ, "TMPDIR": str(place), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        return started, Path(started.stdout.readline().strip())
+
+    killed, left = process("killed")
+    killed.wait()
+    assert left.is_dir()
+    living, used = process("living")
+    assert used.is_dir() and not left.exists()
+    other, _ = process("living")
+    other.communicate()
+    assert used.is_dir()
+    living.communicate()
+    assert list(place.iterdir()) == []
 
 
 def test_a_relative_path_is_of_the_working_directory(tmp_path, monkeypatch):

@@ -48,8 +48,10 @@ def test_numbers_of_labels():
     """By name; what has no label gets the number of no class, a label that is none of them is an error."""
     assert class_numbers(("3", "5"), ["5", None, "3"]).tolist() == [1, 2, 0]
     assert class_numbers(("3", "5"), ["5"]).dtype == class_numbers((), []).dtype == torch.int64
-    with pytest.raises(UserError, match="class '4'"):
+    with pytest.raises(UserError, match="class '4'.*there are 3, 5"):
         class_numbers(("3", "5"), ["4"])
+    with pytest.raises(UserError, match="there are 0, 1"):  # '1' looks like '10', and is another thing
+        class_numbers(("0", "1"), ["10"])
 
 
 def test_flags():
@@ -59,5 +61,6 @@ def test_flags():
     assert vars(parser.parse_args([])).items() >= {"class_name": None, "guidance": 1.0}.items()
     args = parser.parse_args(["--class", "Archery", "--guidance", "2.5"])
     assert (args.class_name, args.guidance) == ("Archery", 2.5)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--guidance", "-1"])
+    for value in ("-1", "100.5", "1e9"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--guidance", value])

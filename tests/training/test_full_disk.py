@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,11 +138,14 @@ def test_the_policy_by_itself(tmp_path, caplog):
 
 def test_a_place_is_tried_before_computing(tmp_path):
     """A folder in the way, a file in place of a folder above, a name that is too long: one line each."""
-    check_place(tmp_path / "new" / "a.json")
-    assert list((tmp_path / "new").iterdir()) == []
+    check_place(tmp_path / "new" / "deep" / "a.json")
+    assert list(tmp_path.iterdir()) == []  # what is refused later leaves no empty folders
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a folder; name a file in it"):
-        check_place(tmp_path / "new")
+        check_place(tmp_path)
+    if os.path.exists("/dev/null"):
+        with pytest.raises(UserError, match="/dev/null: is no plain file"):
+            check_place(Path("/dev/null"))
     for path in (tmp_path / "file" / "a.json", tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="cannot be written"):
             check_place(path)

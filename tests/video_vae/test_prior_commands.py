@@ -116,7 +116,7 @@ def test_a_second_stage_of_other_weights_is_not_drawn_from(run):
     assert draw(run, "--prior", "normal").shape == (2, 4, 16, 16, 3)
     earlier = run / "checkpoints" / "step-0000001.pt"
     assert load_prior(earlier) is not None
-    with pytest.raises(UserError, match="another model.*of_step"):
+    with pytest.raises(UserError, match="prior: .*another model.*of_step.*; delete that folder to train it anew"):
         prior(run, "--steps", 1)
 
 

@@ -294,3 +294,17 @@ def test_a_large_file_is_written_by_one_process_and_leaves_no_debris(tmp_path):
         with pytest.raises(UserError, match="is writing .*a.hdf5: wait"), sole_path(tmp_path / "a.hdf5"):
             pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.hdf5.123.tmp", "a.hdf5"]
+
+
+def test_no_empty_folders_are_left_of_what_was_refused(tmp_path):
+    """Those that were there before stay; so do those that something was written to."""
+    for using in (atomic_path, lambda path: lock_file(path, "writing"), sole_path):
+        with pytest.raises(ZeroDivisionError), using(tmp_path / "new" / "er" / "a"):
+            assert (tmp_path / "new" / "er").is_dir()
+            raise ZeroDivisionError
+        assert list(tmp_path.iterdir()) == []
+    write_file(tmp_path / "kept" / "a", "x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "empty" / "b"):
+        raise ZeroDivisionError
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "empty", "kept"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from videodata.errors import UserError
+from vqgan import data
 from vqgan.data import (
     PatchDataset,
     color_jitter,
@@ -61,6 +62,34 @@ def test_batch_files_hold_the_data_unchanged(npy, tmp_path):
     assert np.array_equal(source.read(7, 1, 2), whole.read(7, 1, 2))
     with pytest.raises(UserError, match="holds batch files already"):
         write_batch_files(npy, tmp_path / "batches", 4)
+
+
+@pytest.mark.posix
+def test_batch_files_are_there_together_or_not_at_all(npy, tmp_path, monkeypatch):
+    """Some of them would pass for the whole data set. Killed while writing or naming them, the same command goes on."""
+    folder = tmp_path / "batches"
+    for function, at, there in (("write_sidecar", 2, 0), ("publish", 4, 0), ("publish", 5, 1)):
+        calls, original = [], getattr(data, function)
+
+        def killed(*arguments, calls=calls, original=original, at=at):
+            calls.append(arguments)
+            if len(calls) == at:
+                os._exit(9)
+            original(*arguments)
+
+        monkeypatch.setattr(data, function, killed)
+        child = os.fork()
+        if child == 0:
+            write_batch_files(npy, folder, 4)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        monkeypatch.setattr(data, function, original)
+        assert len(find_batch_files(folder)) == there
+    files = write_batch_files(npy, folder, 4)
+    assert np.array_equal(np.concatenate([np.load(path) for path in files]), np.load(npy))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"ucf101_subset_batch_{k}{suffix}" for k in range(3) for suffix in (".json", ".npy")
+    )
 
 
 def test_splits_share_no_group_and_the_test_batch_is_the_test_split(npy, tmp_path):

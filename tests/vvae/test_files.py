@@ -104,6 +104,14 @@ def test_frames_of_few_pixels_keep_their_brightness(tmp_path):
     assert abs(drawn.mean(dtype=np.float64) - frames.mean(dtype=np.float64)) < 0.1
 
 
+def test_the_call_of_torchvision(tmp_path):
+    """write_video(path, tensor (T, H, W, C) of uint8, fps), which torchvision.io no longer has."""
+    frames = torch.from_numpy(smooth_clip(5, 24, 32))
+    assert write_video(tmp_path / "a.mp4", frames, 25) == 5
+    drawn, fps = read_video(tmp_path / "a.mp4")
+    assert fps == 25 and np.abs(drawn.astype(int) - frames.numpy()).mean() < 2
+
+
 def test_one_clip_has_one_file(tmp_path):
     """Byte for byte, also while others are written. With the encoder's `mbtree`, files differed."""
     frames = [np.roll(frame, 2 * index, axis=1) for index, frame in enumerate(smooth_clip(60, 100, 100))]
