@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from evaluation.digit_classifier import DigitScores, check_labels, open_classifier
 from evaluation.ensemble import EnsembleScores
-from evaluation.factors import MotionScores
+from evaluation.factors import GeneratedScores, IdentityInPlace, MotionScores
 from evaluation.journal import Journal
 from evaluation.metrics import boundary_ratio
 from evaluation.paired import Diversity, PairedScores, scores_over_samples
@@ -30,6 +30,7 @@ from videodata.finite import finite
 from videodata.labels import label_of
 from videodata.pixels import normalize
 
+GENERATED: dict[str, type[GeneratedScores]] = {"motion": MotionScores, "identity-in-place": IdentityInPlace}
 Watch = Callable[[Batch, Tensor, dict[str, Tensor]], None]
 
 
@@ -57,9 +58,8 @@ class Pass:
             self.digits = DigitScores(protocol.metrics, open_classifier(), subject.context)
             if asked != {"recognised"}:
                 check_labels([label_of(clips, item) for item in range(len(clips))])
-        self.motion = None
-        if "motion" in protocol.metrics:
-            self.motion = MotionScores(clips, subject.context, protocol.quantize)
+        kinds = [kind for name, kind in GENERATED.items() if name in protocol.metrics]
+        self.generated = [kind(clips, subject.context, protocol.quantize) for kind in kinds]
         context, apart = subject.context, real is not None
         self.sets = [SetScores(group, real or clips, protocol, context, apart) for group in by_network(distances)]
 
@@ -118,7 +118,7 @@ class Pass:
             "diversity": self.diversity.batches[-1:],
             "ratios": self.ratios[-1:],
             "digits": self.digits.batches[-1:] if self.digits else [],
-            "motion": self.motion.batches[-1:] if self.motion else [],
+            "generated": [scores.batches[-1] for scores in self.generated],
             "sets": [distance.last for distance in self.sets],
         }
 
@@ -136,8 +136,8 @@ class Pass:
         self.ratios += record["ratios"]
         if self.digits:
             self.digits.batches += record["digits"]
-        if self.motion:
-            self.motion.batches += record["motion"]
+        for scores, found in zip(self.generated, record["generated"], strict=True):
+            scores.batches.append(found)
         for distance, found in zip(self.sets, record["sets"], strict=True):
             distance.take(found)
 
@@ -162,8 +162,8 @@ class Pass:
         if self.digits:
             own = [label_of(self.clips, item) for item in batch.items]
             self.digits.update(batch.clips, made, own, batch.labels or own)
-        if self.motion:
-            self.motion.update(batch.clips, made, batch.items)
+        for scores in self.generated:
+            scores.update(batch.clips, made, batch.items)
         for distance in self.sets:
             distance.update(batch.clips, made, batch.items)
         return rows
@@ -189,7 +189,7 @@ class Pass:
         found = self._paired_scores()
         found += [score for distance in self.sets for score in distance.scores()]
         found += self.digits.scores() if self.digits else []
-        found += self.motion.scores() if self.motion else []
+        found += [score for scores in self.generated for score in scores.scores()]
         if "diversity" in self.protocol.metrics:
             found += self.diversity.over_processes().scores()
         if "boundary" in self.protocol.metrics:
