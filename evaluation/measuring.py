@@ -77,7 +77,7 @@ class Pass:
                 self._make(items, watch)
                 journal.write(name, self._record())
             else:
-                self._restore(known)
+                self._restore(known, items)
         for items in self._batches(len(self.real), "real clips") if self.real else ():
             name = f"{self.seed}-real-{items[0]:08}"
             features = journal.read(name)
@@ -86,7 +86,7 @@ class Pass:
                 features = [distance.real_features(clips, items) for distance in self.sets]
                 journal.write(name, features)
             for distance, found in zip(self.sets, features, strict=True):
-                distance.take_real(found)
+                distance.take_real(found, items)
 
     def _batches(self, count: int, doing: str) -> Iterator[list[int]]:
         """Numbers of clips, those that this process deals with."""
@@ -122,8 +122,8 @@ class Pass:
             "sets": [distance.last for distance in self.sets],
         }
 
-    def _restore(self, record: dict[str, Any]) -> None:
-        """Add a batch that was measured before."""
+    def _restore(self, record: dict[str, Any], items: list[int]) -> None:
+        """Add the batch of these clips, which was measured before."""
         self.frames = record["frames"]
         for name, samples in record["paired"].items():
             for number, found in enumerate(samples):
@@ -139,7 +139,7 @@ class Pass:
         for scores, found in zip(self.generated, record["generated"], strict=True):
             scores.batches.append(found)
         for distance, found in zip(self.sets, record["sets"], strict=True):
-            distance.take(found)
+            distance.take(found, items)
 
     def update(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
         """Take in clips and what was made of them (B, S, 3, T, H, W); gives the rows that the first was compared in."""
@@ -255,7 +255,7 @@ class SetScores:
         found = {"generated": self.network.features(made.flatten(0, 1)[:, :, self.start :])}
         if not self.apart:
             found["real"] = self.real_features(clips, items)
-        self.take(found)
+        self.take(found, items)
 
     def real_features(self, clips: Tensor, items: list[int]) -> Tensor:
         """Of real clips with these numbers."""
@@ -263,20 +263,21 @@ class SetScores:
             return self.known[items].flatten(0, 1)
         return self.network.features(clips[:, :, self.start :])
 
-    def take(self, found: dict[str, Tensor]) -> None:
-        """Take in the features of a batch, generated and perhaps real."""
+    def take(self, found: dict[str, Tensor], items: list[int]) -> None:
+        """Take in the features of a batch of these clips, generated and perhaps real."""
         self.last = found
+        number = items[0] * self.samples * self.per_clip
         for distance in self.distances:
-            distance.add_features("generated", found["generated"], self.frames)
+            distance.add_features("generated", found["generated"], self.frames, number)
         if "real" in found:
-            self.take_real(found["real"])
+            self.take_real(found["real"], items)
 
-    def take_real(self, features: Tensor) -> None:
+    def take_real(self, features: Tensor, items: list[int]) -> None:
         """Take in features of real clips."""
         if self.known is None:
             self._fresh.append(features)
         for distance in self.distances:
-            distance.add_features("real", features, self.frames)
+            distance.add_features("real", features, self.frames, items[0] * self.per_clip)
 
     def scores(self) -> list[Score]:
         """The distances over all processes; keeps the features of the real clips."""

@@ -224,10 +224,11 @@ class SetDistance(ABC):
         self.check_frames(unit.shape[1])
         return self.extractor((unit * 2 - 1).float().transpose(1, 2)).cpu()
 
-    def add_features(self, side: str, features: Tensor, frames: int) -> None:
+    def add_features(self, side: str, features: Tensor, frames: int, number: int | None = None) -> None:
         """Take in features (N, D) of one side, real or generated, of clips of so many frames.
 
-        Raises UserError for another number of frames than before.
+        number: of the first in its set, where others are collected elsewhere; default: as many as are here. Raises
+        UserError for another number of frames than before.
         """
         if self.frames not in (None, frames):
             raise UserError(
@@ -235,7 +236,7 @@ class SetDistance(ABC):
             )
         self.frames = frames
         first, second = self._halves[side]
-        odd = (first.count + second.count) % 2
+        odd = (first.count + second.count if number is None else number) % 2
         first.update(features[odd::2])
         second.update(features[1 - odd :: 2])
 

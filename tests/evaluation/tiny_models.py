@@ -111,7 +111,7 @@ def predictor(folder: Path, size: Side, stride: int, *funcs: str) -> list[str]:
         values = tiny_values(func, backbone="conv", autoencoder={"type": "ours", **OURS, "ckpt_path": below})
         values["model"]["vector_field_regressor"] |= {"state_size": 4, "state_res": [side // 8 for side in size]}
         values["data"] |= {"input_size": size[0], "crop_size": size[0], "skip_frames": stride - 1}
-        values["model"] |= {"num_input_frames": 1} if func == "river" else {}
+        values["model"]["num_input_frames"] = 1  # of a state: bair-1-15 gives one
         regressor = build_regressor(parse_config(values).model)
         runs.append(write_run(folder / func, "flow_pred", values, regressor=regressor))
     return ["--checkpoint", runs[0], *(["--diffusion", runs[1]] if runs[1:] else []), "--steps", "1"]
