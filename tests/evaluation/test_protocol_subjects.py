@@ -11,7 +11,8 @@ import pytest
 
 from evaluation.protocols import BY_ID, NamedProtocol, plain
 from scripts import evaluate
-from tests.evaluation.tiny_models import GENERATORS, PREDICTORS, TOKENIZERS, lvt
+from tests.evaluation.tiny_models import GENERATORS, PREDICTORS, TOKENIZERS, lvt, river
+from videodata.errors import UserError
 
 OF_PREDICTION = ("bair-1-15", "bair-2-14", "k600-5-11", "kth-10-30", "kth-4-36", "clevrer-4-12", "moving-mnist-10-10")
 SMALL = (16, 16)  # frames of a transformer, which samples code by code
@@ -84,3 +85,22 @@ def test_generators(kind, protocol_data, monkeypatch, tmp_path):
         {"size": [plain(protocol.size), plain(size)]} if kind == "lvt" else {}
     )
     assert found["scores"][0]["sizes"] == {"real": 2, "generated": 8}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_tokenizers_of_frames_that_no_network_halves_evenly(kind, tmp_path):
+    """Padded, and cut off again before anything is compared."""
+    words = [*TOKENIZERS[kind](tmp_path, 4, (64, 64)), "--data", "shapes:2,frames=4,size=64", "--split", "all"]
+    out = str(tmp_path / "out.json")
+    evaluate.main([*words, "--frames", "4", "--size", "30", "42", "--metrics", "psnr", "--device", "cpu", "--out", out])
+    found = json.loads(Path(out).read_text())
+    assert (found["height"], found["width"]) == (30, 42) and found["scores"][0]["mean"] > 0
+
+
+@pytest.mark.parametrize("model", [river, lvt])
+def test_who_makes_one_size_alone_refuses_another(model, tmp_path):
+    """In one line; a protocol's size, which the model has not, is a departure."""
+    words = [*model(tmp_path, 16, SMALL), "--data", "shapes:20,frames=16,size=16", "--size", "32", "32"]
+    with pytest.raises(UserError, match="--size 32 32: this model makes 16 16 alone"):
+        evaluate.main([*words, "--device", "cpu", "--out", str(tmp_path / "out.json")])
+    assert not (tmp_path / "out.json").exists()
