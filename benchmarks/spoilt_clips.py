@@ -11,8 +11,8 @@ of 5x5 pixels, of which the second leaves little of a stroke; `jitter`: each fra
 both axes; `changed`: half way, the frames of another clip follow; `repeated`: the last given frame; `noise`.
 
 FVD is the distance from as many other true clips of the part, so that true clips have one, too: no row is compared with
-the very clips that it was made of. FVD, motion and identity are of one sample of each clip, the energy score is of five
-of what is drawn, and of the one clip of what is not.
+the very clips that it was made of. FVD, motion and both identities are of one sample of each clip, the energy score is
+of five of what is drawn, and of the one clip of what is not.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def main(argv: list[str] | None = None) -> None:
     pair = two_samples(args.kind, args.clips, args.data, args.part)
     subjects: dict[str, Subject] = {way: Spoilt(way, pair[1]) for way in args.ways}
     subjects |= {Path(name).name: predictor(name) for name in args.checkpoints}
-    metrics = (f"fvd-{args.kind}", "motion", *(["identity"] if args.kind == "digits" else []))
-    columns = (f"FVD-{args.kind}", "motion", "identity frame 12", "ES-clip")
+    metrics = (f"fvd-{args.kind}", "motion", "identity-in-place", *(["identity"] if args.kind == "digits" else []))
+    columns = (f"FVD-{args.kind}", "motion", "identity frame 12", "identity in place frame 12", "ES-clip")
     rows = [["", *columns]]
     for name, subject in subjects.items():
         found = measure(subject, pair, metrics)

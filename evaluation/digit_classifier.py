@@ -135,7 +135,7 @@ class DigitScores:
         """(definition, label of its row) -> 0 or 1 for each clip."""
         readings, found = read_digits(clips[:, :, self.context :], self.classifier), {}
         if "identity" in self.metrics:
-            for frame in [number for number in IDENTITY_FRAMES if number <= readings.shape[1]] or [readings.shape[1]]:
+            for frame in frames_to_identify(readings.shape[1]):
                 label = ", ".join(filter(None, (f"frame {frame}", row)))
                 found["digit-identity", label] = seen_in(readings[:, max(0, frame - IDENTITY_VOTES) : frame], labels)
         if "class-agreement" in self.metrics:
@@ -153,6 +153,11 @@ class DigitScores:
                 found.setdefault(key, []).extend(values)
         order = sorted(found, key=lambda key: ("true" in key[1], key[0]))
         return [Score(definition, found[definition, label], label) for definition, label in order]
+
+
+def frames_to_identify(count: int) -> list[int]:
+    """Of so many frames after the given ones those whose digits are asked for, counted from 1."""
+    return [number for number in IDENTITY_FRAMES if number <= count] or [count]
 
 
 def seen_in(readings: Tensor, names: Sequence[str]) -> list[float]:

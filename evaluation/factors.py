@@ -8,7 +8,8 @@ it, on the training part alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from evaluation.digit_classifier import IDENTITY_VOTES, frames_to_identify
 from evaluation.metrics import unit_frames
 from evaluation.networks import FeatureExtractor
 from evaluation.paired import merge_dicts, score_of_frames
@@ -39,6 +41,7 @@ FEATURES = WIDTHS[-1]
 SEEN = 0.3  # of a centre, at least; a sharp one in the middle of its cell has 1
 LOST = SIDE / 2  # pixels; what is not seen is as far away
 MINIMUM_FRAMES = 4
+IN_PLACE = 4.0  # pixels from where a thing should be: half a digit's radius, seven times the network's own error
 
 
 class Readings(NamedTuple):
@@ -202,14 +205,14 @@ class FactorFeatures(FeatureExtractor):
         return self.network.describe(small_clips(clips.to(self.device)))
 
 
-class MotionScores:
-    """How far the things of clips are from where the generator moves them, in pixels of frames whose shorter side has
-    SIDE: in the clips that were made, in the true ones (how well the network sees) and in the last given frame
-    repeated.
+class GeneratedScores(ABC):
+    """What is seen of the things of generated clips, where the generator moves them: for the clips that were made, and
+    for the true ones ("true clips"), which is the most that the network can see.
 
-    In each frame as many things are looked for as there are, and each true path is compared with the nearest of them
-    (`nearest`). Frames after the first `context` count. Raises UserError for clips that no generator made.
+    Frames after the first `context` count. Raises UserError for clips that no generator made.
     """
+
+    definition: str
 
     def __init__(self, clips: Dataset, context: int = 0, quantize: bool = True) -> None:
         self.clips, self.context, self.quantize = clips, context, quantize
@@ -217,8 +220,40 @@ class MotionScores:
         self.extractor = FactorFeatures(taken_from(clips, 0)[0].source.kind)
         self.batches: list[dict[str, Tensor]] = []  # per batch: label of its row -> (B, T) of the frames that count
 
+    @abstractmethod
     def update(self, clips: Tensor, made: Tensor, items: Sequence[int]) -> None:
         """Clips (B, 3, T, H, W) in [-1, 1], samples (B, S, 3, T, H, W) of each, and their numbers in the data set."""
+
+    def on_paths(self, clips: Tensor, objects: Sequence[Objects]) -> Iterator[tuple[Objects, Things, Tensor]]:
+        """For each clip what moves in it, as many of the clearest things of each frame, and the paths (M, T, 2) on
+        which they should be, in pixels of what the network looks at.
+        """
+        clips = unit_frames(clips, (-1.0, 1.0), self.quantize).transpose(1, 2) * 2 - 1
+        scale = torch.tensor(small_clips(clips[:, :, :1]).shape[3:]) / torch.tensor(clips.shape[3:])
+        scale = scale * min(clips.shape[3:])
+        things = look(self.extractor.network, clips, max(len(found.kinds) for found in objects))
+        for number, found in enumerate(objects):
+            seen = Things(*(values[number : number + 1, :, : len(found.kinds)] for values in things))
+            yield found, seen, torch.from_numpy(found.centres).float()[:, -clips.shape[2] :] * scale
+
+    def scores(self) -> list[Score]:
+        """Over the clips of all processes, which deal the batches out in turn."""
+        notes, rows = {"feature_network": self.extractor.facts()}, merge_dicts(gather_batches(self.batches)).items()
+        found = [(name, score_of_frames(self.definition, batches, None)[0]) for name, batches in rows]
+        return [replace(score, label=name, notes=notes) for name, score in found]
+
+
+class MotionScores(GeneratedScores):
+    """How far the things of clips are from where the generator moves them, in pixels of frames whose shorter side has
+    SIDE: in the clips that were made, in the true ones and in the last given frame repeated.
+
+    In each frame as many things are looked for as there are, and each true path is compared with the nearest of them
+    (`nearest`).
+    """
+
+    definition = "motion-distance"
+
+    def update(self, clips: Tensor, made: Tensor, items: Sequence[int]) -> None:
         objects = [objects_of(self.clips, item) for item in items]
         found = {"": torch.stack([self._away(sample, objects) for sample in made.unbind(1)]).mean(dim=0)}
         found["true clips"] = self._away(clips, objects)
@@ -230,22 +265,46 @@ class MotionScores:
 
     def _away(self, clips: Tensor, objects: Sequence[Objects]) -> Tensor:
         """(B, T): the mean over the things of a frame."""
-        clips = unit_frames(clips, (-1.0, 1.0), self.quantize).transpose(1, 2) * 2 - 1
-        scale = torch.tensor(small_clips(clips[:, :, :1]).shape[3:]) / torch.tensor(clips.shape[3:])
-        scale = scale * min(clips.shape[3:])  # to pixels of what the network looks at
-        things = look(self.extractor.network, clips, max(len(found.kinds) for found in objects))
-        rows = []
-        for number, found in enumerate(objects):
-            seen = Things(*(values[number : number + 1, :, : len(found.kinds)] for values in things))
-            paths = torch.from_numpy(found.centres).float() * scale
-            rows.append(nearest(seen, paths[None])[0][0].mean(dim=0))
+        rows = [nearest(seen, paths[None])[0][0].mean(dim=0) for _, seen, paths in self.on_paths(clips, objects)]
         return torch.stack(rows)[:, self.context :]
 
-    def scores(self) -> list[Score]:
-        """Over the clips of all processes, which deal the batches out in turn."""
-        notes, rows = {"feature_network": self.extractor.facts()}, merge_dicts(gather_batches(self.batches)).items()
-        found = [(name, score_of_frames("motion-distance", batches, None)[0]) for name, batches in rows]
-        return [replace(score, label=name, notes=notes) for name, score in found]
+
+class IdentityInPlace(GeneratedScores):
+    """Whether all things of a clip are where the generator moves them, and are still what they were.
+
+    In the frame that is asked for (`frames_to_identify`) something is seen within IN_PLACE pixels of where each thing
+    should be, and it is of the right kind, by the votes of that frame and the two before it, as far as it was in place
+    in those. A clip that stands still goes on showing what it was given, but not there; where nothing is seen nothing
+    is in place, so that noise has none. Only frames that were made are looked at.
+    """
+
+    definition = "identity-in-place"
+
+    def update(self, clips: Tensor, made: Tensor, items: Sequence[int]) -> None:
+        objects = [objects_of(self.clips, item) for item in items]
+        samples = [self._judge(sample, objects) for sample in made.unbind(1)]
+        true = self._judge(clips, objects)
+        found = {name: torch.stack([sample[name] for sample in samples]).mean(dim=0) for name in true}
+        self.batches.append(found | {f"{name}, true clips": values for name, values in true.items()})
+
+    def _judge(self, clips: Tensor, objects: Sequence[Objects]) -> dict[str, Tensor]:
+        """Label of a row -> (B, 1), 1 or 0."""
+        clips = clips[:, :, self.context :]
+        numbers = frames_to_identify(clips.shape[2])
+        found = [self._in_place(numbers, *clip) for clip in self.on_paths(clips, objects)]
+        return {f"frame {number}": torch.tensor(found)[:, [place]] for place, number in enumerate(numbers)}
+
+    def _in_place(self, numbers: Sequence[int], true: Objects, seen: Things, paths: Tensor) -> list[float]:
+        """For one clip: 1 or 0 for each of the frames."""
+        away, which = (values[0] for values in nearest(seen, paths[None]))  # (M, T)
+        votes = seen.kinds[0].log_softmax(dim=-1)  # (T, N, K)
+        votes = votes[torch.arange(away.shape[1]), which] * (away < IN_PLACE)[..., None]  # (M, T, K)
+        kinds = torch.from_numpy(true.kinds)
+        found = []
+        for number in numbers:
+            seen_as = votes[:, max(0, number - IDENTITY_VOTES) : number].sum(dim=1).argmax(dim=-1)
+            found.append(float(((away[:, number - 1] < IN_PLACE) & (seen_as == kinds)).all()))
+        return found
 
 
 def objects_of(dataset: Dataset, index: int) -> Objects:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from evaluation.digit_classifier import DigitScores, check_labels, open_classifier
 from evaluation.ensemble import EnsembleScores
-from evaluation.factors import MotionScores
+from evaluation.factors import GeneratedScores, IdentityInPlace, MotionScores
 from evaluation.journal import Journal
 from evaluation.metrics import boundary_ratio
 from evaluation.paired import Diversity, PairedScores, scores_over_samples
@@ -30,6 +30,7 @@ from videodata.finite import finite
 from videodata.labels import label_of
 from videodata.pixels import normalize
 
+GENERATED: dict[str, type[GeneratedScores]] = {"motion": MotionScores, "identity-in-place": IdentityInPlace}
 Watch = Callable[[Batch, Tensor, dict[str, Tensor]], None]
 
 
@@ -57,9 +58,8 @@ class Pass:
             self.digits = DigitScores(protocol.metrics, open_classifier(), subject.context)
             if asked != {"recognised"}:
                 check_labels([label_of(clips, item) for item in range(len(clips))])
-        self.motion = None
-        if "motion" in protocol.metrics:
-            self.motion = MotionScores(clips, subject.context, protocol.quantize)
+        kinds = [kind for name, kind in GENERATED.items() if name in protocol.metrics]
+        self.generated = [kind(clips, subject.context, protocol.quantize) for kind in kinds]
         context, apart = subject.context, real is not None
         self.sets = [SetScores(group, real or clips, protocol, context, apart) for group in by_network(distances)]
 
@@ -77,7 +77,7 @@ class Pass:
                 self._make(items, watch)
                 journal.write(name, self._record())
             else:
-                self._restore(known)
+                self._restore(known, items)
         for items in self._batches(len(self.real), "real clips") if self.real else ():
             name = f"{self.seed}-real-{items[0]:08}"
             features = journal.read(name)
@@ -86,7 +86,7 @@ class Pass:
                 features = [distance.real_features(clips, items) for distance in self.sets]
                 journal.write(name, features)
             for distance, found in zip(self.sets, features, strict=True):
-                distance.take_real(found)
+                distance.take_real(found, items)
 
     def _batches(self, count: int, doing: str) -> Iterator[list[int]]:
         """Numbers of clips, those that this process deals with."""
@@ -118,12 +118,12 @@ class Pass:
             "diversity": self.diversity.batches[-1:],
             "ratios": self.ratios[-1:],
             "digits": self.digits.batches[-1:] if self.digits else [],
-            "motion": self.motion.batches[-1:] if self.motion else [],
+            "generated": [scores.batches[-1] for scores in self.generated],
             "sets": [distance.last for distance in self.sets],
         }
 
-    def _restore(self, record: dict[str, Any]) -> None:
-        """Add a batch that was measured before."""
+    def _restore(self, record: dict[str, Any], items: list[int]) -> None:
+        """Add the batch of these clips, which was measured before."""
         self.frames = record["frames"]
         for name, samples in record["paired"].items():
             for number, found in enumerate(samples):
@@ -136,16 +136,18 @@ class Pass:
         self.ratios += record["ratios"]
         if self.digits:
             self.digits.batches += record["digits"]
-        if self.motion:
-            self.motion.batches += record["motion"]
+        for scores, found in zip(self.generated, record["generated"], strict=True):
+            scores.batches.append(found)
         for distance, found in zip(self.sets, record["sets"], strict=True):
-            distance.take(found)
+            distance.take(found, items)
 
     def update(self, batch: Batch, made: Tensor) -> dict[str, Tensor]:
         """Take in clips and what was made of them (B, S, 3, T, H, W); gives the rows that the first was compared in."""
         metrics, rows = self.protocol.metrics, {}
         if self.subject.paired and set(metrics) & set(PAIRED_METRICS):
             rows = self.subject.compared(batch, made[:, 0])
+            if made.shape[1] > 1:  # as one prediction: what a squared error likes best
+                rows = {**rows, f"mean of {made.shape[1]} samples": made.mean(dim=1)}
             self.frames = made.shape[3] - self.subject.context
             for name, clips in rows.items():
                 self._row(name, 0).update(batch.clips, clips)
@@ -162,8 +164,8 @@ class Pass:
         if self.digits:
             own = [label_of(self.clips, item) for item in batch.items]
             self.digits.update(batch.clips, made, own, batch.labels or own)
-        if self.motion:
-            self.motion.update(batch.clips, made, batch.items)
+        for scores in self.generated:
+            scores.update(batch.clips, made, batch.items)
         for distance in self.sets:
             distance.update(batch.clips, made, batch.items)
         return rows
@@ -189,7 +191,7 @@ class Pass:
         found = self._paired_scores()
         found += [score for distance in self.sets for score in distance.scores()]
         found += self.digits.scores() if self.digits else []
-        found += self.motion.scores() if self.motion else []
+        found += [score for scores in self.generated for score in scores.scores()]
         if "diversity" in self.protocol.metrics:
             found += self.diversity.over_processes().scores()
         if "boundary" in self.protocol.metrics:
@@ -255,7 +257,7 @@ class SetScores:
         found = {"generated": self.network.features(made.flatten(0, 1)[:, :, self.start :])}
         if not self.apart:
             found["real"] = self.real_features(clips, items)
-        self.take(found)
+        self.take(found, items)
 
     def real_features(self, clips: Tensor, items: list[int]) -> Tensor:
         """Of real clips with these numbers."""
@@ -263,20 +265,21 @@ class SetScores:
             return self.known[items].flatten(0, 1)
         return self.network.features(clips[:, :, self.start :])
 
-    def take(self, found: dict[str, Tensor]) -> None:
-        """Take in the features of a batch, generated and perhaps real."""
+    def take(self, found: dict[str, Tensor], items: list[int]) -> None:
+        """Take in the features of a batch of these clips, generated and perhaps real."""
         self.last = found
+        number = items[0] * self.samples * self.per_clip
         for distance in self.distances:
-            distance.add_features("generated", found["generated"], self.frames)
+            distance.add_features("generated", found["generated"], self.frames, number)
         if "real" in found:
-            self.take_real(found["real"])
+            self.take_real(found["real"], items)
 
-    def take_real(self, features: Tensor) -> None:
+    def take_real(self, features: Tensor, items: list[int]) -> None:
         """Take in features of real clips."""
         if self.known is None:
             self._fresh.append(features)
         for distance in self.distances:
-            distance.add_features("real", features, self.frames)
+            distance.add_features("real", features, self.frames, items[0] * self.per_clip)
 
     def scores(self) -> list[Score]:
         """The distances over all processes; keeps the features of the real clips."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluation.frechet import FeatureSet
+from training.distributed import gather_batches
 
 ROWS_AT_A_TIME = 1024  # of the kernel matrix
 
@@ -65,9 +66,21 @@ class KeptFeatures(FeatureSet):
         super().__init__(dimensions)
         self._parts: list[Tensor] = []
 
+    def update(self, features: Tensor) -> FeatureSet:
+        if not len(features):  # keeps its place among the batches of all processes
+            self._parts.append(features.detach().double().cpu())
+        return super().update(features)
+
     def _add(self, features: Tensor) -> None:
         self._parts.append(features)
         self.count += len(features)
+
+    def over_processes(self) -> KeptFeatures:
+        """The features of all processes, in the order that one process would have them in."""
+        total = KeptFeatures(self.dimensions)
+        total._parts = gather_batches(self._parts)
+        total.count = sum(map(len, total._parts))
+        return total
 
     def merge(self, other: KeptFeatures) -> KeptFeatures:
         total = KeptFeatures(self.dimensions)
@@ -91,6 +104,18 @@ def kvd(a: KeptFeatures, b: KeptFeatures) -> float:
         _mean_of_pairs(_sum_of_kernel(z, z), _cubic((z**2).sum(dim=1), z.shape[1]).sum(), len(z)) for z in (x, y)
     )
     return float(within - 2 * _sum_of_kernel(x, y) / (len(x) * len(y)))
+
+
+def kvd_of_blocks(a: KeptFeatures, b: KeptFeatures, rows: int) -> list[float]:
+    """`kvd` of the first `rows` features of both sets, of the next ones, and so on as far as both sets reach.
+
+    Raises ValueError for fewer than two rows, and for sets that are smaller than a block.
+    """
+    count = min(a.count, b.count) // rows if rows > 1 else 0
+    if not count:
+        raise ValueError(f"no block of {rows} features in sets of {a.count} and {b.count}")
+    blocks = [[KeptFeatures(z.dimensions).update(part) for part in z.features.split(rows)[:count]] for z in (a, b)]
+    return [kvd(x, y) for x, y in zip(*blocks, strict=True)]
 
 
 def _mean_of_pairs(total: Tensor, diagonal: Tensor, count: int) -> Tensor:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 RANDOM = "RANDOM"  # stands in the name of every number that networks of random weights gave
 ENSEMBLE_METRICS = ("energy", "coverage")  # of all samples of a clip together
 PAIRED_METRICS = ("psnr", "ssim", "lpips", "mse-pixels", "mae-pixels", *ENSEMBLE_METRICS)
-SET_METRICS = ("fvd", "kvd", "fid", "jedi", "fd-pca", "fvd-digits", "fvd-shapes")
+SET_METRICS = ("fvd", "kvd", "kvd-blocks", "fid", "jedi", "fd-pca", "fvd-digits", "fvd-shapes")
 DIGIT_METRICS = ("identity", "class-agreement", "recognised")  # of clips of digits
-GENERATED_METRICS = ("motion",)  # of clips of generated videos, beside what was made of them
+GENERATED_METRICS = ("motion", "identity-in-place")  # of clips of generated videos, beside what was made of them
 FOLDER_METRICS = ("psnr", "ssim", "lpips", "boundary", "brightness", *SET_METRICS)  # of files, which no model made here
 FVD_EXTRACTORS = ("i3d", "i3d-torchscript")
 FVD_FRAMES = ("all", "predicted")

@@ -426,6 +426,13 @@ DEFINITIONS = {
         "distance of what is seen of each thing from the path on which the generator moves it, in frames whose shorter "
         f"side has 32 pixels, 16 where nothing is seen, by weights/factors-....safetensors; {_MEAN}",
     ),
+    "identity-in-place": Definition(
+        "identity in place",
+        "",
+        "higher",
+        "share of clips in which each thing is seen within 4 pixels of where the generator moves it, in frames whose "
+        "shorter side has 32 pixels, and is of its kind; by weights/factors-....safetensors, a vote of three frames",
+    ),
     "brightness-bias": Definition("brightness bias", "levels", "lower", "mean of prediction minus original, of 255"),
 }
 

@@ -19,7 +19,9 @@ _SIZES = r"(?:-(?P<frames>\d+)f)?-(?P<real>\d+)(?:x(?P<generated>\d+))?"
 _NETWORK = r"(?P<network>[A-Za-z0-9-]+?)"
 _FILE = r"(?:-(?P<file>[0-9a-f]{8}))?(?:-(?P<crop>sq|full)(?P<side>\d+)hp-pm1)?"
 _FORMS = (
-    re.compile(rf"(?P<metric>fvd|fid|fd|kvd)-{_NETWORK}{_FILE}{_SIZES}(?:-ddof(?P<ddof>[01]))?-(?P<rounding>8bit|raw)"),
+    re.compile(
+        rf"(?P<metric>fvd|fid|fd|kvd)-(?:blocks(?P<rows>\d+)-)?{_NETWORK}{_FILE}{_SIZES}(?:-ddof(?P<ddof>[01]))?-(?P<rounding>8bit|raw)"
+    ),
     re.compile(rf"(?P<metric>jedi)-(?P<unbiased>unbiased-)?{_NETWORK}{_SIZES}(?:-(?P<rounding>raw))?"),
 )
 
@@ -56,6 +58,7 @@ def definition_of_set(name: str) -> Definition | None:
         return None
     metric, network = found["metric"], found["network"]
     label = NAMES.get(metric, metric.upper())
+    label += "-blocks" if found.get("rows") else ""
     label += "" if network == USUAL_NETWORK.get(metric) else f"-{network}"
     label += " unbiased" if found.get("unbiased") else ""
     rounding = RAW if found["rounding"] == "raw" else ROUNDED
@@ -64,7 +67,8 @@ def definition_of_set(name: str) -> Definition | None:
 
 def _distance(found: dict[str, str | None]) -> str:
     if found["metric"] == "kvd":
-        return "squared MMD, kernel (x.y/d + 1)^3, unbiased, not scaled, may be below 0"
+        blocks = f", mean over disjoint blocks of {found['rows']}" if found["rows"] else ""
+        return f"squared MMD, kernel (x.y/d + 1)^3, unbiased, not scaled, may be below 0{blocks}"
     if found["metric"] == "jedi":
         pairs = "pairs of different clips, may be below 0" if found["unbiased"] else "all pairs, falls as n grows"
         return f"100 x squared MMD, kernel (x.y/d)^2, {pairs}"

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from evaluation.factors import FactorFeatures
 from evaluation.frechet import DIVISORS, FeatureSet, GaussianStatistics, frechet_distance
 from evaluation.journal import digest_of
 from evaluation.metrics import check_range, unit_frames
-from evaluation.mmd import KeptFeatures, SecondMoments, jedi, jedi_unbiased, kvd
+from evaluation.mmd import KeptFeatures, SecondMoments, jedi, jedi_unbiased, kvd, kvd_of_blocks
 from evaluation.networks import FeatureExtractor, open_extractor
 from evaluation.protocol import Protocol
 from evaluation.report import Score
@@ -35,6 +36,7 @@ from videodata.pixels import normalize
 
 logger = logging.getLogger(__name__)
 
+BLOCK = 1000  # clips of a block of KVD, as of a subset of KID
 CLIPS_AT_A_TIME = 8  # through the feature network
 POOLED = 8  # pixels of a side that FD-PCA looks at
 COMPONENTS = 48  # of FD-PCA at most, and
@@ -91,7 +93,7 @@ def open_distances(
     """
     options = (protocol.download, protocol.device, protocol.allow_random_features)
     networks: dict[tuple[str, ...], Callable[[], FeatureExtractor]] = {  # opened only where asked for, and that once
-        ("fvd", "kvd"): lambda: open_extractor(protocol.extractor, protocol.fvd_weights, *options),
+        ("fvd", "kvd", "kvd-blocks"): lambda: open_extractor(protocol.extractor, protocol.fvd_weights, *options),
         ("fid",): lambda: open_extractor("inception", protocol.fid_weights, *options),
         ("jedi",): lambda: open_extractor("vjepa", protocol.jedi_weights, *options),
         ("fd-pca",): lambda: PooledPCA(reference, count // CLIPS_PER_COMPONENT, start),
@@ -224,10 +226,11 @@ class SetDistance(ABC):
         self.check_frames(unit.shape[1])
         return self.extractor((unit * 2 - 1).float().transpose(1, 2)).cpu()
 
-    def add_features(self, side: str, features: Tensor, frames: int) -> None:
+    def add_features(self, side: str, features: Tensor, frames: int, number: int | None = None) -> None:
         """Take in features (N, D) of one side, real or generated, of clips of so many frames.
 
-        Raises UserError for another number of frames than before.
+        number: of the first in its set, where others are collected elsewhere; default: as many as are here. Raises
+        UserError for another number of frames than before.
         """
         if self.frames not in (None, frames):
             raise UserError(
@@ -235,7 +238,7 @@ class SetDistance(ABC):
             )
         self.frames = frames
         first, second = self._halves[side]
-        odd = (first.count + second.count) % 2
+        odd = (first.count + second.count if number is None else number) % 2
         first.update(features[odd::2])
         second.update(features[1 - odd :: 2])
 
@@ -357,6 +360,31 @@ class KVD(SetDistance):
         return kvd(real, generated)
 
 
+class KVDOfBlocks(KVD):
+    """The mean of KVD over disjoint blocks of clips that follow each other, as KID is one over subsets (Binkowski et
+    al. 2018, arXiv 1801.01401): its deviation says how sure it is. Blocks have BLOCK clips, with `force` fewer.
+    """
+
+    name, fewest = "KVD-blocks", BLOCK
+
+    def scores(self) -> list[Score]:
+        (score,) = super().scores()
+        real, generated = (in_turn(*halves) for halves in self._halves.values())
+        rows = min(BLOCK, real.count, generated.count)
+        values = kvd_of_blocks(real, generated, rows)
+        definition = self.definition((real.count, generated.count), f"kvd-blocks{rows}")
+        spread = stdev(values) if len(values) > 1 else None
+        notes = {**score.notes, "half_sample": None, "blocks": values, "deviation_over_blocks": spread}
+        return [Score(definition, [], value=fmean(values), notes=notes)]
+
+
+def in_turn(first: KeptFeatures, second: KeptFeatures) -> KeptFeatures:
+    """The features of two sets, one of the first, one of the second, and so on."""
+    features = torch.zeros(first.count + second.count, first.dimensions, dtype=torch.float64)
+    features[::2], features[1::2] = first.features, second.features
+    return KeptFeatures(first.dimensions).update(features)
+
+
 class JEDi(SetDistance):
     """Features of V-JEPA by a kernel, as the paper's package computes it; its unbiased form has an id of its own."""
 
@@ -378,7 +406,14 @@ class JEDi(SetDistance):
         return [plain, Score(unbiased, [], value=jedi_unbiased(real, generated), notes=notes)]
 
 
-KINDS: dict[str, type[SetDistance]] = {"fvd": FVD, "kvd": KVD, "fid": FID, "jedi": JEDi, "fd-pca": FDPCA}
+KINDS: dict[str, type[SetDistance]] = {
+    "fvd": FVD,
+    "kvd": KVD,
+    "kvd-blocks": KVDOfBlocks,
+    "fid": FID,
+    "jedi": JEDi,
+    "fd-pca": FDPCA,
+}
 KINDS |= {f"fvd-{source}": GeneratedFVD for source in FACTORS}
 
 

@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videodata.errors import UserError
+
 if TYPE_CHECKING:
+    import argparse
+
     from torch import Tensor
 
     from evaluation.report import Score
@@ -109,3 +113,13 @@ class Subject(ABC):
         """Set `clips`; gives itself."""
         self.clips = ClipSpec(frames, tuple(size), stride, reading)
         return self
+
+
+def own_size(args: argparse.Namespace, size: tuple[int, int]) -> tuple[int, int]:
+    """The size of a model that makes no other; a protocol of another one names that among its departures.
+
+    Raises UserError for --size of another one.
+    """
+    if args.size and tuple(args.size) != size and not args.protocol:
+        raise UserError(f"--size {' '.join(map(str, args.size))}: this model makes {size[0]} {size[1]} alone")
+    return size

@@ -218,10 +218,14 @@ class SimpleVQVAE(nn.Module):
         """Images (N, 3, H, W) -> continuous latents (N, C, h, w)."""
         return self.encoder(F.pixel_unshuffle(images, self.space_to_depth))
 
+    @property
+    def shrink(self) -> int:
+        """Pixels of a side for each latent."""
+        return self.space_to_depth * 2 ** len(self.encoder.residuals)
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a frame."""
-        shrink = self.space_to_depth * 2 ** len(self.encoder.residuals)
-        return self.encoder.out_conv.out_channels, height // shrink, width // shrink
+        return self.encoder.out_conv.out_channels, height // self.shrink, width // self.shrink
 
     def paint(self, latents: Tensor) -> Tensor:
         """Latents (N, C, h, w) -> images, without the codebook."""

@@ -26,6 +26,7 @@ from training.pretrained import parts_beside
 from videodata.errors import UserError
 
 Regressor = VectorFieldRegressor | ConvRegressor
+AUTOENCODER_RECIPE = "flow_pred_autoencoder"  # of a training of `ours`
 Files = tuple[str | None, str | None]  # of a component: its run folder or weights, its configuration file
 
 
@@ -129,6 +130,18 @@ def check_kind(checkpoint: str | Path, stored: Stored) -> None:
     if not isinstance(model, dict) or "func" not in model:
         kind = f"of {stored.recipe}" if stored.recipe else "of another model"
         raise UserError(f"{checkpoint}: is a run {kind}, not of a video predictor; name a run of train_flow_pred.py")
+
+
+def load_autoencoder(
+    checkpoint: str | Path, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, dict[str, Any]] | None:
+    """A trained autoencoder of type `ours` in eval mode, and the configuration of its run; None for another network."""
+    stored = read_stored(checkpoint)
+    if stored.recipe != AUTOENCODER_RECIPE:
+        return None
+    module = build_autoencoder(stored.config["model"])
+    strict_load(module, stored.network("autoencoder"), checkpoint)
+    return module.to(device), stored.config
 
 
 def documented(path: str | Path) -> Path:

@@ -1,4 +1,6 @@
-"""What is measured of a predictor: its continuations of clips. Evaluations and the generating command score them."""
+"""What is measured of a predictor: its continuations of clips, which evaluations and the generating command score; and
+of the autoencoder under it: its reconstructions.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.metrics import mean_frame
 from evaluation.subject import Batch, Subject
-from flow_pred.latents import LatentPredictor
+from flow_pred.autoencoder import SimpleVQVAE
+from flow_pred.latents import FRAMES_AT_ONCE, LatentPredictor
 from flow_pred.neural_sde import NeuralSDE
 from flow_pred.predict import Plan, predict_frames
 from videodata.errors import UserError
+from videodata.pixels import pad_sides
 
 NEAR = 4  # frames that are judged apart from those after them
 NO_TRUTH = "metrics need the true frames in between: data.skip_frames + 1 must be a multiple of --res"
 
 
 MEAN_PATH = "mean path"  # its row in the table
+
+
+class Reconstructions(Subject):
+    """Frames of any size through an autoencoder of type `ours` and back."""
+
+    def __init__(self, autoencoder: SimpleVQVAE) -> None:
+        self.autoencoder, self.device = autoencoder, autoencoder.encoder.conv_in.weight.device
+
+    def make(self, batch: Batch) -> Tensor:
+        frames = batch.clips.transpose(1, 2)  # (B, T, 3, H, W)
+        padded = pad_sides(frames, self.autoencoder.shrink).flatten(0, 1)
+        parts = [self.through(part.to(self.device)).cpu() for part in padded.split(FRAMES_AT_ONCE)]
+        made = torch.cat(parts).unflatten(0, frames.shape[:2]).transpose(1, 2)
+        return made[..., : frames.shape[-2], : frames.shape[-1]]
+
+    def through(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) as they come back."""
+        return self.autoencoder.decode(self.autoencoder.encode(images))
+
+    def baselines(self, clips: Tensor) -> dict[str, Tensor]:
+        return {"of the mean frame": mean_frame(clips)}
 
 
 class Predictions(Subject):

@@ -16,6 +16,7 @@ from torch import Tensor
 from evaluation.metrics import psnr
 from flow_pred.autoencoder import SimpleVQVAE, build_ours
 from flow_pred.config import AutoencoderObjective, AutoencoderTraining, DataConfig, configure_autoencoder
+from flow_pred.files import AUTOENCODER_RECIPE
 from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
 from training import Losses, Networks, Recipe, Step, settings_from, train
@@ -68,7 +69,7 @@ class AutoencoderRecipe(Recipe):
     between: both predictors move latents on straight lines, so a straight line should look like motion.
     """
 
-    name = "flow_pred_autoencoder"
+    name = AUTOENCODER_RECIPE
     best_metric = ("psnr", "max")
     ema_networks = ("autoencoder",)
 

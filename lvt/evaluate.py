@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from training.cli import nonnegative_int, positive_float, positive_fraction
+from training.cli import nonnegative_int, positive_float, positive_fraction, positive_int
 
 if TYPE_CHECKING:
     from evaluation.subject import Subject
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config_file", metavar="FILE", help="configuration (default: config.yaml of the run folder)")
     add("--vqvae", metavar="RUN", help="run folder of the VQ-VAE (default: the one in the configuration)")
+    add("--size", type=positive_int, nargs=2, metavar=("H", "W"), help="of a VQ-VAE's frames (default: INPUT.SIZE)")
     add("--given", type=nonnegative_int, help="frames that are shown (default: TEST.VT_SAMPLER.N_PRIME)")
     add("--temperature", type=positive_float, help="of the sampler (default: TEST.VT_SAMPLER.TEMPERATURE)")
     add("--top_k", type=nonnegative_int, help="of the sampler (default: TEST.VT_SAMPLER.TOP_K)")
@@ -31,6 +32,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
 
     Raises UserError.
     """
+    from evaluation.subject import own_size
     from lvt.config import is_transformer
     from lvt.files import load_model, weights_behind
     from lvt.scores import Reconstructions
@@ -38,10 +40,14 @@ def open_subject(args: argparse.Namespace) -> Subject:
 
     device = resolve_device(args.device)
     model, config = load_model(args.checkpoint, device, args.config_file)
-    subject = open_continuations(args, config, model, device) if is_transformer(config) else Reconstructions(model)
+    size = (config["INPUT"]["SIZE"],) * 2
+    if is_transformer(config):
+        subject, size = open_continuations(args, config, model, device), own_size(args, size)
+    else:
+        subject, size = Reconstructions(model), args.size or size
     subject.runs = weights_behind(config)
-    frames, side = args.frames or config["INPUT"]["N_FRAMES_PER_VIDEO_TEST"], config["INPUT"]["SIZE"]
-    return subject.made_for(max(frames, 1), (side, side), args.stride or 1)
+    frames = args.frames or config["INPUT"]["N_FRAMES_PER_VIDEO_TEST"]
+    return subject.made_for(max(frames, 1), size, args.stride or 1)
 
 
 def open_continuations(args: argparse.Namespace, config: dict[str, Any], transformer: Any, device: Any) -> Subject:

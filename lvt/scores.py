@@ -14,6 +14,7 @@ from evaluation.codebook import BitsPerToken, CodebookUsage
 from evaluation.metrics import mean_frame
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
+from lvt.config import DOWNSAMPLING
 from lvt.datasets import known_classes
 from lvt.generate import generate_codes
 from lvt.transformer import VideoTransformer, bits_per_subpixel, clip_nats
@@ -22,6 +23,7 @@ from training.data import move
 from training.distributed import gather_batches
 from training.randomness import derive_seed
 from videodata.labels import class_number
+from videodata.pixels import pad_sides
 
 NEAR = 4  # frames after the given ones whose scores are told apart
 
@@ -32,7 +34,7 @@ def squared_error(made: Tensor, clips: Tensor) -> Tensor:
 
 
 class Reconstructions(Subject):
-    """Frames through the VQ-VAE and back."""
+    """Frames of any size through the VQ-VAE and back."""
 
     metrics = ("psnr", "ssim", "codebook")
     own_metrics = ("mse", "codebook")
@@ -42,8 +44,10 @@ class Reconstructions(Subject):
         self.errors: list[list[float]] = []  # mean square error of each clip in [0, 1], by batch
 
     def make(self, batch: Batch) -> Tensor:
-        codes = encode_clips(self.vqvae, batch.clips.to(self.vqvae.pixel_mean.device))
-        made = decode_clips(self.vqvae, codes).cpu()
+        height, width = batch.clips.shape[3:]
+        padded = pad_sides(batch.clips, DOWNSAMPLING)
+        codes = encode_clips(self.vqvae, padded.to(self.vqvae.pixel_mean.device))
+        made = decode_clips(self.vqvae, codes).cpu()[..., :height, :width]
         if batch.sample == 0:
             self.codes.update(codes)
             self.errors.append(squared_error(made, batch.clips).tolist())

@@ -27,6 +27,7 @@ from video_vae.layers import (
     orthogonal_,
     orthogonal_linear,
 )
+from videodata.pixels import pad_sides
 
 Moment = tuple[int, int]  # frame t of T
 
@@ -202,8 +203,7 @@ class TransformerNetwork(nn.Module):
 
     def pad(self, clip: Tensor) -> Tensor:
         """Repeat the last row and column until every level halves evenly."""
-        bottom, right = (-side % self.config.multiple for side in clip.shape[3:])
-        return F.pad(clip, (0, right, 0, bottom, 0, 0), mode="replicate") if bottom or right else clip
+        return pad_sides(clip, self.config.multiple)
 
     def recompute(self, function: Callable, *arguments: Any) -> Any:
         """Call a function, keeping only its arguments for the backward pass when checkpointing is on."""

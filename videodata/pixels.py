@@ -51,3 +51,14 @@ def to_uint8(clip: Tensor) -> np.ndarray:
     if clip.ndim < 4 or clip.shape[-4] != 3:
         raise ValueError(f"clip must be (3, T, H, W), found {tuple(clip.shape)}")
     return denormalize(clip).movedim(-4, -1).contiguous().cpu().numpy()
+
+
+def pad_sides(frames: Tensor, multiple: int) -> Tensor:
+    """Frames (..., H, W) with the last row and column repeated until both sides are multiples: what a network that
+    halves the resolution needs of frames of any size.
+    """
+    for axis in (-2, -1):
+        if missing := -frames.shape[axis] % multiple:
+            border = frames.narrow(axis, frames.shape[axis] - 1, 1)
+            frames = torch.cat([frames, border.repeat_interleave(missing, axis)], dim=axis)
+    return frames

@@ -19,6 +19,7 @@ from evaluation.runner import evaluate, trained_on_of
 from evaluation.subject import Batch, Subject
 from training.distributed import is_main, resolve_device
 from videodata.files import write_json
+from videodata.pixels import pad_sides
 from vqgan.data import PatchDataset, merge_patches, split_patches
 from vqgan.files import Model, load_model
 from vqgan.model import encode_patches
@@ -28,7 +29,7 @@ TEST_BATCH = 4  # patches at a time of the test scores
 
 
 class Reconstructions(Subject):
-    """Whole frames put together from reconstructed patches, `rows` x `columns` of them."""
+    """Whole frames put together from reconstructed patches, `rows` x `columns` of them; in one piece of any size."""
 
     metrics = ("psnr", "ssim", "codebook")
     own_metrics = ("codebook",)
@@ -45,12 +46,14 @@ class Reconstructions(Subject):
 
     def make(self, batch: Batch) -> Tensor:
         frames = batch.clips.transpose(1, 2)  # (B, T, 3, H, W)
-        encoded = encode_patches(self.model, split_patches(frames.flatten(0, 1), self.rows, self.columns))
+        whole = self.rows == self.columns == 1
+        padded = pad_sides(frames, self.model.downsample_factor) if whole else frames
+        encoded = encode_patches(self.model, split_patches(padded.flatten(0, 1), self.rows, self.columns))
         if batch.sample == 0:
             self._usage.update(encoded.indices)
             self.codes_per_frame = encoded.indices[0].numel() * self.rows * self.columns
         made = merge_patches(encoded.reconstruction, self.rows, self.columns)
-        return made.unflatten(0, frames.shape[:2]).transpose(1, 2)
+        return made.unflatten(0, frames.shape[:2]).transpose(1, 2)[..., : frames.shape[-2], : frames.shape[-1]]
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
         return {"of the mean frame": mean_frame(clips)} if clips.shape[2] > 1 else {}  # that of one frame is the frame

@@ -173,14 +173,16 @@ def test_coverage_of_an_evaluation():
 
 
 def test_rows_of_an_evaluation():
-    """All samples in one row, every baseline as a single path; alone or beside other metrics; terms beneath."""
+    """All samples in one row, their mean and every baseline as a single path; alone or beside other metrics; terms
+    beneath.
+    """
     scores = run(samples=3, metrics=("energy",))
-    names = ("ES-clip", "ES-frame", "CRPS")
-    rows = [f"{name}{row}" for row in ("", " grey") for name in names]
-    assert {name: score.notes["samples"] for name, score in scores.items()} == dict(
-        zip(rows, [3, 3, 3, 1, 1, 1], strict=True)
-    )
+    names, samples = ("ES-clip", "ES-frame", "CRPS"), {"": 3, " grey": 1, " mean of 3 samples": 1}
+    assert {name: score.notes["samples"] for name, score in scores.items()} == {
+        f"{name}{row}": count for row, count in samples.items() for name in names
+    }
     plain = run(metrics=("energy", "psnr"))
+    rows = {f"{name}{row}" for row in ("", " grey") for name in names}
     assert set(plain) == {*rows, "PSNR", "PSNR grey"}
     for name in names:
         score = scores[name]

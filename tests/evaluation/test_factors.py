@@ -15,7 +15,9 @@ from evaluation.factors import (
     SIDE,
     FactorFeatures,
     FactorNetwork,
+    IdentityInPlace,
     Readings,
+    Things,
     clearest,
     middles,
     nearest,
@@ -31,6 +33,7 @@ from tests.training import processes
 from videodata import UserError, open_clips, write_video
 from videodata.digits import FORMS, Digits, make_digits, read_handwriting
 from videodata.files import sha256_of
+from videodata.source import Objects
 from videodata.splits import divide
 
 
@@ -209,8 +212,47 @@ def test_motion_of_any_size_and_form():
         assert found["motion true clips"].mean < 1.2 < LOST, options
 
 
+def test_identity_in_place():
+    """Of the true clips nearly all, of shaken ones as many; of what stands still, turns into others, or is noise none.
+
+    Identity alone would give the last frame repeated almost as much as the true clips.
+    """
+    for kind, least in (("digits", 0.75), ("shapes", 0.6)):
+        pair = two_samples(kind, 48)
+        found = {
+            way: scores(way, pair, ("identity-in-place",)) for way in ("true", "jitter", "repeated", "changed", "noise")
+        }
+        true, jitter, repeated, changed, noise = (rows["identity in place frame 12"].mean for rows in found.values())
+        assert true > least and jitter > true - 0.1
+        assert max(repeated, changed) < 0.15 and noise == 0, kind
+        for rows in found.values():
+            assert rows["identity in place frame 12, true clips"].mean == true
+        assert found["changed"]["identity in place frame 4"].mean > least  # they turn after the sixth
+
+
+def placed(kinds=(3, 8), shift=(0.0, 0.0), seen_as=None):
+    """The judgement of clips of perfect readings: digits that move along a line, shifted from where they should be."""
+    frames = 8
+    row = torch.stack([torch.linspace(4, 18, frames), torch.linspace(6, 20, frames)], dim=-1)
+    paths = torch.stack([row, 32 - row])  # (M, T, 2)
+    kinds = torch.tensor(kinds)
+    shown = kinds if seen_as is None else torch.tensor(seen_as)
+    centres = (paths + torch.tensor(shift)).transpose(0, 1)[None]
+    logits = torch.nn.functional.one_hot(shown, 10).float()[None, None].expand(1, frames, -1, -1) * 10
+    seen = Things(torch.ones(1, frames, 2), centres, torch.zeros(1, frames, 2, 2), torch.ones(1, frames, 2, 3), logits)
+    judge = object.__new__(IdentityInPlace)
+    objects = Objects(kinds.numpy(), np.ones((2, 3)), paths.numpy() / 32)
+    return judge._in_place([4, 8], objects, seen, paths)
+
+
+def test_identity_in_place_counts_all_things_in_their_places():
+    assert placed() == placed(shift=(2.0, 2.0)) == [1.0, 1.0]
+    assert placed(shift=(3.0, 3.0)) == [0.0, 0.0]  # 4.2 pixels away
+    assert placed(seen_as=(3, 9)) == placed(seen_as=(8, 3)) == [0.0, 0.0]
+
+
 def both_kinds():
-    rows = scores("jitter", two_samples("shapes", 10), ("motion",))
+    rows = scores("jitter", two_samples("shapes", 10), ("motion", "identity-in-place"))
     return {name: score.to_dict() for name, score in rows.items()}
 
 

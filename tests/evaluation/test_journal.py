@@ -16,7 +16,7 @@ from training.randomness import SampleNoise
 
 DATA = "digits:400,frames=8,size=24,digits=1"
 METRICS = ("psnr", "ssim", "energy", "coverage", "diversity", "identity", "recognised", "motion")
-METRICS += ("fd-pca", "fvd", "kvd", "fvd-digits")
+METRICS += ("identity-in-place", "fd-pca", "fvd", "kvd", "fvd-digits")
 BATCHES = 6
 
 

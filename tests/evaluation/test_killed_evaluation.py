@@ -1,4 +1,6 @@
-"""`evaluate.py river --protocol bair-1-15` from TFRecords to a JSON file, killed twice on the way."""
+"""`evaluate.py river --protocol bair-1-15` from TFRecords to a JSON file: killed twice on the way, and in two
+processes.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +31,14 @@ SMALL = [  # a RIVER of 64x64 pixels that sees one given frame
 ]
 
 
+COMMAND = [
+    *("river", "--checkpoint", "runs/shapes_run-river", "--data", "data/bair", "--protocol", "bair-1-15"),
+    *("--samples", "3", "--allow_random_features", "--force", "--batch_size", "1", "--device", "cpu"),
+    *("--feature_cache", "none", "--out", "result.json"),
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of more threads differ in the last bit
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """Folder with BAIR in miniature, prepared as the protocol says, and a RIVER that was trained on it for a step."""
@@ -42,19 +52,28 @@ def workplace(tmp_path_factory):
     return folder
 
 
-COMMAND = [
-    *("river", "--checkpoint", "runs/shapes_run-river", "--data", "data/bair", "--protocol", "bair-1-15"),
-    *("--samples", "3", "--allow_random_features", "--force", "--batch_size", "1", "--device", "cpu"),
-    *("--feature_cache", "none", "--out", "result.json"),
-]
+@pytest.fixture(scope="module")
+def whole(workplace) -> bytes:
+    """The file of the command that nothing disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        evaluate.main(COMMAND)
+    return taken(workplace)
+
+
+def taken(folder: Path) -> bytes:
+    """The result, which is there no more, nor anything beside it."""
+    assert [path.name for path in folder.glob("result*")] == ["result.json"]
+    content = (folder / "result.json").read_bytes()
+    (folder / "result.json").unlink()
+    return content
 
 
 def killed_after(batches: int, folder: Path) -> None:
     """Run the command until it has kept so many batches, and kill it."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *COMMAND], cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process: sums of more threads differ in the last bit
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while process.poll() is None and len(list(folder.glob("result.json.*.partial/*.pt"))) < batches:
         time.sleep(0.005)
@@ -63,20 +82,16 @@ def killed_after(batches: int, folder: Path) -> None:
 
 
 @pytest.mark.posix
-def test_killed_twice_it_gives_the_same_file(workplace, monkeypatch, capsys):
+def test_killed_twice_it_gives_the_same_file(workplace, whole, monkeypatch, capsys):
     """Byte for byte; the batches that were kept are not made again, and nothing else is left."""
     monkeypatch.chdir(workplace)
-    evaluate.main(COMMAND)
-    whole = Path("result.json").read_bytes()
-    os.remove("result.json")
     for batches in (2, 5):
         killed_after(batches, workplace)
         assert not Path("result.json").exists()
     kept = len(list(workplace.glob("result.json.*.partial/*.pt")))
     assert 5 <= kept < CLIPS
     evaluate.main(COMMAND)
-    assert Path("result.json").read_bytes() == whole
-    assert [path.name for path in workplace.glob("result*")] == ["result.json"]
+    assert taken(workplace) == whole
     stored = json.loads(whole)
     scores = {score["name"]: score for score in stored["scores"]}
     assert scores["FVD-RANDOM"]["sizes"] == {"real": CLIPS, "generated": 3 * CLIPS}
@@ -103,3 +118,19 @@ def test_stopped_by_a_signal_it_says_that_the_same_command_goes_on(workplace):
     assert process.returncode == 143 and said[0] == "cpu, 1 process"
     assert said[-1] == "stopped by SIGTERM; the same command goes on after the batches that are kept beside the result"
     assert list(workplace.glob("stopped.json.*.partial/*.pt")) and not (workplace / "stopped.json").exists()
+
+
+@pytest.mark.posix
+def test_two_processes_give_the_same_file(workplace, whole):
+    """Under torchrun: all but the number of processes, and the last bits of sums whose order is another."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*torchrun, str(ROOT / "scripts" / "evaluate.py"), *COMMAND]
+    ran = subprocess.run(command, cwd=workplace, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    one, two = json.loads(whole), json.loads(taken(workplace))
+    assert (one["details"].pop("processes"), two["details"].pop("processes")) == (1, 2)
+    for mine, other in zip(one["scores"], two["scores"], strict=True):
+        if not mine["per_clip"]:
+            values = [(score.pop("mean"), score["half_sample"].pop("value")) for score in (mine, other)]
+            assert values[1] == pytest.approx(values[0], rel=1e-9)
+    assert one == two

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.mmd import KeptFeatures, SecondMoments, jedi, jedi_unbiased, kvd
+from evaluation.mmd import KeptFeatures, SecondMoments, jedi, jedi_unbiased, kvd, kvd_of_blocks
 from tests.training import processes
 from training import distributed
 
@@ -62,8 +62,13 @@ def test_a_set_and_itself():
 def test_the_mean_of_blocks_of_kvd():
     """Three blocks of 40 rows that follow each other."""
     x, y = two_sets(200, 120, 64)
-    blocks = [kvd(*(collected(KeptFeatures, z[start : start + 40]) for z in (x, y))) for start in (0, 40, 80)]
-    assert np.mean(blocks) == pytest.approx(1.1028635302, rel=1e-9)
+    sets = [collected(KeptFeatures, z) for z in (x, y)]
+    blocks = kvd_of_blocks(*sets, 40)
+    assert len(blocks) == 3 and np.mean(blocks) == pytest.approx(1.1028635302, rel=1e-9)
+    assert blocks[1] == kvd(*(collected(KeptFeatures, z[40:80]) for z in (x, y)))
+    for rows in (1, 121):
+        with pytest.raises(ValueError, match=f"no block of {rows} features in sets of 200 and 120"):
+            kvd_of_blocks(*sets, rows)
 
 
 def test_kvd_by_pairs(monkeypatch):

@@ -9,31 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from evaluation.protocols import BY_ID, NamedProtocol
 from evaluation.subject import Subject
 from scripts import evaluate
-from tests.videodata.miniatures import prepare
 from training.randomness import SampleNoise
-from videodata import write_video
 
 FROZEN = Path(__file__).with_name("frozen_protocols.json")
-SIZES = {  # of the miniatures, long enough for their protocols
-    "bair": {"test": 5},
-    "kth": {"length": 50},
-    "clevrer": {"frames": 128},
-    "ucf101": {"frames": 20},
-    "kinetics600": {"frames": 20},
-    "moving_mnist": {},
-}
-FILMS = {"davis": (3, 52), "mcl-jcv": (2, 20)}  # how many, of how many frames
 SMALL = {"num_clips": 4, "samples": 2, "repetitions": 2, "generated": 6}  # where a protocol has more
 MODELS = {"prediction": "river", "generation": "video_vae", "reconstruction": "vvae"}
 FOLDERS = {"river": "flow_pred"}
@@ -53,35 +39,6 @@ class Noisy(Subject):
         noise = SampleNoise(batch.seed, batch.items).normal(*batch.clips.shape[1:])
         noise[:, :, : self.context] = 0
         return batch.clips + 0.2 * noise
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A function that prepares the data of a protocol below a folder, as its command says, and gives that folder."""
-    root = tmp_path_factory.mktemp("protocols")
-
-    @cache
-    def made_by(command: str) -> None:
-        flags = shlex.split(command)[2:]
-        prepare(flags, root / flags[0], **SIZES[flags[0]])
-
-    def films(name: str) -> None:
-        count, frames = FILMS[name]
-        for number in range(count):
-            pixels = np.full((frames, 48, 64, 3), 40 + 60 * number, np.uint8)
-            write_video(root / "data" / name / f"{number}.mp4", pixels, 30)
-        (root / "data" / f"{name}.json").write_text(json.dumps({"dataset": name}))
-
-    def prepared(protocol: NamedProtocol) -> Path:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(root)
-            if protocol.id in FILMS:
-                films(protocol.id)
-            else:
-                made_by(protocol.prepare)
-        return root
-
-    return prepared
 
 
 def result_of(protocol: NamedProtocol, folder: Path, monkeypatch, *flags: str) -> dict:
@@ -131,10 +88,10 @@ def as_text(results: dict[str, dict]) -> str:
 
 
 @pytest.mark.parametrize("name", BY_ID)
-def test_a_result_says_what_it_always_said(name, data, monkeypatch):
+def test_a_result_says_what_it_always_said(name, protocol_data, monkeypatch):
     """The data set's own files, its preparing command, the flags, the evaluation, the file."""
     protocol = BY_ID[name]
-    found = without_values(result_of(protocol, data(protocol), monkeypatch, *small(protocol)))
+    found = without_values(result_of(protocol, protocol_data(protocol), monkeypatch, *small(protocol)))
     frozen = json.loads(FROZEN.read_text()) if FROZEN.is_file() else {}
     if os.environ.get("VIDEOGEN_FREEZE") == "1":
         FROZEN.write_text(as_text(frozen | {name: found}))

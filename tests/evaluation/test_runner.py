@@ -51,9 +51,14 @@ def run(subject=None, **protocol):
 
 
 def test_rows_of_samples_baselines_and_the_models_own():
-    """Mean and best over the samples, given frames left out, baselines under their names, own metrics on request."""
+    """Mean and best over the samples, their mean as one prediction, given frames left out, baselines under their names,
+    own metrics on request.
+    """
     scores = run(samples=3, metrics=("psnr", "diversity", "seen"))
-    assert set(scores) == {"PSNR", "PSNR best of 3", "PSNR grey", "diversity RMSE", "KL"}
+    rows = {f"PSNR{row}" for row in ("", " best of 3", " mean of 3 samples", " grey")}
+    assert set(scores) == rows | {"diversity RMSE", "KL"}
+    one, together = scores["PSNR"].mean, scores["PSNR mean of 3 samples"].mean
+    assert together - one == pytest.approx(10 * np.log10(3), abs=0.3)  # a third of the noise's square
     assert len(scores["PSNR"].per_clip) == 9 and scores["KL"].mean == 9
     best, mean = scores["PSNR best of 3"].per_clip, scores["PSNR"].per_clip
     assert all(a > b for a, b in zip(best, mean, strict=True))
@@ -180,6 +185,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed():
     """Unknown metrics, too few samples, FVD of few clips."""
     digits = ("identity", "class-agreement", "recognised")
     paired = ("psnr", "ssim", "lpips", "mse-pixels", "mae-pixels", "energy", "coverage", "motion")
+    paired += ("identity-in-place",)
     assert metrics_of(Noisy()) == (*paired, *SET_METRICS, *digits, "diversity", "seen")
     for protocol, message in (
         ({"metrics": ("kl",)}, "this model has psnr, ssim"),
@@ -208,7 +214,7 @@ def show_clips(folder):
 def test_some_clips_are_written_as_videos(tmp_path, caplog):
     """Original, samples and baseline of each, as they were scored; files that are not of them are told."""
     show_clips(tmp_path)
-    kinds = ("original", "made", "made-1", "grey")
+    kinds = ("original", "made", "made-1", "mean-of-2-samples", "grey")
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{kind}_{item:04}.mp4" for kind in kinds for item in range(5)
     }

@@ -12,10 +12,11 @@ from evaluation.mmd import KeptFeatures, SecondMoments, jedi, jedi_unbiased, kvd
 from evaluation.networks import RandomFeatures
 from evaluation.report import Report, definition_of
 from evaluation.set_definitions import set_definition
-from evaluation.set_distance import FVD, JEDi
+from evaluation.set_distance import FVD, KVD, JEDi, KVDOfBlocks
 from scripts import evaluate
 from tests.evaluation.test_runner import DATA, RANDOM, Noisy, run
 from tests.training import processes
+from training import distributed
 from training.randomness import SampleNoise, derive_seed
 from videodata import UserError, open_clips, write_video
 
@@ -153,22 +154,67 @@ def test_folders_of_unequal_size(folders, tmp_path):
     assert stored[0]["sizes"] == {"real": 3, "generated": 2} and all(score["clips"] == 0 for score in stored)
 
 
-def test_many_samples_stream(monkeypatch):
+def many_features(real, generated, kind=FVD, part=400):
+    """The distance of features of this process's share of the batches, over all processes."""
+    network = RandomFeatures(torch.device("cpu"))
+    network.dimensions = real.shape[1]
+    distance = kind(network, unequal=True, force=True)
+    for side, features in (("real", real), ("generated", generated)):
+        numbers = range(0, len(features), part)
+        for number in numbers[distributed.rank() :: distributed.world_size()]:
+            distance.add_features(side, features[number : number + part], 16, number)
+            if kind is FVD:
+                assert all(len(half.factor) <= 2 * real.shape[1] for half in distance._halves[side])
+    (score,) = distance.over_processes().scores()
+    return score
+
+
+def many_of_all_kinds(real, generated):
+    scores = [many_features(real, generated, kind) for kind in (FVD, KVD, KVDOfBlocks)]
+    halves = [score.notes["half_sample"]["value"] for score in scores if score.notes["half_sample"]]
+    return [*(score.mean for score in scores), *halves, *scores[2].notes["blocks"]]
+
+
+def test_many_samples_in_two_processes(tmp_path):
+    """All values, those of half of the clips and of blocks too, which depend on the order of the clips."""
+    generator = torch.Generator().manual_seed(0)
+    real, generated = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (1100, 2501))
+    one = many_of_all_kinds(real, generated)
+    for found in processes.launch(many_of_all_kinds, 2, tmp_path, real, generated):
+        assert found == pytest.approx(one, rel=1e-9)
+
+
+def test_kvd_of_blocks():
+    """Blocks of a thousand clips that follow each other, of whatever batches they came in; its own id."""
+    generator = torch.Generator().manual_seed(0)
+    real, generated = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (2100, 2001))
+    found = [many_features(real, generated, KVDOfBlocks, part) for part in (400, 1)]
+    expected = [
+        kvd(*(KeptFeatures(8).update(z[start : start + 1000]) for z in (real, generated))) for start in (0, 1000)
+    ]
+    for score in found:
+        assert score.notes["blocks"] == pytest.approx(expected, rel=1e-9) and score.mean == pytest.approx(
+            sum(expected) / 2
+        )
+    assert found[0].definition == "kvd-blocks1000-RANDOM-sq32hp-pm1-16f-2100x2001-8bit"
+    definition = definition_of(found[0].definition)
+    assert definition.name == "KVD-blocks-RANDOM" and "mean over disjoint blocks of 1000" in definition.text
+    few = many_features(real[:50], generated[:30], KVDOfBlocks)
+    assert few.definition.startswith("kvd-blocks30-") and len(few.notes["blocks"]) == 1
+    with pytest.raises(UserError, match="KVD-blocks of 999 clips"):
+        KVDOfBlocks(RandomFeatures(torch.device("cpu"))).check_count(999)
+
+
+def test_many_samples_stream():
     """256 against 25,600 of a few features in bounded memory, as the definition has it in NumPy."""
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(256, 24, generator=generator, dtype=torch.float64)
     generated = 1.1 * torch.randn(25600, 24, generator=generator, dtype=torch.float64) + 0.1
-    network = RandomFeatures(torch.device("cpu"))
-    network.dimensions = 24
-    distance = FVD(network, unequal=True)
-    distance.add_features("real", real, 16)
-    for part in generated.split(400):
-        distance.add_features("generated", part, 16)
-    score = distance.score()
+    score = many_features(real, generated)
     linalg = pytest.importorskip("scipy.linalg")
     x, y = real.numpy(), generated.numpy()
     root = np.real(linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)))
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
     assert score.mean == pytest.approx(expected, rel=1e-6)
     assert score.definition == "fvd-RANDOM-sq32hp-pm1-16f-256x25600-ddof1-8bit"
-    assert JEDi(network).usual == 2048
+    assert JEDi.usual == 2048

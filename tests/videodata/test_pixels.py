@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from videodata import to_float, to_uint8
-from videodata.pixels import denormalize, normalize
+from videodata.pixels import denormalize, normalize, pad_sides
 
 
 def test_every_level_survives_the_round_trip():
@@ -37,3 +37,14 @@ def test_wrong_types_and_layouts_are_named():
         to_float(np.zeros((3, 4, 8, 8), np.uint8))
     with pytest.raises(ValueError, match=r"found \(4, 8, 8, 3\)"):
         to_uint8(torch.zeros(4, 8, 8, 3))
+
+
+def test_sides_are_padded_with_their_border():
+    """As far as the multiple needs; frames that fit are not copied."""
+    frames = torch.rand(2, 3, 5, 8)
+    padded = pad_sides(frames, 4)
+    assert padded.shape == (2, 3, 8, 8) and torch.equal(padded[..., :5, :], frames)
+    assert torch.equal(padded[..., 5:, :], frames[..., 4:, :].expand(2, 3, 3, 8))
+    assert pad_sides(padded, 4) is padded
+    corner = pad_sides(torch.arange(6.0).view(2, 3), 4)
+    assert corner.tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
