@@ -198,10 +198,7 @@ def write_batch_files(npy_file: str | Path, folder: str | Path, shard_size: int 
         try:
             for number, first in enumerate(range(0, len(array), shard_size)):
                 path, last = partial / f"{BATCH_PREFIX}_batch_{number}.npy", min(first + shard_size, len(array))
-                target = allocated_array(path, array.dtype, (last - first, *array.shape[1:]))
-                for index in range(first, last):  # one sequence in memory at a time
-                    target[index - first] = array[index]
-                target.flush()
+                copy_sequences(array, path, first, last)
                 write_sidecar(source, path, first, last)
             made = sorted(partial.iterdir(), key=lambda path: (path.suffix == ".npy", natural_key(path.name)))
             for path in made:  # the .json files first
@@ -211,6 +208,14 @@ def write_batch_files(npy_file: str | Path, folder: str | Path, shard_size: int 
             raise
         partial.rmdir()  # last: as long as it is there, the same command begins anew
     return [folder / path.name for path in made if path.suffix == ".npy"]
+
+
+def copy_sequences(array: np.ndarray, path: Path, first: int, last: int) -> None:
+    """Sequences first to last of an array as a file, one in memory at a time; the file is closed at the return."""
+    target = allocated_array(path, array.dtype, (last - first, *array.shape[1:]))
+    for index in range(first, last):
+        target[index - first] = array[index]
+    target.flush()
 
 
 def write_sidecar(source: Path, path: Path, first: int, last: int) -> None:

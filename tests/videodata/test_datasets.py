@@ -143,7 +143,7 @@ def test_a_member_that_would_land_outside(dataset, server, tmp_path, monkeypatch
     server.files[dataset.archive] = dataset.unsafe()
     with pytest.raises(UserError, match="would be written outside|SHA-256|offers"):
         prepare_part(server, dataset, tmp_path / "in")
-    assert os.listdir(tmp_path) == ["in"] and not list(tmp_path.rglob("escaped*"))
+    assert set(os.listdir(tmp_path)) <= {"in"} and not list(tmp_path.rglob("escaped*"))
     for archive in tmp_path.rglob(Path(dataset.archive).name):
         archive.unlink()
     server.files[dataset.archive] = good
