@@ -1,0 +1,170 @@
+"""Every tokenizer of the project keeps the one interface, and is found by its file."""
+
+import pytest
+import torch
+
+from tests.training.tiny_tokenizers import CODES, LDM, OURS, SIDE, STORED, store_tokenizer
+from training.tokenizer import (
+    array_shape,
+    decode_array,
+    latent_frames,
+    open_tokenizer,
+    tokenizer_digest,
+    tokenizer_name,
+    video_frames,
+)
+from videodata.errors import UserError
+
+FACTS = {  # kind, size, (t, h, w, c) of a clip of FRAMES frames of SIDE x SIDE
+    "vqgan": ("codes", CODES, (8, 4, 4, 1)),
+    "ldm": ("codes", CODES, (8, 8, 8, 1)),
+    "lvt-vqvae": ("codes", CODES, (8, 4, 4, 2)),
+    "vvae": ("latents", None, (2, 2, 2, 16)),
+    "ours": ("latents", None, (8, 4, 4, 4)),
+    "identity": ("latents", None, (8, 16, 16, 3)),
+}
+FRAMES = 8
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """What opens each tokenizer."""
+    return {kind: store_tokenizer(kind, tmp_path_factory.mktemp(kind)) for kind in STORED}
+
+
+def clips(batch=2, frames=FRAMES):
+    return 2 * torch.rand(batch, 3, frames, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) - 1
+
+
+@pytest.mark.parametrize("kind", FACTS)
+def test_every_tokenizer_keeps_the_interface(stored, kind):
+    """Arrays of the promised shape, type and range; clips of the promised shape come back, in [-1, 1]."""
+    tokenizer = open_tokenizer(stored[kind])
+    what, size, shape = FACTS[kind]
+    array = tokenizer.encode(clips())
+    assert (tokenizer.kind, tokenizer.size) == (what, size)
+    assert array.shape[1:] == shape == tokenizer.shape(FRAMES, SIDE, SIDE) and shape[3] == tokenizer.width
+    assert array.dtype == (torch.int64 if what == "codes" else torch.float32)
+    if what == "codes":
+        assert int(array.min()) >= 0 and int(array.max()) < size and len(array.unique()) > 1
+    decoded = tokenizer.decode(array, FRAMES, SIDE, SIDE)
+    assert decoded.shape == clips().shape and decoded.dtype == torch.float32 and decoded.abs().max() <= 1
+    assert torch.equal(decode_array(tokenizer, array), decoded)
+    assert not tokenizer.module.training and not any(weight.requires_grad for weight in tokenizer.module.parameters())
+
+
+@pytest.mark.parametrize("kind", FACTS)
+def test_clips_do_not_depend_on_their_batch(stored, kind):
+    tokenizer = open_tokenizer(stored[kind])
+    together = tokenizer.encode(clips())
+    alone = tokenizer.encode(clips()[1:])
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        decode_array(tokenizer, together)[1:], decode_array(tokenizer, together[1:]), rtol=0, atol=1e-4
+    )
+
+
+def test_the_pixels_of_identity_come_back(stored):
+    tokenizer = open_tokenizer("identity")
+    assert torch.equal(decode_array(tokenizer, tokenizer.encode(clips())), clips())
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "ldm"])
+def test_a_vqgan_gives_latents_where_they_are_asked_for(stored, kind):
+    """Not quantised; decoding quantises them, and gives what the codes give."""
+    codes, latents = open_tokenizer(stored[kind]), open_tokenizer(stored[kind], "latents")
+    array = latents.encode(clips())
+    assert latents.kind == "latents" and latents.size is None and array.dtype == torch.float32
+    assert array.unique().numel() > CODES * latents.width
+    torch.testing.assert_close(decode_array(latents, array), decode_array(codes, codes.encode(clips())))
+
+
+def test_what_a_tokenizer_does_not_make_is_refused(stored):
+    with pytest.raises(UserError, match="makes latents, and codes are asked for"):
+        open_tokenizer(stored["ours"], "codes")
+    with pytest.raises(UserError, match="makes codes, and latents are asked for"):
+        open_tokenizer(stored["lvt-vqvae"], "latents")
+
+
+def test_settings_choose_patches(stored):
+    """Each quarter of a frame goes through the network by itself; the codes lie in one map."""
+    tokenizer = open_tokenizer(f"vqgan:{stored['vqgan']},rows=2,columns=2")
+    whole = clips()
+    array = tokenizer.encode(whole)
+    assert array.shape == (2, *FACTS["vqgan"][2])
+    quarter = open_tokenizer(stored["vqgan"]).encode(whole[..., :8, 8:])
+    assert torch.equal(array[:, :, :2, 2:], quarter)
+
+
+def test_files_that_do_not_say_what_they_are_take_a_type(stored, tmp_path):
+    """A published file by its type and settings; without them one line says what is missing."""
+    model = open_tokenizer(stored["ldm"]).module
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "published.ckpt")
+    named = {"type": "ldm-vq", "path": str(tmp_path / "published.ckpt"), "ddconfig": LDM, "n_embed": CODES}
+    tokenizer = open_tokenizer({**named, "embed_dim": 2})
+    assert tokenizer_digest(tokenizer) == tokenizer_digest(open_tokenizer(stored["ldm"]))
+    with pytest.raises(UserError, match="does not say which tokenizer it is; name it TYPE:"):
+        open_tokenizer(tmp_path / "published.ckpt")
+    with pytest.raises(UserError, match="needs its config"):
+        open_tokenizer(f"ldm-vq:{tmp_path / 'published.ckpt'}")
+
+
+def test_names_say_what_is_wrong_with_them(tmp_path):
+    for name, message in {
+        "nowhere": "no such tokenizer, nor trained model",
+        "vqgn:nowhere": "'vqgn'; did you mean 'vqgan'",
+        "vqgan:nowhere": "no such tokenizer; train it first",
+        "lvt-vqvae:nowhere,confg=x": "'confg'; did you mean 'config'",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            open_tokenizer(name)
+
+
+def test_a_name_reads_as_it_is_written(stored):
+    for name in (stored["vqgan"], "identity", f"vqgan:{stored['vqgan']},columns=2,rows=2"):
+        assert str(tokenizer_name(name)) == name
+        assert tokenizer_name(tokenizer_name(name).to_dict()) == tokenizer_name(name)
+
+
+def test_trained_models_of_weights_are_tokenizers_by_their_names():
+    """The part that is one is found: of a transformer its VQ-VAE, of a RIVER its autoencoder."""
+    for name, kind in (("lvt-digits", "codes"), ("river-digits", "latents")):
+        tokenizer = open_tokenizer(name)
+        digits = 2 * torch.rand(1, 3, 2, 32, 32) - 1
+        assert tokenizer.kind == kind
+        assert decode_array(tokenizer, tokenizer.encode(digits)).shape == digits.shape
+
+
+class Clock:
+    """The times of a tokenizer."""
+
+    def __init__(self, factor, causal):
+        self.time_factor, self.causal = factor, causal
+
+
+@pytest.mark.parametrize(
+    ("factor", "causal", "frames"), [(1, True, (1, 2, 9)), (4, True, (1, 5, 17)), (4, False, (4, 8, 16))]
+)
+def test_frames_and_cells_of_time(factor, causal, frames):
+    clock = Clock(factor, causal)
+    for count in (0, *frames):
+        assert video_frames(clock, latent_frames(clock, count)) == count
+
+
+@pytest.mark.parametrize(
+    ("factor", "causal", "frames", "near"), [(4, True, 16, "13 or 17"), (4, False, 17, "16 or 20"), (4, False, 3, "4$")]
+)
+def test_other_numbers_of_frames_are_refused_with_the_nearest(factor, causal, frames, near):
+    with pytest.raises(UserError, match=f"the nearest are {near}"):
+        latent_frames(Clock(factor, causal), frames)
+
+
+def test_sizes_that_do_not_fit_are_refused(stored):
+    for kind, size in (("vqgan", 18), ("vvae", 20)):
+        with pytest.raises(UserError, match="multiples of"):
+            array_shape(open_tokenizer(stored[kind]), FRAMES, size, size)
+
+
+def test_the_settings_of_a_mapping_are_those_of_the_type(stored):
+    tokenizer = open_tokenizer({"type": "ours", "path": stored["ours"], **OURS})
+    assert tokenizer_digest(tokenizer) == tokenizer_digest(open_tokenizer(stored["ours"]))
