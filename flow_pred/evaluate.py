@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--denoiser", metavar="RUN", help="neural SDE: run folder or file; --checkpoint is its flow")
     parser.add_argument("--diffusion", metavar="RUN", help="neural SDE: run folder or file")
     parser.add_argument("--config", metavar="FILE", help="configuration of a --checkpoint that has none in it")
-    parser.add_argument("--autoencoder", metavar="FILE", help="its checkpoint, in place of the one on record")
+    parser.add_argument(
+        "--autoencoder", "--tokenizer", metavar="FILE", help="its checkpoint, in place of the one on record"
+    )
     parser.add_argument("--given", type=positive_int, help="frames that are shown (default: of the configuration)")
     parser.add_argument(
         "--steps", type=positive_int, help="solver steps per frame (default: as generate_flow_videos.py)"
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_subject(args: argparse.Namespace) -> Subject:
     """The predictions of a trained RIVER, or of a neural SDE with the flow --checkpoint. Raises UserError."""
     from flow_pred.files import load_model, role_of
-    from flow_pred.predict import plan_for
+    from flow_pred.predict import latent_counts, plan_for
     from flow_pred.scores import Predictions
     from training.distributed import resolve_device
 
@@ -37,6 +39,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     plan = plan_for(loaded.predictor, loaded.config, context=args.given, steps=args.steps)
     if args.frames:
         plan.frames = args.frames - plan.context
+        latent_counts(loaded.predictor, plan)
     data, subject = loaded.config.data, Predictions(loaded.predictor, plan, device)
     subject.runs = loaded.runs
     side, stride = data.crop_size, args.stride or plan.read_stride

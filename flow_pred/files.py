@@ -23,7 +23,7 @@ from flow_pred.river import RiverPredictor
 from training.checkpoint import load_checkpoint, model_settings, strict_load
 from training.config import from_dict
 from training.pretrained import parts_beside
-from training.tokenizer import FrameTokenizer, Kind, recipe_of
+from training.tokenizer import FrameTokenizer, Kind, recipe_of, tokenizer_name
 from videodata.errors import UserError
 
 Regressor = VectorFieldRegressor | ConvRegressor
@@ -197,8 +197,15 @@ def load_model(
     if isinstance(predictor, NeuralSDE):
         predictor.alpha = config.evaluation.alpha if alpha is None else alpha
         predictor.diffusion_scale = config.evaluation.diffusion_scale if diffusion_scale is None else diffusion_scale
-    runs = [*(part.stored.source for part in parts.values()), first.autoencoder_file(autoencoder)]
+    runs = [*(part.stored.source for part in parts.values()), run_of(first, autoencoder)]
     return Loaded(predictor, config, tuple(run for run in runs if run))
+
+
+def run_of(component: Component, autoencoder: str | None) -> str | None:
+    """The run folder or file of the autoencoder under a component."""
+    path = component.autoencoder_file(autoencoder)
+    is_tokenizer = component.model.autoencoder.get("type") == "tokenizer"
+    return tokenizer_name(path).path if path and is_tokenizer else path
 
 
 def parts_of_sde(files: Mapping[str, Files]) -> dict[str, Files]:

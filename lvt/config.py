@@ -34,6 +34,7 @@ FLAGS = {  # of the scripts, and the keys that each stands for
     "device": ("MODEL.DEVICE",),
     "precision": ("SOLVER.PRECISION",),
     "checkpoint": ("MODEL.GENERATOR.WEIGHTS",),
+    "tokenizer": ("TEST.VT_SAMPLER.TOKENIZER",),
     "vqvae": tuple(f"TEST.VT_SAMPLER.VQ_VAE.{part}_WEIGHTS" for part in ("ENCODER", "GENERATOR", "CODEBOOK")),
     "out": ("OUTPUT_DIR",),
 }
@@ -76,6 +77,8 @@ def configure(args: Namespace) -> dict[str, Any]:
     given = [(key, getattr(args, flag, None)) for flag, keys in FLAGS.items() for key in keys]
     flags = [(key, deepcopy(value)) for key, value in given if value is not None]  # one for each key
     config = load_config(args.config_file)
+    if getattr(args, "vqvae", None):
+        config["TEST"]["VT_SAMPLER"]["TOKENIZER"] = ""  # which would win over it
     for key, value in [*flags, *split_overrides(args.opts)]:
         override(config, nested(key, value), "the command line")
     return config
@@ -251,6 +254,8 @@ DEFAULTS: dict[str, Any] = {
         "N_SAMPLES": 0,  # > 0: evaluate that many items, evenly spread
         "EVALUATORS": "",  # of MSEEvaluator, CodesExtractor, BitsEvaluator, VTSampler, separated by commas
         "VT_SAMPLER": {
+            "TOKENIZER": "",  # (new) any tokenizer, in place of VQ_VAE; default: the one that made the codes
+            "TOKENIZER_DIGEST": "",  # (new) of its weights; a training notes it
             "VQ_VAE": {"CFG": "", "ENCODER_WEIGHTS": "", "GENERATOR_WEIGHTS": "", "CODEBOOK_WEIGHTS": ""},
             "N_PRIME": 5,  # frames that are given
             "NUM_SAMPLES": 10,  # samples per clip, all at once

@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `evaluate.py lvt` beside those of every model."""
     add = parser.add_argument
     add("--config_file", metavar="FILE", help="configuration (default: config.yaml of the run folder)")
-    add("--vqvae", metavar="RUN", help="run folder of the VQ-VAE (default: the one in the configuration)")
+    add("--tokenizer", metavar="TOKENIZER", help="what decodes (default: the one in the configuration)")
+    add("--vqvae", metavar="RUN", help="the same, by the run folder of a VQ-VAE")
     add("--given", type=nonnegative_int, help="frames that are shown (default: TEST.VT_SAMPLER.N_PRIME)")
     add("--temperature", type=positive_float, help="of the sampler (default: TEST.VT_SAMPLER.TEMPERATURE)")
     add("--top_k", type=nonnegative_int, help="of the sampler (default: TEST.VT_SAMPLER.TOP_K)")
@@ -35,26 +36,35 @@ def open_subject(args: argparse.Namespace) -> Subject:
     from lvt.files import load_model, weights_behind
     from lvt.scores import Reconstructions
     from training.distributed import resolve_device
+    from training.tokenizer import latent_frames, video_frames
 
     device = resolve_device(args.device)
     model, config = load_model(args.checkpoint, device, args.config_file)
-    subject = open_continuations(args, config, model, device) if is_transformer(config) else Reconstructions(model)
+    frames, side = config["INPUT"]["N_FRAMES_PER_VIDEO_TEST"], config["INPUT"]["SIZE"]
+    if is_transformer(config):
+        subject = open_continuations(args, config, model, device)
+        frames = video_frames(subject.tokenizer, frames)
+        latent_frames(subject.tokenizer, args.frames or frames, "--frames: a clip")
+    else:
+        subject = Reconstructions(model)
     subject.runs = weights_behind(config)
-    frames, side = args.frames or config["INPUT"]["N_FRAMES_PER_VIDEO_TEST"], config["INPUT"]["SIZE"]
-    return subject.made_for(max(frames, 1), (side, side), args.stride or 1)
+    return subject.made_for(max(args.frames or frames, 1), (side, side), args.stride or 1)
 
 
 def open_continuations(args: argparse.Namespace, config: dict[str, Any], transformer: Any, device: Any) -> Subject:
     """Continuations as the configuration says, and the flags above it, which are written into it."""
-    from lvt.files import WEIGHT_NODES, load_sampler_vqvae
+    from lvt.files import WEIGHT_NODES, load_sampler_tokenizer
     from lvt.generate import sampling_options
     from lvt.scores import Continuations
+    from training.tokenizer import video_frames
 
     sampler = config["TEST"]["VT_SAMPLER"]
     if args.vqvae:
         sampler["VQ_VAE"] |= {f"{node}_WEIGHTS": args.vqvae for node in WEIGHT_NODES.values()}
+    if args.tokenizer or args.vqvae:
+        sampler["TOKENIZER"] = args.tokenizer or ""
     asked = {"TEMPERATURE": args.temperature, "TOP_K": args.top_k, "TOP_P": args.top_p}
     sampler |= {key: value for key, value in asked.items() if value is not None}
-    given = sampler["N_PRIME"] if args.given is None else args.given
-    vqvae = load_sampler_vqvae(config, device)
-    return Continuations(transformer, vqvae, given, **sampling_options(sampler))
+    tokenizer = load_sampler_tokenizer(config, device)
+    given = video_frames(tokenizer, sampler["N_PRIME"]) if args.given is None else args.given
+    return Continuations(transformer, tokenizer, given, **sampling_options(sampler))

@@ -14,13 +14,15 @@ from evaluation.codebook import BitsPerToken, CodebookUsage
 from evaluation.metrics import mean_frame
 from evaluation.report import Score
 from evaluation.subject import Batch, Subject
+from lvt.codes import Cells, decode_codes, encode_codes
 from lvt.datasets import known_classes
 from lvt.generate import generate_codes
-from lvt.transformer import VideoTransformer, bits_per_subpixel, clip_nats
+from lvt.transformer import VideoTransformer, clip_nats
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
 from training.data import move
 from training.distributed import gather_batches
 from training.randomness import derive_seed
+from training.tokenizer import Tokenizer, latent_frames
 from videodata.labels import class_number
 
 NEAR = 4  # frames after the given ones whose scores are told apart
@@ -38,7 +40,7 @@ class Reconstructions(Subject):
     own_metrics = ("mse", "codebook")
 
     def __init__(self, vqvae: VQVAE) -> None:
-        self.vqvae, self.codes = vqvae, Codes(vqvae)
+        self.vqvae, self.codes = vqvae, Codes(vqvae.config.codebook.num, vqvae.config.codebook.size)
         self.errors: list[list[float]] = []  # mean square error of each clip in [0, 1], by batch
 
     def make(self, batch: Batch) -> Tensor:
@@ -64,8 +66,9 @@ class Likelihood(Subject):
     paired = visible = False
     metrics = own_metrics = ("bits",)
 
-    def __init__(self, transformer: VideoTransformer) -> None:
-        self.bits, self.config = Bits(transformer, transformer.config.n_prime), transformer.config
+    def __init__(self, transformer: VideoTransformer, cells: Cells | None = None) -> None:
+        """cells: what a code stands for, where it is not one of the VQ-VAE."""
+        self.bits, self.config = Bits(transformer, transformer.config.n_prime, cells or Cells()), transformer.config
         self.device = transformer.encoder.conv.weight.device
 
     def make(self, batch: Batch) -> None:
@@ -81,18 +84,22 @@ class Continuations(Subject):
     """Clips of which the first `given` frames are shown and the others sampled; the given ones stay as they are.
 
     With none given, samples belong to no clip, and only the sets are compared. A class-conditional transformer is asked
-    for the class of each clip. options: of `generate_codes`.
+    for the class of each clip. given: frames, of as many codes as the tokenizer makes of them; a tokenizer that looks
+    ahead encodes them by themselves. options: of `generate_codes`. Raises UserError.
     """
 
     random = True
     metrics = ("psnr", "ssim", "bits", "codebook")
     own_metrics = ("bits", "codebook")
 
-    def __init__(self, transformer: VideoTransformer, vqvae: VQVAE, given: int, **options: Any) -> None:
-        self.transformer, self.vqvae, self.context = transformer, vqvae, given
+    def __init__(self, transformer: VideoTransformer, tokenizer: Tokenizer, given: int, **options: Any) -> None:
+        self.transformer, self.tokenizer, self.context = transformer, tokenizer, given
+        self.n_prime = latent_frames(tokenizer, given, "a beginning")
         self.paired = given > 0
         self.classes, self.options = transformer.config.classes, options
-        self.codes, self.bits = Codes(vqvae), Bits(transformer, given)
+        cells = Cells(tokenizer.time_factor, tokenizer.space_factor, tokenizer.causal)
+        self.codes = Codes(tokenizer.width, tokenizer.size)
+        self.bits = Bits(transformer, self.n_prime, cells)
         self.shown: tuple[Tensor, Tensor] | None = None  # the last clips and their codes
 
     def make(self, batch: Batch) -> Tensor:
@@ -103,8 +110,8 @@ class Continuations(Subject):
             self.bits.update(codes, classes)
         seeds = [derive_seed(batch.seed, "continue", item) for item in batch.items]
         options = {"class_idx": classes, "guidance": self.guidance, **self.options}
-        made = generate_codes(self.transformer, codes, self.context, seeds=seeds, **options)
-        return self.behind_given(batch.clips, decode_clips(self.vqvae, made).cpu())
+        made = generate_codes(self.transformer, self.shown_only(codes), self.n_prime, seeds=seeds, **options)
+        return self.behind_given(batch.clips, decode_codes(self.tokenizer, made).cpu())
 
     def classes_of(self, batch: Batch, device: torch.device) -> Tensor | None:
         """The number of each clip's class (B,); None of a transformer without classes. Raises UserError."""
@@ -117,15 +124,23 @@ class Continuations(Subject):
     def encode(self, clips: Tensor) -> Tensor:
         """Codes of clips; kept for their further samples and baselines."""
         if self.shown is None or self.shown[0] is not clips:
-            self.shown = (clips, encode_clips(self.vqvae, clips.to(self.vqvae.pixel_mean.device)))
+            device = self.transformer.encoder.conv.weight.device
+            self.shown = (clips, encode_codes(self.tokenizer, clips.to(device)))
         return self.shown[1]
+
+    def shown_only(self, codes: Tensor) -> Tensor:
+        """The codes of the last clips, with nothing in those of the given frames that only later frames can tell."""
+        if self.tokenizer.causal or not self.n_prime:
+            return codes
+        own = encode_codes(self.tokenizer, self.shown[0][:, :, : self.context].to(codes.device))
+        return torch.cat([own, codes[:, :, self.n_prime :]], dim=2)
 
     def behind_given(self, clips: Tensor, others: Tensor) -> Tensor:
         """The given frames of the clips, then those of the others."""
         return torch.cat([clips[:, :, : self.context], others[:, :, self.context :]], dim=2)
 
     def baselines(self, clips: Tensor) -> dict[str, Tensor]:
-        found = {"reconstruction of the true frames": decode_clips(self.vqvae, self.encode(clips)).cpu()}
+        found = {"reconstruction of the true frames": decode_codes(self.tokenizer, self.encode(clips)).cpu()}
         found["of the mean frame"] = mean_frame(clips)
         if self.context:
             last = clips[:, :, self.context - 1 : self.context].expand_as(clips)
@@ -146,10 +161,10 @@ class Continuations(Subject):
 
 
 class Codes:
-    """Usage of each codebook of a VQ-VAE."""
+    """Usage of each of `num` codebooks of `size` codes."""
 
-    def __init__(self, vqvae: VQVAE) -> None:
-        self.usages = [CodebookUsage(vqvae.config.codebook.size) for _ in range(vqvae.config.codebook.num)]
+    def __init__(self, num: int, size: int) -> None:
+        self.usages = [CodebookUsage(size) for _ in range(num)]
 
     def update(self, codes: Tensor) -> None:
         """Count codes (B, C, T, h, w)."""
@@ -165,18 +180,20 @@ class Codes:
 
 
 class Bits:
-    """Bits that a transformer needs for codes."""
+    """Bits that a transformer needs for codes, of which the first `given` frames do not count."""
 
-    def __init__(self, transformer: VideoTransformer, given: int) -> None:
-        self.transformer, self.given, self.bits, self.codes_per_frame = transformer, given, BitsPerToken(), 0
+    def __init__(self, transformer: VideoTransformer, given: int, cells: Cells) -> None:
+        self.transformer, self.given, self.cells = transformer, given, cells
+        self.bits, self.codes_per_frame, self.subpixels = BitsPerToken(), 0, 1.0
 
     def update(self, codes: Tensor, classes: Tensor | None) -> None:
         """Count the codes (B, C, T, h, w) after the given frames."""
         self.bits.update(*clip_nats(self.transformer, codes, self.given, classes))
         self.codes_per_frame = codes[0, :, 0].numel()
+        self.subpixels = self.cells.subpixels_per_code(tuple(codes.shape[1:]))
 
     def scores(self) -> list[Score]:
         """Per code, and per red, green or blue value, over all processes; starts anew."""
         bits, self.bits = self.bits.over_processes(), BitsPerToken()
-        per_subpixel = bits_per_subpixel(bits.value, self.transformer.config.nc)
-        return [bits.score(self.codes_per_frame), Score("bits-per-subpixel", [], value=float(per_subpixel))]
+        per_subpixel = Score("bits-per-subpixel", [], value=bits.value / self.subpixels)
+        return [bits.score(self.codes_per_frame), per_subpixel]

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvt.config import DOWNSAMPLING, TransformerConfig, Triple, transformer_config
+from lvt.config import TransformerConfig, Triple, transformer_config
 from lvt.layers import BlockLocalAttention, initialize_convolutions, inverse_timescales, position_signal, run_layers
 from lvt.subscale import context_ids, put_slice, slice_frames, take_contexts, take_slices
 from videodata.errors import UserError
@@ -312,11 +312,6 @@ def clip_nats(
 def bits_per_code(nats: Tensor, count: int) -> Tensor:
     """Bits per code; a model that knows nothing needs log2(V)."""
     return nats / (math.log(2) * count)
-
-
-def bits_per_subpixel(bits: Tensor, codebooks: int) -> Tensor:
-    """The same rate per red, green or blue value of the frames, so that models with other codes can be compared."""
-    return bits * codebooks / (DOWNSAMPLING**2 * 3)
 
 
 def forget_recomputable(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

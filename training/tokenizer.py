@@ -265,6 +265,12 @@ def tokenizer_record(name: str | Path) -> dict[str, Any] | None:
     return record
 
 
+def recorded_name(folder: str | Path) -> str:
+    """A text that opens the tokenizer which encoded the data of a folder: its name, or for one with settings the folder."""
+    named = tokenizer_name(folder)
+    return str(folder if named.settings else named)
+
+
 def type_of(path: str | None) -> str | None:
     """The type of what lies at a path, or is the trained model of this name, as the folders of models tell it."""
     place = None if path is None else trained_part(path) or Path(path)
