@@ -266,7 +266,7 @@ def tokenizer_record(name: str | Path) -> dict[str, Any] | None:
 
 
 def recorded_name(folder: str | Path) -> str:
-    """A text that opens the tokenizer which encoded the data of a folder: its name, or for one with settings the folder."""
+    """A text that opens the tokenizer which encoded the data of a folder: its name, or the folder if it has settings."""
     named = tokenizer_name(folder)
     return str(folder if named.settings else named)
 
