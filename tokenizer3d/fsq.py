@@ -108,7 +108,7 @@ class FSQ(nn.Module):
         return torch.tanh(z + shift) * half_width - offset
 
     def integers(self, bounded: Tensor) -> Tensor:
-        """Bounded latents (..., d) -> the levels that they are rounded to (half to even), (..., Q, d), whole numbers."""
+        """Bounded latents (..., d) -> the levels that they are rounded to (half to even): whole numbers (..., Q, d)."""
         stages, scale = [bounded.round()], 1.0
         levels, offset = self.per_channel(bounded), self.offset(bounded)
         low, high = -self.half(bounded), levels - 1 - self.half(bounded)
@@ -120,7 +120,7 @@ class FSQ(nn.Module):
         return torch.stack(stages, dim=-2)
 
     def codes(self, integers: Tensor) -> Tensor:
-        """Levels (..., Q, d) as whole numbers -> codes (..., d), multiples of 1/4 in [-1, 0.75] for Q 1 and 8 levels."""
+        """Levels (..., Q, d) as whole numbers -> codes (..., d): with Q 1 and 8 levels, -1 to 0.75 by 1/4."""
         half, levels, offset = self.half(integers), self.per_channel(integers), self.offset(integers)
         total, scale = integers[..., 0, :], 1.0
         for stage in range(1, self.num_quantizers):
@@ -181,7 +181,8 @@ class FSQ(nn.Module):
             if weight == 0:
                 return self.commitment_loss_weight * commitment
             chunk = chunk or max(1, LARGEST_CHUNK // self.size)
-            parts = [checkpoint(self.choices, part, use_reentrant=False, preserve_rng_state=False) for part in tokens.split(chunk)]
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            parts = [checkpoint(self.choices, part, **again) for part in tokens.split(chunk)]
             mean_choice = mean_of_processes(sum(part[0] for part in parts) / len(tokens))  # (K,)
             of_sample = sum(part[1] for part in parts) / len(tokens)
             of_codebook = entropy(mean_choice, self.floor)
