@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from losses.fsq import FSQ, LARGEST_CHUNK
 from tests.training.processes import launch
-from tokenizer3d.fsq import FSQ, LARGEST_CHUNK
 from videodata.errors import UserError
 
 STEPS = (0, 500, 1000, 2000, 100_000)  # at which the fixture has the auxiliary loss

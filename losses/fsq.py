@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from losses.quantize import Quantizer
 from training.distributed import mean_of_processes
 from videodata.errors import UserError
 from videodata.finite import finite
@@ -24,7 +25,7 @@ LARGEST_CHUNK = 2**22  # probabilities of codes that are in memory at a time
 ENTROPIES = ("original", "bounded")
 
 
-class FSQ(nn.Module):
+class FSQ(Quantizer):
     """Latents (B, d, ...) -> codes in [-1, 1] and their indices, in float32 whatever the autocast.
 
     With `num_quantizers` Q above 1, stage q quantises what the stages before it left, on a grid that divides their
@@ -43,7 +44,7 @@ class FSQ(nn.Module):
         entropy: str = "original",
         num_quantizers: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(math.prod(levels))
         if not levels or min(levels) < 2:
             raise UserError(f"levels {list(levels)}: FSQ needs at least one channel, and 2 levels in each")
         if math.prod(levels) > 2**31 - 1:
@@ -53,7 +54,7 @@ class FSQ(nn.Module):
         if num_quantizers < 1:
             raise UserError(f"num_quantizers {num_quantizers}: must be at least 1")
         self.levels = tuple(int(level) for level in levels)
-        self.dim, self.size, self.num_quantizers = len(self.levels), math.prod(self.levels), num_quantizers
+        self.dim, self.num_quantizers = len(self.levels), num_quantizers
         self.entropy_loss_weight = entropy_loss_weight
         self.entropy_loss_annealing_steps = entropy_loss_annealing_steps
         self.entropy_loss_annealing_factor = entropy_loss_annealing_factor
@@ -63,8 +64,9 @@ class FSQ(nn.Module):
     def extra_repr(self) -> str:
         return f"levels={list(self.levels)}, num_quantizers={self.num_quantizers}"
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.quantize(z)
+    def to_codes(self, latents: Tensor, update: bool) -> tuple[Tensor, Tensor, Tensor]:
+        loss = self.auxiliary_loss(latents, self.step) if self.training else latents.new_zeros(())
+        return *self.quantize(latents), loss
 
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, d, ...) -> (codes (B, d, ...) float32, indices (B, ...) int32, with a last axis Q where Q > 1).
@@ -215,3 +217,30 @@ class FSQ(nn.Module):
 def entropy(probability: Tensor, floor: float) -> Tensor:
     """Sum of -p log p over all entries, in nats; p counts as `floor` inside the logarithm where it is smaller."""
     return -(probability * probability.clamp(min=floor).log()).sum()
+
+
+class ProjectedFSQ(Quantizer):
+    """Latents with D channels on a grid with fewer, by a linear map before it and another one behind.
+
+    Has the keys of the FSQ of the vector-quantize-pytorch package, and none where D is the number of levels.
+    """
+
+    def __init__(self, dim: int, levels: Sequence[int], num_quantizers: int = 1) -> None:
+        super().__init__(math.prod(levels))
+        self.grid = FSQ(levels, entropy_loss_weight=0, commitment_loss_weight=0, num_quantizers=num_quantizers)
+        self.num_quantizers = num_quantizers
+        maps = {"project_in": nn.Linear(dim, len(levels)), "project_out": nn.Linear(len(levels), dim)}
+        self.layer = nn.ModuleDict(maps if dim != len(levels) else {})
+
+    def to_codes(self, latents: Tensor, update: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if self.layer:
+            latents = self.layer["project_in"](latents.movedim(1, -1)).movedim(-1, 1)
+        codes, indices = self.grid.quantize(latents)
+        return self.project(codes), indices, latents.new_zeros(())
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return self.project(self.grid.lookup(indices))
+
+    def project(self, codes: Tensor) -> Tensor:
+        """Codes (B, d, ...) of the grid -> the latents (B, D, ...) that the decoder gets."""
+        return self.layer["project_out"](codes.movedim(1, -1)).movedim(-1, 1) if self.layer else codes
