@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tokenizer3d.model import Tokenizer3D
 
 _HOME = {"Tokenizer3D": "tokenizer3d.model", "Tokenizer3DConfig": "tokenizer3d.config"}
-__all__ = list(_HOME)
+__all__ = ["Tokenizer3D", "Tokenizer3DConfig"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,9 +5,10 @@ Source: the configuration files of microsoft/VidTok (MIT licence; arXiv 2412.130
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from training.config import from_dict, unknown_key
@@ -19,8 +20,7 @@ PREFIX, SUFFIX_1_1 = "vidtok_", "_v1_1"
 LEVELS = 8  # of every channel of the published FSQ models
 # How the original's 1.1 is told to cut long videos. Here every clip goes through in steps without seams.
 TILING_KEYS = ("use_tiling", "t_chunk_enc", "t_chunk_dec", "use_overlap")
-# Keys of published files that are about training, or the same in all of them.
-UNREAD = ("dropout", "use_checkpoint", "fix_encoder", "fix_decoder", "init_pad_mode", "norm_type")
+UNREAD = ("dropout", "use_checkpoint", "fix_encoder", "fix_decoder")  # keys of published files that are about training
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,16 @@ class Tokenizer3DConfig:
     space_up: tuple[int, ...] = (1, 2, 3)
     time_up: tuple[int, ...] = (1, 2)
     levels: tuple[int, ...] = ()  # FSQ: of each channel
+    regularizer_options: dict[str, Any] = field(default_factory=dict)  # FSQ: further arguments of losses.FSQ
     in_channels: int = 3
     out_channels: int = 3
     name: str = ""  # of the published configuration, where it is one
 
     def __post_init__(self) -> None:
-        for value, known, what in ((self.version, VERSIONS, "version"), (self.regularizer, REGULARIZERS, "regularizer")):
+        for value, known, what in (
+            (self.version, VERSIONS, "version"),
+            (self.regularizer, REGULARIZERS, "regularizer"),
+        ):
             if value not in known:
                 raise UserError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
         if self.version == "1.1" and not self.causal:
@@ -60,8 +64,8 @@ class Tokenizer3DConfig:
             raise UserError(
                 f"fsq with {self.z_channels} z_channels needs as many levels of at least 2, found {self.levels}"
             )
-        if self.regularizer == "kl" and self.levels:
-            raise UserError(f"levels {self.levels} are of fsq, and the regularizer is kl")
+        if self.regularizer == "kl" and (self.levels or self.regularizer_options):
+            raise UserError("levels and regularizer_options are of fsq, and the regularizer is kl")
 
     def _check_levels(self) -> None:
         top = len(self.ch_mult) - 1
@@ -128,23 +132,25 @@ def config_from(source: str | Mapping[str, Any] | Tokenizer3DConfig) -> Tokenize
     return from_dict(Tokenizer3DConfig, values)
 
 
-FIELDS = tuple(field.name for field in fields(Tokenizer3DConfig))
+FIELDS = tuple(entry.name for entry in fields(Tokenizer3DConfig))
 
 
 def from_original(values: Mapping[str, Any]) -> Tokenizer3DConfig:
     """The original's parameters, as its YAML files and the metadata of converted files hold them. Raises UserError."""
     try:
         version, causal, regularizer = (values[key] for key in ("version", "causal", "regularizer"))
-        encoder = dict(values["encoder_params"])
+        causal = {"True": True, "False": False}.get(causal, causal)
+        encoder = plain(values["encoder_params"])
         ch_mult, z_channels = tuple(encoder.pop("ch_mult")), encoder.pop("z_channels")
+        options = plain(values.get("regularizer_params", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"a tokenizer's configuration needs {error}") from error
-    if encoder.get("norm_type", "layernorm") != "layernorm":
-        raise UserError(
-            f"norm_type {encoder['norm_type']!r}: only layernorm is known, which all published configurations have"
-        )
-    if version == "1.1" and encoder.pop("interpolation_mode", "trilinear") != "trilinear":
-        raise UserError("version 1.1 needs interpolation_mode trilinear, which all its published configurations have")
+    required = {"norm_type": "layernorm", "init_pad_mode": "replicate"}
+    if version == "1.1":
+        required["interpolation_mode"] = "trilinear"
+    for key, value in required.items():
+        if encoder.pop(key, value) != value:
+            raise UserError(f"{key}: only {value} is known, which all published configurations have")
     space_down, time_down, space_up, time_up = default_levels(len(ch_mult))
     config = Tokenizer3DConfig(
         version=version,
@@ -158,7 +164,8 @@ def from_original(values: Mapping[str, Any]) -> Tokenizer3DConfig:
         time_down=tuple(encoder.pop("tempo_ds", time_down)),
         space_up=tuple(sorted(encoder.pop("spatial_us", space_up))),
         time_up=tuple(sorted(encoder.pop("tempo_us", time_up))),
-        levels=tuple(values.get("regularizer_params", {}).get("levels", ())),
+        levels=tuple(options.pop("levels", ())),
+        regularizer_options=options,
         in_channels=encoder.pop("in_channels", 3),
         out_channels=encoder.pop("out_ch", 3),
     )
@@ -171,6 +178,11 @@ def from_original(values: Mapping[str, Any]) -> Tokenizer3DConfig:
         if key not in UNREAD:
             raise unknown_key(f"encoder_params.{key}", [f"encoder_params.{known}" for known in UNREAD])
     return config
+
+
+def plain(values: Mapping[str, Any] | str) -> dict[str, Any]:
+    """A mapping, or the JSON of one: the metadata of a file has only text."""
+    return dict(json.loads(values) if isinstance(values, str) else values)
 
 
 def default_levels(count: int) -> tuple[tuple[int, ...], ...]:

@@ -112,7 +112,7 @@ class Encoder(Network):
 
 
 class Decoder(Network):
-    """Latents (B, T', h, w, z) -> clip (B, f T', s h, s w, 3), with the frames that stand for those before the first."""
+    """Latents (B, T', h, w, z) -> clip (B, f T', s h, s w, 3), with the frames that stand before the first one."""
 
     def __init__(self, config: Tokenizer3DConfig) -> None:
         super().__init__(config)
