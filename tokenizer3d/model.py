@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from losses import FSQ
-from tokenizer3d.config import Tokenizer3DConfig, config_from
+from tokenizer3d.config import TILING_KEYS, Tokenizer3DConfig, config_from
 from tokenizer3d.latents import Codes, Latents, Posterior
 from tokenizer3d.networks import Decoder, Encoder
 from tokenizer3d.streaming import Streaming, decode_clip, encode_clip, inside, outside, pad_size, repeat_frame
 from tokenizer3d.tiles import Pieces
+from tokenizer3d.weights import build_empty, load_into, read_file, read_folder, read_state_dict, write_folder
 from videodata.errors import UserError
 
 logger = logging.getLogger(__name__)
 LENGTH_MODES = ("pad", "strict", "original")
+
+
+class TilingSwitch:
+    """A setting of the original's 1.1: accepted, and without effect, because every clip goes through without seams."""
+
+    told = False  # one warning per process
+
+    def __init__(self, default: object) -> None:
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: nn.Module | None, owner: type) -> Any:
+        return self if model is None else model.__dict__.get(self.name, self.default)
+
+    def __set__(self, model: nn.Module, value: object) -> None:
+        model.__dict__[self.name] = value
+        if not TilingSwitch.told:
+            TilingSwitch.told = True
+            logger.warning(
+                "%s has no effect: clips of any length go through in steps without seams; `pieces` has their size",
+                ", ".join(TILING_KEYS),
+            )
 
 
 class Tokenizer3D(Streaming, nn.Module):
@@ -43,7 +69,51 @@ class Tokenizer3D(Streaming, nn.Module):
     @classmethod
     def from_config(cls, config: str | Mapping[str, Any] | Tokenizer3DConfig) -> Tokenizer3D:
         """A new model by a published name, or by a configuration as `config_from` takes it. Raises UserError."""
-        return cls(config_from(config))
+        model = cls(config_from(config))
+        for name in TILING_KEYS:
+            if isinstance(config, Mapping) and name in config:
+                setattr(model, name, config[name])
+        return model
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        version: str | None = None,
+        *,
+        levels: Sequence[int] | None = None,
+        ema: bool = False,
+    ) -> Tokenizer3D:
+        """The model of a published file or of one of ours, in eval mode; everything but the version is read from it.
+
+        version: "1.0" or "1.1"; None: as the file's name ("_v1_1") or its notes say. levels: of FSQ, 8 in each channel
+        unless given. ema: the averaged weights. Raises UserError, also where nothing tells the version.
+        """
+        return cls.with_weights(*read_file(path, version, tuple(levels) if levels else None, ema), source=path)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Tokenizer3D:
+        """The model that `save_pretrained` wrote to a folder, in eval mode. Raises UserError."""
+        return cls.with_weights(*read_folder(folder), source=folder)
+
+    @classmethod
+    def with_weights(cls, config: Tokenizer3DConfig, weights: Mapping[str, Tensor], source: object) -> Tokenizer3D:
+        """A model of these weights, strictly, in eval mode. Raises UserError that names `source`."""
+        model = build_empty(cls, config)
+        load_into(model, config, weights, source)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, source: str = "") -> None:
+        """Write model.safetensors and config.json. source: where the weights are from, to be noted in both."""
+        write_folder(folder, self, self.config, source)
+
+    def load_file(self, path: str | Path, ema: bool = False) -> Tokenizer3D:
+        """Load the weights of a file into this model, strictly; the file's version is not looked at."""
+        load_into(self, self.config, read_state_dict(path, ema), path)
+        return self
+
+    use_tiling, use_overlap = TilingSwitch(False), TilingSwitch(False)
+    t_chunk_enc, t_chunk_dec = TilingSwitch(16), TilingSwitch(4)
 
     @property
     def is_causal(self) -> bool:
