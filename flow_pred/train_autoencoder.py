@@ -18,6 +18,7 @@ from flow_pred.autoencoder import SimpleVQVAE, build_ours
 from flow_pred.config import AutoencoderObjective, AutoencoderTraining, DataConfig, configure_autoencoder
 from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
+from losses.quantize import LatentReservoir, kmeans
 from training import Losses, Networks, Recipe, Step, settings_from, train
 from training.cli import command_line
 from training.distributed import print0
@@ -25,7 +26,6 @@ from training.optim import build_optimizer
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 from videodata.pixels import as_float
-from vqgan.quantize import LatentReservoir, kmeans
 
 BETAS = (0.9, 0.99)
 SHOWN = 8
