@@ -42,8 +42,8 @@ from videodata.files import parse_json, read_json
 from videodata.finite import finite
 
 Kind = Literal["codes", "latents"]
-TYPES = {
-    "vqgan": "vqgan", "ldm-vq": "vqgan", "lvt-vqvae": "lvt", "vvae": "vvae",
+TYPES = {  # and the folder of each
+    "vqgan": "vqgan", "ldm-vq": "vqgan", "lvt-vqvae": "lvt", "vvae": "vvae", "tokenizer3d": "tokenizer3d",
     "ours": "flow_pred", "sd-vae-ft-mse": "flow_pred", "identity": "flow_pred",
 }  # fmt: skip
 TYPE_LIKE = re.compile(r"[a-z0-9-]{2,}")  # not the letter of a drive
@@ -266,7 +266,7 @@ def tokenizer_record(name: str | Path) -> dict[str, Any] | None:
 
 
 def recorded_name(folder: str | Path) -> str:
-    """A text that opens the tokenizer which encoded the data of a folder: its name, or the folder if it has settings."""
+    """A text that opens the tokenizer that encoded the data of a folder: its name, or the folder if it has settings."""
     named = tokenizer_name(folder)
     return str(folder if named.settings else named)
 

@@ -88,10 +88,10 @@ class ClipTokenizer:
 
 def tokenizer_type(path: Path) -> str | None:
     """ "vvae" for a run folder of the training, and for a folder of save_pretrained; published files do not say it."""
-    config = path / "config.yaml"
-    if config.is_file():
-        return "vvae" if "AutoencoderKL2plus1D" in str(load_config(config).get("model", {}).get("target")) else None
-    return "vvae" if (path / "config.json").is_file() and any(path.glob("*.safetensors")) else None
+    run, saved, name = path / "config.yaml", path / "config.json", AutoencoderKL2plus1D_1dcnn.__name__
+    if run.is_file():
+        return "vvae" if name in str(load_config(run).get("model", {}).get("target")) else None
+    return "vvae" if saved.is_file() and name in saved.read_text(encoding="utf-8", errors="replace") else None
 
 
 def build_tokenizer(type: str, path: Path, kind: str | None, settings: dict[str, Any]) -> ClipTokenizer:

@@ -15,15 +15,17 @@ from training.tokenizer import (
 )
 from videodata.errors import UserError
 
-FACTS = {  # kind, size, (t, h, w, c) of a clip of FRAMES frames of SIDE x SIDE
+FACTS = {  # kind, size, (t, h, w, c) of a clip of SIDE x SIDE and of 8 frames, of 9 for a causal one with a time factor
     "vqgan": ("codes", CODES, (8, 4, 4, 1)),
     "ldm": ("codes", CODES, (8, 8, 8, 1)),
     "lvt-vqvae": ("codes", CODES, (8, 4, 4, 2)),
     "vvae": ("latents", None, (2, 2, 2, 16)),
     "ours": ("latents", None, (8, 4, 4, 4)),
+    "kl": ("latents", None, (3, 4, 4, 4)),
+    "fsq": ("codes", 48, (3, 4, 4, 1)),
     "identity": ("latents", None, (8, 16, 16, 3)),
 }
-FRAMES = 8
+FRAMES = dict.fromkeys(("kl", "fsq"), 9)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def stored(tmp_path_factory):
     return {kind: store_tokenizer(kind, tmp_path_factory.mktemp(kind)) for kind in STORED}
 
 
-def clips(batch=2, frames=FRAMES):
+def clips(batch=2, frames=8):
     return 2 * torch.rand(batch, 3, frames, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) - 1
 
 
@@ -41,23 +43,23 @@ def test_every_tokenizer_keeps_the_interface(stored, kind):
     """Arrays of the promised shape, type and range; clips of the promised shape come back, in [-1, 1]."""
     tokenizer = open_tokenizer(stored[kind])
     what, size, shape = FACTS[kind]
-    array = tokenizer.encode(clips())
+    frames = FRAMES.get(kind, 8)
+    array = tokenizer.encode(clips(frames=frames))
     assert (tokenizer.kind, tokenizer.size) == (what, size)
-    assert array.shape[1:] == shape == tokenizer.shape(FRAMES, SIDE, SIDE) and shape[3] == tokenizer.width
+    assert array.shape[1:] == shape == tokenizer.shape(frames, SIDE, SIDE) and shape[3] == tokenizer.width
     assert array.dtype == (torch.int64 if what == "codes" else torch.float32)
     if what == "codes":
         assert int(array.min()) >= 0 and int(array.max()) < size and len(array.unique()) > 1
-    decoded = tokenizer.decode(array, FRAMES, SIDE, SIDE)
-    assert decoded.shape == clips().shape and decoded.dtype == torch.float32 and decoded.abs().max() <= 1
+    decoded = tokenizer.decode(array, frames, SIDE, SIDE)
+    assert decoded.shape == (2, 3, frames, SIDE, SIDE) and decoded.dtype == torch.float32 and decoded.abs().max() <= 1
     assert torch.equal(decode_array(tokenizer, array), decoded)
     assert not tokenizer.module.training and not any(weight.requires_grad for weight in tokenizer.module.parameters())
 
 
 @pytest.mark.parametrize("kind", FACTS)
 def test_clips_do_not_depend_on_their_batch(stored, kind):
-    tokenizer = open_tokenizer(stored[kind])
-    together = tokenizer.encode(clips())
-    alone = tokenizer.encode(clips()[1:])
+    tokenizer, whole = open_tokenizer(stored[kind]), clips(frames=FRAMES.get(kind, 8))
+    together, alone = tokenizer.encode(whole), tokenizer.encode(whole[1:])
     torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-4)
     torch.testing.assert_close(
         decode_array(tokenizer, together)[1:], decode_array(tokenizer, together[1:]), rtol=0, atol=1e-4
@@ -162,9 +164,40 @@ def test_other_numbers_of_frames_are_refused_with_the_nearest(factor, causal, fr
 def test_sizes_that_do_not_fit_are_refused(stored):
     for kind, size in (("vqgan", 18), ("vvae", 20)):
         with pytest.raises(UserError, match="multiples of"):
-            array_shape(open_tokenizer(stored[kind]), FRAMES, size, size)
+            array_shape(open_tokenizer(stored[kind]), 8, size, size)
 
 
 def test_the_settings_of_a_mapping_are_those_of_the_type(stored):
     tokenizer = open_tokenizer({"type": "ours", "path": stored["ours"], **OURS})
     assert tokenizer_digest(tokenizer) == tokenizer_digest(open_tokenizer(stored["ours"]))
+
+
+@pytest.mark.parametrize(("codebooks", "size"), [(1, 48), (2, 16), (3, 4)])
+def test_the_channels_of_fsq_are_dealt_to_codebooks(stored, codebooks, size):
+    """The same clip comes back however many there are; a code that an uneven deal does not have becomes its last."""
+    one = open_tokenizer(stored["fsq"])
+    tokenizer = open_tokenizer(f"tokenizer3d:{stored['fsq']},codebooks={codebooks}")
+    whole = clips(frames=9)
+    array = tokenizer.encode(whole)
+    assert (tokenizer.width, tokenizer.size) == (codebooks, size) and array.shape == (2, 3, 4, 4, codebooks)
+    assert torch.equal(decode_array(tokenizer, array), decode_array(one, one.encode(whole)))
+    codes = one.module.lookup(one.encode(whole)[..., 0]).movedim(1, -1)  # (B, t, h, w, channels)
+    found = [vectors[array[..., number]] for number, vectors in enumerate(tokenizer.vectors)]
+    torch.testing.assert_close(torch.cat(found, -1), codes)
+    last = torch.full_like(array, size - 1)
+    assert torch.equal(decode_array(tokenizer, last), decode_array(one, torch.full((2, 3, 4, 4, 1), one.size - 1)))
+
+
+def test_a_causal_tokenizer_needs_no_later_frames(stored):
+    for kind in ("kl", "fsq"):
+        tokenizer, whole = open_tokenizer(stored[kind]), clips(frames=9)
+        torch.testing.assert_close(tokenizer.encode(whole)[:, :2], tokenizer.encode(whole[:, :, :5]), rtol=0, atol=1e-5)
+
+
+def test_published_files_of_the_3d_tokenizer_need_their_version(stored, tmp_path):
+    model = open_tokenizer(stored["kl"]).module
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "published.ckpt")
+    with pytest.raises(UserError, match="whether its weights are of version 1.0 or 1.1"):
+        open_tokenizer(f"tokenizer3d:{tmp_path / 'published.ckpt'}")
+    found = open_tokenizer(f"tokenizer3d:{tmp_path / 'published.ckpt'},version=1.0")
+    assert torch.equal(found.encode(clips(frames=5)), open_tokenizer(stored["kl"]).encode(clips(frames=5)))

@@ -12,6 +12,7 @@ from flow_pred import build_autoencoder
 from lvt import config as lvt_config
 from lvt.files import build_vqvae
 from tests.conftest import ROOT
+from tests.tokenizer3d.tiny import tiny
 from training.checkpoint import weights_path, write_weights
 from videodata.digits import Digits
 from videodata.pixels import to_float
@@ -76,12 +77,20 @@ def stored_ours(folder: Path) -> str:
     return write_run(folder / "run", "flow_pred_autoencoder", {"model": {"type": "ours", **OURS}}, autoencoder=module)
 
 
+def stored_tokenizer3d(folder: Path, **settings: Any) -> str:
+    """A folder of `save_pretrained`."""
+    tiny("444", **settings).save_pretrained(folder / "tokenizer3d")
+    return str(folder / "tokenizer3d")
+
+
 STORED: dict[str, Callable[[Path], str]] = {
     "vqgan": lambda folder: stored_vqgan(folder, VQGAN((8, 16, 16), 4, CODES, 4)),
     "ldm": lambda folder: stored_vqgan(folder, LDMVQModel(LDM, CODES, 2)),
     "lvt-vqvae": stored_vqvae,
     "vvae": stored_vvae,
     "ours": stored_ours,
+    "kl": stored_tokenizer3d,
+    "fsq": lambda folder: stored_tokenizer3d(folder, regularizer="fsq", z_channels=3, levels=(4, 4, 3)),
     "identity": lambda folder: "identity",
 }
 
