@@ -160,7 +160,8 @@ def fitting(tokenizer: Tokenizer, config: dict[str, Any]) -> Tokenizer:
     if (tokenizer.width, tokenizer.size) != (node["NC"], node["NV"]):
         raise UserError(
             f"{sampler['TOKENIZER']}: has {tokenizer.width} codebook(s) of {tokenizer.size} codes, the transformer is "
-            f"for {node['NC']} of {node['NV']}; set MODEL.AUTOREGRESSIVE.VT.NC and NV, or name another tokenizer"
+            f"for {node['NC']} of {node['NV']}; set MODEL.AUTOREGRESSIVE.VT.NC {tokenizer.width} "
+            f"MODEL.AUTOREGRESSIVE.VT.NV {tokenizer.size}, or name another tokenizer"
         )
     if sampler["TOKENIZER_DIGEST"] not in ("", tokenizer_digest(tokenizer)):
         logger.warning(
