@@ -23,7 +23,7 @@ from flow_pred.river import RiverPredictor
 from training.checkpoint import load_checkpoint, model_settings, strict_load
 from training.config import from_dict
 from training.pretrained import parts_beside
-from training.tokenizer import FrameTokenizer, Kind, recipe_of, tokenizer_name
+from training.tokenizer import FrameTokenizer, Kind, recipe_of, run_of_tokenizer
 from videodata.errors import UserError
 
 Regressor = VectorFieldRegressor | ConvRegressor
@@ -205,7 +205,7 @@ def run_of(component: Component, autoencoder: str | None) -> str | None:
     """The run folder or file of the autoencoder under a component."""
     path = component.autoencoder_file(autoencoder)
     is_tokenizer = component.model.autoencoder.get("type") == "tokenizer"
-    return tokenizer_name(path).path if path and is_tokenizer else path
+    return run_of_tokenizer(path) if path and is_tokenizer else path
 
 
 def parts_of_sde(files: Mapping[str, Files]) -> dict[str, Files]:

@@ -22,8 +22,8 @@ from training.tokenizer import (
     Tokenizer,
     open_tokenizer,
     recipe_of,
+    run_of_tokenizer,
     tokenizer_digest,
-    tokenizer_name,
 )
 from videodata.errors import UserError
 from videodata.files import write_file
@@ -118,7 +118,7 @@ def weights_behind(config: dict[str, Any]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(filter(None, own))) or (config["OUTPUT_DIR"],)
     vqvae = [sampler["VQ_VAE"][f"{node}_WEIGHTS"] for node in WEIGHT_NODES.values()]
     if sampler["TOKENIZER"]:
-        vqvae = [tokenizer_name(sampler["TOKENIZER"]).path]
+        vqvae = [run_of_tokenizer(sampler["TOKENIZER"])]
     return tuple(dict.fromkeys([model["GENERATOR"]["WEIGHTS"] or config["OUTPUT_DIR"], *filter(None, vqvae)]))
 
 

@@ -295,6 +295,12 @@ def trained_part(path: str) -> Path | None:
     return next((part for part in unpack(file_of(path)).values() if type_at(part)), None)
 
 
+def run_of_tokenizer(name: str | Path) -> str | None:
+    """The run folder or file behind a name, where what it was trained on is noted; None: there is none."""
+    place = place_of(tokenizer_name(name))
+    return None if place is None else str(place)
+
+
 def place_of(name: TokenizerName) -> Path | None:
     """Where its files lie. Raises UserError where they do not."""
     if name.path is None:

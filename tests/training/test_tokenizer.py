@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from scripts import train_flow_autoencoder, train_lvt, train_vqgan, train_vvae
+from tests.conftest import ROOT
 from tests.training.tiny_tokenizers import CODES, LDM, OURS, SIDE, STORED, store_tokenizer
 from training.tokenizer import (
     array_shape,
     decode_array,
     latent_frames,
     open_tokenizer,
+    run_of_tokenizer,
     tokenizer_digest,
     tokenizer_name,
     video_frames,
@@ -201,3 +204,39 @@ def test_published_files_of_the_3d_tokenizer_need_their_version(stored, tmp_path
         open_tokenizer(f"tokenizer3d:{tmp_path / 'published.ckpt'}")
     found = open_tokenizer(f"tokenizer3d:{tmp_path / 'published.ckpt'},version=1.0")
     assert torch.equal(found.encode(clips(frames=5)), open_tokenizer(stored["kl"]).encode(clips(frames=5)))
+
+
+def test_a_published_file_of_vvae_needs_its_type(stored, tmp_path):
+    model = open_tokenizer(stored["vvae"]).module
+    model.save_checkpoint(tmp_path / "published.ckpt")
+    found = open_tokenizer(f"vvae:{tmp_path / 'published.ckpt'}")
+    torch.testing.assert_close(found.encode(clips()), open_tokenizer(stored["vvae"]).encode(clips()))
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="other.ckpt: "):
+        open_tokenizer(f"vvae:{tmp_path / 'other.ckpt'}")
+
+
+TINY = ["--steps", "1", "--batch_size", "2"]
+PATCH = ["--patch_size", "32", "--num_patches_h", "1", "--num_patches_w", "1", "--perceptual_weight", "0"]
+TRAININGS = {  # type -> script and its flags, the last of which takes the run folder
+    "vqgan": (train_vqgan, ["--preset", "test", "--data_path", "digits:20,frames=4,size=32", *PATCH, *TINY,
+                            "--gan_steps", "1", "--run_dir"]),
+    "vvae": (train_vvae, ["--preset", "tiny", "--data", "digits:20,frames=8,size=16", *TINY, "data.frames=4",
+                          "data.size=16", "optimization.image_steps=0", "--evaluate_batches", "1", "--run_dir"]),
+    "lvt-vqvae": (train_lvt, ["--config-file", str(ROOT / "configs/lvt/VQVAE_tiny.yaml"), *TINY, "--data",
+                              "digits:20,frames=16,size=32", "--run_dir"]),
+    "ours": (train_flow_autoencoder, ["--config", str(ROOT / "configs/flow_pred/digits_river_tiny.yaml"), *TINY,
+                                      "--data", "digits:20,frames=4,size=32", "--run-dir"]),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_the_run_folder_of_a_training_is_a_tokenizer(tmp_path, kind):
+    """By its path alone, and it says what it was trained on."""
+    script, flags = TRAININGS[kind]
+    script.main([*flags, str(tmp_path / "run"), *(["--device", "cpu"] if kind != "vvae" else [])])
+    tokenizer, whole = open_tokenizer(tmp_path / "run"), 2 * torch.rand(1, 3, 4, 32, 32) - 1
+    assert tokenizer_name(tmp_path / "run").type == kind
+    assert decode_array(tokenizer, tokenizer.encode(whole)).shape == whole.shape
+    assert run_of_tokenizer(tmp_path / "run") == str(tmp_path / "run")
