@@ -132,6 +132,8 @@ def config_from(source: str | Mapping[str, Any] | Tokenizer3DConfig) -> Tokenize
     if isinstance(source, str):
         return published(source)
     values = {key: value for key, value in source.items() if key not in TILING_KEYS}
+    if isinstance(values.get("version"), float):  # as YAML reads it
+        values["version"] = str(values["version"])
     if "encoder_params" in values:
         return from_original(values)
     if values.get("name") and set(values) <= {"name", "ch"}:
