@@ -392,6 +392,7 @@ DEFINITIONS = {
     "code-bits-per-frame": Definition(
         "code map", "bits", "lower", "codes of a frame times log2(size of the codebook): what storing them costs"
     ),
+    "code-bits-per-clip": Definition("codes", "bits", "lower", "codes of a clip times log2(size of the codebook)"),
     "codebook-usage": Definition("codebook usage", "", "higher", "share of the codes that occur in the whole set"),
     "codebook-perplexity": Definition(
         "codebook perplexity", "", "higher", "exp(entropy in nats) of the histogram of codes over the whole set"

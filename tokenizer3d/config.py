@@ -15,7 +15,8 @@ from training.config import from_dict, unknown_key
 from videodata.errors import UserError
 
 VERSIONS = ("1.0", "1.1")
-REGULARIZERS = ("kl", "fsq")
+REGULARIZERS = ("kl", "fsq", "ema", "lfq")  # the last two are not published
+DEFAULT_CODES = 1024  # of ema and lfq
 PREFIX, SUFFIX_1_1 = "vidtok_", "_v1_1"
 LEVELS = 8  # of every channel of the published FSQ models
 # How the original's 1.1 is told to cut long videos. Here every clip goes through in steps without seams.
@@ -42,8 +43,10 @@ class Tokenizer3DConfig:
     time_down: tuple[int, ...] = (1, 2)
     space_up: tuple[int, ...] = (1, 2, 3)
     time_up: tuple[int, ...] = (1, 2)
+    patch_size: int = 1  # not published: pixels along each side that become channels of one position of level 0
     levels: tuple[int, ...] = ()  # FSQ: of each channel
-    regularizer_options: dict[str, Any] = field(default_factory=dict)  # FSQ: further arguments of losses.FSQ
+    # Further arguments of the quantiser; of ema also num_quantizers, of ema and lfq codebook_size
+    regularizer_options: dict[str, Any] = field(default_factory=dict)
     in_channels: int = 3
     out_channels: int = 3
     name: str = ""  # of the published configuration, where it is one
@@ -57,15 +60,20 @@ class Tokenizer3DConfig:
                 raise UserError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
         if self.version == "1.1" and not self.causal:
             raise UserError("version 1.1 is of causal models alone; a non-causal one has version 1.0")
-        if min(self.ch, self.z_channels, self.num_res_blocks, *self.ch_mult, self.in_channels, self.out_channels) < 1:
-            raise UserError("ch, ch_mult, z_channels, num_res_blocks and the channels of pictures must be at least 1")
+        counts = (self.ch, self.z_channels, self.num_res_blocks, self.patch_size, *self.ch_mult)
+        if min(*counts, self.in_channels, self.out_channels) < 1:
+            raise UserError(
+                "ch, ch_mult, z_channels, num_res_blocks, patch_size and the channels of pictures must be at least 1"
+            )
         self._check_levels()
         if self.regularizer == "fsq" and (len(self.levels) != self.z_channels or min(self.levels) < 2):
             raise UserError(
                 f"fsq with {self.z_channels} z_channels needs as many levels of at least 2, found {self.levels}"
             )
-        if self.regularizer == "kl" and (self.levels or self.regularizer_options):
-            raise UserError("levels and regularizer_options are of fsq, and the regularizer is kl")
+        if self.regularizer != "fsq" and self.levels:
+            raise UserError(f"levels are of fsq, and the regularizer is {self.regularizer}")
+        if self.regularizer == "kl" and self.regularizer_options:
+            raise UserError("regularizer_options are of models with codes, and the regularizer is kl")
 
     def _check_levels(self) -> None:
         top = len(self.ch_mult) - 1
@@ -82,7 +90,7 @@ class Tokenizer3DConfig:
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent position, along each side."""
-        return 2 ** len(self.space_down)
+        return self.patch_size * 2 ** len(self.space_down)
 
     @property
     def temporal_factor(self) -> int:
@@ -97,6 +105,8 @@ class Tokenizer3DConfig:
     @property
     def codebook_size(self) -> int | None:
         """Number of codes; None for KL."""
+        if self.regularizer in ("ema", "lfq"):
+            return self.regularizer_options.get("codebook_size", DEFAULT_CODES)
         return math.prod(self.levels) if self.regularizer == "fsq" else None
 
     @property
@@ -122,6 +132,8 @@ def config_from(source: str | Mapping[str, Any] | Tokenizer3DConfig) -> Tokenize
     if isinstance(source, str):
         return published(source)
     values = {key: value for key, value in source.items() if key not in TILING_KEYS}
+    if isinstance(values.get("version"), float):  # as YAML reads it
+        values["version"] = str(values["version"])
     if "encoder_params" in values:
         return from_original(values)
     if values.get("name") and set(values) <= {"name", "ch"}:

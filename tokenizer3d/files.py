@@ -1,4 +1,6 @@
-"""A trained 3-D tokenizer by its folder or file, behind the interface of all tokenizers (`training.tokenizer`)."""
+"""A trained tokenizer by its run folder, its checkpoint, its folder of `save_pretrained`, or a published file; and
+behind the interface of all tokenizers (`training.tokenizer`).
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from losses.quantize import ResidualQuantizer
 from tokenizer3d.model import Tokenizer3D
-from tokenizer3d.weights import WEIGHTS_FILE, notes_of
-from training.tokenizer import GridTokenizer, Kind
+from tokenizer3d.weights import CONFIG_FILE, WEIGHTS_FILE, notes_of
+from training.checkpoint import load_checkpoint, model_settings, strict_load
+from training.pretrained import is_pretrained, open_pretrained
+from training.tokenizer import GridTokenizer, Kind, recipe_of
 from videodata.errors import UserError
 
-TOKENIZERS = {"tokenizer3d": ("version", "levels", "codebooks")}
+TOKENIZERS = {"tokenizer3d": ("version", "codebooks")}
 LARGEST_BOOK = 2**16  # codes whose vectors are listed
 
 
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", version: str | None = None
+) -> tuple[Tokenizer3D, dict[str, Any]]:
+    """The tokenizer, in eval mode, and the configuration of its run; {} where the file is of none.
+
+    version: of a published file whose name does not tell it. Raises UserError.
+    """
+    path = Path(path)
+    if is_pretrained(path):
+        return open_pretrained(path, device)
+    if path.is_dir() and (path / CONFIG_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
+        return Tokenizer3D.from_pretrained(path).to(device), {}
+    if not path.is_dir() and (version is not None or not is_of_a_run(path)):
+        return Tokenizer3D.from_single_file(path, version).to(device), {}
+    checkpoint = load_checkpoint(path)
+    if checkpoint["recipe"] != "tokenizer3d":
+        raise UserError(f"{path}: is a checkpoint of {checkpoint['recipe']!r}, not of a 3-D tokenizer")
+    weights = {**checkpoint["networks"], **checkpoint["ema"]}["tokenizer"]
+    model = Tokenizer3D.from_config(model_settings(checkpoint["config"], path))
+    strict_load(model, weights, path)
+    return model.to(device).eval(), checkpoint["config"]
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a file is a checkpoint of a training here, or the weights beside it."""
+    if not path.is_file():
+        return True  # the error of a missing file is one for all
+    if path.suffix == ".safetensors":
+        return path.stem.startswith("weights-") and not notes_of(path)
+    return path.stem.startswith("step-")
+
+
 def tokenizer_type(path: Path) -> str | None:
-    """What `training.tokenizer` asks: "tokenizer3d" for a folder or file of ours; published files do not say it."""
+    """What `training.tokenizer` asks: "tokenizer3d" for what this project wrote; published files do not say it."""
+    if recipe_of(path) == "tokenizer3d":
+        return "tokenizer3d"
     file = path / WEIGHTS_FILE if path.is_dir() else path
     try:
         return "tokenizer3d" if file.is_file() and notes_of(file) else None
@@ -29,24 +68,17 @@ def tokenizer_type(path: Path) -> str | None:
 
 
 def build_tokenizer(type: str, path: Path, kind: Kind | None, settings: Mapping[str, Any]) -> ClipTokenizer:
-    """The tokenizer of a folder of `save_pretrained`, or of a single file, published or ours.
+    """What `load_model` opens. version: of a published file; codebooks: into how many the channels of FSQ are dealt.
 
-    version, levels: of a published file, as `Tokenizer3D.from_single_file` takes them. codebooks: into how many an FSQ
-    model's channels are dealt, 1 to the number of channels. Raises UserError.
+    Raises UserError.
     """
-    options = dict(settings)
-    codebooks = options.pop("codebooks", 1)
-    if path.is_dir():
-        if options:
-            raise UserError(f"{path}: a folder says version and levels itself; leave {', '.join(options)} out")
-        return ClipTokenizer(Tokenizer3D.from_pretrained(path), codebooks)
-    version = options.pop("version", None)
-    model = Tokenizer3D.from_single_file(path, None if version is None else str(version), **options)
-    return ClipTokenizer(model, codebooks)
+    version = settings.get("version")
+    model, _ = load_model(path, version=None if version is None else str(version))
+    return ClipTokenizer(model, settings.get("codebooks", 1))
 
 
 class ClipTokenizer(GridTokenizer):
-    """Whole clips as posterior means (KL) or as codes (FSQ).
+    """Whole clips as posterior means (KL), or as codes: one of each stage of a learned codebook, or those of FSQ.
 
     FSQ numbers the combinations of the levels of its channels, which soon are too many for a table with a row for each
     code. With several codebooks the channels are dealt to them in order, as evenly as can be, and each numbers the
@@ -54,18 +86,25 @@ class ClipTokenizer(GridTokenizer):
     """
 
     def __init__(self, model: Tokenizer3D, codebooks: int = 1) -> None:
-        levels = model.config.levels
-        if codebooks != 1 and not 1 <= codebooks <= len(levels):
-            raise UserError(f"codebooks {codebooks}: this tokenizer has {len(levels)} channels of FSQ to deal out")
-        self.groups = dealt(levels, codebooks) if levels else []
-        self.sizes = [math.prod(group) for group in self.groups]
-        self.bases = [math.prod(self.sizes[:number]) for number in range(len(self.sizes))]  # channel 0 varies fastest
+        config, quantizer = model.config, model.quantizer
         facts = {"space_factor": model.spatial_factor, "time_factor": model.temporal_factor, "causal": model.is_causal}
-        if not levels:
-            super().__init__(model, "latents", model.config.z_channels, **facts)
-        else:
-            vectors = [level_vectors(group) for group in self.groups] if max(self.sizes) <= LARGEST_BOOK else None
-            super().__init__(model, "codes", codebooks, max(self.sizes), vectors=vectors, **facts)
+        self.stages = 1 if quantizer is None else quantizer.num_quantizers
+        most = len(config.levels) if self.stages == 1 else 1
+        if codebooks != 1 and not 1 <= codebooks <= most:
+            raise UserError(
+                f"codebooks {codebooks}: this tokenizer has {most if most > 1 else 'no'} channels to deal out"
+            )
+        if quantizer is None:
+            super().__init__(model, "latents", config.z_channels, **facts)
+            return
+        groups = dealt(config.levels, codebooks) if codebooks > 1 else []
+        self.sizes = [math.prod(group) for group in groups] or [model.codebook_size]
+        self.bases = [math.prod(self.sizes[:number]) for number in range(len(self.sizes))]  # channel 0 varies fastest
+        vectors = None
+        if max(self.sizes) <= LARGEST_BOOK:
+            books = quantizer.stages if isinstance(quantizer, ResidualQuantizer) else [quantizer] * (self.stages == 1)
+            vectors = [level_vectors(group) for group in groups] or [book.codebook.float() for book in books] or None
+        super().__init__(model, "codes", max(codebooks, self.stages), max(self.sizes), vectors=vectors, **facts)
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
@@ -74,6 +113,8 @@ class ClipTokenizer(GridTokenizer):
         if self.kind == "latents":
             return found.mean.float().movedim(1, -1)
         index = found.indices.long()
+        if self.stages > 1:
+            return index  # with their axis
         parts = [index // base % size for base, size in zip(self.bases, self.sizes, strict=True)]
         return torch.stack(parts, dim=-1)
 
@@ -82,6 +123,8 @@ class ClipTokenizer(GridTokenizer):
         """See `training.tokenizer.Tokenizer`. Codes that a smaller codebook of an uneven deal lacks become its last."""
         if self.kind == "latents":
             clips = self.module.decode(array.movedim(-1, 1), frames)
+        elif self.stages > 1:
+            clips = self.module.decode_indices(array, frames)
         else:
             parts = zip(array.unbind(-1), self.bases, self.sizes, strict=True)
             index = sum(part.clamp(max=size - 1) * base for part, base, size in parts)

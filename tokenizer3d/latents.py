@@ -48,6 +48,7 @@ class Codes:
     pre: Tensor  # what the encoder gave, not yet rounded
     codes: Tensor  # with the gradient of `pre`
     indices: Tensor
+    loss: Tensor | None = None  # of a learned codebook, in training
 
     def mode(self) -> Tensor:
         """The latents that the decoder takes: the codes."""

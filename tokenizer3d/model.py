@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from losses import FSQ
+from losses.fsq import FSQ
+from losses.quantize import AverageQuantizer, Quantizer, ResidualQuantizer, SignQuantizer
 from tokenizer3d.config import TILING_KEYS, Tokenizer3DConfig, config_from
 from tokenizer3d.latents import Codes, Latents, Posterior
 from tokenizer3d.networks import Decoder, Encoder
@@ -63,7 +64,7 @@ class Tokenizer3D(Streaming, nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.quantizer = FSQ(config.levels, **config.regularizer_options) if config.regularizer == "fsq" else None
+        self.quantizer = build_quantizer(config)
         self.pieces = Pieces()
 
     @classmethod
@@ -173,19 +174,20 @@ class Tokenizer3D(Streaming, nn.Module):
         *,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
         length_mode: str = "pad",
         pieces: Pieces | None = None,
     ) -> Latents | tuple[Tensor, dict[str, Tensor]]:
         """Clip (B, 3, T, H, W) or (3, T, H, W), or images (B, 3, H, W), in [-1, 1] -> a Posterior (KL) or Codes (FSQ).
 
         return_reg_log: the latents themselves and a log instead, as in the original: {kl_loss}, or {indices}, in
-        training mode also {aux_loss}. The latents of KL are the mean, or with `sample` drawn from the generator.
-        Raises UserError for other shapes, and as length_mode says.
+        training mode also {aux_loss}. The latents of KL are the mean, or drawn: with `sample` from the generator, or
+        with the standard normal `noise` of their shape. Raises UserError for other shapes, and as length_mode says.
         """
         latents = self.read_moments(self.moments(self.padded(self.as_clip(x), length_mode), pieces))
         if not return_reg_log:
             return latents
-        return self.drawn(latents, sample, generator), self.regularizer_log(latents)
+        return self.drawn(latents, sample, generator, noise), self.regularizer_log(latents)
 
     def moments(self, x: Tensor, pieces: Pieces | None = None) -> Tensor:
         """The encoder's output (B, 2z or z, T', h, w) for a clip that has been padded."""
@@ -199,18 +201,31 @@ class Tokenizer3D(Streaming, nn.Module):
         if self.quantizer is None:
             return Posterior.of(moments)
         pre = moments.float()
+        if self.training and not isinstance(self.quantizer, FSQ):  # the call moves the codebook
+            quantized = self.quantizer(pre)
+            return Codes(pre, quantized.latents, quantized.indices.int(), quantized.loss)
         return Codes(pre, *self.quantizer.quantize(pre))
 
-    def drawn(self, latents: Latents, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """What the decoder gets: the mode, or a sample of a Posterior."""
-        return latents.sample(generator) if sample and isinstance(latents, Posterior) else latents.mode()
+    def drawn(
+        self,
+        latents: Latents,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """What the decoder gets: the mode, or a sample of a Posterior, with noise of its shape where that is given."""
+        if isinstance(latents, Posterior) and (sample or noise is not None):
+            return latents.sample(generator, noise)
+        return latents.mode()
 
     def regularizer_log(self, latents: Latents) -> dict[str, Tensor]:
         """The numbers that the original logs: kl_loss per clip; or indices, and in training mode aux_loss."""
         if isinstance(latents, Posterior):
             return {"kl_loss": latents.kl().mean()}
         log = {"indices": latents.indices}
-        if self.training:  # in the original always, which needs a table of tokens times codes
+        if latents.loss is not None:
+            log["aux_loss"] = latents.loss
+        elif self.training:  # in the original always, which needs a table of tokens times codes
             log["aux_loss"] = self.quantizer.auxiliary_loss(latents.pre, self.quantizer.step)
         return log
 
@@ -254,10 +269,10 @@ class Tokenizer3D(Streaming, nn.Module):
         return self.decode(self.lookup(indices), num_frames, **options)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Tokens (B, T', h, w) -> codes (B, d, T', h, w)."""
+        """Tokens (B, T', h, w), with a last axis where there are several codebooks -> codes (B, d, T', h, w)."""
         if self.quantizer is None:
             raise UserError("a KL model has no tokens: decode latents, or take an FSQ model")
-        if indices.dim() != 4 or indices.is_floating_point():
+        if indices.dim() != (4 if self.quantizer.num_quantizers == 1 else 5) or indices.is_floating_point():
             raise UserError(f"tokens must be integers (B, T', h, w), found {indices.dtype} {tuple(indices.shape)}")
         return self.quantizer.lookup(indices.to(self.device))
 
@@ -267,6 +282,7 @@ class Tokenizer3D(Streaming, nn.Module):
         *,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
         length_mode: str = "pad",
         pieces: Pieces | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -276,7 +292,7 @@ class Tokenizer3D(Streaming, nn.Module):
         """
         options = {"length_mode": length_mode, "pieces": pieces}
         clip = self.as_clip(x)
-        z, log = self.encode(clip, True, sample=sample, generator=generator, **options)
+        z, log = self.encode(clip, True, sample=sample, generator=generator, noise=noise, **options)
         frames, size = clip.shape[2], clip.shape[3:]
         if length_mode == "original":
             raw = self.config.is_linear
@@ -332,6 +348,25 @@ class Tokenizer3D(Streaming, nn.Module):
             count = factor - frames % factor if self.config.version == "1.1" else factor - 1
             x = torch.cat([repeat_frame(x, 0, count), x], dim=2)
         return x[:, :, : x.shape[2] // factor * factor] if self.is_causal else x
+
+
+def build_quantizer(config: Tokenizer3DConfig) -> Quantizer | None:
+    """What makes codes of the latents; None for KL. Raises UserError for options that it does not have."""
+    options = dict(config.regularizer_options)
+    options.pop("codebook_size", None)
+    kind, dim, size = config.regularizer, config.z_channels, config.codebook_size
+    if kind == "kl":
+        return None
+    try:
+        if kind == "fsq":
+            return FSQ(config.levels, **options)
+        if kind == "lfq":
+            return SignQuantizer(dim, size, **{"commitment_cost": 0.25, **options})
+        options = {"commitment_cost": 0.25, "decay": 0.99, "dead_code_fraction": 0.1, **options}
+        stages = options.pop("num_quantizers", 1)
+        return ResidualQuantizer(stages, dim, size, **options) if stages > 1 else AverageQuantizer(dim, size, **options)
+    except (TypeError, AssertionError) as error:
+        raise UserError(f"regularizer_options of {kind}: {error}") from error
 
 
 def check_length_mode(mode: str) -> None:

@@ -70,12 +70,28 @@ def pairs(config: Tokenizer3DConfig, inputs: int, outputs: int, count: int) -> t
     )
 
 
+def to_patches(x: Tensor, size: int) -> Tensor:
+    """(B, T, H, W, C) -> (B, T, H/size, W/size, C size^2): space to depth."""
+    if size == 1:
+        return x
+    x = x.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # (B, T, h, size, w, size, C)
+    return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
+
+
+def from_patches(x: Tensor, size: int) -> Tensor:
+    """(B, T, h, w, C size^2) -> (B, T, h size, w size, C), the inverse of `to_patches`."""
+    if size == 1:
+        return x
+    x = x.unflatten(4, (size, size, -1)).permute(0, 1, 2, 4, 3, 5, 6)  # (B, T, h, size, w, size, C)
+    return x.flatten(4, 5).flatten(2, 3)
+
+
 class Encoder(Network):
     """Clip (B, T, H, W, 3) -> moments (B, T/f, H/s, W/s, 2z or z)."""
 
     def __init__(self, config: Tokenizer3DConfig) -> None:
         super().__init__(config)
-        self.conv_in = conv3d(config, config.in_channels, config.ch)
+        self.conv_in = conv3d(config, config.in_channels * config.patch_size**2, config.ch)
         self.down, self.down_temporal = nn.ModuleList(), nn.ModuleList()
         width = config.ch
         for level in range(len(config.ch_mult)):
@@ -97,7 +113,7 @@ class Encoder(Network):
 
     def levels(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         """From the clip to features (B, T/f, H/s, W/s, C)."""
-        h = in_strips(self.conv_in, x, memory, 1, 1)
+        h = in_strips(self.conv_in, to_patches(x, self.config.patch_size), memory, 1, 1)
         for level, level_in_time in zip(self.down, self.down_temporal, strict=True):
             h = self.through(level, level_in_time, h, memory)
             if hasattr(level, "downsample"):
@@ -134,7 +150,7 @@ class Decoder(Network):
             up_temporal.insert(0, time_blocks)
         self.up, self.up_temporal = nn.ModuleList(up), nn.ModuleList(up_temporal)
         self.norm_out = Norm(width)
-        self.conv_out = conv3d(config, width, config.out_channels)
+        self.conv_out = conv3d(config, width, config.out_channels * config.patch_size**2)
         self.name_layers()
 
     def forward(self, z: Tensor, memory: Memory | None = None) -> Tensor:
@@ -153,7 +169,7 @@ class Decoder(Network):
                     h = level.upsample(h, memory)
             if hasattr(level_in_time, "upsample"):
                 h = level_in_time.upsample(h, memory)
-        return None if h is None else in_strips(self.pixels, h, memory, 1, 1)
+        return None if h is None else from_patches(in_strips(self.pixels, h, memory, 1, 1), self.config.patch_size)
 
     def pixels(self, h: Tensor, memory: Memory | None) -> Tensor:
         """From the features of full resolution to pixels."""

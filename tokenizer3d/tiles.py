@@ -110,7 +110,8 @@ def encoder_halo(config: Tokenizer3DConfig) -> int:
         if level in config.space_down:  # positions 2i to 2i+2 make position i
             left, right = 2 * left, 2 * right + 2
         left, right = left + 2 * config.num_res_blocks, right + 2 * config.num_res_blocks
-    return -(-(max(left, right) + 1) // config.spatial_factor) + 1  # conv_in sees one more
+    factor = config.spatial_factor // config.patch_size  # of positions of level 0
+    return -(-(max(left, right) + 1) // factor) + 1  # conv_in sees one more
 
 
 def decoder_halo(config: Tokenizer3DConfig) -> int:

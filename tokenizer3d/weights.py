@@ -5,6 +5,7 @@ the original tells: it comes from an argument, the end of the file's name, or th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -83,8 +84,9 @@ def structure_of(
         space_up=numbers(weights, r"decoder\.up\.(\d+)\.upsample\.conv\.weight"),
         time_up=numbers(weights, r"decoder\.up_temporal\.(\d+)\.upsample\.mix_factor"),
         levels=(levels or (LEVELS,) * z_channels) if is_fsq else (),
-        in_channels=first.shape[1],
-        out_channels=len(last),
+        patch_size=(patch := math.isqrt(max(1, first.shape[1] // 3))),  # of pictures with three channels
+        in_channels=first.shape[1] // patch**2,
+        out_channels=len(last) // patch**2,
     )
     same = (name for name in PUBLISHED if replace(published(name), name="") == config)
     return replace(config, name=next(same, ""))

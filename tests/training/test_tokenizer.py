@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from scripts import train_flow_autoencoder, train_lvt, train_vqgan, train_vvae
+from scripts import train_flow_autoencoder, train_lvt, train_tokenizer3d, train_vqgan, train_vvae
 from tests.conftest import ROOT
+from tests.tokenizer3d.tiny import tiny
 from tests.training.tiny_tokenizers import CODES, LDM, OURS, SIDE, STORED, store_tokenizer
 from training.tokenizer import (
     array_shape,
@@ -191,6 +192,26 @@ def test_the_channels_of_fsq_are_dealt_to_codebooks(stored, codebooks, size):
     assert torch.equal(decode_array(tokenizer, last), decode_array(one, torch.full((2, 3, 4, 4, 1), one.size - 1)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "width", "size"),
+    [
+        ({"regularizer": "ema", "regularizer_options": {"codebook_size": 9, "num_quantizers": 2}}, 2, 9),
+        ({"regularizer": "ema", "regularizer_options": {"codebook_size": 9}}, 1, 9),
+        ({"regularizer": "fsq", "z_channels": 2, "levels": (3, 3), "regularizer_options": {"num_quantizers": 2}}, 2, 9),
+    ],
+)
+def test_quantisers_of_several_stages_have_a_codebook_for_each(tmp_path, settings, width, size):
+    tiny("444", **settings).save_pretrained(tmp_path / "model")
+    tokenizer, whole = open_tokenizer(tmp_path / "model"), clips(frames=5)
+    array = tokenizer.encode(whole)
+    assert (tokenizer.width, tokenizer.size) == (width, size) and array.shape == (2, 2, 4, 4, width)
+    expected = tokenizer.module(whole)[1].clamp(-1, 1)
+    torch.testing.assert_close(decode_array(tokenizer, array), expected)
+    assert tokenizer.vectors is None or [len(book) for book in tokenizer.vectors] == [size] * width
+    with pytest.raises(UserError, match="no channels to deal out"):
+        open_tokenizer(f"tokenizer3d:{tmp_path / 'model'},codebooks=3")
+
+
 def test_a_causal_tokenizer_needs_no_later_frames(stored):
     for kind in ("kl", "fsq"):
         tokenizer, whole = open_tokenizer(stored[kind]), clips(frames=9)
@@ -223,6 +244,8 @@ TRAININGS = {  # type -> script and its flags, the last of which takes the run f
                             "--gan_steps", "1", "--run_dir"]),
     "vvae": (train_vvae, ["--preset", "tiny", "--data", "digits:20,frames=8,size=16", *TINY, "data.frames=4",
                           "data.size=16", "optimization.image_steps=0", "--evaluate_batches", "1", "--run_dir"]),
+    "tokenizer3d": (train_tokenizer3d, ["--preset", "tiny_fsq", "--data", "digits:20,frames=9,size=32", *TINY,
+                                        "data.frames=5", "data.size=32", "--evaluate_batches", "1", "--run_dir"]),
     "lvt-vqvae": (train_lvt, ["--config-file", str(ROOT / "configs/lvt/VQVAE_tiny.yaml"), *TINY, "--data",
                               "digits:20,frames=16,size=32", "--run_dir"]),
     "ours": (train_flow_autoencoder, ["--config", str(ROOT / "configs/flow_pred/digits_river_tiny.yaml"), *TINY,
@@ -236,7 +259,8 @@ def test_the_run_folder_of_a_training_is_a_tokenizer(tmp_path, kind):
     """By its path alone, and it says what it was trained on."""
     script, flags = TRAININGS[kind]
     script.main([*flags, str(tmp_path / "run"), *(["--device", "cpu"] if kind != "vvae" else [])])
-    tokenizer, whole = open_tokenizer(tmp_path / "run"), 2 * torch.rand(1, 3, 4, 32, 32) - 1
+    frames = 5 if kind == "tokenizer3d" else 4
+    tokenizer, whole = open_tokenizer(tmp_path / "run"), 2 * torch.rand(1, 3, frames, 32, 32) - 1
     assert tokenizer_name(tmp_path / "run").type == kind
     assert decode_array(tokenizer, tokenizer.encode(whole)).shape == whole.shape
     assert run_of_tokenizer(tmp_path / "run") == str(tmp_path / "run")
