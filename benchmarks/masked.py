@@ -3,7 +3,7 @@ needs.
 
 Both continue the same number of clips from random weights of their configurations, whole clips, one after the other in
 the same run; the median of some rounds counts. A call is a pass of the decoder: over one position of every sample of
-the causal one, over a whole slice of the masked one. Times are CPU seconds of this process, on a GPU those of the clock.
+the causal one, over a whole slice of the masked one. Seconds are those of the processor, on a GPU those of the clock.
 
     python benchmarks/masked.py --batch 16 --passes 8 12 24
 """
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--clip", type=positive_int, nargs=3, default=(16, 8, 8), metavar=("T", "H", "W"), help="codes")
     add("--rounds", type=positive_int, default=3)
     add("--threads", type=positive_int, default=1)
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of both samplers")
     add("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     return parser
 
@@ -87,17 +88,18 @@ def main(argv: list[str] | None = None) -> None:
             again = build_transformer(configuration.load_config(file)).to(device).eval()
             again.config = replace(again.config, masked=settings)
             contestants.append(Contestant(f"{file.stem}, {passes} passes", again, codes, args.given))
-    for _ in range(args.rounds + 1):
-        for contestant in contestants:
-            contestant.sample()
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+        for _ in range(args.rounds + 1):
+            for contestant in contestants:
+                contestant.sample()
     base = contestants[0]
     for own in contestants:
         print(
-            f"{own.name}: {own.calls} calls, {base.calls / own.calls:.1f} times fewer; {own.per_clip * 1000:.1f} ms per "
-            f"clip, {base.per_clip / own.per_clip:.2f} times as fast"
+            f"{own.name}: {own.calls} calls, {base.calls / own.calls:.1f} times fewer; "
+            f"{own.per_clip * 1000:.1f} ms per clip, {base.per_clip / own.per_clip:.2f} times as fast"
         )
     kind = "seconds of the clock" if device.type == "cuda" else f"CPU seconds, {args.threads} thread(s)"
-    print(f"codes {tuple(args.clip)}, {args.given} frames given, batch {args.batch}, {device}, {kind}")
+    print(f"codes {tuple(args.clip)}, {args.given} frames given, batch {args.batch}, {args.precision}, {device}, {kind}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from lvt.config import Triple
 from lvt.subscale import slice_frames, slice_size
 from lvt.transformer import VideoTransformer
 from training.randomness import SampleNoise, derive_seed
-from videodata.errors import UserError
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)  # of masked positions, at which predictions are scored
 DRAWS = 16  # masks per slice of the bound on the likelihood
@@ -85,7 +84,7 @@ class Hidden:
 def hide(model: VideoTransformer, codes: Tensor, index: Tensor, noise: SampleNoise) -> Hidden:
     """Slices index (B, S) of clips (B, C, T, H, W) as a training step shows them; B S slices.
 
-    All that is random comes from the noise of each clip. Raises UserError for clips in which nothing can be masked.
+    All that is random comes from the noise of each clip. The slices have something after the first N_PRIME frames.
     """
     config, masked, clip = model.config, model.config.masked, tuple(codes.shape[2:])
     repeats, size = index.shape[1], slice_size(clip, config.stride)
@@ -109,8 +108,6 @@ def given_frames(frames: int, size: Triple, stride: int, n_prime: int, noise: Sa
     that leaves something of every slice, so that windows with any number of them can be continued.
     """
     last = frames - stride  # a slice's last frame is this one or a later one
-    if n_prime > last:
-        raise UserError(f"clips of {frames} frames have slices with nothing after the first N_PRIME {n_prime}")
     uniform = noise.uniform(2)
     drawn = 1 + (uniform[:, 0] * last).long()
     chosen = (uniform[:, 1] < RANDOM_GIVEN) & (size[0] > 1 and last > 0)

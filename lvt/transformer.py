@@ -221,18 +221,22 @@ class CausalConv3d(nn.Module):
 
 
 class SurroundingConv3d(nn.Module):
-    """3 x 3 x 3 convolution that sees the position and all around it; zeros lie outside the slice."""
+    """3 x 3 x 3 convolution that sees the position and all around it; zeros lie outside the slice.
+
+    They are put there beforehand: with its own padding, oneDNN's bf16 convolution of small slices on a CPU now and then
+    gives a gradient of the weight that is no number (seen with PyTorch 2.14.1).
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(inputs, outputs, 3, padding=1)
+        self.conv = nn.Conv3d(inputs, outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, h, w, E) -> (B, t, h, w, D)."""
         if x.shape[1] == 1:  # the taps before and after the only frame meet zeros alone
-            weight = self.conv.weight[:, :, 1]
-            return F.conv2d(x[:, 0].movedim(-1, 1), weight, self.conv.bias, padding=1).movedim(1, -1)[:, None]
-        return self.conv(x.movedim(-1, 1)).movedim(1, -1)
+            padded = F.pad(x[:, 0].movedim(-1, 1), (1, 1, 1, 1))
+            return F.conv2d(padded, self.conv.weight[:, :, 1], self.conv.bias).movedim(1, -1)[:, None]
+        return self.conv(F.pad(x.movedim(-1, 1), (1,) * 6)).movedim(1, -1)
 
 
 class SliceDecoder(nn.Module):

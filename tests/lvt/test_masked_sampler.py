@@ -209,7 +209,7 @@ def test_guidance_by_class_and_its_ramp():
 
 
 def test_confidence_sharpens_and_random_order_does_not(monkeypatch):
-    """Two independent bits, 0.7: the more confident of two drawn codes is kept first (0.805); random order keeps 0.7."""
+    """Two independent bits of 0.7: the more confident of two drawn codes is kept first, which makes it 0.805."""
     bits = torch.tensor([0.3, 0.7], dtype=torch.float64)
     joint, generator = bits[:, None] * bits, torch.Generator().manual_seed(0)
     monkeypatch.setattr(
