@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{own.per_clip * 1000:.1f} ms per clip, {base.per_clip / own.per_clip:.2f} times as fast"
         )
     kind = "seconds of the clock" if device.type == "cuda" else f"CPU seconds, {args.threads} thread(s)"
-    print(f"codes {tuple(args.clip)}, {args.given} frames given, batch {args.batch}, {args.precision}, {device}, {kind}")
+    print(f"codes {tuple(args.clip)}, {args.given} frames given, batch {args.batch}, {args.precision}, {kind}")
 
 
 if __name__ == "__main__":
