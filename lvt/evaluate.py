@@ -7,9 +7,12 @@ The flags of `scripts/evaluate.py lvt`, without torch, so that its help need not
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from training.cli import nonnegative_int, positive_float, positive_fraction
+from lvt.config import MASKED_CHOICES
+from training.cli import nonnegative_float, nonnegative_int, positive_float, positive_fraction, positive_int
+from videodata.errors import UserError
 
 if TYPE_CHECKING:
     from evaluation.subject import Subject
@@ -25,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=positive_float, help="of the sampler (default: TEST.VT_SAMPLER.TEMPERATURE)")
     add("--top_k", type=nonnegative_int, help="of the sampler (default: TEST.VT_SAMPLER.TOP_K)")
     add("--top_p", type=positive_fraction, help="of the sampler (default: TEST.VT_SAMPLER.TOP_P)")
+    group = parser.add_argument_group("of a masked decoder (default: VT.MASKED)")
+    group.add_argument("--passes", type=positive_int, help="for each slice: MASKED.STEPS")
+    group.add_argument("--schedule", choices=MASKED_CHOICES["SCHEDULE"], help="how many codes a pass keeps")
+    group.add_argument("--order", choices=MASKED_CHOICES["ORDER"], help="in which codes are kept")
+    group.add_argument("--choice_temperature", type=nonnegative_float, help="of the noise on the confidence")
 
 
 def open_subject(args: argparse.Namespace) -> Subject:
@@ -65,6 +73,17 @@ def open_continuations(args: argparse.Namespace, config: dict[str, Any], transfo
         sampler["TOKENIZER"] = args.tokenizer or ""
     asked = {"TEMPERATURE": args.temperature, "TOP_K": args.top_k, "TOP_P": args.top_p}
     sampler |= {key: value for key, value in asked.items() if value is not None}
+    set_masked(transformer, args)
     tokenizer = load_sampler_tokenizer(config, device)
     given = video_frames(tokenizer, sampler["N_PRIME"]) if args.given is None else args.given
     return Continuations(transformer, tokenizer, given, **sampling_options(sampler))
+
+
+def set_masked(transformer: Any, args: argparse.Namespace) -> None:
+    """Let the model be sampled as the flags say. Raises UserError for those of a masked decoder where there is none."""
+    flags = {"passes": "steps", "schedule": "schedule", "order": "order", "choice_temperature": "choice_temperature"}
+    asked = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
+    if asked and transformer.config.decoder != "masked":
+        raise UserError(f"--{next(iter(asked))}: the model has no masked decoder (VT.DECODER), which alone is asked so")
+    masked = replace(transformer.config.masked, **{flags[flag]: value for flag, value in asked.items()})
+    transformer.config = replace(transformer.config, masked=masked)

@@ -96,6 +96,7 @@ def write_scores(place: Path, config: Config, names: list[str], results: dict[st
         "TEST": {key: config["TEST"][key] for key in ("N_SAMPLES", "VT_SAMPLER")},
         "DATASETS": {key: config["DATASETS"][key] for key in ("TEST", "VIDEOS")},
         **{key: config[key] for key in ("INPUT", "SEED")},
+        **masked_settings(config),
     }
     protocol = json.loads(json.dumps(protocol))  # as a file gives it back: lists for tuples
     place = beside_others(place, lambda found: found.get("protocol") == protocol)
@@ -104,10 +105,18 @@ def write_scores(place: Path, config: Config, names: list[str], results: dict[st
     logger.info("written to %s", place)
 
 
+def masked_settings(config: Config) -> dict[str, Any]:
+    """How a masked decoder is sampled, which is a part of the protocol; nothing of another model."""
+    node = config["MODEL"]["AUTOREGRESSIVE"]["VT"]
+    return {"MASKED": node["MASKED"]} if is_transformer(config) and node["DECODER"] == "masked" else {}
+
+
 def evaluators_of(config: Config) -> list[str]:
     """The names in TEST.EVALUATORS. Raises UserError for one that the model does not have, or that lacks a VQ-VAE."""
     names = [name.strip() for name in config["TEST"]["EVALUATORS"].split(",") if name.strip()]
     known = [name for name in (*SCORED, *WRITTEN) if (name in OF_THE_VQVAE) != is_transformer(config)]
+    decoder = config["MODEL"]["AUTOREGRESSIVE"]["VT"]["DECODER"]
+    known = [name for name in known if OF_DECODERS.get(name, decoder) == decoder]
     for name in names:
         if name not in known:
             raise UserError(f"TEST.EVALUATORS: {name!r} does not fit this model; use {', '.join(known)}")
@@ -139,6 +148,13 @@ def likelihood(config: Config, model: VideoTransformer, dataset: str) -> Results
         config, Likelihood(model, trained_cells(config)), dataset, windows, Protocol(("bits",))
     )
     return {"bits_per_dim": scores[0].mean, "bits_per_subpixel": scores[1].mean, **clips_seen}
+
+
+def masked_likelihood(config: Config, model: VideoTransformer, dataset: str) -> Results:
+    """MaskedBitsEvaluator: what there is in place of a likelihood, of a masked decoder."""
+    windows = open_code_windows(config, dataset, training=False)
+    scores, clips_seen = measure(config, Likelihood(model), dataset, windows, Protocol(("masked-bits",)))
+    return {**{score.name: score.mean for score in scores}, **scores[-1].notes, **clips_seen}
 
 
 def continuation(config: Config, model: VideoTransformer, dataset: str) -> Results:
@@ -223,7 +239,8 @@ def write_samples(config: Config, transformer: VideoTransformer, dataset: str) -
     windows = thinned(open_code_windows(config, dataset, training=False), config["TEST"]["N_SAMPLES"])
     folder = Path(config["OUTPUT_DIR"]) / "inference" / "samples" / folder_name(dataset)
     weights = weights_digest({"transformer": transformer.state_dict(), "vqvae": tokenizer.module.state_dict()})
-    begin_samples(folder, {"weights": weights, "clips": len(windows), "seed": seed, "sampler": sampler})
+    made_from = {"weights": weights, "clips": len(windows), "seed": seed, "sampler": sampler, **masked_settings(config)}
+    begin_samples(folder, made_from)
     for number in tqdm(range(len(windows)), "samples", unit="clip", leave=False, disable=None):
         targets = [folder / f"video_{sample}_{number}" for sample in range(count)]
         if all((target / "codes.npy").exists() for target in targets):
@@ -256,6 +273,7 @@ def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
 SCORED = {  # by all processes together: evaluator -> task in evaluation.json, and the function
     "MSEEvaluator": ("reconstruction", reconstruction),
     "BitsEvaluator": ("likelihood", likelihood),
+    "MaskedBitsEvaluator": ("masked likelihood", masked_likelihood),
     "ContinuationEvaluator": ("continuation", continuation),
 }
 WRITTEN = {  # by the main process
@@ -263,6 +281,7 @@ WRITTEN = {  # by the main process
     "VTSampler": ("samples", write_samples),
 }
 OF_THE_VQVAE = ("MSEEvaluator", "CodesExtractor")
+OF_DECODERS = {"BitsEvaluator": "causal", "MaskedBitsEvaluator": "masked"}  # the others: of both
 DATASETS_OF = {"ContinuationEvaluator": "VIDEOS"}  # the others: TEST
 
 

@@ -30,6 +30,7 @@ from videodata.files import write_file
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
+MASK_KEY = "decoder.mask_embedding"  # which masked decoders alone have
 WEIGHT_NODES = {"netE": "ENCODER", "netG": "GENERATOR", "netC": "CODEBOOK"}
 TOKENIZERS = {"lvt-vqvae": ("config",)}
 
@@ -192,8 +193,16 @@ def load_vqvae_weights(model: VQVAE, paths: Mapping[str, str | Path] | str | Pat
 
 
 def load_transformer_weights(model: VideoTransformer, path: str | Path) -> VideoTransformer:
-    """Load a published file (its index tables are left out) or a checkpoint of this project, strictly."""
-    strict_load(model, drop_recomputable(dict(read_weights(path, "transformer"))), path)
+    """Load a published file (its index tables are left out) or a checkpoint of this project, strictly.
+
+    Raises UserError, also for weights of the other DECODER.
+    """
+    weights = drop_recomputable(dict(read_weights(path, "transformer")))
+    found = "masked" if MASK_KEY in weights else "causal"
+    if found != model.config.decoder:
+        key = "MODEL.AUTOREGRESSIVE.VT.DECODER"
+        raise UserError(f"{path}: these weights are of {key} {found}, the configuration says {model.config.decoder}")
+    strict_load(model, weights, path)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Generation: slice by slice, position by position, a whole batch at once; and the command that continues frames.
+"""Generation: slice by slice, a whole batch at once; and the command that continues frames.
 
 Axes: B samples, C codebooks, (T, H, W) clip of codes, (t, h, w) slice.
 """
@@ -21,6 +21,7 @@ from lvt.cached_decoder import CachedDecoder, SampleStreams, SamplingRule, sampl
 from lvt.codes import decode_codes, encode_codes
 from lvt.config import configure
 from lvt.files import load_configured, load_sampler_tokenizer
+from lvt.masked_sampler import MaskedSampler, guidance_of
 from lvt.subscale import put_slice, slice_offset, slice_size
 from lvt.transformer import VideoTransformer, visible_taps
 from training.distributed import resolve_device
@@ -36,7 +37,7 @@ from videodata.labels import class_number
 from videodata.pixels import channels_first, to_uint8
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]  # (positions done, positions in all)
+Progress = Callable[[int, int], None]  # (calls of the decoder done, calls in all)
 FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
 
 
@@ -63,18 +64,24 @@ def generate_codes(
     one per sample, or from seeds that are drawn from `generator`; a sample depends on its own seed alone. class_idx
     int64 (B,) for a class-conditional model; None: no class, where the model knows that. guidance: how far to lead the
     model to the class (1: not at all, at half the price). compiled: torch.compile the step (worth it for many clips).
-    Raises UserError for sizes that do not fit the model.
+    A causal decoder goes through the positions of a slice, a masked one makes it in as few passes as MASKED.STEPS says,
+    and is led as MASKED.GUIDANCE says where `guidance` is 1. Raises UserError for sizes that do not fit the model.
     """
     rule = SamplingRule(temperature, top_k, top_p, greedy)
+    masked = model.config.decoder == "masked"
+    guidance = guidance_of(model.config.masked, guidance) if masked else guidance
     check_codes(model, codes, n_prime)
     class_idx = checked_classes(model, codes, class_idx, guidance)
-    streams = SampleStreams(sample_seeds(len(codes), seeds, generator))
+    seeds = sample_seeds(len(codes), seeds, generator)
     clips = codes.clone()
     clips[:, :, n_prime:] = 0
     training = model.training
     model.eval()
     try:
-        return ClipSampler(model, clips, n_prime, rule, class_idx, compiled, guidance).run(streams, progress)
+        if masked:
+            return MaskedSampler(model, clips, n_prime, rule, class_idx, seeds, compiled, guidance).run(progress)
+        sampler = ClipSampler(model, clips, n_prime, rule, class_idx, compiled, guidance)
+        return sampler.run(SampleStreams(seeds), progress)
     finally:
         model.train(training)
 
@@ -135,7 +142,8 @@ def checked_classes(
     Raises UserError for classes that the model does not know, and for guidance where there is nothing to lead to.
     """
     count, none = model.config.class_num, model.config.no_class
-    if guidance != 1 and (class_index is None or none is None):
+    by_context = model.config.decoder == "masked" and not count and model.config.masked.context_drop > 0
+    if guidance != 1 and not by_context and (class_index is None or none is None):
         raise UserError(f"guidance {guidance:g} needs a class, and a model that was trained with VT.CLASS_DROPOUT")
     if class_index is None:
         return None if none is None else codes.new_full((len(codes),), none)
@@ -253,7 +261,7 @@ def continuations(
     codes = encode_codes(tokenizer, given[None]).repeat(count, 1, 1, 1, 1)
     classes = asked_class(transformer, args)
     classes = None if classes is None else codes.new_full((count,), classes)
-    with tqdm(unit="position", leave=False, disable=None) as bar:
+    with tqdm(unit="call", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             if done == 1:  # of the clip, or of its next window

@@ -41,6 +41,7 @@ from lvt.files import (
     write_original,
 )
 from lvt.generate import generate_frames
+from lvt.masked import hide, masked_loss, masked_nats, random_order_nats
 from lvt.scores import squared_error
 from lvt.solver import optimizer_of, precision_of, schedule
 from lvt.subscale import slice_frames, slice_of_position
@@ -59,17 +60,20 @@ from videodata.npy import read_array
 
 logger = logging.getLogger(__name__)
 CLIPS_SHOWN, FRAMES_SHOWN = 4, 8  # in the log's pictures
+DRAWS_WHILE_TRAINING = 4  # masks per slice and clip of the bound: many clips make up for it
 FREE_KEYS = frozenset(
     {
         *("MAX_ITER", "DEVICE", "NUM_WORKERS", "OUTPUT_DIR", "CHECKPOINT_PERIOD", "EVAL_PERIOD", "VIS_PERIOD"),
         *("LOG_PERIOD", "MAX_MINUTES", "EVALUATORS", "N_SAMPLES", "TEST", "GRADIENT_CHECKPOINTING", "COMPILE", "CFG"),
         *("WEIGHTS", "ENCODER_WEIGHTS", "GENERATOR_WEIGHTS", "CODEBOOK_WEIGHTS", "NUM_SAMPLES", "TEMPERATURE"),
         *("TOP_K", "TOP_P", "EXPECTED_RESULTS", "TABLE_START", "TOKENIZER", "TOKENIZER_DIGEST"),
+        *("MASKED", "SCHEDULE", "CHOICE_TEMPERATURE", "ORDER", "GUIDANCE", "GUIDANCE_RAMP"),
     }
 )  # last parts of the configuration keys that a continued run may change
 
 
-NEW_KEYS = {"KERNEL": 3, "STRIDED_KERNEL": 4, "CLASS_DROPOUT": 0.0}  # of a network's shape
+NEW_KEYS = {"KERNEL": 3, "STRIDED_KERNEL": 4, "CLASS_DROPOUT": 0.0, "DECODER": "causal"}  # of a network's shape
+NO_SHAPE = ("CLASSES", "MASKED")  # keys of a VT node that say nothing of it
 MISSING = object()
 
 
@@ -155,16 +159,10 @@ class TransformerRecipe(LVTRecipe):
         self.frozen = [] if tokenizer is None else [tokenizer.module]
 
     def losses(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> Iterator[Losses | None]:
-        model, (codes, classes) = self.networks["transformer"], self.unpack(batch)
+        model = self.networks["transformer"]
+        codes, index, classes = self.chosen(batch, step)
         clip, stride = tuple(codes.shape[2:]), model.config.stride
-        index = self.choose_slices(clip, step)  # (B, slices)
-        repeats = index.shape[1]
-        codes, index = codes.repeat_interleave(repeats, 0), index.flatten()
-        if classes is not None:
-            if model.config.class_dropout:
-                uniform = step.noise.uniform()
-                classes = drop_labels(classes, model.config.no_class, model.config.class_dropout, uniform)
-            classes = classes.repeat_interleave(repeats)
+        codes, index = codes.repeat_interleave(index.shape[1], 0), index.flatten()
         context, slice_codes = model.slice_inputs(codes, index)
         ignore = slice_frames(index, clip, stride)[:, None] < model.config.n_prime
         logits = networks["transformer"](context, slice_codes, index, classes)
@@ -173,6 +171,16 @@ class TransformerRecipe(LVTRecipe):
         share = count * distributed.world_size() / distributed.all_sum(count)
         loss = cross_entropy(logits, slice_codes, ignore) * share
         yield Losses(loss, {"bits_per_code": bits_per_code(loss.detach(), 1)})
+
+    def chosen(self, batch: dict[str, Tensor], step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes (B, C, T, h, w), slices (B, S) of each clip that are trained, and classes (B S,), some of them dropped
+        and the same for all slices of a clip.
+        """
+        config, (codes, classes) = self.networks["transformer"].config, self.unpack(batch)
+        index = self.choose_slices(tuple(codes.shape[2:]), step)
+        if classes is not None and config.class_dropout:
+            classes = drop_labels(classes, config.no_class, config.class_dropout, step.noise.uniform())
+        return codes, index, None if classes is None else classes.repeat_interleave(index.shape[1])
 
     def choose_slices(self, clip: tuple[int, int, int], step: Step) -> Tensor:
         """Numbers of different slices with something to predict, drawn per sample: int64 (B, slices)."""
@@ -205,6 +213,28 @@ class TransformerRecipe(LVTRecipe):
         """Codes int64 (B, C, T, h, w), and the classes (B,) where the model is conditioned on them."""
         codes, config = batch["codes"].long(), self.networks["transformer"].config
         return codes, known_classes(config, batch["class_index"]) if config.class_num else None
+
+
+class MaskedTransformerRecipe(TransformerRecipe):
+    """Trains a VideoTransformer with a masked decoder, likewise: it fills in what is hidden of the slices."""
+
+    name = "lvt-masked-transformer"
+    best_metric = ("bits_bound", "min")
+
+    def losses(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> Iterator[Losses | None]:
+        model = self.networks["transformer"]
+        codes, index, classes = self.chosen(batch, step)
+        hidden = hide(model, codes, index, step.noise)
+        logits = networks["transformer"](hidden.context, hidden.codes, index.flatten(), classes, hidden.mask)
+        loss, nats = masked_loss(logits, hidden, model.config.masked.label_smoothing)
+        yield Losses(loss, {"bits_per_masked_code": bits_per_code(nats, 1)})
+
+    def evaluate(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> dict[str, Tensor]:
+        model, (codes, classes) = networks["transformer"], self.unpack(batch)
+        seeds, given = step.noise.integers(2**62).tolist(), model.config.n_prime
+        bound, _, count = random_order_nats(model, codes, given, seeds, DRAWS_WHILE_TRAINING, classes)
+        _, right, asked = masked_nats(model, codes, given, seeds, 0.5, classes)
+        return {"bits_bound": bits_per_code(bound, count), "accuracy_of_half": right / asked}
 
 
 def frames_of(clips: Tensor) -> Tensor:
@@ -281,7 +311,8 @@ def build_recipe(config: dict[str, Any]) -> VQVAERecipe | TransformerRecipe:
     if start != "matrix":
         books = codebooks_of(config, model, tokenizer) if start == "codebook" else None
         start_tables(model, config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN"], books)
-    return TransformerRecipe(model, config, tokenizer, trained_cells(config))
+    recipe = MaskedTransformerRecipe if model.config.decoder == "masked" else TransformerRecipe
+    return recipe(model, config, tokenizer, trained_cells(config))
 
 
 def codebooks_of(
@@ -352,7 +383,7 @@ def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
 
 def without_defaults(node: dict[str, Any]) -> dict[str, Any]:
     """The node without keys that runs of before did not have yet, where they say what was the only choice then."""
-    return {key: value for key, value in node.items() if key != "CLASSES" and NEW_KEYS.get(key, MISSING) != value}
+    return {key: value for key, value in node.items() if key not in NO_SHAPE and NEW_KEYS.get(key, MISSING) != value}
 
 
 def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) -> TrainSettings:

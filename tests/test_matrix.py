@@ -23,7 +23,11 @@ from videodata.errors import UserError
 from videodata.frame_folder import write_png
 from videodata.pixels import to_uint8
 
-DECODERS = ("causal",)  # MODEL.AUTOREGRESSIVE.VT.DECODER
+DECODERS = {"causal": "VT_tiny", "masked": "VT_masked_frame_tiny"}  # MODEL.AUTOREGRESSIVE.VT.DECODER and a file of it
+LIKELIHOOD = {  # evaluator, its task and a key of it, the metric of evaluate.py
+    "causal": ("BitsEvaluator", "likelihood", "bits_per_dim", "bits"),
+    "masked": ("MaskedBitsEvaluator", "masked likelihood", "bits bound", "masked-bits"),
+}
 PREDICTORS = {"river": "--checkpoint", "sde": "--ckpt-f"}
 FUNCTIONS = {"river": "river", "sde": "f_nll"}
 FRAMES = {"kl": 17, "fsq": 17, "vvae": 16}  # of a clip; 8 of the others
@@ -31,7 +35,10 @@ GIVEN = {"kl": 5, "fsq": 5, "vvae": 8}  # 2 of the others
 SETTINGS = {"fsq": ",codebooks=2"}  # beside the folder of a tokenizer
 CODES = ("vqgan", "ldm", "lvt-vqvae", "fsq")
 LATENTS = ("vqgan", "ldm", "vvae", "ours", "identity", "kl")
-FAST = {("fsq", "causal"), ("lvt-vqvae", "causal"), ("vvae", "river"), ("kl", "sde"), ("ours", "river")}
+FAST = {
+    *(("fsq", "causal"), ("lvt-vqvae", "causal"), ("vqgan", "masked")),
+    *(("vvae", "river"), ("ours", "river"), ("kl", "sde")),
+}
 
 
 def pairs(tokenizers, generators):
@@ -93,12 +100,10 @@ def lvt_arguments(tokenizer, kind, decoder):
         },
         "INPUT": {"N_FRAMES_PER_VIDEO_TRAIN": t, "N_FRAMES_PER_VIDEO_TEST": t, "SIZE": SIDE},
         "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 2, "WARMUP_ITERS": 1, "PRECISION": "fp32"},
-        "TEST": {"EVALUATORS": "BitsEvaluator,VTSampler", "N_SAMPLES": 1, "EVAL_PERIOD": 2},
+        "TEST": {"EVALUATORS": f"{LIKELIHOOD[decoder][0]},VTSampler", "N_SAMPLES": 1, "EVAL_PERIOD": 2},
         "TEST.VT_SAMPLER": {"N_PRIME": given, "NUM_SAMPLES": 1},
         "MODEL": {"DEVICE": "cpu"},
     }  # fmt: skip
-    if decoder != "causal":
-        values["MODEL.AUTOREGRESSIVE.VT"]["DECODER"] = decoder
     pairs = {f"{node}.{key}": value for node, keys in values.items() for key, value in keys.items()}
     return [str(text) for pair in {**pairs, "VIS_PERIOD": 2}.items() for text in pair]
 
@@ -108,11 +113,13 @@ def test_a_transformer_over_the_codes_of_any_tokenizer(stored, tmp_path, kind, d
     codes = encoded(stored, kind, "codes", tmp_path / "codes")
     tokenizer, run = open_tokenizer(codes), tmp_path / "run"
     call(
-        train_lvt.main, "--config-file", ROOT / "configs/lvt/VT_tiny.yaml", "--data", codes, "--run_dir", run,
-        *lvt_arguments(tokenizer, kind, decoder),
+        train_lvt.main, "--config-file", ROOT / f"configs/lvt/{DECODERS[decoder]}.yaml", "--data", codes,
+        "--run_dir", run, *lvt_arguments(tokenizer, kind, decoder),
     )  # fmt: skip
     results = json.loads((run / "evaluation.json").read_text())[str(codes)]
-    assert 0 < results["likelihood"]["bits_per_subpixel"] < results["likelihood"]["bits_per_dim"]
+    values = results[LIKELIHOOD[decoder][1]]
+    assert values[LIKELIHOOD[decoder][2]] > 0
+    assert decoder == "masked" or values["bits_per_subpixel"] < values["bits_per_dim"]
     assert any((run / "samples").rglob("*continuation*"))
     drawn = np.load(next((run / "inference/samples").rglob("codes.npy")))  # (t, C, h, w)
     t, h, w, c = tokenizer.shape(FRAMES.get(kind, 8), SIDE, SIDE)
@@ -130,7 +137,7 @@ def test_a_transformer_over_the_codes_of_any_tokenizer(stored, tmp_path, kind, d
 
     call(
         evaluate.main, "lvt", "--checkpoint", run, "--data", data_of(kind), "--split", "val", "--num_clips", 2,
-        "--metrics", "psnr", "bits", "codebook", "--device", "cpu", "--out", tmp_path / "scores.json",
+        "--metrics", "psnr", LIKELIHOOD[decoder][3], "codebook", "--device", "cpu", "--out", tmp_path / "scores.json",
     )  # fmt: skip
     clips = open_clips(data_of(kind), frames, SIDE, split="val", total_videos=2, windows="random")
     clips = torch.stack([clips[0], clips[1]])
