@@ -234,6 +234,13 @@ class ResidualQuantizer(Quantizer):
         return self.stages[0].codebook
 
 
+def codebooks_of(quantizer: nn.Module) -> list[Tensor] | None:
+    """What the codes of each index of a position stand for, float32 (K, D) each; None for a grid of several stages."""
+    if isinstance(quantizer, ResidualQuantizer):
+        return [stage.codebook.float() for stage in quantizer.stages]
+    return [quantizer.codebook.float()] if quantizer.num_quantizers == 1 else None
+
+
 def zero(like: Tensor) -> Tensor:
     """A float32 scalar 0 on the device of `like`."""
     return like.new_zeros((), dtype=torch.float32)

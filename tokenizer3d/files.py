@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.quantize import ResidualQuantizer
+from losses.quantize import codebooks_of
 from tokenizer3d.model import Tokenizer3D
 from tokenizer3d.weights import CONFIG_FILE, WEIGHTS_FILE, notes_of
 from training.checkpoint import load_checkpoint, model_settings, strict_load
@@ -102,8 +102,7 @@ class ClipTokenizer(GridTokenizer):
         self.bases = [math.prod(self.sizes[:number]) for number in range(len(self.sizes))]  # channel 0 varies fastest
         vectors = None
         if max(self.sizes) <= LARGEST_BOOK:
-            books = quantizer.stages if isinstance(quantizer, ResidualQuantizer) else [quantizer] * (self.stages == 1)
-            vectors = [level_vectors(group) for group in groups] or [book.codebook.float() for book in books] or None
+            vectors = [level_vectors(group) for group in groups] or codebooks_of(quantizer)
         super().__init__(model, "codes", max(codebooks, self.stages), max(self.sizes), vectors=vectors, **facts)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from losses.quantize import codebooks_of
 from training.checkpoint import load_checkpoint, newest_checkpoint, newest_weights, read_tensors, strict_load
 from training.config import unknown_key
 from training.distributed import resolve_device
@@ -183,23 +184,26 @@ def build_tokenizer(type: str, path: Path, kind: Kind | None, settings: Mapping[
 def model_tokenizer(model: Model, kind: Kind = "codes", rows: int = 1, columns: int = 1) -> FrameTokenizer:
     """A model as a tokenizer of frames."""
 
+    stages = model.quantizer.num_quantizers  # indices per position: (N, h, w), of several stages (N, h, w, stages)
+
     def encode_frames(frames: Tensor) -> Tensor:
-        latents = model.latents(split_patches(frames, rows, columns))  # (N * rows * columns, D, h, w)
-        array = model.quantize(latents)[1] if kind == "codes" else latents
-        whole = merge_patches(array, rows, columns)
-        return whole[:, None] if kind == "codes" else whole
+        array = model.latents(split_patches(frames, rows, columns))  # (N * rows * columns, D, h, w)
+        if kind == "codes":
+            index = model.quantize(array)[1]
+            array = index[:, None] if stages == 1 else index.movedim(-1, 1)
+        return merge_patches(array, rows, columns)
 
     def decode_frames(array: Tensor) -> Tensor:
         patches = split_patches(array, rows, columns)
         if kind == "codes":
-            frames = model.decode_indices(patches[:, 0])
+            frames = model.decode_indices(patches[:, 0] if stages == 1 else patches.movedim(1, -1))
         else:
             frames = model.decode(patches if isinstance(model, LDMVQModel) else model.quantize(patches)[0])
         return merge_patches(frames, rows, columns)
 
-    codebook = model.quantizer.codebook.float()  # (K, D)
-    width, size, vectors = (1, model.num_embeddings, [codebook]) if kind == "codes" else (codebook.shape[1], None, None)
+    channels = model.quantizer.codebook_dim if isinstance(model, LDMVQModel) else model.config.latent_dim
+    shape = (stages, model.num_embeddings) if kind == "codes" else (channels, None)
     return FrameTokenizer(
-        model, kind, width, size, encode_frames=encode_frames, decode_frames=decode_frames,
-        space_factor=model.downsample_factor, vectors=vectors,
+        model, kind, *shape, encode_frames=encode_frames, decode_frames=decode_frames,
+        space_factor=model.downsample_factor, vectors=codebooks_of(model.quantizer) if kind == "codes" else None,
     )  # fmt: skip

@@ -18,6 +18,8 @@ from training.tokenizer import (
     video_frames,
 )
 from videodata.errors import UserError
+from vqgan import VQGAN
+from vqgan.files import model_config, save_model
 
 FACTS = {  # kind, size, (t, h, w, c) of a clip of SIDE x SIDE and of 8 frames, of 9 for a causal one with a time factor
     "vqgan": ("codes", CODES, (8, 4, 4, 1)),
@@ -83,6 +85,24 @@ def test_a_vqgan_gives_latents_where_they_are_asked_for(stored, kind):
     assert latents.kind == "latents" and latents.size is None and array.dtype == torch.float32
     assert array.unique().numel() > CODES * latents.width
     torch.testing.assert_close(decode_array(latents, array), decode_array(codes, codes.encode(clips())))
+
+
+@pytest.mark.parametrize(("quantizer", "width"), [("ema", 2), ("fsq", 1)])
+def test_a_vqgan_of_several_stages_or_of_a_grid(tmp_path, quantizer, width):
+    """A codebook for each index of a position; the decoded clips are the model's own reconstructions."""
+    torch.manual_seed(0)
+    options = {"quantizer": quantizer, "num_quantizers": width} | ({"fsq_levels": (3, 4)} if quantizer == "fsq" else {})
+    model = VQGAN((8, 16), 4, CODES, 2, **options).eval()
+    save_model(tmp_path / "model.pt", model, config={"model": model_config(model)})
+    tokenizer = open_tokenizer(tmp_path / "model.pt")
+    array = tokenizer.encode(clips())
+    assert (tokenizer.width, tokenizer.size) == (width, CODES) and array.shape == (2, 8, 8, 8, width)
+    with torch.no_grad():
+        frames = model.decode(model.encode(clips().transpose(1, 2).flatten(0, 1))[0])
+    expected = frames.unflatten(0, (2, 8)).transpose(1, 2)
+    torch.testing.assert_close(decode_array(tokenizer, array), expected.clamp(-1, 1))
+    latents = open_tokenizer(tmp_path / "model.pt", "latents")
+    torch.testing.assert_close(decode_array(latents, latents.encode(clips())), expected.clamp(-1, 1))
 
 
 def test_what_a_tokenizer_does_not_make_is_refused(stored):
