@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("reconstruct", "videos to videos of the same length, size, rate and sound", "mp4"),
         (
             "encode",
-            "videos to latents (KL) or tokens (FSQ) with size, rate and length; done files are passed over",
+            "videos to latents (KL) or tokens (FSQ); files that are done are passed over",
             "file",
         ),
         ("decode", "files of `encode` to videos", "mp4"),

@@ -43,6 +43,7 @@ class ClipNotes:
 
     model: dict[str, Any]  # the configuration, with version and levels
     weights: str  # their digest
+    precision: str  # of the weights: it changes some tokens
     kind: str  # tokens or latents
     frames: int
     height: int
@@ -137,7 +138,14 @@ def notes_for(model: Streaming, frames: int, height: int, width: int, fps: Fract
     padding = [model.valid_lengths(frames)[-1] - frames, -height % factor, -width % factor]
     kind = "tokens" if config.codebook_size else "latents"
     digest = weights_digest(model.state_dict())[:16]
-    return ClipNotes(config.to_dict(), digest, kind, frames, height, width, str(Fraction(fps)), padding)
+    return ClipNotes(
+        config.to_dict(), digest, precision_of(model), kind, frames, height, width, str(Fraction(fps)), padding
+    )
+
+
+def precision_of(model: Streaming) -> str:
+    """The flag that stands for the type of the weights."""
+    return next((name for name, dtype in FLOATS.items() if dtype == model.dtype), str(model.dtype))
 
 
 def write_latents(path: str | Path, latents: Tensor, notes: ClipNotes) -> None:
@@ -170,6 +178,8 @@ def check_origin(path: Path, notes: ClipNotes, model: Streaming) -> None:
     if other is not None:
         found, expected = (values.get(other) for values in (notes.model, own))
         raise UserError(f"{path}: was made by a model whose {other} is {found!r}, and this one's is {expected!r}")
+    if notes.precision != precision_of(model):
+        raise UserError(f"{path}: was made at precision {notes.precision}, and the model has {precision_of(model)}")
     if notes.weights != weights_digest(model.state_dict())[:16]:
         raise UserError(f"{path}: was made by a model of this kind with other weights")
 

@@ -154,3 +154,10 @@ def test_damaged_files_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
     films.write_latents(path, torch.zeros(1, 4, 1, 3, 3), replace(notes, kind="latents", fps="24"))
     assert read_latents(path)[1].fps == "24"
+
+
+def test_tokens_of_another_precision_are_refused(tmp_path):
+    model, path = tiny(**FSQ), tmp_path / "a.safetensors"
+    encode_file(model, film(tmp_path / "in.mp4", 2), path)
+    with pytest.raises(UserError, match="was made at precision fp32, and the model has bf16"):
+        read_latents(path, model.to(torch.bfloat16))
