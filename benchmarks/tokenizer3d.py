@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,16 +50,22 @@ ORIGINAL = {
 }
 
 
-def cost(function: Callable[[], object]) -> Cost:
+class Activations(LiveBytes):
+    """Live bytes, those of the weights included from the beginning: layers make views of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        storages = [value.untyped_storage() for value in model.parameters()]
+        self.live = {storage._cdata: (StorageWeakRef(storage), storage.nbytes()) for storage in storages}
+        self.weights = sum(storage.nbytes() for storage in storages)
+
+
+def cost(model: nn.Module, function: Callable[[], object]) -> Cost:
     """Of a call, without gradients."""
-    with (
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-        LiveBytes() as memory,
-    ):
+    counter, memory = FlopCounterMode(display=False), Activations(model)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter, memory:
         function()
-    return Cost(counter.get_total_flops() / 1e12, memory.peak / GIB)
+    return Cost(counter.get_total_flops() / 1e12, (memory.peak - memory.weights) / GIB)
 
 
 def stream(model: Tokenizer3D, x: Tensor, z: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -85,7 +92,7 @@ def measured(name: str, frames: int, size: int, pieces: Pieces, streamed: bool) 
         side = size // model.spatial_factor
         z = torch.empty(1, model.config.z_channels, model.latent_frames(frames), side, side)
         whole = (lambda: model.moments(model.padded(x)), lambda: model.decode(z))
-        return tuple(cost(call) for call in (stream(model, x, z) if streamed else whole))
+        return tuple(cost(model, call) for call in (stream(model, x, z) if streamed else whole))
 
 
 def row(name: str, args: argparse.Namespace) -> str:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.adversarial import LeCam, PatchGAN2D, PatchGAN3D, adaptive_weight, discriminator_loss
+from losses.adversarial import NORMS, LeCam, PatchGAN2D, PatchGAN3D, adaptive_weight, discriminator_loss
 from videodata.errors import UserError
 
 DISCRIMINATORS = {"2d": PatchGAN2D, "3d": PatchGAN3D}
@@ -35,12 +35,14 @@ class ObjectiveConfig:
     disc_weight: float = 0.2  # 0: there is no discriminator
     disc_start: int = 10_000  # optimiser step; the original's 20001 counts the steps of both optimisers
     disc_type: str = "2d"  # of frames, or 3d: of clips
+    disc_norm: str = "batch"  # of each process by itself; group, spectral or none see no difference
     generator_loss: str = "cross_entropy"  # of the mean logit of each frame, or hinge
     lecam_weight: float = 0.005
 
     def __post_init__(self) -> None:
         choices = (
-            ("pixel_loss", PIXEL_LOSSES), ("disc_type", tuple(DISCRIMINATORS)), ("generator_loss", GENERATOR_LOSSES)
+            ("pixel_loss", PIXEL_LOSSES), ("disc_type", tuple(DISCRIMINATORS)), ("disc_norm", NORMS),
+            ("generator_loss", GENERATOR_LOSSES),
         )  # fmt: skip
         for name, known in choices:
             if getattr(self, name) not in known:
@@ -51,7 +53,7 @@ class ObjectiveConfig:
 
     def build_discriminator(self) -> nn.Module | None:
         """The discriminator, with the start values of pix2pix; None where nothing is asked of it."""
-        return DISCRIMINATORS[self.disc_type]() if self.disc_weight > 0 else None
+        return DISCRIMINATORS[self.disc_type](norm=self.disc_norm) if self.disc_weight > 0 else None
 
 
 class Objective(nn.Module):

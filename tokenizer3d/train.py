@@ -37,6 +37,7 @@ from videodata.splits import HELD_OUT, declared_splits
 
 STEPS = 50_000  # where neither the flag nor the configuration says
 PARTS = ("all", "decoder")
+SMALLEST_SIDE = 24  # of frames of which the discriminator makes a logit
 LARGEST_COUNTED = 2**16  # codes whose use is counted at validation
 OPTIMIZERS: dict[str, dict[str, Any]] = {  # of the tokenizer: the original's, or one that learns from fewer clips
     "adam": {"betas": (0.9, 0.999)},
@@ -121,11 +122,15 @@ class Tokenizer3DRecipe(Recipe):
         super().__init__(networks, optimizers)
         self.tokenizer, self.objective, self.options, self.data = tokenizer, networks["loss"], options, data
         self.perceptual = LPIPS("vgg", options.perceptual_weights)  # looks for its weights at the first call
-        self.find_unused_parameters = options.image_steps > 0
 
     def losses(self, batch: Tensor, step: Step, networks: Networks) -> Iterator[Losses | None]:
         """The tokenizer's loss, then the discriminator's on the same reconstruction, where there is one."""
         video = as_float(batch)
+        if "discriminator" in networks and min(video.shape[3:]) < SMALLEST_SIDE:
+            raise UserError(
+                f"frames of {video.shape[4]}x{video.shape[3]} are too small for the discriminator (at least "
+                f"{SMALLEST_SIDE} pixels); use larger ones, or objective.disc_weight=0"
+            )
         noise = self.noise(video, step)
         if step.index < self.options.image_steps:
             video, noise = self.as_images(video, step), None if noise is None else noise[:, :, :1]
