@@ -164,7 +164,8 @@ def encode_data(
     plan = Plan.of(tokenizer, data, split, size, frames, stride, short_side, dtype, most)
     path = Path(folder) / f"{split}.npy"
     record = describe(named, tokenizer, plan)
-    made_from = {"tokenizer": record["digest"], "data": plan.provenance["fingerprint"], **plan.settings}
+    made_from = {"tokenizer": record["digest"], "with": named.settings, "data": plan.provenance["fingerprint"]}
+    made_from |= plan.settings
     with lock_file(path, "writing"), disk_errors(path):
         check_folder(path.parent, record)
         if is_finished(path, made_from):
@@ -264,7 +265,9 @@ def check_folder(folder: Path, record: dict[str, Any]) -> None:
     before = tokenizer_record(folder)
     if before is None:
         return
-    if changed := [key for key in record if before.get(key) != record[key] and key != "tokenizer"]:
+    same_but_for_place = {**record["tokenizer"], "path": before["tokenizer"].get("path")}
+    changed = [key for key in record if before.get(key) not in (record[key], same_but_for_place)]
+    if changed:
         key = changed[0]
         raise UserError(f"{folder}: holds data of {key} {before.get(key)}, not {record[key]}; name another folder")
 

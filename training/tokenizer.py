@@ -49,6 +49,9 @@ TYPES = {  # and the folder of each
 TYPE_LIKE = re.compile(r"[a-z0-9-]{2,}")  # not the letter of a drive
 WITHOUT_FILE = ("identity",)
 TOKENIZER_FILE = "tokenizer.json"  # beside encoded data: which tokenizer made it (training/encoded.py)
+RECORDED = {  # in it
+    *("tokenizer", "digest", "kind", "size", "width", "time_factor", "space_factor", "causal", "frame_size", "stride"),
+}
 FRAMES_AT_ONCE = 64  # through a tokenizer of frames, so that memory does not grow with the clips
 
 
@@ -260,8 +263,10 @@ def tokenizer_record(name: str | Path) -> dict[str, Any] | None:
     path = Path(name)
     path = path / TOKENIZER_FILE if path.is_dir() else path
     record = read_json(path) if path.name == TOKENIZER_FILE else None
-    if path.name == TOKENIZER_FILE and path.is_file() and not (record and {"tokenizer", "digest"} <= set(record)):
-        raise UserError(f"{path}: names no tokenizer; encode the data again with scripts/encode.py")
+    if path.name == TOKENIZER_FILE and path.is_file():
+        whole = record is not None and set(record) >= RECORDED and isinstance(record["tokenizer"], dict)
+        if not whole or not isinstance(record["time_factor"], int) or record["time_factor"] < 1:
+            raise UserError(f"{path}: names no tokenizer; encode the data again with scripts/encode.py")
     return record
 
 

@@ -148,6 +148,7 @@ def test_a_folder_of_something_else_is_refused(stored, tmp_path):
     for arguments, options, message in (
         ((stored["lvt-vqvae"], DATA, "val"), {"size": SIDE}, "name another folder"),
         ((stored["vqgan"], DATA, "val"), {"size": 8}, "frame_size"),
+        ((f"vqgan:{stored['vqgan']},rows=2", DATA, "val"), {"size": SIDE}, "holds data of tokenizer .*'rows': 2"),
         ((stored["vqgan"], "digits:30,frames=8,size=16", "val"), {"size": SIDE}, "was made from"),
         ((stored["vqgan"], DATA, "val"), {"size": SIDE, "stride": 2}, "whole videos are encoded without a stride"),
         ((stored["vvae"], DATA, "val"), {"size": SIDE, "frames": 5}, "the nearest are 4 or 8"),
@@ -157,6 +158,10 @@ def test_a_folder_of_something_else_is_refused(stored, tmp_path):
             encode_data(*arguments, tmp_path, **options)
     assert contents(tmp_path) == before
     record = json.loads((tmp_path / "tokenizer.json").read_text())
+    for damage in ("", "[]", json.dumps({**record, "tokenizer": 3}), json.dumps({**record, "time_factor": 0})):
+        (tmp_path / "tokenizer.json").write_text(damage)
+        with pytest.raises(UserError, match="names no tokenizer"):
+            Encoded(tmp_path / "val.npy")
     (tmp_path / "tokenizer.json").write_text(json.dumps({**record, "digest": "0" * 16}))
     with pytest.raises(UserError, match="was made by other weights"):
         open_tokenizer(tmp_path)
