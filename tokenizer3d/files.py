@@ -36,7 +36,7 @@ def load_model(
 
 
 def is_of_a_run(path: Path) -> bool:
-    """Whether a file is a checkpoint of a training here, or the weights beside it. Raises UserError for a damaged one."""
+    """Whether a file is a checkpoint of a training here, or the weights beside it. Raises UserError if damaged."""
     if path.suffix != ".safetensors":
         return path.stem.startswith("step-") or not path.is_file()  # the error of a missing file is one for all
     check_form(path)
