@@ -160,22 +160,35 @@ class CausalConv(nn.Module):
             memory.keep(self.name, x[:, -count:])
         return x
 
-    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
-        return convolved(self.extended(x, memory), self.conv.weight, self.conv.bias, self.stride)
-
-
-class CentredConv3d(nn.Conv3d):
-    """3-D convolution of the non-causal models: zeros on both sides."""
+    def over(self, x: Tensor) -> Tensor:
+        """The convolution of frames that have been extended."""
+        return convolved(x, self.conv.weight, self.conv.bias, self.stride)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        return self.over(self.extended(x, memory))
+
+
+class Centred:
+    """A convolution of the non-causal models: zeros on both sides."""
+
+    def extended(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        """The convolution pads by itself, and remembers nothing."""
+        return x
+
+    def over(self, x: Tensor) -> Tensor:
+        """The convolution."""
         return convolved(x, self.weight, self.bias, padding=self.kernel_size[0] // 2)
 
-
-class CentredConv1d(nn.Conv1d):
-    """The same in time alone."""
-
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
-        return convolved(x, self.weight, self.bias, padding=self.kernel_size[0] // 2)
+        return self.over(x)
+
+
+class CentredConv3d(Centred, nn.Conv3d):
+    """In space and time."""
+
+
+class CentredConv1d(Centred, nn.Conv1d):
+    """In time alone."""
 
 
 def conv3d(config: Tokenizer3DConfig, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
@@ -236,10 +249,11 @@ class TimeBlock(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
-        h = self.conv1(swish(self.norm1(x)), memory)
+        h = self.conv1.extended(swish(self.norm1(x)), memory)  # in two steps: the shorter tensor goes before the
+        h = self.conv1.over(h)  # result comes
         h = swish(self.norm2(h))
-        h = self.conv2(h, memory)
-        return added(x, h)
+        h = self.conv2.extended(h, memory)
+        return added(x, self.conv2.over(h))
 
 
 class FrameAttention(nn.Module):

@@ -300,6 +300,12 @@ class Tokenizer3D(Streaming, nn.Module):
         made = self.decode(z, frames, size=size, **options)
         return z, made.reshape(x.shape) if made.shape != x.shape else made, log
 
+    def reconstruct(self, in_file: str | Path, out_file: str | Path, **options: Any) -> int:
+        """Video -> latents -> mp4, as `films.reconstruct`: bounded memory, exact rate, the same sound."""
+        from tokenizer3d.films import reconstruct  # not above: the codecs are large
+
+        return reconstruct(self, in_file, out_file, **options)
+
     def as_clip(self, x: Tensor) -> Tensor:
         """Any of the shapes that `encode` takes as (B, 3, T, H, W) of the weights' type. Raises UserError."""
         channels, shape = self.config.in_channels, tuple(x.shape)
