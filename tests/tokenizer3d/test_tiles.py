@@ -14,7 +14,7 @@ from videodata.errors import UserError
 
 KINDS = [{}, {"version": "1.1"}, {"causal": False}]
 TILE = Pieces(tile=14)
-SIZE = (320, 128)  # 40 x 16 latents
+SIZE = (256, 64)  # 32 x 8 latents: a tile of 14 and a halo of 13 do not reach the other end
 ROUNDING = 2e-5  # of float32, through some sixty layers
 
 
@@ -25,7 +25,7 @@ def both(model, x, pieces, z=None):
         return found, model.decode(found if z is None else z, pieces=pieces)
 
 
-@pytest.mark.parametrize("rows", [1, 8, 20])
+@pytest.mark.parametrize("rows", [5, 8, 20])
 @pytest.mark.parametrize("settings", KINDS, ids=str)
 def test_strips_of_rows_change_nothing(settings, rows):
     model, x = tiny(num_res_blocks=2, **settings), clip(5, 64, 96)
