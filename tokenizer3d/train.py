@@ -37,6 +37,7 @@ from videodata.splits import HELD_OUT, declared_splits
 
 STEPS = 50_000  # where neither the flag nor the configuration says
 PARTS = ("all", "decoder")
+SPREAD = 4.0  # brings the latents of a new encoder, of a standard deviation of 0.3, to about 1
 SMALLEST_SIDE = 24  # of frames of which the discriminator makes a logit
 LARGEST_COUNTED = 2**16  # codes whose use is counted at validation
 OPTIMIZERS: dict[str, dict[str, Any]] = {  # of the tokenizer: the original's, or one that learns from fewer clips
@@ -235,10 +236,15 @@ def check(options: OptimizationConfig, tokenizer: Tokenizer3D) -> None:
 
 
 def start_quietly(tokenizer: Tokenizer3D) -> None:
-    """Every residual branch starts at zero: a short training first learns the plain path and then what it lacks."""
+    """Every residual branch starts at zero: a short training first learns the plain path and then what it lacks.
+
+    Codes start with latents that spread over the levels: those of torch's start values all fall on the middle one.
+    """
     for name, parameter in tokenizer.named_parameters():
         if ".conv2." in name or ".proj_out." in name:
             nn.init.zeros_(parameter)
+        elif tokenizer.quantizer is not None and name.startswith("encoder.conv_out."):
+            parameter.data.mul_(SPREAD)
 
 
 def train_tokenizer3d(args: argparse.Namespace) -> str:

@@ -178,6 +178,15 @@ def test_codes_are_learned_saved_and_decoded(tmp_path, model):
     assert torch.equal(stored.decode_indices(found.indices), stored.decode(found))
 
 
+def test_a_quiet_start_has_no_residuals_and_spreads_the_codes():
+    """All of a new model's latents would fall on the middle of three levels, and nothing would reach the decoder."""
+    model = {**KL, "regularizer": "fsq", "z_channels": 4, "levels": [3, 3, 3, 3], "ch": 32}
+    usual, quiet = (recipe(model, {"quiet_start": quiet}).tokenizer.eval() for quiet in (False, True))
+    x = clip(5, 32, 32)
+    assert not any(value.any() for name, value in quiet.state_dict().items() if ".conv2." in name)
+    assert usual.encode(x).codes.abs().mean() < 0.3 < quiet.encode(x).codes.abs().mean()
+
+
 def test_single_frames_come_first(tmp_path):
     """In the first steps, one frame of each clip; afterwards whole clips."""
     made = recipe(KL, {"image_steps": 2})
