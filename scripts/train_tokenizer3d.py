@@ -21,9 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     chosen.add_argument("--preset", choices=sorted(path.stem for path in CONFIGS.glob("*.yaml")), help="one of those")
     parser.add_argument("--data", help="clips, in place of data.path: folder of videos, csv, .npy, .hdf5, digits:<n>")
     parser.add_argument("--start", help="weights to go on from, in place of optimization.start: run folder, or a file")
-    parser.add_argument(
-        "--run_dir", "--out", type=Path, default=Path("runs/tokenizer3d"), help="the folder of the run"
-    )
+    parser.add_argument("--run_dir", "--out", type=Path, default=Path("runs/tokenizer3d"), help="the folder of the run")
     parser.add_argument("--steps", type=positive_int, help="optimiser steps in all (default: the configuration's)")
     add_training_arguments(parser, **dict.fromkeys(entry.name for entry in FLAGS))  # all left to the configuration
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration, dotted keys")
