@@ -20,8 +20,11 @@ _HOME = {
     "gaussian_kl": "losses.kl",
     "free_bits": "losses.kl",
     "linear_ramp": "losses.kl",
+    "LeCam": "losses.adversarial",
     "FSQ": "losses.fsq",
-    "Quantizer": "losses.quantize",
+    "AverageQuantizer": "losses.quantize",
+    "ResidualQuantizer": "losses.quantize",
+    "SignQuantizer": "losses.quantize",
 }
 __all__ = list(_HOME)
 

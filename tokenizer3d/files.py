@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor
 
 from losses.quantize import codebooks_of
 from tokenizer3d.model import Tokenizer3D
 from tokenizer3d.weights import CONFIG_FILE, WEIGHTS_FILE, notes_of
-from training.checkpoint import load_checkpoint, model_settings, strict_load
-from training.pretrained import is_pretrained, open_pretrained
+from training.checkpoint import DAMAGE, METADATA, check_form, load_checkpoint, model_settings, strict_load
 from training.tokenizer import GridTokenizer, Kind, recipe_of
-from videodata.errors import UserError
+from videodata.errors import UserError, said_by
 
 TOKENIZERS = {"tokenizer3d": ("version", "codebooks")}
 LARGEST_BOOK = 2**16  # codes whose vectors are listed
@@ -32,8 +32,6 @@ def load_model(
     version: of a published file whose name does not tell it. Raises UserError.
     """
     path = Path(path)
-    if is_pretrained(path):
-        return open_pretrained(path, device)
     if path.is_dir() and (path / CONFIG_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
         return Tokenizer3D.from_pretrained(path).to(device), {}
     if not path.is_dir() and (version is not None or not is_of_a_run(path)):
@@ -48,12 +46,15 @@ def load_model(
 
 
 def is_of_a_run(path: Path) -> bool:
-    """Whether a file is a checkpoint of a training here, or the weights beside it."""
-    if not path.is_file():
-        return True  # the error of a missing file is one for all
-    if path.suffix == ".safetensors":
-        return path.stem.startswith("weights-") and not notes_of(path)
-    return path.stem.startswith("step-")
+    """Whether a file is a checkpoint of a training here, or the weights beside it. Raises UserError if damaged."""
+    if path.suffix != ".safetensors":
+        return path.stem.startswith("step-") or not path.is_file()  # the error of a missing file is one for all
+    check_form(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return METADATA in (file.metadata() or {})
+    except DAMAGE as error:
+        raise UserError(f"{path}: cannot be read as .safetensors ({said_by(error)})") from error
 
 
 def tokenizer_type(path: Path) -> str | None:

@@ -37,6 +37,7 @@ from videodata.splits import HELD_OUT, declared_splits
 
 STEPS = 50_000  # where neither the flag nor the configuration says
 PARTS = ("all", "decoder")
+SPREAD = 4.0  # brings the latents of a new encoder, of a standard deviation of 0.3, to about 1
 SMALLEST_SIDE = 24  # of frames of which the discriminator makes a logit
 LARGEST_COUNTED = 2**16  # codes whose use is counted at validation
 OPTIMIZERS: dict[str, dict[str, Any]] = {  # of the tokenizer: the original's, or one that learns from fewer clips
@@ -65,6 +66,7 @@ class OptimizationConfig:
     """How the model is trained, beside the engine's settings: the part `optimization` of a configuration."""
 
     optimizer: str = "adam"
+    half_muon: bool = False  # muon in bfloat16: faster where the processor multiplies that in hardware
     learning_rate: float = 1e-5
     trained: str = "all"  # or decoder: the encoder stays as it is, and gets no gradient
     start: str | None = None  # weights to go on from: a run folder, a folder of save_pretrained, a file
@@ -113,8 +115,8 @@ class Tokenizer3DRecipe(Recipe):
                     part.requires_grad_(False)
         networks: dict[str, nn.Module] = {"tokenizer": tokenizer, "loss": Objective(objective)}
         trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
-        rate = options.learning_rate
-        optimizers = {"tokenizer": build_optimizer(options.optimizer, trained, rate, **OPTIMIZERS[options.optimizer])}
+        rate, own = options.learning_rate, {"half": options.half_muon, **OPTIMIZERS[options.optimizer]}
+        optimizers = {"tokenizer": build_optimizer(options.optimizer, trained, rate, **own)}
         discriminator = objective.build_discriminator()
         if discriminator is not None:
             networks["discriminator"] = discriminator
@@ -234,10 +236,15 @@ def check(options: OptimizationConfig, tokenizer: Tokenizer3D) -> None:
 
 
 def start_quietly(tokenizer: Tokenizer3D) -> None:
-    """Every residual branch starts at zero: a short training first learns the plain path and then what it lacks."""
+    """Every residual branch starts at zero: a short training first learns the plain path and then what it lacks.
+
+    Codes start with latents that spread over the levels: those of torch's start values all fall on the middle one.
+    """
     for name, parameter in tokenizer.named_parameters():
         if ".conv2." in name or ".proj_out." in name:
             nn.init.zeros_(parameter)
+        elif tokenizer.quantizer is not None and name.startswith("encoder.conv_out."):
+            parameter.data.mul_(SPREAD)
 
 
 def train_tokenizer3d(args: argparse.Namespace) -> str:

@@ -37,10 +37,13 @@ class SoundCopy:
             self._next = next(self._packets, None)
 
     def _packets_of(self, sound: av.AudioStream) -> Iterator[tuple[Fraction, av.Packet]]:
-        if sound.codec_context.name in self._output.supported_codecs:
+        context = sound.codec_context
+        # PCM is allowed in mp4, but few players know that, and files of it often do not name their channels
+        if context.name in self._output.supported_codecs and not context.name.startswith("pcm_"):
             return self._copied(sound, self._output.add_stream_from_template(sound))
-        logger.warning("%s: the sound (%s) is encoded again as AAC", self._source.name, sound.codec_context.name)
-        return self._encoded(sound, self._output.add_stream("aac", rate=sound.codec_context.sample_rate))
+        logger.warning("%s: the sound (%s) is encoded again as AAC", self._source.name, context.name)
+        layout = "mono" if context.layout.nb_channels == 1 else "stereo"
+        return self._encoded(sound, self._output.add_stream("aac", rate=context.sample_rate, layout=layout))
 
     def _start(self, sound: av.AudioStream) -> int:
         video = self._source.streams.best("video")

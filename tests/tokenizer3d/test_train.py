@@ -21,7 +21,7 @@ from tokenizer3d.train import (
     open_data,
 )
 from training import TrainSettings, train
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, write_weights
 from training.config import from_dict, load_config
 from videodata.errors import UserError
 from videodata.pixels import denormalize
@@ -133,6 +133,10 @@ def test_stage_two_leaves_the_encoder_as_it_is(tmp_path):
     assert not equal(made.tokenizer.decoder, weights(first.decoder))
     with pytest.raises(UserError, match="another model"):
         recipe(FSQ, start)
+    other = load_checkpoint(tmp_path / "two")
+    write_weights(tmp_path / "weights-0000001.safetensors", {**other, "recipe": "vvae"})
+    with pytest.raises(UserError, match="'vvae', not of a 3-D tokenizer"):
+        load_model(tmp_path / "weights-0000001.safetensors")
 
 
 @pytest.mark.slow
@@ -163,11 +167,24 @@ def test_codes_are_learned_saved_and_decoded(tmp_path, model):
     assert last["rec_loss"] < first["rec_loss"]
     assert last["codes_used"] > 1
     stored, config = load_model(tmp_path / "b")
+    file = next((tmp_path / "b" / "checkpoints").glob("weights-*15.safetensors"))
+    assert equal(load_model(file)[0], weights(stored))
+    stored.save_pretrained(tmp_path / "c")
+    assert equal(load_model(tmp_path / "c")[0], weights(stored))
     assert config["model"]["regularizer"] == model["regularizer"]
     x = clip(5, 16, 16, seed=3)
     found = stored.encode(x)
     assert torch.equal(found.indices, made.tokenizer.eval().encode(x).indices)
     assert torch.equal(stored.decode_indices(found.indices), stored.decode(found))
+
+
+def test_a_quiet_start_has_no_residuals_and_spreads_the_codes():
+    """All of a new model's latents would fall on the middle of three levels, and nothing would reach the decoder."""
+    model = {**KL, "regularizer": "fsq", "z_channels": 4, "levels": [3, 3, 3, 3], "ch": 32}
+    usual, quiet = (recipe(model, {"quiet_start": quiet}).tokenizer.eval() for quiet in (False, True))
+    x = clip(5, 32, 32)
+    assert not any(value.any() for name, value in quiet.state_dict().items() if ".conv2." in name)
+    assert usual.encode(x).codes.abs().mean() < 0.3 < quiet.encode(x).codes.abs().mean()
 
 
 def test_single_frames_come_first(tmp_path):
@@ -199,8 +216,8 @@ def test_what_makes_no_sense_is_one_line(tmp_path):
             Tokenizer3DRecipe(Tokenizer3D.from_config(KL), ObjectiveConfig(), OptimizationConfig(**options))
     with pytest.raises(UserError, match="--data"):
         open_data(DataConfig())
-    with pytest.raises(UserError, match="not of a 3-D tokenizer"):
-        load_model(Path(__file__).resolve().parents[2] / "weights" / "digit_classifier.safetensors")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_model(tmp_path / "none.pt")
 
 
 def test_the_commands_train_resume_and_score(tmp_path, monkeypatch, capsys):
