@@ -106,6 +106,7 @@ class Continuations(Subject):
         cells = Cells(tokenizer.time_factor, tokenizer.space_factor, tokenizer.causal)
         self.codes, self.true, self.made = (Codes(tokenizer.width, tokenizer.size) for _ in range(3))
         self.bits = bits_of(transformer, self.n_prime, cells)  # as `true` and `made` of what follows the given frames
+        self.codes_per_frame = 0
         self.own_metrics = (self.bits.metric, "codebook")
         self.metrics = ("psnr", "ssim", *self.own_metrics)
         self.shown: tuple[Tensor, Tensor] | None = None  # the last clips and their codes
@@ -115,7 +116,9 @@ class Continuations(Subject):
         classes = self.classes_of(batch, codes.device)
         if batch.sample == 0:
             self.codes.update(codes)
-            self.bits.update(codes, classes, batch)
+            self.codes_per_frame = codes[0, :, 0].numel()
+            if self.wants_bits:
+                self.bits.update(codes, classes, batch)
             self.true.update(codes[:, :, self.n_prime :])
         seeds = [derive_seed(batch.seed, "continue", item) for item in batch.items]
         options = {"class_idx": classes, "guidance": self.guidance, **self.options}
@@ -165,12 +168,18 @@ class Continuations(Subject):
 
     def own_scores(self) -> dict[str, list[Score]]:
         warn_of_collapse(self.made.entropies(), self.true.entropies())
-        return {self.bits.metric: self.bits.scores(), "codebook": self.codes.scores()}
+        bits = {self.bits.metric: self.bits.scores()} if self.wants_bits else {}
+        return {**bits, "codebook": self.codes.scores()}
+
+    @property
+    def wants_bits(self) -> bool:
+        """Whether they are asked for: those of a masked decoder cost more passes than some samples."""
+        return self.asked is None or self.bits.metric in self.asked
 
     def facts(self) -> dict[str, Any]:
         config = self.transformer.config
         masked = {"masked": asdict(config.masked)} if config.decoder == "masked" else {}
-        return {"given_frames": self.context, "codes_per_frame": self.bits.codes_per_frame, **self.options, **masked}
+        return {"given_frames": self.context, "codes_per_frame": self.codes_per_frame, **self.options, **masked}
 
 
 class Codes:

@@ -140,6 +140,20 @@ def test_collapsed_samples_are_warned_of(monkeypatch, caplog):
     assert "the codes of the samples have collapsed: codebook 1" in caplog.text
 
 
+def test_bits_are_counted_only_where_they_are_asked_for(monkeypatch):
+    """They cost more passes of the decoder than the samples."""
+    model, clip = masked_model("clip", {"STEPS": 3})
+    calls = []
+    model.decoder.register_forward_pre_hook(lambda module, given: calls.append(1))
+    true = torch.randint(11, (4, 2, *clip), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(Continuations, "asked", ("energy",))
+    _, found = scored(model, true, monkeypatch)
+    assert set(found) == {"codebook"} and len(calls) == 2 * 3
+    monkeypatch.setattr(Continuations, "asked", None)
+    _, found = scored(model, true, monkeypatch)
+    assert set(found) == {"codebook", "masked-bits"} and len(calls) == 2 * 2 * 3 + 16 + 4
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A VQ-VAE with codes of both parts, and a run of each masked configuration."""
