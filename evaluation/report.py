@@ -389,9 +389,23 @@ DEFINITIONS = {
     "bits-per-subpixel": Definition(
         "bits per subpixel", "bits", "lower", "the same per red, green or blue value of the predicted frames"
     ),
+    "masked-bits-per-token": Definition(
+        "masked bits", "bits", "lower", "negative log-likelihood in bits of each masked latent token, given the others"
+    ),
+    "masked-accuracy": Definition(
+        "masked accuracy", "", "higher", "share of the masked latent tokens whose likeliest value is right"
+    ),
+    "random-order-bound": Definition(
+        "bits bound",
+        "bits",
+        "lower",
+        "upper bound, by Jensen over orders, on bits per latent token of a sampler that makes one at a time in random "
+        "order; no likelihood of fewer passes or other orders",
+    ),
     "code-bits-per-frame": Definition(
         "code map", "bits", "lower", "codes of a frame times log2(size of the codebook): what storing them costs"
     ),
+    "code-bits-per-clip": Definition("codes", "bits", "lower", "codes of a clip times log2(size of the codebook)"),
     "codebook-usage": Definition("codebook usage", "", "higher", "share of the codes that occur in the whole set"),
     "codebook-perplexity": Definition(
         "codebook perplexity", "", "higher", "exp(entropy in nats) of the histogram of codes over the whole set"

@@ -186,6 +186,7 @@ def evaluate(
     """
     protocol.check(metrics_of(subject), subject.random, subject.paired)
     ask_for_class(subject, protocol)
+    subject.asked = protocol.metrics
     scored = open_data(protocol.seed) if "fd-pca" in protocol.metrics else []
     distances = open_distances(protocol, reference or scored, len(scored), start_of_sets(subject.context, protocol))
     runs = []

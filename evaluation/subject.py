@@ -60,6 +60,7 @@ class Subject(ABC):
     visible = True
     classes: tuple[str, ...] = ()  # that it was trained with, and whose names are in batch.labels
     guidance = 1.0  # towards the class of each clip (`training.conditions.guided`); `evaluate` sets it
+    asked: tuple[str, ...] | None = None  # metrics of the protocol, which `evaluate` sets; None: all
     window = 0  # frames from one window border to the next; 0: no windows
     metrics: tuple[str, ...] = ("psnr", "ssim")  # what is measured unless asked otherwise
     own_metrics: tuple[str, ...] = ()  # beside those that only look at clips

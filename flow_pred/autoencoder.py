@@ -1,5 +1,5 @@
-"""The autoencoder under a predictor: any of six types by its configuration, all with encode and decode, and the simple
-VQVAE (`type: ours`), whose latents have 1/8 of the frames' size unless it is told otherwise.
+"""The autoencoder under a predictor: any of seven types by its configuration, all with encode and decode, and the
+simple VQVAE (`type: ours`), whose latents have 1/8 of the frames' size unless it is told otherwise.
 
 Axes: N frames, C latent channels, H W pixels, h w = H / 8, W / 8. State-dict keys of the VQVAE are the original's; its
 `bn` layers are group norms all the same.
@@ -20,6 +20,7 @@ from flow_pred.batch_norm import SharedBatchNorm2d
 from flow_pred.checkpoints import autoencoder_weights
 from training.checkpoint import strict_load
 from training.config import load_config, unknown_key
+from training.tokenizer import Tokenizer, decode_array, open_tokenizer
 from videodata.errors import UserError
 from videodata.finite import finite
 
@@ -117,6 +118,39 @@ def build_sd_vae(settings: dict[str, Any], path: str | None) -> nn.Module:
     return KLAutoencoder(model)
 
 
+def build_tokenizer_autoencoder(settings: dict[str, Any], path: str | None) -> nn.Module:
+    """Any tokenizer that gives latents, by what `training.tokenizer.open_tokenizer` takes."""
+    if path is None:
+        raise UserError("autoencoder type tokenizer needs ckpt_path, or --tokenizer: its run folder or file")
+    return TokenizerAutoencoder(open_tokenizer(path, "latents"))
+
+
+class TokenizerAutoencoder(nn.Module):
+    """A tokenizer of latents; one with a time factor takes whole clips, which have fewer latents than frames."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer, self.backbone = tokenizer, tokenizer.module
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Frames (N, 3, H, W) -> latents (N, C, h, w). Raises UserError where they belong to whole clips."""
+        if self.tokenizer.time_factor > 1:
+            raise UserError("this tokenizer encodes clips, not single frames; scripts/encode.py stores their latents")
+        return self.encode_clip(images[:, :, None])[:, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) -> images (N, 3, H, W); of a latent of several frames the first one."""
+        return self.decode_clip(latents[:, None])[:, :, 0]
+
+    def encode_clip(self, clips: Tensor) -> Tensor:
+        """Clips (B, 3, T, H, W) -> latents (B, t, C, h, w)."""
+        return self.tokenizer.encode(clips).movedim(-1, 2)
+
+    def decode_clip(self, latents: Tensor) -> Tensor:
+        """Latents (B, t, C, h, w) -> clips (B, 3, T, H, W)."""
+        return decode_array(self.tokenizer, latents.movedim(2, -1))
+
+
 class Identity(nn.Module):
     """Latents are the frames themselves."""
 
@@ -175,6 +209,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "vvae": ("config",),
     "sd-vae-ft-mse": (),
     "identity": (),
+    "tokenizer": (),
 }  # what each type reads besides ckpt_path; `vqgan`: what a VQGAN is configured by
 BUILDERS: dict[str, Callable[[dict[str, Any], str | None], nn.Module]] = {
     "ours": build_ours,
@@ -183,6 +218,7 @@ BUILDERS: dict[str, Callable[[dict[str, Any], str | None], nn.Module]] = {
     "vvae": build_vvae,
     "sd-vae-ft-mse": build_sd_vae,
     "identity": lambda settings, path: Identity(),
+    "tokenizer": build_tokenizer_autoencoder,
 }
 
 

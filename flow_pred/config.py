@@ -44,7 +44,7 @@ class DataConfig:
     skip_frames: int = 0
     random_horizontal_flip: bool = False
     aug: bool = False  # colour augmentation, one draw per clip
-    latents: str | None = None  # folder of cached latents: train on these in place of pictures
+    latents: str | None = None  # folder of encode.py or encode_latents.py: train on these in place of pictures
     texts: str | None = None  # folder of cached T5 embeddings of the labels, which are captions then
 
 
@@ -130,7 +130,7 @@ class LossWeights:
 class TrainingConfig:
     """One run."""
 
-    num_observations: int
+    num_observations: int  # latent frames, as are num_input_frames of the model; other numbers of frames are of videos
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     condition_frames: int = 4
@@ -316,4 +316,6 @@ def configure(args: argparse.Namespace) -> FlowPredConfig:
             setattr(part, key, value)
     if args.autoencoder:
         config.model.autoencoder["ckpt_path"] = args.autoencoder
+    if args.tokenizer:
+        config.model.autoencoder = {"type": "tokenizer", "ckpt_path": args.tokenizer}
     return config

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--denoiser", metavar="RUN", help="neural SDE: run folder or file; --checkpoint is its flow")
     parser.add_argument("--diffusion", metavar="RUN", help="neural SDE: run folder or file")
     parser.add_argument("--config", metavar="FILE", help="configuration of a --checkpoint that has none in it")
-    parser.add_argument("--autoencoder", metavar="FILE", help="its checkpoint, in place of the one on record")
+    parser.add_argument(
+        "--autoencoder", "--tokenizer", metavar="FILE", help="its checkpoint, in place of the one on record"
+    )
     parser.add_argument(
         "--size", type=positive_int, nargs=2, metavar=("H", "W"), help="of an autoencoder's frames (default: its run's)"
     )
@@ -35,7 +37,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     reconstructions. Raises UserError.
     """
     from flow_pred.files import load_autoencoder, load_model, role_of
-    from flow_pred.predict import plan_for
+    from flow_pred.predict import latent_counts, plan_for
     from flow_pred.scores import Predictions
     from training.distributed import resolve_device
 
@@ -48,6 +50,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     plan = plan_for(loaded.predictor, loaded.config, context=args.given, steps=args.steps)
     if args.frames:
         plan.frames = args.frames - plan.context
+        latent_counts(loaded.predictor, plan)
     data, subject = loaded.config.data, Predictions(loaded.predictor, plan, device)
     subject.runs = loaded.runs
     size, stride = own_size(args, (data.crop_size,) * 2), args.stride or plan.read_stride

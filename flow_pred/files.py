@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flow_pred.autoencoder import build_autoencoder
+from flow_pred.autoencoder import SETTINGS, build_autoencoder
 from flow_pred.checkpoints import Stored, read_weights
 from flow_pred.config import FlowPredConfig, ModelConfig, alias, load_config, same_run, stored_config
 from flow_pred.conv_backbone import ConvRegressor
@@ -20,14 +20,17 @@ from flow_pred.neural_sde import NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from training import config as yaml_files
-from training.checkpoint import model_settings, strict_load
+from training.checkpoint import load_checkpoint, model_settings, strict_load
 from training.config import from_dict
 from training.pretrained import parts_beside
+from training.tokenizer import FrameTokenizer, Kind, recipe_of, run_of_tokenizer
 from videodata.errors import UserError
 
 Regressor = VectorFieldRegressor | ConvRegressor
 AUTOENCODER_RECIPE = "flow_pred_autoencoder"  # of a training of `ours`
 Files = tuple[str | None, str | None]  # of a component: its run folder or weights, its configuration file
+TOKENIZERS = {name: SETTINGS[name] for name in ("ours", "sd-vae-ft-mse", "identity")}
+PROBE = 64  # side of the frame that an autoencoder is asked the size of its latents with
 
 
 @dataclass
@@ -209,8 +212,15 @@ def load_model(
     if isinstance(predictor, NeuralSDE):
         predictor.alpha = config.evaluation.alpha if alpha is None else alpha
         predictor.diffusion_scale = config.evaluation.diffusion_scale if diffusion_scale is None else diffusion_scale
-    runs = [*(part.stored.source for part in parts.values()), first.autoencoder_file(autoencoder)]
+    runs = [*(part.stored.source for part in parts.values()), run_of(first, autoencoder)]
     return Loaded(predictor, config, tuple(run for run in runs if run))
+
+
+def run_of(component: Component, autoencoder: str | None) -> str | None:
+    """The run folder or file of the autoencoder under a component."""
+    path = component.autoencoder_file(autoencoder)
+    is_tokenizer = component.model.autoencoder.get("type") == "tokenizer"
+    return run_of_tokenizer(path) if path and is_tokenizer else path
 
 
 def parts_of_sde(files: Mapping[str, Files]) -> dict[str, Files]:
@@ -255,3 +265,22 @@ def load_neural_sde(
         autoencoder=flow.latent_space(autoencoder),
     )
     return sde.to(device).eval(), parts
+
+
+def tokenizer_type(path: Path) -> str | None:
+    """What `training.tokenizer` asks: "ours" for a run folder or file of a trained autoencoder of that type."""
+    return "ours" if recipe_of(path) == "flow_pred_autoencoder" else None
+
+
+def build_tokenizer(type: str, path: Path | None, kind: Kind | None, settings: Mapping[str, Any]) -> FrameTokenizer:
+    """An autoencoder as a tokenizer of frames; a training of ours knows its settings. Raises UserError."""
+    options = dict(settings)
+    if type == "ours" and not options:
+        options = {key: value for key, value in load_checkpoint(path)["config"]["model"].items() if key != "type"}
+    module = build_autoencoder({"type": type, "ckpt_path": None if path is None else str(path), **options})
+    with torch.no_grad():
+        channels, side = module.encode(torch.zeros(1, 3, PROBE, PROBE)).shape[1:3]
+    return FrameTokenizer(
+        module, "latents", channels, encode_frames=module.encode, decode_frames=module.decode,
+        space_factor=PROBE // side,
+    )  # fmt: skip

@@ -15,6 +15,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import load_config
 from training.cli import command_line
 from training.distributed import announced, print0, resolve_device
+from training.encoded import Encoded
 from training.randomness import SampleNoise
 from training.state import weights_digest
+from training.tokenizer import Tokenizer, latent_frames, tokenizer_digest
 from training.writing import check_place
 from videodata.clips import open_clips, spread
 from videodata.errors import UserError, VideoError
@@ -67,6 +70,14 @@ class LatentSpace(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (N, C, h, w) -> images (N, 3, H, W)."""
         return self.autoencoder.decode(latents * self.std + self.mean)
+
+    def encode_clip(self, clips: Tensor) -> Tensor:
+        """Clips (B, 3, T, H, W) -> normalised latents (B, t, C, h, w)."""
+        return self.normalize(encode_clip(self.autoencoder, clips).float())
+
+    def decode_clip(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, t, C, h, w) -> clips (B, 3, T, H, W)."""
+        return decode_clip(self.autoencoder, latents * self.std + self.mean)
 
     def normalize(self, latents: Tensor) -> Tensor:
         """The autoencoder's own latents (..., C, h, w) -> normalised ones."""
@@ -110,12 +121,28 @@ def moments_of(autoencoder: nn.Module, clips: Iterable[Tensor]) -> Moments:
     """Moments of the latents of clips (3, T, H, W) in [-1, 1]."""
     moments = Moments()
     for clip in clips:
-        moments.add(finite(autoencoder.encode(clip.transpose(0, 1)), LATENTS))
+        moments.add(encode_clip(autoencoder, clip[None])[0])
     return moments
 
 
+@dataclass(frozen=True)
+class Clock:
+    """How frames become latents in time, as a `Tokenizer` says it; by default one by one."""
+
+    time_factor: int = 1
+    causal: bool = True
+
+
+def clock_of(autoencoder: nn.Module | None) -> Clock | Tokenizer:
+    """That of an autoencoder, or of the one in a latent space."""
+    inner = autoencoder.autoencoder if isinstance(autoencoder, LatentSpace) else autoencoder
+    return getattr(inner, "tokenizer", Clock())
+
+
 def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
-    """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, T, C, h, w)."""
+    """Clip (B, 3, T, H, W) in [-1, 1] -> latents (B, t, C, h, w); t is T but for a tokenizer with a time factor."""
+    if clock_of(autoencoder).time_factor > 1:
+        return finite(autoencoder.encode_clip(clip), LATENTS)
     frames = clip.transpose(1, 2)  # (B, T, 3, H, W)
     parts = frames.flatten(0, 1).split(FRAMES_AT_ONCE)
     latents = torch.cat([autoencoder.encode(part) for part in parts])
@@ -123,7 +150,9 @@ def encode_clip(autoencoder: nn.Module, clip: Tensor) -> Tensor:
 
 
 def decode_clip(autoencoder: nn.Module, latents: Tensor) -> Tensor:
-    """Latents (B, T, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
+    """Latents (B, t, C, h, w) -> clip (B, 3, T, H, W), clamped to [-1, 1]."""
+    if clock_of(autoencoder).time_factor > 1:
+        return autoencoder.decode_clip(finite(latents, "latents to decode")).clamp(-1, 1)
     parts = finite(latents, "latents to decode").flatten(0, 1).split(FRAMES_AT_ONCE)
     frames = torch.cat([autoencoder.decode(part) for part in parts]).unflatten(0, latents.shape[:2])
     return frames.transpose(1, 2).clamp(-1, 1)
@@ -168,8 +197,11 @@ class LatentPredictor(nn.Module):
 
     def predict(self, clip: Tensor, frames: int, **options: Any) -> Tensor:
         """Context clip (B, 3, n, H, W) in [-1, 1] -> the clip with what `sample` adds; options as for it."""
+        clock = clock_of(self.autoencoder)
+        given = latent_frames(clock, clip.shape[2], "a context")
+        new = latent_frames(clock, clip.shape[2] + frames) - given
         with at_rest(self):
-            return decode_clip(self.autoencoder, self.sample(encode_clip(self.autoencoder, clip), frames, **options))
+            return decode_clip(self.autoencoder, self.sample(encode_clip(self.autoencoder, clip), new, **options))
 
 
 def below(uniform: Tensor, limit: Tensor) -> Tensor:
@@ -337,6 +369,74 @@ class LatentClips(Dataset):
         expected, found = autoencoder_hash(autoencoder), self.attributes["autoencoder"]
         if expected != found:
             raise UserError(f"{self.path}: encoded by another autoencoder ({found}, not {expected}); encode again")
+
+
+class EncodedLatents(Dataset):
+    """Clips of latents that scripts/encode.py stored: items as those of `LatentClips`.
+
+    frames, stride: of the video. A window begins anywhere, but where a tokenizer with a time factor made the latents
+    with the stored clip. Raises UserError for latents of other clips.
+    """
+
+    takes_positions = True
+
+    def __init__(self, folder: str | Path, split: str, frames: int, stride: int = 1, seed: int = 0) -> None:
+        self.encoded = Encoded(Path(folder) / f"{split}.npy")
+        self.path, record = self.encoded.path, self.encoded.tokenizer
+        if record["kind"] != "latents":
+            raise UserError(f"{self.path}: holds codes; a predictor needs latents (scripts/encode.py --kind latents)")
+        if record["stride"] not in ((stride,) if self.encoded.whole_clips else (1, stride)):
+            raise UserError(
+                f"{self.path}: was encoded with --stride {record['stride']}, and data.skip_frames + 1 is {stride}: "
+                "encode it again, or change data.skip_frames"
+            )
+        self.stride, self.seed = stride // record["stride"], seed
+        clock = Clock(record["time_factor"], record["causal"])
+        self.frames = latent_frames(clock, frames, "data.frames_per_sample: a clip")
+        span = (self.frames - 1) * self.stride + 1
+        self._starts = {n: clip.length - span for n, clip in enumerate(self.encoded.clips) if clip.length >= span}
+        self._clips = list(self._starts)
+        if not self._clips:
+            raise UserError(f"{self.path}: no clip has the {frames} frames of data.frames_per_sample")
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
+        item, position = index if isinstance(index, tuple) else (index, None)
+        clip, start = self._clips[item], 0
+        if not self.encoded.whole_clips:
+            key = (self.seed, 0, item) if position is None else (self.seed, 1, int(position))
+            start = int(np.random.default_rng(key).integers(self._starts[clip] + 1))
+        values = self.encoded.read(clip, start, self.frames, self.stride)  # (t, h, w, C)
+        return {"latents": torch.from_numpy(np.moveaxis(values, -1, 1).astype(np.float32))}
+
+    def label(self, index: int) -> str | None:
+        """The label of an item's video; None: it has none."""
+        return self.encoded.clips[self._clips[index]].label
+
+    def describe(self, index: int) -> dict[str, str]:
+        """The id of an item's video."""
+        return {"id": self.encoded.clips[self._clips[index]].id}
+
+    def fingerprint(self) -> str:
+        """Changes when the latents may have."""
+        return f"{len(self)}-{self.encoded.tokenizer['digest']}-{len(self.encoded.array)}"
+
+    def provenance(self) -> dict[str, Any]:
+        """The videos that were encoded, as `ClipDataset.provenance` tells of them."""
+        known = self.encoded.provenance
+        return {**known, "ids": [known["ids"][clip] for clip in self._clips]}
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel over all that is stored."""
+        return self.encoded.moments
+
+    def check(self, autoencoder: nn.Module) -> None:
+        """Raises UserError if the latents are another tokenizer's."""
+        expected, found = tokenizer_digest(autoencoder.tokenizer), self.encoded.tokenizer["digest"]
+        if expected != found:
+            raise UserError(f"{self.path}: encoded by another tokenizer ({found}, not {expected}); encode again")
 
 
 def encode_splits(args: argparse.Namespace) -> None:

@@ -12,13 +12,14 @@ from torch.utils.data import Dataset
 
 from flow_pred.config import FlowPredConfig
 from flow_pred.conv_backbone import ConvRegressor
-from flow_pred.latents import LatentPredictor, at_rest, decode_clip, encode_clip
-from flow_pred.neural_sde import SDE_STEPS
+from flow_pred.latents import LatentPredictor, at_rest, clock_of, decode_clip, encode_clip
+from flow_pred.neural_sde import SDE_STEPS, NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
 from flow_pred.river import RiverPredictor
 from training import distributed
 from training.conditions import class_numbers
 from training.randomness import derive_seed
+from training.tokenizer import latent_frames, video_frames
 from videodata.errors import UserError
 
 
@@ -109,7 +110,26 @@ def plan_for(
             "atol": atol,
             "outputs_per_interval": res,
         }
-    return Plan(context, frames, config.data.skip_frames + 1, res, seed, options)
+    plan = Plan(context, frames, config.data.skip_frames + 1, res, seed, options)
+    latent_counts(predictor, plan)
+    return plan
+
+
+def latent_counts(predictor: LatentPredictor, plan: Plan) -> tuple[int, int]:
+    """Latents of the context, and latents to predict. Raises UserError for frames that the tokenizer cannot take."""
+    clock = clock_of(predictor.autoencoder)
+    if clock.time_factor == 1:
+        return plan.context, plan.frames
+    if plan.res != 1:
+        raise UserError("--res: a latent of this tokenizer stands for several frames; there are none in between")
+    given = latent_frames(clock, plan.context, "a context")
+    least = predictor.num_input_frames if isinstance(predictor, NeuralSDE) else predictor.frames_seen or 1
+    if given < least:
+        raise UserError(
+            f"a context of {plan.context} frames is {given} latents; this predictor needs {least}, which are "
+            f"{video_frames(clock, least)} frames"
+        )
+    return given, latent_frames(clock, plan.context + plan.frames, "a clip with its context") - given
 
 
 @dataclass
@@ -204,5 +224,8 @@ def predict_frames(
     generator = torch.Generator().manual_seed(derive_seed(seed, "generate"))
     with at_rest(predictor):
         latents = encode_clip(predictor.autoencoder, context.to(device))
-        continued = predictor.sample(latents, plan.frames, generator=generator, positions=items, **options)
+        new = latent_counts(predictor, plan)[1]
+        continued = predictor.sample(latents, new, generator=generator, positions=items, **options)
+        if clock_of(predictor.autoencoder).time_factor > 1:  # what a latent shows depends on those before it
+            return decode_clip(predictor.autoencoder, continued)[:, :, plan.context :].cpu()
         return decode_clip(predictor.autoencoder, continued[:, plan.context :]).cpu()

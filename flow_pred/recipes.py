@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional
 from flow_pred.config import FlowPredConfig
 from flow_pred.conv_backbone import ConvBlock, ConvRegressor
 from flow_pred.files import Regressor
-from flow_pred.latents import LatentPredictor, LatentSpace, decode_clip, pick_frames
+from flow_pred.latents import LatentPredictor, LatentSpace, clock_of, decode_clip, pick_frames
 from flow_pred.neural_sde import SDE_STEPS, NeuralSDE, log_diffusion
 from flow_pred.objectives import (
     RiverDraw,
@@ -44,6 +44,7 @@ from training.data import collate
 from training.distributed import is_main
 from training.optim import build_optimizer
 from training.randomness import SampleNoise
+from training.tokenizer import latent_frames
 from videodata.pixels import as_float
 
 logger = logging.getLogger(__name__)
@@ -98,16 +99,22 @@ class PredictorRecipe(Recipe):
         """Normalised latents (B, M, C, h, w) of the frames at `indices` (B, M)."""
         if isinstance(batch, dict):
             return self.latent_space.normalize(pick_frames(batch["latents"], indices).float())
-        frames = pick_frames(batch.transpose(1, 2), indices)  # (B, M, 3, H, W)
-        frames = as_float(frames)
+        whole = clock_of(self.latent_space).time_factor > 1  # no latent can be had without the frames around it
+        frames = batch.transpose(1, 2)
+        frames = as_float(frames if whole else pick_frames(frames, indices))  # (B, M, 3, H, W)
         if self.config.data.aug and step.training:
             frames = jitter_colors(frames, step.noise)
         with torch.no_grad():
+            if whole:
+                return pick_frames(self.latent_space.encode_clip(frames.transpose(1, 2)), indices)
             return self.latent_space.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
     def frames_in(self, batch: Any) -> int:
-        """Number of frames N of the clips that a step may use."""
-        available = batch["latents"].shape[1] if isinstance(batch, dict) else batch.shape[2]
+        """Number of latent frames N of the clips that a step may use."""
+        if isinstance(batch, dict):
+            available = batch["latents"].shape[1]
+        else:
+            available = latent_frames(clock_of(self.latent_space), batch.shape[2], "data.frames_per_sample: a clip")
         return min(available, self.config.training.num_observations)
 
     @property
@@ -122,8 +129,9 @@ class PredictorRecipe(Recipe):
         count = len(part["latents"] if isinstance(part, dict) else part)
         indices = torch.arange(self.frames_in(batch), device=step.device).expand(count, -1)
         latents, settings = self.latents(part, indices, step), self.config.training
-        given = min(settings.condition_frames, latents.shape[1] - 1)
-        new = min(settings.frames_to_generate, latents.shape[1] - given)
+        clock, asked = clock_of(self.latent_space), settings.condition_frames
+        given = min(latent_frames(clock, asked), latents.shape[1] - 1)
+        new = min(latent_frames(clock, asked + settings.frames_to_generate) - given, latents.shape[1] - given)
         generator = torch.Generator().manual_seed(0)
         predicted = predictor.sample(latents[:, :given], new, generator=generator, **options)
         both = [decode_clip(self.latent_space, clip) for clip in (latents[:, : given + new], predicted)]

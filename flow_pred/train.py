@@ -21,12 +21,14 @@ from flow_pred.autoencoder import build_autoencoder
 from flow_pred.checkpoints import AUTOENCODER_PREFIX, REGRESSOR, Weights, read_weights
 from flow_pred.config import RIVER_FINAL_RATE, SDE_FINAL_SHARE, FlowPredConfig, configure, plain_config, same_run
 from flow_pred.files import Regressor, build_regressor, default_run, inner, read_component
-from flow_pred.latents import LatentClips, LatentSpace, moments_of
+from flow_pred.latents import EncodedLatents, LatentClips, LatentSpace, clock_of, encode_clip, moments_of
 from flow_pred.recipes import RECIPES, DiffusionRecipe, PredictorRecipe
 from training import TrainSettings, settings_from, train
 from training.checkpoint import checkpoints_in, strict_load
 from training.cli import relaunch
 from training.distributed import is_main, print0
+from training.encoded import is_encoded
+from training.tokenizer import latent_frames, recorded_name
 from videodata.clips import open_clips
 from videodata.errors import UserError
 from videodata.files import lock_file, write_file
@@ -130,7 +132,8 @@ def open_part(config: FlowPredConfig, split: str, seed: int) -> Dataset:
     if data.latents:
         if data.aug:
             raise UserError("data.aug needs pictures: cached latents cannot be augmented; set data.latents to null")
-        return LatentClips(data.latents, split, data.frames_per_sample, stride, seed)
+        kind = EncodedLatents if is_encoded(data.latents) else LatentClips
+        return kind(data.latents, split, data.frames_per_sample, stride, seed)
     return open_clips(
         data.data_root,
         frames=data.frames_per_sample,
@@ -182,7 +185,7 @@ def measure_latents(
     model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {}) if path.is_file() else {}
     stored = (model.get("latent_mean"), model.get("latent_std"))
     if not all(isinstance(value, list) for value in stored):
-        if isinstance(data, LatentClips):
+        if isinstance(data, LatentClips | EncodedLatents):
             stored = data.moments()
         else:
             first = islice(range(len(data)), MEASURED_CLIPS)
@@ -194,9 +197,10 @@ def measure_latents(
 def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[PredictorRecipe, Dataset, Dataset | None]:
     """Recipe, training data and validation data; sets the latent moments in `config`."""
     torch.manual_seed(seed)
+    name_tokenizer(config)
     autoencoder = build_autoencoder(config.model.autoencoder)
     data, validation = open_data(config, seed)
-    if isinstance(data, LatentClips):
+    if isinstance(data, LatentClips | EncodedLatents):
         data.check(autoencoder)
     if config.model.classes == "auto":
         config.model.classes = list(classes_of(data))
@@ -217,14 +221,33 @@ def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[Predictor
     return recipe, data, validation
 
 
+def name_tokenizer(config: FlowPredConfig) -> None:
+    """Let latents of scripts/encode.py say which tokenizer made them, unless the configuration names a tokenizer."""
+    folder, autoencoder = config.data.latents, config.model.autoencoder
+    if folder and is_encoded(folder) and (autoencoder.get("type") != "tokenizer" or not autoencoder.get("ckpt_path")):
+        config.model.autoencoder = {"type": "tokenizer", "ckpt_path": recorded_name(folder)}
+        logger.info("the latents of %s are decoded by %s, which made them", folder, recorded_name(folder))
+
+
 @torch.no_grad()
 def check_latents(config: FlowPredConfig, latent_space: LatentSpace, data: Dataset) -> None:
     """Raises UserError before the training when latents and network do not fit together."""
-    first, size = data[0], config.model.vector_field_regressor
+    first, size, clock = data[0], config.model.vector_field_regressor, clock_of(latent_space)
+    settings, given = config.training, config.training.condition_frames
+    latent_frames(clock, given, "training.condition_frames: a beginning")
+    latent_frames(clock, given + settings.frames_to_generate, "training.condition_frames + frames_to_generate: a clip")
     if isinstance(first, dict):
-        shape = tuple(first["latents"].shape[1:])
+        latents = first["latents"]
     else:
-        shape = tuple(latent_space.encode(normalize(first[:, :1].transpose(0, 1))).shape[1:])
+        clip = first if clock.time_factor > 1 else first[:, :1]
+        latent_frames(clock, clip.shape[1], "data.frames_per_sample: a clip")
+        latents = encode_clip(latent_space, normalize(clip)[None])[0]
+    shape = tuple(latents.shape[1:])
+    if clock.time_factor > 1 and len(latents) < settings.num_observations:
+        raise UserError(
+            f"clips of data.frames_per_sample {config.data.frames_per_sample} frames have {len(latents)} latents, "
+            f"fewer than training.num_observations {settings.num_observations}, which counts latents"
+        )
     expected = (size.state_size, *size.state_res)
     if shape != expected:
         raise UserError(
@@ -258,7 +281,8 @@ def write_final(run_dir: Path, recipe: PredictorRecipe, config: FlowPredConfig, 
     """
     model = prefixed(REGRESSOR, read_weights(run_dir).network("regressor"))
     kind = config.model.autoencoder.get("type", "")
-    model |= prefixed(AUTOENCODER_PREFIX.get(kind, "ae."), inner(recipe.latent_space.autoencoder).state_dict())
+    if kind != "tokenizer":  # which stays where it is, under the name that the configuration has for it
+        model |= prefixed(AUTOENCODER_PREFIX.get(kind, "ae."), inner(recipe.latent_space.autoencoder).state_dict())
     if isinstance(recipe, DiffusionRecipe):
         for letter, network in (("f", recipe.flow), ("d", recipe.denoiser)):
             if network is not None:

@@ -19,6 +19,7 @@ from flow_pred.config import AutoencoderObjective, AutoencoderTraining, DataConf
 from flow_pred.files import AUTOENCODER_RECIPE
 from flow_pred.latents import below, pick_frames
 from losses.perceptual import LPIPS
+from losses.quantize import LatentReservoir, kmeans
 from training import Losses, Networks, Recipe, Step, settings_from, train
 from training.cli import command_line
 from training.distributed import print0
@@ -26,7 +27,6 @@ from training.optim import build_optimizer
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
 from videodata.pixels import as_float
-from vqgan.quantize import LatentReservoir, kmeans
 
 BETAS = (0.9, 0.99)
 SHOWN = 8

@@ -1,4 +1,7 @@
-"""Losses shared by the models: perceptual, adversarial and KL terms. Names are imported when they are first used."""
+"""Losses shared by the models: perceptual, adversarial and KL terms, and quantisers, which bring losses of their own.
+
+Names are imported when they are first used.
+"""
 
 from importlib import import_module
 from typing import Any
@@ -17,6 +20,11 @@ _HOME = {
     "gaussian_kl": "losses.kl",
     "free_bits": "losses.kl",
     "linear_ramp": "losses.kl",
+    "LeCam": "losses.adversarial",
+    "FSQ": "losses.fsq",
+    "AverageQuantizer": "losses.quantize",
+    "ResidualQuantizer": "losses.quantize",
+    "SignQuantizer": "losses.quantize",
 }
 __all__ = list(_HOME)
 

@@ -69,6 +69,31 @@ def _gradient(loss: Tensor, parameter: Tensor) -> Tensor:
     return gradient
 
 
+class LeCam(nn.Module):
+    """Keeps the discriminator's logits near those that it gave to the other kind (Tseng et al. 2021, arXiv 2104.03310).
+
+    Its two running means are buffers: saved, the same in all processes, and moved in training mode alone.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.tensor(0.0))
+        self.register_buffer("fake", torch.tensor(0.0))
+
+    def forward(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+        """Logits of any shape -> a float32 scalar, after the means have taken them in."""
+        real, fake = logits_real.float(), logits_fake.float()
+        if self.training:
+            means = torch.stack([real.detach().mean(), fake.detach().mean()])
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(means)
+                means = means / dist.get_world_size()
+            self.real.lerp_(means[0], 1 - self.decay)
+            self.fake.lerp_(means[1], 1 - self.decay)
+        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+
+
 class PatchDiscriminator(nn.Module):
     """Strided convolutions with LeakyReLU 0.2, without any global decision. Use PatchGAN2D or PatchGAN3D.
 

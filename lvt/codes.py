@@ -1,4 +1,6 @@
-"""Clips of codes on disk: two layouts that are read as windows for training, and one that is written.
+"""Clips of codes: in and out of a tokenizer, and on disk, where three layouts are read as windows for training.
+
+What scripts/encode.py writes is described in `training.encoded`. The layout of this folder's own extraction:
 
 <name>.npy    int16, (N, T, C, h, w) when all videos have T frames, else (frames of all videos, C, h, w)
 <name>.json   which video begins where: {"format": "lvt-codes", "size": codes per codebook, "videos": [{"id", "label",
@@ -20,13 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from lvt.config import DOWNSAMPLING
 from training.config import from_dict
+from training.encoded import Encoded, is_encoded
+from training.tokenizer import Tokenizer, decode_array, video_frames
 from videodata.errors import UserError, disk_errors, said_by
 from videodata.files import lock_file, natural_key, parse_json, publish, read_json, scan_files, write_json
 from videodata.npy import allocated_array, read_array
+from videodata.pixels import as_float
 
 logger = logging.getLogger(__name__)
 CODES_NAME = "codes.npy"  # of the array that extraction writes into a data set's folder
@@ -37,14 +44,46 @@ NOTE_EVERY, LOG_EVERY = 100, 1000  # videos between notes of the progress, and b
 Listed = tuple[str, str | None, int]  # id, label and frames of a video
 
 
-def open_codes(path: str | Path) -> CodesFile | CodesFolder:
-    """Codes of a split: an .npy of `write_codes`, a folder with codes.npy, or the original's folders of frames."""
+@dataclass(frozen=True)
+class Cells:
+    """What a code stands for, as a `Tokenizer` says it; by default one of this folder's VQ-VAE."""
+
+    time_factor: int = 1
+    space_factor: int = DOWNSAMPLING
+    causal: bool = True
+
+    def subpixels_per_code(self, codes: tuple[int, ...]) -> float:
+        """Red, green and blue values for one of the codes (C, T, h, w) of a clip."""
+        count, frames, height, width = codes
+        pixels = video_frames(self, frames) * height * width * self.space_factor**2
+        return 3 * pixels / (count * frames * height * width)
+
+
+def encode_codes(tokenizer: Tokenizer, clips: Tensor) -> Tensor:
+    """Clips (B, 3, T, H, W), uint8 or in [-1, 1], on the tokenizer's device -> codes int64 (B, C, T, h, w)."""
+    if clips.shape[2] == 0:  # of clips that are invented from nothing
+        sides = (side // tokenizer.space_factor for side in clips.shape[3:])
+        return torch.zeros(len(clips), tokenizer.width, 0, *sides, dtype=torch.int64, device=clips.device)
+    return tokenizer.encode(as_float(clips)).movedim(-1, 1)
+
+
+def decode_codes(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """Codes int64 (B, C, T, h, w) -> clips (B, 3, T, H, W) in [-1, 1]."""
+    return decode_array(tokenizer, codes.movedim(1, -1))
+
+
+def open_codes(path: str | Path) -> Codes:
+    """Codes of a split: an .npy of scripts/encode.py or of `write_codes`, a folder with codes.npy, or the original's
+    folders of frames.
+    """
     path = Path(path)
+    if path.suffix == ".npy" and is_encoded(path):
+        return EncodedCodes(path)
     if holds_codes(path):
         return CodesFile(path if path.suffix == ".npy" else path / CODES_NAME)
     if not path.is_dir():
         raise UserError(
-            f"{path}: no such codes; make them with scripts/train_lvt.py --eval-only TEST.EVALUATORS CodesExtractor"
+            f"{path}: no such codes; make them with scripts/encode.py, or train_lvt.py --encode (CodesExtractor)"
         )
     return CodesFolder(path)
 
@@ -57,18 +96,19 @@ def holds_codes(path: Path) -> bool:
 class CodeWindows(Dataset):
     """Items {"codes": int16 (C, T, h, w), "class_index": int64}; the class is -1 where there are no labels.
 
-    `frames` consecutive frames of each video: from a start drawn from (seed, position), or the first ones; all frames
-    for -1. Videos that are shorter are left out with a warning. `classes` numbers the labels; those of the source in
-    alphabetical order by default. Raises UserError when no video is left, and for labels that are none of the classes.
+    `frames` consecutive frames of each video: from a start drawn from (seed, position), or the first ones, as always
+    where the codes are of clips that must be whole; all frames for -1. Videos that are shorter are left out with a
+    warning. `classes` numbers the labels; those of the source in alphabetical order by default. Raises UserError when
+    no video is left, and for labels that are none of the classes.
     """
 
     takes_positions = True  # the training loop's loader asks for (index, position)
 
     def __init__(
-        self, source: CodesFile | CodesFolder, frames: int, random: bool, seed: int = 0,
+        self, source: Codes, frames: int, random: bool, seed: int = 0,
         classes: list[str] | None = None,
     ) -> None:  # fmt: skip
-        self.source, self.random, self.seed = source, random, seed
+        self.source, self.random, self.seed = source, random and not source.whole_clips, seed
         lengths = [video.frames for video in source.videos]
         self.frames = frames if frames > 0 else min(lengths)
         self._videos = [index for index, length in enumerate(lengths) if length >= self.frames]
@@ -91,7 +131,8 @@ class CodeWindows(Dataset):
         start = 0
         if self.random:
             start = int(np.random.default_rng((self.seed, position)).integers(entry.frames - self.frames + 1))
-        codes = self.source.read(video, start, self.frames).astype(np.int16)  # (T, C, h, w)
+        codes = self.source.read(video, start, self.frames)  # (T, C, h, w)
+        codes = codes.astype(np.int16 if (self.source.size or 0) <= LARGEST else np.int32)
         label = -1 if entry.label is None else self.classes.index(entry.label)
         return {"codes": torch.from_numpy(codes.swapaxes(0, 1).copy()), "class_index": label}
 
@@ -126,8 +167,32 @@ class CodedVideo:
     frames: int
 
 
+class EncodedCodes:
+    """Reads what scripts/encode.py wrote; a picklable list of clips."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.encoded = Path(path), Encoded(path)
+        record = self.encoded.tokenizer
+        if record["kind"] != "codes":
+            raise UserError(f"{path}: holds latents; a transformer needs codes (scripts/encode.py --kind codes)")
+        ends = list(accumulate(clip.length for clip in self.encoded.clips))
+        self.videos = [
+            CodedVideo(clip.id, clip.label, end - clip.length, clip.length)
+            for clip, end in zip(self.encoded.clips, ends, strict=True)
+        ]
+        self.size, self.provenance, self.whole_clips = record["size"], self.encoded.provenance, self.encoded.whole_clips
+        self.cells = Cells(record["time_factor"], record["space_factor"], record["causal"])
+        self.frame_size = record["frame_size"]
+
+    def read(self, video: int, start: int, count: int) -> np.ndarray:
+        """Codes of `count` frames of a clip: (count, C, h, w)."""
+        return np.moveaxis(self.encoded.read(video, start, count), -1, 1)
+
+
 class CodesFile:
     """Reads what `write_codes` wrote; a picklable list of videos."""
+
+    cells, whole_clips, frame_size = Cells(), False, None
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -183,6 +248,8 @@ class CodesFolder:
     """
 
     provenance = None
+    size: int | None = None  # nothing says it
+    cells, whole_clips, frame_size = Cells(), False, None
 
     def __init__(self, root: str | Path) -> None:
         self.path = Path(root)
@@ -209,6 +276,9 @@ class CodesFolder:
         if len({frame.shape for frame in frames}) > 1:
             raise UserError(f"{folder}: its frames have codes of different shapes")
         return np.stack(frames)
+
+
+Codes = EncodedCodes | CodesFile | CodesFolder
 
 
 def read_frame(path: Path) -> np.ndarray:

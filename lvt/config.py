@@ -34,6 +34,7 @@ FLAGS = {  # of the scripts, and the keys that each stands for
     "device": ("MODEL.DEVICE",),
     "precision": ("SOLVER.PRECISION",),
     "checkpoint": ("MODEL.GENERATOR.WEIGHTS",),
+    "tokenizer": ("TEST.VT_SAMPLER.TOKENIZER",),
     "vqvae": tuple(f"TEST.VT_SAMPLER.VQ_VAE.{part}_WEIGHTS" for part in ("ENCODER", "GENERATOR", "CODEBOOK")),
     "out": ("OUTPUT_DIR",),
 }
@@ -76,6 +77,8 @@ def configure(args: Namespace) -> dict[str, Any]:
     given = [(key, getattr(args, flag, None)) for flag, keys in FLAGS.items() for key in keys]
     flags = [(key, deepcopy(value)) for key, value in given if value is not None]  # one for each key
     config = load_config(args.config_file)
+    if getattr(args, "vqvae", None):
+        config["TEST"]["VT_SAMPLER"]["TOKENIZER"] = ""  # which would win over it
     for key, value in [*flags, *split_overrides(args.opts)]:
         override(config, nested(key, value), "the command line")
     return config
@@ -146,6 +149,43 @@ def convnet(in_channels: int, out_channels: int) -> dict[str, Any]:
     }
 
 
+MASKED_CHOICES = {
+    "SCHEDULE": ("cosine", "uniform", "exp"),
+    "ORDER": ("confidence", "random", "spread"),
+    "LOSS": ("masked", "all"),
+}
+MASKED_RANGES: dict[str, tuple[float, float]] = {
+    "STEPS": (1, math.inf),
+    **dict.fromkeys(("CHOICE_TEMPERATURE", "GUIDANCE"), (0.0, math.inf)),
+    **dict.fromkeys(("LABEL_SMOOTHING", "CONTEXT_DROP", "TOKEN_DROPOUT"), (0.0, 1.0)),
+}
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """MASKED node: how a masked decoder is sampled and trained. Keys are the names of the fields in capitals."""
+
+    steps: int = 12  # passes for each slice
+    schedule: str = "cosine"  # how many codes a pass keeps, see masked.masked_share
+    choice_temperature: float = 4.5  # of the noise on the confidence by which codes are kept
+    order: str = "confidence"  # of keeping; random and spread are blind to the codes that were drawn
+    guidance: float = 1.0  # how far to lead from "no class", or from no context where no class is asked for
+    guidance_ramp: bool = False  # from 1 in the first pass to `guidance` in the last
+    label_smoothing: float = 1e-4  # 0.1, as with images, makes a tenth of the codes drawn at temperature 1 random
+    loss: str = "masked"  # all: visible codes are targets, too
+    context_drop: float = 0.1  # share of the samples that a training shows no context: what guidance by it needs
+    token_dropout: float = 0.1  # up to this share of the given codes is random in training
+
+    def __post_init__(self) -> None:
+        for key, choices in MASKED_CHOICES.items():
+            if (value := getattr(self, key.lower())) not in choices:
+                raise UserError(f"VT.MASKED.{key} {value!r}: use {', '.join(choices)}")
+        for key, (low, high) in MASKED_RANGES.items():
+            if not low <= (value := getattr(self, key.lower())) <= high:
+                allowed = f"{low:g} .. {high:g}" if high < math.inf else f"at least {low:g}"
+                raise UserError(f"VT.MASKED.{key} must be {allowed}, found {value:g}")
+
+
 TRANSFORMER = {
     "NC": 0,  # codebooks
     "NV": 0,  # codes per codebook
@@ -169,6 +209,8 @@ TRANSFORMER = {
     "DROPOUT": 0.0,  # (new)
     "QKV_INIT": "matrix",  # (new) "tensor": the original's smaller scale
     "ATTENTION": "auto",  # (new) auto, sdpa, flex
+    "DECODER": "causal",  # (new) masked: the codes of a slice in a few passes, in any order
+    "MASKED": {entry.name.upper(): entry.default for entry in fields(MaskedConfig)},  # (new) of DECODER masked
 }
 DEFAULTS: dict[str, Any] = {
     "MODEL": {
@@ -251,6 +293,8 @@ DEFAULTS: dict[str, Any] = {
         "N_SAMPLES": 0,  # > 0: evaluate that many items, evenly spread
         "EVALUATORS": "",  # of MSEEvaluator, CodesExtractor, BitsEvaluator, VTSampler, separated by commas
         "VT_SAMPLER": {
+            "TOKENIZER": "",  # (new) any tokenizer, in place of VQ_VAE; default: the one that made the codes
+            "TOKENIZER_DIGEST": "",  # (new) of its weights; a training notes it
             "VQ_VAE": {"CFG": "", "ENCODER_WEIGHTS": "", "GENERATOR_WEIGHTS": "", "CODEBOOK_WEIGHTS": ""},
             "N_PRIME": 5,  # frames that are given
             "NUM_SAMPLES": 10,  # samples per clip, all at once
@@ -296,8 +340,12 @@ class TransformerConfig:
     dropout: float = 0.0  # DROPOUT after attention and after the feed-forward layer
     qkv_init: Literal["matrix", "tensor"] = "matrix"  # QKV_INIT, see layers.initialize_heads
     attention: Literal["auto", "sdpa", "flex"] = "auto"  # ATTENTION, see layers.BlockLocalAttention
+    decoder: str = "causal"  # DECODER
+    masked: MaskedConfig = MaskedConfig()  # MASKED
 
     def __post_init__(self) -> None:
+        if self.decoder not in ("causal", "masked"):
+            raise UserError(f"VT.DECODER {self.decoder!r}: use causal or masked")
         if not self.blocks_d or len(self.blocks_e) != len(self.n_head_e) or len(self.blocks_d) != len(self.n_head_d):
             raise UserError("VT: BLOCKS_E and N_HEAD_E, BLOCKS_D and N_HEAD_D need one entry per layer")
         if any(size % 2 == 0 for size in self.kernel) or min(self.stride) < 1:
@@ -404,7 +452,10 @@ def transformer_config(node: Mapping[str, Any]) -> TransformerConfig:
         if found is not None:
             node = found
             break
-    return from_dict(TransformerConfig, lower_keys(node, TransformerConfig, "VT"), "VT")
+    values = lower_keys(node, TransformerConfig, "VT")
+    if isinstance(values.get("masked"), Mapping):
+        values["masked"] = lower_keys(values["masked"], MaskedConfig, "VT.MASKED")
+    return from_dict(TransformerConfig, values, "VT")
 
 
 def vqvae_config(node: Mapping[str, Any]) -> VQVAEConfig:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from lvt.codes import CodeWindows, holds_codes, open_codes
-from lvt.config import TransformerConfig
+from lvt.codes import Cells, Codes, CodeWindows, EncodedCodes, holds_codes, open_codes
+from lvt.config import TransformerConfig, is_transformer
+from training.tokenizer import recorded_name
 from videodata.clips import ClipDataset, open_clips, spread
 from videodata.errors import UserError
 from videodata.source import ClipSource
@@ -66,14 +67,16 @@ def open_videos(config: dict[str, Any], name: str) -> Videos:
     return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"], clips.provenance())
 
 
-def open_frames(config: dict[str, Any], name: str, training: bool) -> ClipDataset:
+def open_frames(config: dict[str, Any], name: str, training: bool, frames: int | None = None) -> ClipDataset:
     """Clips (3, T, H, W) uint8 of a data set of videos. Raises UserError for unknown names and missing folders.
 
-    Named data sets of single frames give each frame as a clip of one. Of others, N_FRAMES_PER_VIDEO_TRAIN or _TEST
-    frames are taken, -1: each frame as a clip of one. Training draws a random window, evaluation takes the first.
+    Named data sets of single frames give each frame as a clip of one. Of others, `frames` are taken, by default
+    N_FRAMES_PER_VIDEO_TRAIN or _TEST, -1: each frame as a clip of one. Training draws a random window, evaluation takes
+    the first.
     """
     path, split, place = frames_place(config, name, training)
-    frames = config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN" if training else "N_FRAMES_PER_VIDEO_TEST"]
+    if frames is None:
+        frames = config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN" if training else "N_FRAMES_PER_VIDEO_TEST"]
     single = frames < 1 or (place is not None and not place.sequences)
     return open_clips(
         path,
@@ -92,9 +95,48 @@ def open_code_windows(config: dict[str, Any], name: str, training: bool) -> Code
     """
     frames = config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN" if training else "N_FRAMES_PER_VIDEO_TEST"]
     source, seed = open_codes(codes_path(config, name, training)), max(config["SEED"], 0)
+    check_codes_fit(config, source)
     if training and source.provenance is not None:
         check_trainable(name, source.provenance["split"])
     return CodeWindows(source, frames, random=training, seed=seed, classes=class_names(config))
+
+
+def check_codes_fit(config: dict[str, Any], source: Codes) -> None:
+    """Raises UserError for codes of a tokenizer that the transformer is not made for, naming the keys to set."""
+    if not isinstance(source, EncodedCodes):
+        return
+    node, width = config["MODEL"]["AUTOREGRESSIVE"]["VT"], source.encoded.tokenizer["width"]
+    wanted = {"MODEL.AUTOREGRESSIVE.VT.NC": width, "MODEL.AUTOREGRESSIVE.VT.NV": source.size}
+    wanted["INPUT.SIZE"] = source.frame_size[0]
+    if (node["NC"], node["NV"], config["INPUT"]["SIZE"]) != tuple(wanted.values()):
+        keys = " ".join(f"{key} {value}" for key, value in wanted.items())
+        raise UserError(
+            f"{source.path}: holds {width} codebook(s) of {source.size} codes, of frames of {wanted['INPUT.SIZE']} "
+            f"pixels; set {keys}"
+        )
+
+
+def encoded_codes(config: dict[str, Any]) -> EncodedCodes | None:
+    """The first of DATASETS.TRAIN, where it is codes of scripts/encode.py; None: it is not, or not there."""
+    for name in config["DATASETS"]["TRAIN"][:1]:
+        path = codes_path(config, name, training=True)
+        if path.exists() and isinstance(found := open_codes(path), EncodedCodes):
+            return found
+    return None
+
+
+def name_tokenizer(config: dict[str, Any]) -> None:
+    """Write the tokenizer of the codes that are trained on into TEST.VT_SAMPLER, unless another one is named there."""
+    if is_transformer(config) and (found := encoded_codes(config)):
+        sampler = config["TEST"]["VT_SAMPLER"]
+        sampler["TOKENIZER"] = sampler["TOKENIZER"] or recorded_name(found.path.parent)
+        sampler["TOKENIZER_DIGEST"] = found.encoded.tokenizer["digest"]
+
+
+def trained_cells(config: dict[str, Any]) -> Cells:
+    """What a code stands for of those that are trained on."""
+    found = encoded_codes(config)
+    return Cells() if found is None else found.cells
 
 
 def codes_path(config: dict[str, Any], name: str, training: bool) -> Path:

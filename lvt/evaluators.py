@@ -21,17 +21,26 @@ from evaluation.protocol import Protocol
 from evaluation.report import Score, beside_others
 from evaluation.runner import evaluate, trained_on_of
 from evaluation.subject import Batch, Subject
-from lvt.codes import CODES_NAME, write_codes
+from lvt.codes import CODES_NAME, decode_codes, write_codes
 from lvt.config import is_transformer
-from lvt.datasets import known_classes, open_code_windows, open_frames, open_videos, thinned
-from lvt.files import load_configured, load_sampler_vqvae, weights_behind
+from lvt.datasets import (
+    known_classes,
+    name_tokenizer,
+    open_code_windows,
+    open_frames,
+    open_videos,
+    thinned,
+    trained_cells,
+)
+from lvt.files import load_configured, load_sampler_tokenizer, weights_behind
 from lvt.generate import FRAMES_PER_SECOND, generate_codes, sampling_options, write_clip
 from lvt.scores import Continuations, Likelihood, Reconstructions
 from lvt.transformer import VideoTransformer
-from lvt.vqvae import VQVAE, decode_clips, encode_clips
+from lvt.vqvae import VQVAE, encode_clips
 from training import distributed
 from training.data import collate, move
 from training.state import weights_digest
+from training.tokenizer import video_frames
 from training.writing import check_place
 from videodata.encode import write_video
 from videodata.errors import UserError
@@ -54,6 +63,7 @@ def evaluate_lvt(config: Config, model: VQVAE | VideoTransformer | None = None) 
     All processes score together; what writes codes and samples is left to the main one, which alone gets the results.
     Raises UserError for an unknown evaluator, missing weights or missing data.
     """
+    name_tokenizer(config)
     names = evaluators_of(config)
     results: dict[str, dict[str, Results]] = {dataset: {} for dataset in config["DATASETS"]["TEST"]}
     if not names:
@@ -86,6 +96,7 @@ def write_scores(place: Path, config: Config, names: list[str], results: dict[st
         "TEST": {key: config["TEST"][key] for key in ("N_SAMPLES", "VT_SAMPLER")},
         "DATASETS": {key: config["DATASETS"][key] for key in ("TEST", "VIDEOS")},
         **{key: config[key] for key in ("INPUT", "SEED")},
+        **masked_settings(config),
     }
     protocol = json.loads(json.dumps(protocol))  # as a file gives it back: lists for tuples
     place = beside_others(place, lambda found: found.get("protocol") == protocol)
@@ -94,15 +105,23 @@ def write_scores(place: Path, config: Config, names: list[str], results: dict[st
     logger.info("written to %s", place)
 
 
+def masked_settings(config: Config) -> dict[str, Any]:
+    """How a masked decoder is sampled, which is a part of the protocol; nothing of another model."""
+    node = config["MODEL"]["AUTOREGRESSIVE"]["VT"]
+    return {"MASKED": node["MASKED"]} if is_transformer(config) and node["DECODER"] == "masked" else {}
+
+
 def evaluators_of(config: Config) -> list[str]:
     """The names in TEST.EVALUATORS. Raises UserError for one that the model does not have, or that lacks a VQ-VAE."""
     names = [name.strip() for name in config["TEST"]["EVALUATORS"].split(",") if name.strip()]
     known = [name for name in (*SCORED, *WRITTEN) if (name in OF_THE_VQVAE) != is_transformer(config)]
+    decoder = config["MODEL"]["AUTOREGRESSIVE"]["VT"]["DECODER"]
+    known = [name for name in known if OF_DECODERS.get(name, decoder) == decoder]
     for name in names:
         if name not in known:
             raise UserError(f"TEST.EVALUATORS: {name!r} does not fit this model; use {', '.join(known)}")
     if {"VTSampler", "ContinuationEvaluator"} & set(names):
-        load_sampler_vqvae(config, torch.device("cpu"))
+        load_sampler_tokenizer(config, torch.device("cpu"))
     if "ContinuationEvaluator" in names and config["TEST"]["VT_SAMPLER"]["N_PRIME"] < 1:
         raise UserError("ContinuationEvaluator compares with clips that are continued: TEST.VT_SAMPLER.N_PRIME is 0")
     return names
@@ -125,8 +144,17 @@ def reconstruction(config: Config, model: VQVAE, dataset: str) -> Results:
 def likelihood(config: Config, model: VideoTransformer, dataset: str) -> Results:
     """BitsEvaluator; "dim" is the original's word for a code."""
     windows = open_code_windows(config, dataset, training=False)
-    scores, clips_seen = measure(config, Likelihood(model), dataset, windows, Protocol(("bits",)))
+    scores, clips_seen = measure(
+        config, Likelihood(model, trained_cells(config)), dataset, windows, Protocol(("bits",))
+    )
     return {"bits_per_dim": scores[0].mean, "bits_per_subpixel": scores[1].mean, **clips_seen}
+
+
+def masked_likelihood(config: Config, model: VideoTransformer, dataset: str) -> Results:
+    """MaskedBitsEvaluator: what there is in place of a likelihood, of a masked decoder."""
+    windows = open_code_windows(config, dataset, training=False)
+    scores, clips_seen = measure(config, Likelihood(model), dataset, windows, Protocol(("masked-bits",)))
+    return {**{score.name: score.mean for score in scores}, **scores[-1].notes, **clips_seen}
 
 
 def continuation(config: Config, model: VideoTransformer, dataset: str) -> Results:
@@ -146,9 +174,11 @@ def continuation(config: Config, model: VideoTransformer, dataset: str) -> Resul
             for kind, clips in kinds.items() if item < CLIPS_WRITTEN else ():
                 write_video(folder / f"{item}_{kind}.mp4", clips[place], FRAMES_PER_SECOND)
 
-    vqvae = load_sampler_vqvae(config, model.encoder.conv.weight.device)
-    subject = Continuations(model, vqvae, sampler["N_PRIME"], **sampling_options(sampler))
-    clips = open_frames(config, dataset, training=False)
+    tokenizer = load_sampler_tokenizer(config, model.encoder.conv.weight.device)
+    given = video_frames(tokenizer, sampler["N_PRIME"])
+    subject = Continuations(model, tokenizer, given, **sampling_options(sampler))
+    frames = config["INPUT"]["N_FRAMES_PER_VIDEO_TEST"]  # of codes
+    clips = open_frames(config, dataset, training=False, frames=video_frames(tokenizer, frames) if frames > 0 else None)
     protocol = Protocol(("psnr",), samples=count, batch_size=CLIPS_AT_ONCE)
     scores, clips_seen = measure(config, subject, dataset, clips, protocol, keep)
     rows = {score.label: score.mean for score in scores}
@@ -205,11 +235,12 @@ def write_samples(config: Config, transformer: VideoTransformer, dataset: str) -
     What a killed call with the same weights and settings has written already is kept.
     """
     sampler, seed, device = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0), transformer.encoder.conv.weight.device
-    count, vqvae = sampler["NUM_SAMPLES"], load_sampler_vqvae(config, device)
+    count, tokenizer = sampler["NUM_SAMPLES"], load_sampler_tokenizer(config, device)
     windows = thinned(open_code_windows(config, dataset, training=False), config["TEST"]["N_SAMPLES"])
     folder = Path(config["OUTPUT_DIR"]) / "inference" / "samples" / folder_name(dataset)
-    weights = weights_digest({"transformer": transformer.state_dict(), "vqvae": vqvae.state_dict()})
-    begin_samples(folder, {"weights": weights, "clips": len(windows), "seed": seed, "sampler": sampler})
+    weights = weights_digest({"transformer": transformer.state_dict(), "vqvae": tokenizer.module.state_dict()})
+    made_from = {"weights": weights, "clips": len(windows), "seed": seed, "sampler": sampler, **masked_settings(config)}
+    begin_samples(folder, made_from)
     for number in tqdm(range(len(windows)), "samples", unit="clip", leave=False, disable=None):
         targets = [folder / f"video_{sample}_{number}" for sample in range(count)]
         if all((target / "codes.npy").exists() for target in targets):
@@ -221,7 +252,7 @@ def write_samples(config: Config, transformer: VideoTransformer, dataset: str) -
             transformer, codes, sampler["N_PRIME"], class_idx=classes,
             seeds=[seed + number * count + sample for sample in range(count)], **sampling_options(sampler),
         )  # fmt: skip
-        clips = decode_clips(vqvae, made)
+        clips = decode_codes(tokenizer, made)
         for sample, target in enumerate(targets):
             write_clip(target, clips[sample])
             codes_made = made[sample].transpose(0, 1).cpu().numpy()
@@ -242,6 +273,7 @@ def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
 SCORED = {  # by all processes together: evaluator -> task in evaluation.json, and the function
     "MSEEvaluator": ("reconstruction", reconstruction),
     "BitsEvaluator": ("likelihood", likelihood),
+    "MaskedBitsEvaluator": ("masked likelihood", masked_likelihood),
     "ContinuationEvaluator": ("continuation", continuation),
 }
 WRITTEN = {  # by the main process
@@ -249,6 +281,7 @@ WRITTEN = {  # by the main process
     "VTSampler": ("samples", write_samples),
 }
 OF_THE_VQVAE = ("MSEEvaluator", "CodesExtractor")
+OF_DECODERS = {"BitsEvaluator": "causal", "MaskedBitsEvaluator": "masked"}  # the others: of both
 DATASETS_OF = {"ContinuationEvaluator": "VIDEOS"}  # the others: TEST
 
 

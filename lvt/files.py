@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,28 @@ import torch
 from torch import Tensor
 
 from lvt import config as configuration
-from lvt.config import is_transformer
+from lvt.config import DOWNSAMPLING, is_transformer
 from lvt.layers import initialize_convolutions
 from lvt.transformer import VideoTransformer, drop_recomputable
 from lvt.vqvae import NETWORKS, VQVAE
 from training.checkpoint import load_checkpoint, migrate, read_tensors, strict_load
+from training.tokenizer import (
+    FrameTokenizer,
+    Kind,
+    Tokenizer,
+    open_tokenizer,
+    recipe_of,
+    run_of_tokenizer,
+    tokenizer_digest,
+)
 from videodata.errors import UserError
 from videodata.files import write_file
 
+logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
+MASK_KEY = "decoder.mask_embedding"  # which masked decoders alone have
 WEIGHT_NODES = {"netE": "ENCODER", "netG": "GENERATOR", "netC": "CODEBOOK"}
+TOKENIZERS = {"lvt-vqvae": ("config",)}
 
 
 def build_vqvae(config: dict[str, Any]) -> VQVAE:
@@ -68,40 +81,94 @@ def load_configured(config: dict[str, Any]) -> VQVAE | VideoTransformer:
     return load_vqvae_weights(model, given if any(given.values()) else run_dir)
 
 
+def tokenizer_type(path: Path) -> str | None:
+    """What `training.tokenizer` asks: "lvt-vqvae" for a run folder or file of a trained VQ-VAE."""
+    return "lvt-vqvae" if recipe_of(path) == "lvt-vqvae" else None
+
+
+def build_tokenizer(type: str, path: Path, kind: Kind | None, settings: Mapping[str, Any]) -> FrameTokenizer:
+    """The VQ-VAE of a run folder, or of a file whose configuration is `config`. Raises UserError."""
+    model, _ = load_model(path, config_file=settings.get("config"))
+    if not isinstance(model, VQVAE):
+        raise UserError(f"{path}: is a transformer, not its VQ-VAE; name the run of the VQ-VAE")
+    return vqvae_tokenizer(model)
+
+
+def vqvae_tokenizer(model: VQVAE) -> FrameTokenizer:
+    """The VQ-VAE as a tokenizer of frames."""
+    book = model.config.codebook
+
+    def encode_frames(frames: Tensor) -> Tensor:
+        codes = model.encode(frames)  # (N, h, w) of one codebook
+        return codes[:, None] if book.num == 1 else codes
+
+    def decode_frames(codes: Tensor) -> Tensor:
+        return model.denormalize(model.decode(codes[:, 0] if book.num == 1 else codes))
+
+    return FrameTokenizer(
+        model, "codes", book.num, book.size, encode_frames=encode_frames, decode_frames=decode_frames,
+        space_factor=DOWNSAMPLING, vectors=[own.embedding.weight for own in model.quantizer.ve],
+    )  # fmt: skip
+
+
 def weights_behind(config: dict[str, Any]) -> tuple[str, ...]:
     """The files and run folders that an evaluation of this configuration reads its weights from."""
-    model, sampler = config["MODEL"], config["TEST"]["VT_SAMPLER"]["VQ_VAE"]
+    model, sampler = config["MODEL"], config["TEST"]["VT_SAMPLER"]
     if not is_transformer(config):
         own = [model[node]["WEIGHTS"] for node in WEIGHT_NODES.values()]
         return tuple(dict.fromkeys(filter(None, own))) or (config["OUTPUT_DIR"],)
-    vqvae = [sampler[f"{node}_WEIGHTS"] for node in WEIGHT_NODES.values()]
+    vqvae = [sampler["VQ_VAE"][f"{node}_WEIGHTS"] for node in WEIGHT_NODES.values()]
+    if sampler["TOKENIZER"]:
+        vqvae = [run_of_tokenizer(sampler["TOKENIZER"])]
     return tuple(dict.fromkeys([model["GENERATOR"]["WEIGHTS"] or config["OUTPUT_DIR"], *filter(None, vqvae)]))
 
 
-def load_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE:
-    """The VQ-VAE that decodes samples. Raises UserError when none is named."""
-    model = find_sampler_vqvae(config, device)
-    if model is None:
+def load_sampler_tokenizer(config: dict[str, Any], device: torch.device) -> Tokenizer:
+    """The tokenizer that decodes samples. Raises UserError when none is named."""
+    tokenizer = find_sampler_tokenizer(config, device)
+    if tokenizer is None:
         raise UserError(
-            "frames need the VQ-VAE: set TEST.VT_SAMPLER.VQ_VAE.{CFG,ENCODER_WEIGHTS,GENERATOR_WEIGHTS,"
-            "CODEBOOK_WEIGHTS}; the three weights may be one run folder"
+            "frames need the tokenizer of the codes: --tokenizer RUN (TEST.VT_SAMPLER.TOKENIZER), or for a VQ-VAE "
+            "TEST.VT_SAMPLER.VQ_VAE.{CFG,ENCODER_WEIGHTS,GENERATOR_WEIGHTS,CODEBOOK_WEIGHTS}; the three weights may be "
+            "one run folder"
         )
-    return model
+    return tokenizer
 
 
-def find_sampler_vqvae(config: dict[str, Any], device: torch.device) -> VQVAE | None:
-    """The VQ-VAE that TEST.VT_SAMPLER.VQ_VAE names, ready to decode; None when no weights are named.
+def find_sampler_tokenizer(config: dict[str, Any], device: torch.device) -> Tokenizer | None:
+    """The tokenizer that TEST.VT_SAMPLER names: any by TOKENIZER, else a VQ-VAE by VQ_VAE; None when neither is.
 
-    A run folder has its own configuration; CFG is for other weights.
+    A run folder of a VQ-VAE has its own configuration; CFG is for other weights.
     """
-    node = config["TEST"]["VT_SAMPLER"]["VQ_VAE"]
+    sampler = config["TEST"]["VT_SAMPLER"]
+    if sampler["TOKENIZER"]:
+        return fitting(open_tokenizer(sampler["TOKENIZER"], "codes", device), config)
+    node = sampler["VQ_VAE"]
     paths = {name: node[f"{key}_WEIGHTS"] for name, key in WEIGHT_NODES.items()}
     if not any(paths.values()):
         return None
     places = (Path(paths["netG"]) / "config.yaml", Path(node["CFG"]), ROOT / node["CFG"])
     file = next((place for place in places if place.is_file()), Path(node["CFG"]))
     model = build_vqvae(configuration.load_config(file))
-    return load_vqvae_weights(model, paths).to(device).eval()
+    return vqvae_tokenizer(load_vqvae_weights(model, paths).to(device).eval())
+
+
+def fitting(tokenizer: Tokenizer, config: dict[str, Any]) -> Tokenizer:
+    """The tokenizer. Raises UserError where the transformer models other codes than it has; warns where those that it
+    was trained on were made by other weights.
+    """
+    node, sampler = config["MODEL"]["AUTOREGRESSIVE"]["VT"], config["TEST"]["VT_SAMPLER"]
+    if (tokenizer.width, tokenizer.size) != (node["NC"], node["NV"]):
+        raise UserError(
+            f"{sampler['TOKENIZER']}: has {tokenizer.width} codebook(s) of {tokenizer.size} codes, the transformer is "
+            f"for {node['NC']} of {node['NV']}; set MODEL.AUTOREGRESSIVE.VT.NC {tokenizer.width} "
+            f"MODEL.AUTOREGRESSIVE.VT.NV {tokenizer.size}, or name another tokenizer"
+        )
+    if sampler["TOKENIZER_DIGEST"] not in ("", tokenizer_digest(tokenizer)):
+        logger.warning(
+            "WARN %s: has other weights than the tokenizer of the codes that were trained on", sampler["TOKENIZER"]
+        )
+    return tokenizer
 
 
 def load_vqvae_weights(model: VQVAE, paths: Mapping[str, str | Path] | str | Path) -> VQVAE:
@@ -126,8 +193,16 @@ def load_vqvae_weights(model: VQVAE, paths: Mapping[str, str | Path] | str | Pat
 
 
 def load_transformer_weights(model: VideoTransformer, path: str | Path) -> VideoTransformer:
-    """Load a published file (its index tables are left out) or a checkpoint of this project, strictly."""
-    strict_load(model, drop_recomputable(dict(read_weights(path, "transformer"))), path)
+    """Load a published file (its index tables are left out) or a checkpoint of this project, strictly.
+
+    Raises UserError, also for weights of the other DECODER.
+    """
+    weights = drop_recomputable(dict(read_weights(path, "transformer")))
+    found = "masked" if MASK_KEY in weights else "causal"
+    if found != model.config.decoder:
+        key = "MODEL.AUTOREGRESSIVE.VT.DECODER"
+        raise UserError(f"{path}: these weights are of {key} {found}, the configuration says {model.config.decoder}")
+    strict_load(model, weights, path)
     return model
 
 

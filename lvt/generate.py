@@ -1,4 +1,4 @@
-"""Generation: slice by slice, position by position, a whole batch at once; and the command that continues frames.
+"""Generation: slice by slice, a whole batch at once; and the command that continues frames.
 
 Axes: B samples, C codebooks, (T, H, W) clip of codes, (t, h, w) slice.
 """
@@ -18,14 +18,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lvt.cached_decoder import CachedDecoder, SampleStreams, SamplingRule, sample_seeds
+from lvt.codes import decode_codes, encode_codes
 from lvt.config import configure
-from lvt.files import load_configured, load_sampler_vqvae
+from lvt.files import load_configured, load_sampler_tokenizer
+from lvt.masked_sampler import MaskedSampler, guidance_of
 from lvt.subscale import put_slice, slice_offset, slice_size
 from lvt.transformer import VideoTransformer, visible_taps
-from lvt.vqvae import VQVAE, decode_clips, encode_clips
 from training.distributed import announced, resolve_device
 from training.folder import log_file, write_config
 from training.randomness import derive_seed
+from training.tokenizer import Tokenizer, latent_frames, video_frames
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import files_in_folder
@@ -35,7 +37,7 @@ from videodata.labels import class_number
 from videodata.pixels import channels_first, to_uint8
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]  # (positions done, positions in all)
+Progress = Callable[[int, int], None]  # (calls of the decoder done, calls in all)
 FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
 
 
@@ -62,18 +64,24 @@ def generate_codes(
     one per sample, or from seeds that are drawn from `generator`; a sample depends on its own seed alone. class_idx
     int64 (B,) for a class-conditional model; None: no class, where the model knows that. guidance: how far to lead the
     model to the class (1: not at all, at half the price). compiled: torch.compile the step (worth it for many clips).
-    Raises UserError for sizes that do not fit the model.
+    A causal decoder goes through the positions of a slice, a masked one makes it in as few passes as MASKED.STEPS says,
+    and is led as MASKED.GUIDANCE says where `guidance` is 1. Raises UserError for sizes that do not fit the model.
     """
     rule = SamplingRule(temperature, top_k, top_p, greedy)
+    masked = model.config.decoder == "masked"
+    guidance = guidance_of(model.config.masked, guidance) if masked else guidance
     check_codes(model, codes, n_prime)
     class_idx = checked_classes(model, codes, class_idx, guidance)
-    streams = SampleStreams(sample_seeds(len(codes), seeds, generator))
+    seeds = sample_seeds(len(codes), seeds, generator)
     clips = codes.clone()
     clips[:, :, n_prime:] = 0
     training = model.training
     model.eval()
     try:
-        return ClipSampler(model, clips, n_prime, rule, class_idx, compiled, guidance).run(streams, progress)
+        if masked:
+            return MaskedSampler(model, clips, n_prime, rule, class_idx, seeds, compiled, guidance).run(progress)
+        sampler = ClipSampler(model, clips, n_prime, rule, class_idx, compiled, guidance)
+        return sampler.run(SampleStreams(seeds), progress)
     finally:
         model.train(training)
 
@@ -103,17 +111,17 @@ def generate_long(
 
 
 def generate_frames(
-    transformer: VideoTransformer, vqvae: VQVAE, codes: Tensor, n_prime: int, frames: int, window: int | None = None,
-    **options: object,
+    transformer: VideoTransformer, tokenizer: Tokenizer, codes: Tensor, n_prime: int, frames: int,
+    window: int | None = None, **options: object,
 ) -> Tensor:  # fmt: skip
-    """Decoded clips (B, 3, frames, H, W) in [-1, 1] that begin with the first `n_prime` frames of `codes`.
+    """Decoded clips (B, 3, T, H, W) in [-1, 1] of `frames` frames of codes, the first `n_prime` those of `codes`.
 
-    codes int64 (B, C, >= n_prime, h, w); the given frames are shown as the VQ-VAE reconstructs them. window: frames
-    that the transformer can handle at once; longer clips are made window by window (default: all frames). `options`
-    as for `generate_codes` and `generate_long`.
+    codes int64 (B, C, >= n_prime, h, w); the given frames are shown as the tokenizer reconstructs them. window: frames
+    of codes that the transformer can handle at once; longer clips are made window by window (default: all frames).
+    `options` as for `generate_codes` and `generate_long`.
     """
     window = min(window or frames, frames)
-    return decode_clips(vqvae, generate_long(transformer, codes, n_prime, frames, window, **options))
+    return decode_codes(tokenizer, generate_long(transformer, codes, n_prime, frames, window, **options))
 
 
 def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +142,8 @@ def checked_classes(
     Raises UserError for classes that the model does not know, and for guidance where there is nothing to lead to.
     """
     count, none = model.config.class_num, model.config.no_class
-    if guidance != 1 and (class_index is None or none is None):
+    by_context = model.config.decoder == "masked" and not count and model.config.masked.context_drop > 0
+    if guidance != 1 and not by_context and (class_index is None or none is None):
         raise UserError(f"guidance {guidance:g} needs a class, and a model that was trained with VT.CLASS_DROPOUT")
     if class_index is None:
         return None if none is None else codes.new_full((len(codes),), none)
@@ -215,15 +224,18 @@ def generate_lvt(args: argparse.Namespace) -> Path:
     Gives the folder with the results. With N_PRIME 0, whole clips of INPUT.SIZE pixels are made and no folder is read.
 
     OUTPUT_DIR gets config.yaml, log.txt, the first sample's 0.png, 1.png, ... and video.mp4, further ones in sample_1,
-    sample_2, ..., and samples.mp4 with all side by side. The given frames are shown as the VQ-VAE reconstructs them.
-    Raises UserError.
+    sample_2, ..., and samples.mp4 with all side by side. The given frames are shown as the tokenizer reconstructs
+    them. Raises UserError.
     """
     config = configure(args)
     folder = Path(config["OUTPUT_DIR"])
     sampler, device = config["TEST"]["VT_SAMPLER"], announced(resolve_device(config["MODEL"]["DEVICE"]))
-    given = read_given(args.video_dir, sampler["N_PRIME"], config["INPUT"]["SIZE"])
-    vqvae, transformer = load_sampler_vqvae(config, device), load_configured(config).to(device).eval()
-    clips = continuations(config, transformer, vqvae, given.to(device), args)
+    tokenizer = load_sampler_tokenizer(config, device)
+    if args.given is not None:  # in frames, which are fewer codes where the tokenizer compresses time
+        sampler["N_PRIME"] = latent_frames(tokenizer, args.given, "--given: a beginning")
+    given = read_given(args.video_dir, video_frames(tokenizer, sampler["N_PRIME"]), config["INPUT"]["SIZE"])
+    transformer = load_configured(config).to(device).eval()
+    clips = continuations(config, transformer, tokenizer, given.to(device), args)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
     with log_file(folder / "log.txt"):
@@ -236,18 +248,20 @@ def generate_lvt(args: argparse.Namespace) -> Path:
 
 
 def continuations(
-    config: dict[str, Any], transformer: Any, vqvae: Any, given: Tensor, args: argparse.Namespace
+    config: dict[str, Any], transformer: Any, tokenizer: Tokenizer, given: Tensor, args: argparse.Namespace
 ) -> Tensor:
     """Samples (S, 3, T, H, W) in [-1, 1] that continue the given frames uint8 (3, n, H, W)."""
     sampler, seed = config["TEST"]["VT_SAMPLER"], max(config["SEED"], 0)
     window = config["INPUT"]["N_FRAMES_PER_VIDEO_TEST"]
-    frames, count = args.frames or window, sampler["NUM_SAMPLES"]
-    if frames <= given.shape[1]:
-        raise UserError(f"clips of {frames} frames have nothing after the {given.shape[1]} given ones")
-    codes = encode_clips(vqvae, given[None]).repeat(count, 1, 1, 1, 1)
+    frames = latent_frames(tokenizer, args.frames, "--frames: a clip") if args.frames else window  # of codes
+    n_prime, count = sampler["N_PRIME"], sampler["NUM_SAMPLES"]
+    if frames <= n_prime:
+        whole = video_frames(tokenizer, frames)
+        raise UserError(f"clips of {whole} frames have nothing after the {given.shape[1]} given ones")
+    codes = encode_codes(tokenizer, given[None]).repeat(count, 1, 1, 1, 1)
     classes = asked_class(transformer, args)
     classes = None if classes is None else codes.new_full((count,), classes)
-    with tqdm(unit="position", leave=False, disable=None) as bar:
+    with tqdm(unit="call", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             if done == 1:  # of the clip, or of its next window
@@ -255,7 +269,7 @@ def continuations(
             bar.update()
 
         return generate_frames(
-            transformer, vqvae, codes, given.shape[1], frames, window, hop=args.hop, class_idx=classes,
+            transformer, tokenizer, codes, n_prime, frames, window, hop=args.hop, class_idx=classes,
             guidance=args.guidance, seeds=[seed + sample for sample in range(count)], compiled=args.compile,
             progress=progress, **sampling_options(sampler),
         )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lvt.layers import BlockLocalAttention, HeadProjections
-from lvt.transformer import CausalConv3d, ChannelHead, TableConv3d
+from lvt.transformer import CausalConv3d, ChannelHead, MaskedSliceDecoder, SurroundingConv3d, TableConv3d
 from training import optim
 from training.distributed import resolve_device
 from training.step import decided
@@ -55,8 +55,10 @@ def kinds_of_weights(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     for module in model.modules():
         if isinstance(module, (TableConv3d, nn.Embedding)):
             tables.append(module.weight)
-        elif isinstance(module, CausalConv3d):  # over rows of tables; most of its taps are idle on one-frame slices
+        elif isinstance(module, (CausalConv3d, SurroundingConv3d)):  # over rows of tables; many taps are idle
             tables.append(module.conv.weight)
+        elif isinstance(module, MaskedSliceDecoder):
+            tables.append(module.mask_embedding)
         elif isinstance(module, ChannelHead):
             tables += [weight for weight in module.P.parameters() if weight.ndim > 1]
         elif isinstance(module, BlockLocalAttention):

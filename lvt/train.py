@@ -17,37 +17,42 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from evaluation.codebook import CodebookUsage, code_counts
 from losses.perceptual import LPIPS
+from lvt.codes import Cells, decode_codes
 from lvt.config import configure, is_transformer
 from lvt.datasets import (
     class_names,
     codebook_path,
     known_classes,
+    name_tokenizer,
     open_code_windows,
     open_frames,
     thinned,
     together,
+    trained_cells,
     with_part,
 )
 from lvt.evaluators import evaluate_lvt, evaluators_of, missed_expectations
 from lvt.files import (
     build_transformer,
     build_vqvae,
-    find_sampler_vqvae,
+    find_sampler_tokenizer,
     load_transformer_weights,
     load_vqvae_weights,
     write_original,
 )
 from lvt.generate import generate_frames
+from lvt.masked import hide, masked_loss, masked_nats, random_order_nats
 from lvt.scores import squared_error
 from lvt.solver import optimizer_of, precision_of, schedule
 from lvt.subscale import slice_frames, slice_of_position
 from lvt.table_start import start_tables
-from lvt.transformer import VideoTransformer, bits_per_code, bits_per_subpixel, clip_nats, cross_entropy
+from lvt.transformer import VideoTransformer, bits_per_code, clip_nats, cross_entropy
 from lvt.vqvae import VQVAE, decode_clips, encode_clips
 from training import TrainSettings, distributed, train
 from training.conditions import drop_labels
 from training.randomness import seed_everything
 from training.recipe import Losses, Networks, Recipe, Step
+from training.tokenizer import Tokenizer
 from videodata import pixels
 from videodata.clips import provenance_of
 from videodata.errors import UserError
@@ -55,17 +60,20 @@ from videodata.npy import read_array
 
 logger = logging.getLogger(__name__)
 CLIPS_SHOWN, FRAMES_SHOWN = 4, 8  # in the log's pictures
+DRAWS_WHILE_TRAINING = 4  # masks per slice and clip of the bound: many clips make up for it
 FREE_KEYS = frozenset(
     {
         *("MAX_ITER", "DEVICE", "NUM_WORKERS", "OUTPUT_DIR", "CHECKPOINT_PERIOD", "EVAL_PERIOD", "VIS_PERIOD"),
         *("LOG_PERIOD", "MAX_MINUTES", "EVALUATORS", "N_SAMPLES", "TEST", "GRADIENT_CHECKPOINTING", "COMPILE", "CFG"),
         *("WEIGHTS", "ENCODER_WEIGHTS", "GENERATOR_WEIGHTS", "CODEBOOK_WEIGHTS", "NUM_SAMPLES", "TEMPERATURE"),
-        *("TOP_K", "TOP_P", "EXPECTED_RESULTS", "TABLE_START"),
+        *("TOP_K", "TOP_P", "EXPECTED_RESULTS", "TABLE_START", "TOKENIZER", "TOKENIZER_DIGEST"),
+        *("MASKED", "SCHEDULE", "CHOICE_TEMPERATURE", "ORDER", "GUIDANCE", "GUIDANCE_RAMP"),
     }
 )  # last parts of the configuration keys that a continued run may change
 
 
-NEW_KEYS = {"KERNEL": 3, "STRIDED_KERNEL": 4, "CLASS_DROPOUT": 0.0}  # of a network's shape
+NEW_KEYS = {"KERNEL": 3, "STRIDED_KERNEL": 4, "CLASS_DROPOUT": 0.0, "DECODER": "causal"}  # of a network's shape
+NO_SHAPE = ("CLASSES", "MASKED")  # keys of a VT node that say nothing of it
 MISSING = object()
 
 
@@ -133,31 +141,28 @@ class TransformerRecipe(LVTRecipe):
     """Trains a VideoTransformer on {"codes": (B, C, T, h, w), "class_index": (B,)}.
 
     SOLVER.SLICES_PER_CLIP different slices of each clip are trained in a step, -1: all that have anything to predict.
-    `vqvae` decodes the samples of the log; None: no pictures.
+    `tokenizer` decodes the samples of the log; None: no pictures. cells: what a code stands for.
     """
 
     name = "lvt-transformer"
     best_metric = ("bits_per_code", "min")
     ema_networks = ("transformer",)
 
-    def __init__(self, model: VideoTransformer, config: dict[str, Any], vqvae: VQVAE | None = None) -> None:
+    def __init__(
+        self, model: VideoTransformer, config: dict[str, Any], tokenizer: Tokenizer | None = None,
+        cells: Cells | None = None,
+    ) -> None:  # fmt: skip
         super().__init__({"transformer": model}, {"transformer": optimizer_of(model, config)})
         self.slices_per_clip = config["SOLVER"]["SLICES_PER_CLIP"]
         self.sampler = config["TEST"]["VT_SAMPLER"]
-        self.vqvae = vqvae
-        self.frozen = [] if vqvae is None else [vqvae]
+        self.tokenizer, self.cells = tokenizer, cells or Cells()
+        self.frozen = [] if tokenizer is None else [tokenizer.module]
 
     def losses(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> Iterator[Losses | None]:
-        model, (codes, classes) = self.networks["transformer"], self.unpack(batch)
+        model = self.networks["transformer"]
+        codes, index, classes = self.chosen(batch, step)
         clip, stride = tuple(codes.shape[2:]), model.config.stride
-        index = self.choose_slices(clip, step)  # (B, slices)
-        repeats = index.shape[1]
-        codes, index = codes.repeat_interleave(repeats, 0), index.flatten()
-        if classes is not None:
-            if model.config.class_dropout:
-                uniform = step.noise.uniform()
-                classes = drop_labels(classes, model.config.no_class, model.config.class_dropout, uniform)
-            classes = classes.repeat_interleave(repeats)
+        codes, index = codes.repeat_interleave(index.shape[1], 0), index.flatten()
         context, slice_codes = model.slice_inputs(codes, index)
         ignore = slice_frames(index, clip, stride)[:, None] < model.config.n_prime
         logits = networks["transformer"](context, slice_codes, index, classes)
@@ -166,6 +171,16 @@ class TransformerRecipe(LVTRecipe):
         share = count * distributed.world_size() / distributed.all_sum(count)
         loss = cross_entropy(logits, slice_codes, ignore) * share
         yield Losses(loss, {"bits_per_code": bits_per_code(loss.detach(), 1)})
+
+    def chosen(self, batch: dict[str, Tensor], step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes (B, C, T, h, w), slices (B, S) of each clip that are trained, and classes (B S,), some of them dropped
+        and the same for all slices of a clip.
+        """
+        config, (codes, classes) = self.networks["transformer"].config, self.unpack(batch)
+        index = self.choose_slices(tuple(codes.shape[2:]), step)
+        if classes is not None and config.class_dropout:
+            classes = drop_labels(classes, config.no_class, config.class_dropout, step.noise.uniform())
+        return codes, index, None if classes is None else classes.repeat_interleave(index.shape[1])
 
     def choose_slices(self, clip: tuple[int, int, int], step: Step) -> Tensor:
         """Numbers of different slices with something to predict, drawn per sample: int64 (B, slices)."""
@@ -180,23 +195,46 @@ class TransformerRecipe(LVTRecipe):
     def evaluate(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> dict[str, Tensor]:
         model, (codes, classes) = networks["transformer"], self.unpack(batch)
         bits = bits_per_code(*clip_nats(model, codes, model.config.n_prime, classes))
-        return {"bits_per_code": bits, "bits_per_subpixel": bits_per_subpixel(bits, codes.shape[1])}
+        subpixels = self.cells.subpixels_per_code(tuple(codes.shape[1:]))
+        return {"bits_per_code": bits, "bits_per_subpixel": bits / subpixels}
 
     def pictures(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> dict[str, Tensor]:
-        if self.vqvae is None:
+        if self.tokenizer is None:
             return {}
         codes, classes = self.unpack(batch)
         codes, classes = codes[:CLIPS_SHOWN], None if classes is None else classes[:CLIPS_SHOWN]
         samples = generate_frames(
-            networks["transformer"], self.vqvae, codes, self.sampler["N_PRIME"], codes.shape[2],
+            networks["transformer"], self.tokenizer, codes, self.sampler["N_PRIME"], codes.shape[2],
             seeds=range(len(codes)), class_idx=classes,
         )  # fmt: skip
-        return {"codes decoded": decode_clips(self.vqvae, codes), "continuation": samples}
+        return {"codes decoded": decode_codes(self.tokenizer, codes), "continuation": samples}
 
     def unpack(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Codes int64 (B, C, T, h, w), and the classes (B,) where the model is conditioned on them."""
         codes, config = batch["codes"].long(), self.networks["transformer"].config
         return codes, known_classes(config, batch["class_index"]) if config.class_num else None
+
+
+class MaskedTransformerRecipe(TransformerRecipe):
+    """Trains a VideoTransformer with a masked decoder, likewise: it fills in what is hidden of the slices."""
+
+    name = "lvt-masked-transformer"
+    best_metric = ("bits_bound", "min")
+
+    def losses(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> Iterator[Losses | None]:
+        model = self.networks["transformer"]
+        codes, index, classes = self.chosen(batch, step)
+        hidden = hide(model, codes, index, step.noise)
+        logits = networks["transformer"](hidden.context, hidden.codes, index.flatten(), classes, hidden.mask)
+        loss, nats = masked_loss(logits, hidden, model.config.masked.label_smoothing)
+        yield Losses(loss, {"bits_per_masked_code": bits_per_code(nats, 1)})
+
+    def evaluate(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> dict[str, Tensor]:
+        model, (codes, classes) = networks["transformer"], self.unpack(batch)
+        seeds, given = step.noise.integers(2**62).tolist(), model.config.n_prime
+        bound, _, count = random_order_nats(model, codes, given, seeds, DRAWS_WHILE_TRAINING, classes)
+        _, right, asked = masked_nats(model, codes, given, seeds, 0.5, classes)
+        return {"bits_bound": bits_per_code(bound, count), "accuracy_of_half": right / asked}
 
 
 def frames_of(clips: Tensor) -> Tensor:
@@ -235,6 +273,7 @@ def train_network(
     set and task. Raises UserError.
     """
     seed_everything(max(config["SEED"], 0))
+    name_tokenizer(config)
     evaluators_of(config)  # a mistake there shall not wait for the end of the training
     name_classes(config)
     training, validation = open_data(config)
@@ -269,31 +308,35 @@ def build_recipe(config: dict[str, Any]) -> VQVAERecipe | TransformerRecipe:
     if not is_transformer(config):
         return VQVAERecipe(build_vqvae(config), config)
     model, shows = build_transformer(config), config["VIS_PERIOD"] <= config["SOLVER"]["MAX_ITER"]
-    vqvae, start = find_sampler_vqvae(config, torch.device("cpu")) if shows else None, model.config.table_start
+    tokenizer, start = find_sampler_tokenizer(config, torch.device("cpu")) if shows else None, model.config.table_start
     if start != "matrix":
-        books = codebooks_of(config, model, vqvae) if start == "codebook" else None
+        books = codebooks_of(config, model, tokenizer) if start == "codebook" else None
         start_tables(model, config["INPUT"]["N_FRAMES_PER_VIDEO_TRAIN"], books)
-    return TransformerRecipe(model, config, vqvae)
+    recipe = MaskedTransformerRecipe if model.config.decoder == "masked" else TransformerRecipe
+    return recipe(model, config, tokenizer, trained_cells(config))
 
 
-def codebooks_of(config: dict[str, Any], model: VideoTransformer, vqvae: VQVAE | None = None) -> list[Tensor] | None:
+def codebooks_of(
+    config: dict[str, Any], model: VideoTransformer, tokenizer: Tokenizer | None = None
+) -> list[Tensor] | None:
     """The vectors of the codes that the transformer models, a tensor (V, D) for each codebook: those that lie beside
-    the codes, else those of TEST.VT_SAMPLER.VQ_VAE, which may be given. None, with a warning, where they do not fit.
+    the codes, else those of the tokenizer of TEST.VT_SAMPLER, which may be given. None, with a warning, where they do
+    not fit.
     """
     path, why = codebook_path(config, config["DATASETS"]["TRAIN"][0]), "is not the one of these codes"
     try:
         if path is not None:
             books = [torch.from_numpy(read_array(path, mapped=False))]
         else:
-            vqvae = vqvae or find_sampler_vqvae(config, torch.device("cpu"))
-            books = [] if vqvae is None else [book.embedding.weight for book in vqvae.quantizer.ve]
+            tokenizer = tokenizer or find_sampler_tokenizer(config, torch.device("cpu"))
+            books = [] if tokenizer is None else list(tokenizer.vectors or ())
     except (UserError, OSError, ValueError, TypeError) as error:
         books, why = [], f"cannot be read ({error})"
     if len(books) == model.config.nc and all(len(book) == model.config.nv for book in books):
         return books
     logger.warning(
         "WARN VT.TABLE_START codebook: %s %s; taps is taken, which starts from random vectors",
-        path or "TEST.VT_SAMPLER.VQ_VAE", why,
+        path or config["TEST"]["VT_SAMPLER"]["TOKENIZER"] or "TEST.VT_SAMPLER.VQ_VAE", why,
     )  # fmt: skip
     return None
 
@@ -341,7 +384,7 @@ def shape_of_model(config: dict[str, Any]) -> dict[str, Any]:
 
 def without_defaults(node: dict[str, Any]) -> dict[str, Any]:
     """The node without keys that runs of before did not have yet, where they say what was the only choice then."""
-    return {key: value for key, value in node.items() if key != "CLASSES" and NEW_KEYS.get(key, MISSING) != value}
+    return {key: value for key, value in node.items() if key not in NO_SHAPE and NEW_KEYS.get(key, MISSING) != value}
 
 
 def settings(config: dict[str, Any], resume: bool, allow_config_change: bool) -> TrainSettings:

@@ -1,9 +1,9 @@
-"""The video transformer: an autoregressive model of clips of codes, slice by slice, and the likelihood it gives them.
+"""The video transformer: a model of clips of codes, slice by slice, and the likelihood it gives them.
 
 Rakhimov et al. 2020 (arXiv 2006.10704) after Weissenborn et al. 2020 (arXiv 1906.02634). An encoder turns what is known
 of the clip into features at the positions of a slice; a causal decoder adds the slice's own earlier codes; a head
 predicts the codes of a position, one codebook after the other. Names of modules and parameters are those of the
-published checkpoints.
+published checkpoints. With DECODER masked, the decoder sees the codes of any positions of the slice (`lvt.masked`).
 
 Axes: B clips or slices, C codebooks, V codes per codebook, (T, H, W) clip of codes, (T', H', W') context of a slice,
 (t, h, w) slice, E embedding width, D width.
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvt.config import DOWNSAMPLING, TransformerConfig, Triple, transformer_config
+from lvt.config import TransformerConfig, Triple, transformer_config
 from lvt.layers import BlockLocalAttention, initialize_convolutions, inverse_timescales, position_signal, run_layers
 from lvt.subscale import context_ids, put_slice, slice_frames, take_contexts, take_slices
 from videodata.errors import UserError
@@ -29,6 +29,7 @@ from videodata.errors import UserError
 IGNORED = -100  # target of positions that do not count
 TAPS = 25  # live taps of the causal kernel: all before the position itself, in raster order of 3 x 3 x 3
 TAPS_OF_ONE_FRAME = 7  # those in the last of the three frames
+MASK_SCALE = 0.02  # of fresh mask embeddings: next to nothing beside the embedding of a code
 TABLES = ("dt", "dh", "dw", "mask")
 TIMESCALES = "inv_timescales"
 
@@ -45,19 +46,37 @@ class VideoTransformer(nn.Module):
         super().__init__()
         self.config = transformer_config(model_config)
         self.encoder = SliceEncoder(self.config, gradient_checkpointing)
-        self.decoder = SliceDecoder(self.config, gradient_checkpointing)
+        decoder = MaskedSliceDecoder if self.config.decoder == "masked" else SliceDecoder
+        self.decoder = decoder(self.config, gradient_checkpointing)
         self.ch_predictor = ChannelHead(self.config)
         initialize_convolutions(self)
         self.register_load_state_dict_pre_hook(forget_recomputable)
 
     def forward(
-        self, context: Tensor, slice_codes: Tensor, slice_index: Tensor, class_index: Tensor | None = None
+        self,
+        context: Tensor,
+        slice_codes: Tensor,
+        slice_index: Tensor,
+        class_index: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Context (B, C, T', H', W'), codes (B, C, t, h, w), slice_index (B,) -> logits (B, C, V, t, h, w)."""
+        """Context (B, C, T', H', W'), codes (B, C, t, h, w), slice_index (B,) -> logits (B, C, V, t, h, w).
+
+        mask: bool (B, t, h, w), the positions whose codes a masked decoder must not see; None of a causal one.
+        """
         encoded = self.encoder(context, slice_index, class_index)
-        features = self.decoder(slice_codes, encoded)  # (B, t, h, w, D)
+        seen = (slice_codes, encoded) if mask is None else (slice_codes, encoded, mask)
+        return self.predict(self.decoder(*seen), slice_codes)
+
+    def predict(self, features: Tensor, slice_codes: Tensor) -> Tensor:
+        """The decoder's features (B, t, h, w, D), codes of the slice for the later codebooks -> logits as `forward`."""
         logits = self.ch_predictor(features, slice_codes.movedim(1, -1), self.decoder.ch_embedder)
         return torch.stack(logits, 1).movedim(-1, 2)
+
+    def check_causal(self, what: str) -> None:
+        """Raises UserError of a masked decoder, which gives no probability to each code given those before it."""
+        if self.config.decoder != "causal":
+            raise UserError(f"{what}: a model with VT.DECODER {self.config.decoder} has none, only the bounds of it")
 
     def slice_inputs(self, codes: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Context and codes of slice index[b] of each clip (B, C, T, H, W), as `forward` takes them."""
@@ -68,8 +87,9 @@ class VideoTransformer(nn.Module):
     def clip_logits(self, codes: Tensor, class_idx: Tensor | None = None) -> Tensor:
         """Logits of every code of the clips given all that are generated before it.
 
-        codes int64 (B, C, T, H, W), class_idx int64 (B,) -> (B, C, V, T, H, W).
+        codes int64 (B, C, T, H, W), class_idx int64 (B,) -> (B, C, V, T, H, W). Raises UserError of a masked decoder.
         """
+        self.check_causal("logits of a clip in their order")
         batch, channels, *clip = codes.shape
         logits = codes.new_zeros(batch, channels * self.config.nv, *clip, dtype=self.encoder.conv.weight.dtype)
         for number in range(self.config.n_slices):
@@ -112,6 +132,8 @@ class TableConv3d(nn.Module):
         codes = windows.flatten(5)[..., taps].permute(0, 2, 3, 4, 5, 1)  # (B, t, h, w, taps, C)
         offsets = torch.arange(len(taps) * self.nc, device=codes.device).view(-1, self.nc) * self.nv
         rows = torch.where(codes >= 0, codes + offsets, len(table) - 1).flatten(4).flatten(0, 3)
+        if not len(taps):  # the first slice of all may be the only one, and then nothing is known of the clip
+            return table[-1].expand(*rows.shape[:1], -1).view(-1, *size, table.shape[1]) + self.bias
         sums = F.embedding_bag(rows, table, mode="sum", padding_idx=len(table) - 1)
         return sums.view(-1, *size, sums.shape[-1]) + self.bias
 
@@ -198,22 +220,43 @@ class CausalConv3d(nn.Module):
         return taps.permute(2, 1, 0).flatten(0, 1)
 
 
+class SurroundingConv3d(nn.Module):
+    """3 x 3 x 3 convolution that sees the position and all around it; zeros lie outside the slice.
+
+    They are put there beforehand: with its own padding, oneDNN's bf16 convolution of small slices on a CPU now and then
+    gives a gradient of the weight that is no number (seen with PyTorch 2.14.1).
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, t, h, w, E) -> (B, t, h, w, D)."""
+        if x.shape[1] == 1:  # the taps before and after the only frame meet zeros alone
+            padded = F.pad(x[:, 0].movedim(-1, 1), (1, 1, 1, 1))
+            return F.conv2d(padded, self.conv.weight[:, :, 1], self.conv.bias).movedim(1, -1)[:, None]
+        return self.conv(F.pad(x.movedim(-1, 1), (1,) * 6)).movedim(1, -1)
+
+
 class SliceDecoder(nn.Module):
     """Codes of a slice and the encoder's features -> features (B, t, h, w, D).
 
     A position's features depend on the codes of earlier positions alone.
     """
 
+    causal = True
+
     def __init__(self, config: TransformerConfig, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.gradient_checkpointing = gradient_checkpointing
         self.ch_embedder = nn.ModuleList(nn.Embedding(config.nv, config.de) for _ in range(config.nc))
-        self.conv = CausalConv3d(config.de, config.d)
+        self.conv = (CausalConv3d if self.causal else SurroundingConv3d)(config.de, config.d)
         self.linear_projector = nn.Conv3d(config.d, config.d, 1, bias=False)
         self.block_local_attention = nn.ModuleList(
             BlockLocalAttention(
-                config.d, heads, config.da, block, causal=True, dropout=config.dropout, qkv_init=config.qkv_init,
-                attention=config.attention,
+                config.d, heads, config.da, block, causal=self.causal, dropout=config.dropout,
+                qkv_init=config.qkv_init, attention=config.attention,
             )
             for heads, block in zip(config.n_head_d, config.blocks_d, strict=True)
         )  # fmt: skip
@@ -234,6 +277,28 @@ class SliceDecoder(nn.Module):
         """What is known before any code of the slice: position signal and the encoder's features (B, t, h, w, D)."""
         signal = position_signal(tuple(encoded.shape[1:4]), encoded.shape[-1], encoded.device)
         return signal + F.linear(encoded, self.linear_projector.weight.flatten(1))
+
+
+class MaskedSliceDecoder(SliceDecoder):
+    """The same blocks without an order: a position's features depend on the codes of all positions that are not masked.
+
+    All codebooks of a position are masked together: what stands in for its codes is a vector of their own, and the
+    tables of codes keep their V rows (Chang et al. 2022, arXiv 2202.04200, has a further row of the table).
+    """
+
+    causal = False
+
+    def __init__(self, config: TransformerConfig, gradient_checkpointing: bool = False) -> None:
+        super().__init__(config, gradient_checkpointing)
+        self.mask_embedding = nn.Parameter(torch.randn(config.nc, config.de) * MASK_SCALE)
+
+    def forward(self, codes: Tensor, encoded: Tensor, mask: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Codes int64 (B, C, t, h, w) of which those under the mask, bool (B, t, h, w), do not matter, encoded
+        (B, t, h, w, D). `conditions` is what `conditions(encoded)` gave, to reuse it.
+        """
+        embedded = torch.where(mask[..., None], self.mask_embedding.sum(0), self.embed(codes))
+        x = self.conv(embedded) + (self.conditions(encoded) if conditions is None else conditions)
+        return run_layers(self.block_local_attention, x, self.gradient_checkpointing and self.training)
 
 
 class ChannelHead(nn.Module):
@@ -293,7 +358,9 @@ def clip_nats(
     """Negative log-likelihood of the codes after the first `n_prime` frames of each clip, and how many they are.
 
     codes int64 (B, C, T, H, W) -> nats float64 (B,), codes counted per clip. Slices are looked at one after the other.
+    Raises UserError of a masked decoder.
     """
+    model.check_causal("an exact likelihood")
     clip = tuple(codes.shape[2:])
     total, count = codes.new_zeros(len(codes), dtype=torch.float64), 0
     for number in range(model.config.n_slices):
@@ -312,11 +379,6 @@ def clip_nats(
 def bits_per_code(nats: Tensor, count: int) -> Tensor:
     """Bits per code; a model that knows nothing needs log2(V)."""
     return nats / (math.log(2) * count)
-
-
-def bits_per_subpixel(bits: Tensor, codebooks: int) -> Tensor:
-    """The same rate per red, green or blue value of the frames, so that models with other codes can be compared."""
-    return bits * codebooks / (DOWNSAMPLING**2 * 3)
 
 
 def forget_recomputable(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
@@ -345,7 +407,8 @@ def recomputable(config: TransformerConfig) -> dict[str, Tensor]:
         tables[f"{half}.positional_encoder.{TIMESCALES}"] = inverse_timescales(width)
         for layer, block in enumerate(blocks):
             prefix = f"{half}.block_local_attention.{layer}."
-            tables |= {prefix + name: value for name, value in attention_tables(block, half == "decoder").items()}
+            causal = half == "decoder" and config.decoder == "causal"
+            tables |= {prefix + name: value for name, value in attention_tables(block, causal).items()}
     return tables
 
 

@@ -27,7 +27,7 @@ from training.cli import (
 
 # Folders whose evaluate.py has add_arguments(parser), open_subject(args) -> Subject, and a docstring that says what is
 # scored. It is imported for --help, and so without torch.
-MODELS = ("video_vae", "vqgan", "lvt", "vvae", "flow_pred")
+MODELS = ("video_vae", "vqgan", "lvt", "vvae", "tokenizer3d", "flow_pred")
 ALIASES = {"river": "flow_pred", "neural_sde": "flow_pred"}  # what papers call the models of a folder
 
 

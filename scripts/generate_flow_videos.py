@@ -46,7 +46,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     for letter, what in (("f", "flow"), ("d", "denoiser"), ("g", "diffusion")):
         group.add_argument(f"--config-{letter}", help=f"neural SDE: configuration of the {what}")
         group.add_argument(f"--ckpt-{letter}", help=f"neural SDE: run folder or file of the {what}")
-    group.add_argument("--autoencoder", "--vqvae-path", help="its checkpoint, in place of the one on record")
+    group.add_argument(
+        "--autoencoder", "--vqvae-path", "--tokenizer", help="its checkpoint, in place of the one on record"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 

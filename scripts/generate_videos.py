@@ -37,13 +37,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_class_arguments(parser)
     add("--class-index", type=nonnegative_int, help="same as --class, by its number")
     add("--samples", type=positive_int, help="same as TEST.VT_SAMPLER.NUM_SAMPLES")
-    add("--given", type=nonnegative_int, metavar="N", help="same as TEST.VT_SAMPLER.N_PRIME; 0: invent all")
+    add("--given", type=nonnegative_int, metavar="N",
+        help="frames that are given, TEST.VT_SAMPLER.N_PRIME of codes; 0: invent all")  # fmt: skip
     add("--temperature", type=positive_float, help="same as TEST.VT_SAMPLER.TEMPERATURE")
     add("--top-k", type=nonnegative_int, help="same as TEST.VT_SAMPLER.TOP_K")
     add("--top-p", type=positive_fraction, help="same as TEST.VT_SAMPLER.TOP_P")
     add("--seed", type=number(int, -1), help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
     add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder, file, or a name of weights/")
+    add("--tokenizer", metavar="TOKENIZER", help="same as TEST.VT_SAMPLER.TOKENIZER: what encodes and decodes")
     add("--vqvae", metavar="RUN", help="same as the three TEST.VT_SAMPLER.VQ_VAE.*_WEIGHTS")
     add("--out", metavar="DIR", help="same as OUTPUT_DIR")
     add("--compile", action="store_true", help="compile the sampler (pays off for many samples)")

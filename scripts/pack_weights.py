@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `pyth
 from training.cli import make_parser, nonnegative_float, run
 from videodata.errors import UserError
 
-MODELS = ("video_vae", "vqgan", "lvt", "vvae", "flow_pred")
+MODELS = ("video_vae", "vqgan", "lvt", "vvae", "tokenizer3d", "flow_pred")
 
 
 def named_run(text: str) -> tuple[str, Path]:

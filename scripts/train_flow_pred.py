@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-dir", type=Path, help="the run folder, in place of that name")
     parser.add_argument("--data", help="any source of videos, in place of data.data_root")
     parser.add_argument("--autoencoder", "--vqvae-path", help="its checkpoint, in place of autoencoder.ckpt_path")
+    parser.add_argument("--tokenizer", help="any tokenizer of latents, in place of the configuration's autoencoder")
     parser.add_argument(
         "--steps", type=positive_int, help="optimiser steps, in place of training.optimizer.num_training_steps"
     )

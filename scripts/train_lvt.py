@@ -31,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", type=lambda path: [path], metavar="DATA",
         help="same as DATASETS.TRAIN and DATASETS.TEST: its parts train and val")  # fmt: skip
     add("--run_dir", metavar="DIR", help="same as OUTPUT_DIR")
+    add("--tokenizer", metavar="TOKENIZER",
+        help="of the transformer: same as TEST.VT_SAMPLER.TOKENIZER (default: what made the codes)")  # fmt: skip
     add("--vqvae", metavar="RUN", help="of the transformer: same as the three TEST.VT_SAMPLER.VQ_VAE.*_WEIGHTS")
     add("--steps", type=positive_int, help="same as SOLVER.MAX_ITER")
     add("--batch_size", type=positive_int, help="same as SOLVER.IMS_PER_BATCH")

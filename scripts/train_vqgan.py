@@ -79,6 +79,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--downsample_factor", type=positive_int, default=4, help="pixels per code along each side")
     group.add_argument("--commitment_cost", type=nonnegative_float, default=0.25, help="weight of the way to the codes")
     group.add_argument("--quantizer", choices=QUANTIZERS, default="ema", help="kind of codebook")
+    group.add_argument(
+        "--num_quantizers", type=positive_int, default=1, help="codebooks per position, each for what the others left"
+    )
     group.add_argument("--fsq_levels", type=positive_int, nargs="*", default=[], help="levels of --quantizer fsq")
     group.add_argument("--decay", type=fraction, default=0.99, help="of the codebook's running means")
     group.add_argument(

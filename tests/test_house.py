@@ -23,7 +23,7 @@ from training.cli import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_GROUND = {"videodata", "training", "losses"}
-MODELS = {"video_vae", "vqgan", "lvt", "vvae"}
+MODELS = {"video_vae", "vqgan", "lvt", "vvae", "tokenizer3d"}
 ALLOWED_IMPORTS = {
     **{name: SHARED_GROUND for name in SHARED_GROUND},
     **{name: SHARED_GROUND | {"evaluation"} for name in MODELS},

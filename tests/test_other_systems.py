@@ -20,6 +20,7 @@ from videodata import write_video
 OTHER_SYSTEM = ROOT / "tests" / "other_system"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(OTHER_SYSTEM), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "cp1252"}
 PACKAGES = ("videodata", "training", "losses", "evaluation", "video_vae", "vqgan", "lvt", "vvae", "flow_pred")
+PACKAGES += ("tokenizer3d",)
 SOURCES = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
 SOURCES += [ROOT / "main.py", ROOT / "prepare_ucf101.py", *(ROOT / "scripts").rglob("*.py")]
 SHAPES = "shapes:8,frames=8,size=32"

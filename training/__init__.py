@@ -17,6 +17,7 @@ _HOME = {
     "add_training_arguments": "training.settings",
     "derive_seed": "training.randomness",
     "open_pretrained": "training.pretrained",
+    "open_tokenizer": "training.tokenizer",
     "pretrained_folder": "training.pretrained",
     "read_tensors": "training.checkpoint",
     "settings_from": "training.settings",

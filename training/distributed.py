@@ -169,6 +169,15 @@ def all_mean(tensor: Tensor) -> Tensor:
     return all_sum(tensor) / world_size()
 
 
+def mean_of_processes(tensor: Tensor) -> Tensor:
+    """Mean over the processes through which gradients flow, where that of `all_mean` stops them."""
+    if world_size() == 1:
+        return tensor
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(tensor) / world_size()
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process; all processes get the same answer and so take the same branch."""
     if world_size() == 1:

@@ -38,7 +38,7 @@ from videodata.files import atomic_path, lock_file, parse_json, readable_size, w
 FORMAT = 1
 METADATA = "pretrained"  # the one entry of the metadata
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-MODELS = ("video_vae", "vqgan", "lvt", "vvae", "flow_pred")  # folders whose files.py has load_model
+MODELS = ("video_vae", "vqgan", "lvt", "vvae", "tokenizer3d", "flow_pred")  # folders whose files.py has load_model
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGEST = 8_000_000  # bytes: the repository keeps every version of a file for ever
 START_FROM = "start_from"  # of a configuration: a run that only the beginning of the training needed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Collection, Sequence
 from fractions import Fraction
@@ -47,6 +48,7 @@ def open_clips(
     split: str | None = None,
     seed: int = 0,
     *,
+    fps: Fraction | float | None = None,
     windows: str = "random",
     resize: str = "crop",
     flip: bool = False,
@@ -61,11 +63,12 @@ def open_clips(
 ) -> ClipDataset:
     """Clips from videos, folders of videos or images, a csv list, .npy, .hdf5 shards, "shapes:<n>" or "digits:<n>".
 
-    frames, stride: each clip holds `frames` frames, `stride` apart. size: side or (height, width); None keeps the
-    stored size. split: "train", "val" or "test", by what the data declares (see splits.py), None: all; held_out:
-    the share of the videos in val and in test where it declares none. windows: "random" gives one item per video with a
-    start drawn anew at each position; "consecutive" gives one item per window, without overlap; "first" gives
-    the first window of each video. flip mirrors half of the clips. dtype "uint8" leaves the conversion to the device.
+    frames, stride: each clip holds `frames` frames, `stride` apart; fps: in place of a stride, the frames nearest in
+    time to so many per second, repeated where the video has fewer. size: side or (height, width); None keeps the stored
+    size. split: "train", "val" or "test", by what the data declares (see splits.py), None: all; held_out: the share of
+    the videos in val and in test where it declares none. windows: "random" gives one item per video with a start drawn
+    anew at each position; "consecutive" gives one item per window, without overlap; "first" gives the first window of
+    each video. flip mirrors half of the clips. dtype "uint8" leaves the conversion to the device.
     on_error "skip" leaves out videos that cannot be read (a counted warning), "raise" stops at them. color, resize,
     interpolation, short_side: see `NpySource`, `resize.place`, `resize_frames`. total_videos: use that many videos,
     evenly spread over the source; with `replacement` that many are drawn by the seed, each from all that are long
@@ -80,6 +83,8 @@ def open_clips(
         raise UserError(f"frames and stride must be at least 1, found {frames} and {stride}")
     if seed < 0:
         raise UserError(f"seed must not be negative, found {seed}")
+    if fps is not None and (fps <= 0 or stride != 1):
+        raise UserError(f"fps must be above 0 and takes the place of stride, found fps {fps} and stride {stride}")
     source, videos = open_split(path, split, color, held_out)
     _report_broken(source, on_error)
     return ClipDataset(
@@ -89,6 +94,7 @@ def open_clips(
         as_size(size),
         stride,
         seed,
+        fps=fps,
         windows=windows,
         flip=flip,
         dtype=dtype,
@@ -126,6 +132,7 @@ class ClipDataset(Dataset):
         stride: int,
         seed: int,
         *,
+        fps: Fraction | float | None = None,
         windows: str,
         flip: bool,
         dtype: str,
@@ -140,6 +147,7 @@ class ClipDataset(Dataset):
         draws: so many videos are drawn with replacement from those that are long enough; None: each of them once.
         """
         self.source, self.frames, self.size, self.stride, self.seed = source, frames, size, stride, seed
+        self.fps = None if fps is None else Fraction(str(fps))
         self.windows, self.flip, self.dtype, self.on_error = windows, flip, dtype, on_error
         self.skipped = 0  # items replaced by their neighbour because they could not be read
         self.reading, self.opened, self.split = reading, opened or source.path, split
@@ -147,14 +155,21 @@ class ClipDataset(Dataset):
         if draws:
             drawn = np.random.default_rng((seed, 2)).integers(len(self._videos), size=draws)
             self._videos = [self._videos[place] for place in drawn]
-        lengths = np.array([source.length(video) for video in self._videos])
-        counts = (lengths - self.span) // (frames * stride) + 1 if windows == "consecutive" else np.ones_like(lengths)
+        counts = np.array([self._windows_of(video) if windows == "consecutive" else 1 for video in self._videos])
         self._last_item = np.cumsum(counts)  # items up to and including each video
 
-    @property
-    def span(self) -> int:
-        """Frames from the first to the last of a clip, both included."""
-        return (self.frames - 1) * self.stride + 1
+    def offset(self, video: int, frame: int) -> int:
+        """How many frames of the video lie between the first of a clip and its frame `frame`."""
+        if self.fps is None:
+            return frame * self.stride
+        stored = self.source.fps(video)
+        if stored is None:
+            raise UserError(f"{self.source.path}: does not say its frames per second; use a stride in place of fps")
+        return math.floor(frame * stored / self.fps + Fraction(1, 2))  # the nearest in time, exactly
+
+    def span(self, video: int) -> int:
+        """Frames of the video from the first to the last of a clip, both included."""
+        return self.offset(video, self.frames - 1) + 1
 
     def __len__(self) -> int:
         return int(self._last_item[-1])
@@ -178,7 +193,11 @@ class ClipDataset(Dataset):
 
     def read(self, video: int, start: int, flip: bool = False) -> Tensor:
         """The clip of video `video` of the source that begins at frame `start`: (3, T, H, W)."""
-        pixels = self.source.read_clip(video, start, self.frames, self.stride, self.size, **self.reading)
+        offsets = [self.offset(video, frame) for frame in range(self.frames)]
+        step = max(1, math.gcd(*offsets))  # all that lies between is read where the offsets are not even
+        pixels = self.source.read_clip(video, start, offsets[-1] // step + 1, step, self.size, **self.reading)
+        if self.fps is not None:
+            pixels = pixels[[offset // step for offset in offsets]]
         if flip:
             pixels = pixels[:, :, ::-1]
         clip = channels_first(pixels)
@@ -195,7 +214,7 @@ class ClipDataset(Dataset):
             "group": source.group(video),
             "start": window.start,
             "flip": window.flip,
-            "fps": None if fps is None else fps / self.stride,
+            "fps": self.fps or (None if fps is None else fps / self.stride),
         }
 
     def objects(self, index: int | tuple[int, int]) -> Objects:
@@ -204,7 +223,8 @@ class ClipDataset(Dataset):
             raise UserError(f"{self.opened}: where things are is known in generated videos only, such as digits:200")
         window = self._window(*self._split_index(index))
         size = self.size or self.source.size(window.video)
-        found = self.source.objects(window.video, range(window.start, window.start + self.span, self.stride), size)
+        times = [window.start + self.offset(window.video, frame) for frame in range(self.frames)]
+        found = self.source.objects(window.video, times, size)
         if window.flip:
             found.centres[..., 1] = size[1] / min(size) - found.centres[..., 1]
         return found
@@ -275,16 +295,27 @@ class ClipDataset(Dataset):
         draws = np.random.default_rng(key)
         start = 0
         if self.windows == "random":
-            start = int(draws.integers(self.source.length(video) - self.span + 1))
-        elif self.windows == "consecutive" and place > 0:
-            start = (item - int(self._last_item[place - 1])) * self.frames * self.stride
+            start = int(draws.integers(self.source.length(video) - self.span(video) + 1))
         elif self.windows == "consecutive":
-            start = item * self.frames * self.stride
+            before = int(self._last_item[place - 1]) if place > 0 else 0
+            start = self.offset(video, (item - before) * self.frames)
         return Window(video, start, self.flip and bool(draws.integers(2)))
 
+    def _windows_of(self, video: int) -> int:
+        """How many windows without overlap the video has."""
+        if self.fps is None:
+            return (self.source.length(video) - self.span(video)) // (self.frames * self.stride) + 1
+        count = 1
+        while self.offset(video, count * self.frames) + self.span(video) <= self.source.length(video):
+            count += 1
+        return count
+
     def _long_enough(self, videos: list[int]) -> list[int]:
-        kept = [video for video in videos if self.source.length(video) >= self.span]
-        need = f"{self.span} frames are needed for {self.frames} frames {self.stride} apart"
+        kept = [video for video in videos if self.source.length(video) >= self.span(video)]
+        needed, apart = (f"{self.span(videos[0])} frames", self.stride) if videos else ("frames", self.stride)
+        need = f"{needed} are needed for {self.frames} frames {apart} apart"
+        if self.fps is not None:
+            need = f"{self.frames} frames at {float(self.fps):g} per second are needed"
         if not kept:
             longest = max((self.source.length(video) for video in videos), default=0)
             raise VideoError(self.source.path, f"no video is long enough: {need}, the longest has {longest}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from videodata.color import tag, to_yuv
-from videodata.container import CODEC_ERRORS
+from videodata.container import CODEC_ERRORS, open_file
 from videodata.errors import UserError, disk_errors, said_by
 from videodata.files import atomic_path
+from videodata.sound import SoundCopy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +35,13 @@ PALETTE_FRAMES = 32  # how many frames, evenly spread, the palette is made from
 
 
 def write_video(
-    path: str | Path, frames: Frames, fps: int | float | str | Fraction, *, quality: int = 15, lossless: bool = False
+    path: str | Path,
+    frames: Frames,
+    fps: int | float | str | Fraction,
+    *,
+    quality: int = 15,
+    lossless: bool = False,
+    sound_from: str | Path | None = None,
 ) -> Path:
     """Write an mp4 (H.264) or, by the suffix, a GIF; frame count, frame size and frame rate are kept exactly.
 
@@ -41,7 +49,7 @@ def write_video(
     at a time is in memory. fps: an exact rate such as Fraction(30000, 1001). quality: the encoder's rate factor, lower
     is better and bigger. lossless stores RGB without loss (few players show it). Even sizes are stored as yuv420p,
     which every player reads; odd ones need yuv444p to keep their size. Raises UserError, also where the disk refuses;
-    errors of the iterable itself come through.
+    errors of the iterable itself come through. sound_from: a video whose sound is copied into the mp4.
     """
     path, rate = Path(path), exact_rate(fps)
     if path.suffix.lower() not in (".mp4", ".gif"):
@@ -56,7 +64,7 @@ def write_video(
             if path.suffix.lower() == ".gif":
                 write_gif(temporary, pictures, rate)
             else:
-                _write_mp4(temporary, pictures, first.shape[:2], rate, quality, lossless)
+                _write_mp4(temporary, pictures, first.shape[:2], rate, quality, lossless, sound_from)
     except CODEC_ERRORS as error:
         if error is supply.error:
             raise
@@ -123,10 +131,19 @@ def _pictures(frames: Frames) -> Iterator[np.ndarray]:
 
 
 def _write_mp4(
-    path: Path, pictures: Iterable[np.ndarray], size: tuple[int, int], fps: Fraction, quality: int, lossless: bool
+    path: Path,
+    pictures: Iterable[np.ndarray],
+    size: tuple[int, int],
+    fps: Fraction,
+    quality: int,
+    lossless: bool,
+    sound_from: str | Path | None,
 ) -> None:
     height, width = size
-    with av.open(os.path.abspath(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with ExitStack() as stack:
+        source = None if sound_from is None else stack.enter_context(open_file(sound_from))
+        options = {"movflags": "+faststart"}
+        container = stack.enter_context(av.open(os.path.abspath(path), "w", format="mp4", options=options))
         stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=fps)
         stream.height, stream.width = height, width
         if lossless:
@@ -136,6 +153,7 @@ def _write_mp4(
             parameters = [REPRODUCIBLE, CHROMA_IN_THE_MIDDLE] if stream.pix_fmt == "yuv420p" else [REPRODUCIBLE]
             stream.options = {"crf": str(quality), "preset": "medium", "x264-params": ":".join(parameters)}
             tag(stream.codec_context, height)
+        sound = None if source is None else SoundCopy(source, container)
         for index, picture in enumerate(pictures):
             if lossless:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
@@ -143,7 +161,11 @@ def _write_mp4(
                 frame = to_yuv(picture, stream.pix_fmt)
             frame.pts, frame.time_base = index, 1 / fps
             container.mux(stream.encode(frame))
+            if sound is not None:
+                sound.write_until(index / fps)
         container.mux(stream.encode(None))
+        if sound is not None:
+            sound.write_until(None)
 
 
 def write_gif(path: Path, pictures: Iterable[np.ndarray], fps: Fraction) -> None:

@@ -50,6 +50,7 @@ class VQGANConfig:
     decay: float = 0.99  # of the codebook's running means
     dead_code_fraction: float = 0.1  # share of the mean usage below which a code is revived; 0: never
     fsq_levels: tuple[int, ...] = ()  # quantizer fsq: levels per channel; empty: chosen for num_embeddings
+    num_quantizers: int = 1  # codebooks per position, each for what the ones before it left
     attention_heads: int = 4
     upsample: str = "transpose"
     dropout: float = 0.0
@@ -57,7 +58,7 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         check_choice(self.quantizer, QUANTIZERS, "quantizer")
         check_choice(self.upsample, UPSAMPLINGS, "upsampling")
-        check_range(self, ("latent_dim", "num_embeddings", "attention_heads"), 1)
+        check_range(self, ("latent_dim", "num_embeddings", "num_quantizers", "attention_heads"), 1)
         check_range(self, ("commitment_cost",))
         check_range(self, ("decay", "dead_code_fraction", "dropout"), 0, 1)
         allowed = [2**halvings for halvings in range(len(self.hidden_dims))]
@@ -73,6 +74,8 @@ class VQGANConfig:
             )
         if self.quantizer == "fsq" and not self.fsq_levels:
             fsq_levels_for(self.num_embeddings)
+        if self.quantizer == "lfq" and self.num_quantizers > 1:
+            raise UserError("quantizer lfq has one codebook; num_quantizers is for ema and fsq")
         if self.quantizer == "lfq" and self.num_embeddings & (self.num_embeddings - 1):
             raise UserError(f"quantizer lfq needs a power of two of codes, found num_embeddings {self.num_embeddings}")
 

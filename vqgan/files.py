@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from losses.quantize import codebooks_of
 from training.checkpoint import (
     load_checkpoint,
     model_settings,
@@ -21,9 +22,11 @@ from training.checkpoint import (
 )
 from training.config import unknown_key
 from training.distributed import announced, resolve_device
+from training.tokenizer import FrameTokenizer, Kind, recipe_of
 from videodata.errors import UserError
 from videodata.files import sha256_of, write_file
 from vqgan.config import VQGANConfig
+from vqgan.data import merge_patches, split_patches
 from vqgan.ldm import LDMVQModel, state_dict_in
 from vqgan.model import VQGAN
 
@@ -34,6 +37,9 @@ VQGAN_KEYS = tuple(VQGANConfig.__dataclass_fields__)
 LDM_KEYS = ("ddconfig", "n_embed", "embed_dim", "commitment_cost")
 REMOVED_KEYS = ("attention_factors",)  # files of earlier versions hold it, empty
 GRID = {"patch_size": 80, "num_patches_h": 3, "num_patches_w": 4}  # 240x320 frames, as the original cuts them
+TOKENIZERS = {
+    "vqgan": ("rows", "columns", *VQGAN_KEYS), "ldm-vq": ("config", *LDM_KEYS, "rows", "columns")
+}  # fmt: skip
 Model = VQGAN | LDMVQModel
 
 
@@ -150,3 +156,64 @@ def settle_grid(args: argparse.Namespace, config: dict[str, Any]) -> tuple[int, 
         if getattr(args, name) is None:
             setattr(args, name, stored.get(name, documented))
     return args.num_patches_h, args.num_patches_w
+
+
+def tokenizer_type(path: Path) -> str | None:
+    """What `training.tokenizer` asks: "vqgan" for a run folder or file of ours, which says what network it holds."""
+    file = model_file(path)
+    if file.suffix == ".pt" and file.is_file():
+        try:
+            content = read_tensors(file, mapped=True)
+        except UserError:
+            return None
+        recipe = content.get("recipe")
+        return "vqgan" if content.get("format") == FORMAT or str(recipe).startswith("vqgan") else None
+    return "vqgan" if str(recipe_of(file)).startswith("vqgan") else None
+
+
+def build_tokenizer(type: str, path: Path, kind: Kind | None, settings: Mapping[str, Any]) -> FrameTokenizer:
+    """A VQGAN of ours, or (`ldm-vq`) a published file of latent diffusion, of the architecture `config` or of
+    `ddconfig`, `n_embed` and `embed_dim`; as codes, or as latents that are quantised when they are decoded.
+
+    rows, columns: how many patches a frame is cut into, each of which goes through the network by itself. Raises
+    UserError.
+    """
+    options = dict(settings)
+    rows, columns = options.pop("rows", 1), options.pop("columns", 1)
+    if type == "vqgan":
+        model, _ = load_model(path, config={"type": "vqgan", **options} if options else None)
+    else:
+        name = options.pop("config", None)
+        if (name is None) == ("ddconfig" not in options):
+            raise UserError("a tokenizer of type ldm-vq needs its config (f8_small, f8, f16), or its ddconfig")
+        model = LDMVQModel.from_name(str(name)) if name else build_model({"type": "ldm", **options})
+        strict_load(model, read_weights(path)[0], path)
+    return model_tokenizer(model, kind or "codes", rows, columns)
+
+
+def model_tokenizer(model: Model, kind: Kind = "codes", rows: int = 1, columns: int = 1) -> FrameTokenizer:
+    """A model as a tokenizer of frames."""
+
+    stages = model.quantizer.num_quantizers  # indices per position: (N, h, w), of several stages (N, h, w, stages)
+
+    def encode_frames(frames: Tensor) -> Tensor:
+        array = model.latents(split_patches(frames, rows, columns))  # (N * rows * columns, D, h, w)
+        if kind == "codes":
+            index = model.quantize(array)[1]
+            array = index[:, None] if stages == 1 else index.movedim(-1, 1)
+        return merge_patches(array, rows, columns)
+
+    def decode_frames(array: Tensor) -> Tensor:
+        patches = split_patches(array, rows, columns)
+        if kind == "codes":
+            frames = model.decode_indices(patches[:, 0] if stages == 1 else patches.movedim(1, -1))
+        else:
+            frames = model.decode(patches if isinstance(model, LDMVQModel) else model.quantize(patches)[0])
+        return merge_patches(frames, rows, columns)
+
+    channels = model.quantizer.codebook_dim if isinstance(model, LDMVQModel) else model.config.latent_dim
+    shape = (stages, model.num_embeddings) if kind == "codes" else (channels, None)
+    return FrameTokenizer(
+        model, kind, *shape, encode_frames=encode_frames, decode_frames=decode_frames,
+        space_factor=model.downsample_factor, vectors=codebooks_of(model.quantizer) if kind == "codes" else None,
+    )  # fmt: skip

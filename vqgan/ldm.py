@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.quantize import Quantized, Revived, kmeans, nearest, zero
 from training.checkpoint import read_tensors, strict_load
 from training.config import from_dict, unknown_key
 from videodata.errors import UserError
 from videodata.finite import finite
 from vqgan.model import Reconstruction, check_frames, run_part
-from vqgan.quantize import Quantized, Revived, kmeans, nearest, zero
 
 
 def _published(resolution: int, ch_mult: tuple[int, ...], attention: int, channels: int) -> dict[str, Any]:
@@ -305,6 +305,7 @@ class LDMQuantizer(nn.Module):
     """Latents (N, D, h, w) -> (their nearest codes (N, D, h, w), indices (N, h, w)), by squared Euclidean distance."""
 
     needs_start = True
+    num_quantizers = 1
 
     def __init__(self, size: int, dim: int, commitment_cost: float = 0.25) -> None:
         super().__init__()

@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from evaluation.codebook import CodebookUsage
 from losses.adversarial import PatchGAN2D
+from losses.quantize import Quantized
 from videodata.errors import UserError
 from vqgan.config import VQGANConfig
-from vqgan.quantize import Quantized, build_quantizer
+from vqgan.quantize import build_quantizer
 
 GROUPS = 8  # of the group norms
 PATCHES_AT_A_TIME = 16
@@ -176,6 +177,7 @@ class VQGAN(nn.Module):
             self.config.decay,
             self.config.dead_code_fraction,
             self.config.fsq_levels,
+            self.config.num_quantizers,
         )
         self.decoder = Decoder(self.config)
 

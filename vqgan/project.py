@@ -98,6 +98,8 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
     path = folder / f"{name}.npy"
     if projection.model.num_embeddings > LARGEST:
         raise UserError(f"{path}: a codebook of {projection.model.num_embeddings} codes does not fit 16 bits")
+    if projection.model.quantizer.num_quantizers > 1:
+        raise UserError(f"{path}: has room for one index per position, this model has several (num_quantizers)")
     with lock_file(path, "writing"), disk_errors(path):
         if is_finished(path, projection.made_from):
             logger.info("%s: exists already", path)

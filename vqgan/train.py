@@ -21,6 +21,7 @@ from evaluation.codebook import CodebookUsage, code_counts, code_usage
 from evaluation.metrics import SMALLEST_SIDE, psnr, ssim
 from losses.adversarial import adaptive_weight, discriminator_accuracy, discriminator_loss, generator_loss
 from losses.perceptual import LPIPS
+from losses.quantize import CodeRevival, LatentReservoir
 from training import Losses, Networks, Recipe, Step, derive_seed, settings_from, train, trained_on
 from training.checkpoint import best_checkpoint, load_checkpoint, strict_load
 from training.cli import command_line
@@ -46,7 +47,6 @@ from vqgan.files import (
 )
 from vqgan.ldm import LDM_CONFIGS, LDMVQModel
 from vqgan.model import VQGAN, Discriminator, Reconstruction
-from vqgan.quantize import CodeRevival, LatentReservoir
 from vqgan.scores import write_test_scores
 
 logger = logging.getLogger(__name__)

@@ -165,9 +165,9 @@ def draw_codebook(model: Model, encoded: Encoded, folder: Path) -> list[Path]:
     """The most used codes, each decoded from a map that holds nothing else, and the usage of all codes."""
     usage = CodebookUsage(model.num_embeddings).update(encoded.indices)
     top = usage.counts.argsort(descending=True, stable=True)[:SHOWN_CODES]
-    height, width = encoded.indices.shape[-2:]
     device = next(model.parameters()).device
-    maps = top[:, None, None].expand(-1, height, width).to(device)
+    places = encoded.indices.shape[1:]  # (h, w), and the residual stages where there are several
+    maps = top.view(-1, *[1] * len(places)).expand(-1, *places).to(device)
     decoded = torch.cat([model.decode_indices(part).float().cpu() for part in maps.split(PATCHES_AT_A_TIME)])
     captions = [f"{int(code)}: {int(usage.counts[code])}x" for code in top]
     title = f"{usage.used} of {model.num_embeddings} codes in use, perplexity {usage.perplexity:.1f}"

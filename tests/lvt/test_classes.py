@@ -6,6 +6,7 @@ import torch
 from lvt import config as configuration
 from lvt.codes import write_codes
 from lvt.datasets import known_classes
+from lvt.files import build_vqvae, vqvae_tokenizer
 from lvt.generate import generate_codes
 from lvt.scores import Continuations
 from lvt.train import TransformerRecipe, name_classes
@@ -126,9 +127,8 @@ def test_each_clip_is_asked_for_its_own_class():
     from evaluation.subject import Batch
 
     model, _ = random_model("spatial", **CLASSES)
-    vqvae = torch.nn.Module()
-    vqvae.config = configuration.vqvae_config(configuration.load_config(CONFIGS / "VQVAE_tiny.yaml"))
-    subject = Continuations(model, vqvae, 2)
+    vqvae = build_vqvae(configuration.load_config(CONFIGS / "VQVAE_tiny.yaml"))
+    subject = Continuations(model, vqvae_tokenizer(vqvae), 2)
     batch = Batch(torch.zeros(3, 3, 4, 8, 8), [0, 1, 2], 0, 0, ["c", "a", None])
     assert subject.classes == ("a", "b", "c")
     assert subject.classes_of(batch, torch.device("cpu")).tolist() == [2, 0, 3]

@@ -120,7 +120,7 @@ def test_tables_start_from_random_vectors_without_a_codebook_that_fits(codes, tm
     assert codebooks_of(config, build_transformer(config)) is None
     (alone / "codebook.npy").unlink()
     config["TEST"]["VT_SAMPLER"]["VQ_VAE"].update(dict.fromkeys(VQVAE_WEIGHTS, "runs/nowhere"))
-    assert build_recipe(config).vqvae is None
+    assert build_recipe(config).tokenizer is None
     other, missing = caplog.messages
     assert "codebook.npy is not the one of these codes; taps is taken" in other
     assert "VQ_VAE cannot be read (runs/nowhere: no such weights" in missing and "taps is taken" in missing

@@ -19,6 +19,7 @@ MINUS_ONE = {"past_horizon", "resume_step", "seed", "class_index"}  # flags of w
 ZERO = ("0", "from 0", "number of", "this machine")  # words in the help of flags that know 0
 KNOWN_ZERO = {  # where 0 is plainly a number like any other, or the weight that switches a term off
     *("alpha", "gscale", "temperature", "guidance", "context", "given", "overlap", "quality", "depth", "test_batch"),
+    "choice_temperature",
     *("learning_rate", "weight_decay", "lr", "lr_g", "lr_d", "cpu_seconds", "directions", "video_idx", "start_frame"),
     *("warm_start", "decay", "dropout", "dead_code_fraction", "commitment_cost", "class_dropout", "gpu", "class_index"),
     *("keep", "log_every", "warmup_steps", "warmup_start", "final_rate", "batch_idx", "window", "machine_rank", "seed"),

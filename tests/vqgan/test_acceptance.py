@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from evaluation.codebook import CodebookUsage
+from losses.quantize import AverageQuantizer
 from training.checkpoint import load_checkpoint
 from training.cli import run
 from training.state import weights_digest
@@ -27,7 +28,6 @@ from vqgan import VQGAN, Discriminator
 from vqgan.data import merge_patches, split_patches
 from vqgan.files import GAN_FILE, load_model
 from vqgan.model import AttentionBlock, ResidualBlock
-from vqgan.quantize import AverageQuantizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIDE = 32  # of a frame, which has 2 x 2 patches

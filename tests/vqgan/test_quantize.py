@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from evaluation.codebook import CodebookUsage
+from losses.quantize import AverageQuantizer, LatentReservoir, kmeans, nearest
 from vqgan import VQGAN
 from vqgan.config import QUANTIZERS, fsq_levels_for
-from vqgan.quantize import AverageQuantizer, LatentReservoir, build_quantizer, kmeans, nearest
+from vqgan.quantize import build_quantizer
 
 
 def spread_latents(seed: int, batch: int = 4) -> torch.Tensor:
@@ -119,7 +120,7 @@ def test_kmeans_does_not_depend_on_the_block_size(monkeypatch):
     """Computing distances in small blocks gives the same centres."""
     vectors = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     whole, counts = kmeans(vectors, 16)
-    monkeypatch.setattr("vqgan.quantize.LARGEST_BLOCK", 16 * 7)
+    monkeypatch.setattr("losses.quantize.LARGEST_BLOCK", 16 * 7)
     assert torch.equal(nearest(vectors, whole), torch.cdist(vectors, whole).argmin(dim=1))
     assert torch.allclose(kmeans(vectors, 16)[0], whole, atol=1e-5)
     assert counts.sum() == 300
@@ -137,3 +138,14 @@ def test_fsq_levels_multiply_to_the_number_of_codes():
     """Powers of two get levels whose product they are."""
     for bits in range(4, 17):
         assert np.prod(fsq_levels_for(2**bits)) == 2**bits
+
+
+@pytest.mark.parametrize("kind", ["ema", "fsq"])
+def test_a_model_with_several_codebooks_decodes_its_own_indices(kind):
+    torch.manual_seed(0)
+    model = VQGAN([16, 16], 8, 64, 2, quantizer=kind, num_quantizers=3).eval()
+    frames = torch.rand(2, 3, 16, 16) * 2 - 1
+    codes, indices, _ = model.encode(frames)
+    assert indices.shape == (2, 8, 8, 3)
+    assert torch.equal(model.decode(codes), model.decode_indices(indices))
+    assert torch.equal(model.eval()(frames).frames, model.decode(codes))
