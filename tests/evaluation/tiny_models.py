@@ -16,6 +16,7 @@ from flow_pred.files import build_regressor
 from lvt import config as lvt_config
 from lvt.files import build_transformer, build_vqvae
 from tests.flow_pred.tiny import tiny_values
+from tests.tokenizer3d.tiny import tiny
 from tests.video_vae.tiny import TINY, tiny_network
 from training.checkpoint import weights_path, write_weights
 from video_vae.config import PriorConfig
@@ -69,6 +70,11 @@ def vvae(folder: Path) -> list[str]:
     model = AutoencoderKL2plus1D_1dcnn(ddconfig=small, ppconfig={"ch": 4, "hidden_channel": 32})
     model.freeze().save_pretrained(folder / "vvae")
     return ["vvae", "--checkpoint", str(folder / "vvae")]
+
+
+def tokenizer3d(folder: Path, **settings: Any) -> list[str]:
+    tiny(**settings).save_pretrained(folder / "tokenizer3d")
+    return ["tokenizer3d", "--checkpoint", str(folder / "tokenizer3d")]
 
 
 def vqvae(folder: Path, size: Side) -> list[str]:
@@ -146,6 +152,10 @@ TOKENIZERS: dict[str, Callable[[Path, int, Side], list[str]]] = {  # of clips wi
     "VQ-VAE of lvt": lambda folder, frames, size: vqvae(folder, size),
     "vvae": lambda folder, frames, size: vvae(folder),
     "autoencoder of flow_pred": lambda folder, frames, size: autoencoder(folder, size),
+    "tokenizer3d, KL": lambda folder, frames, size: tokenizer3d(folder),
+    "tokenizer3d, FSQ": lambda folder, frames, size: tokenizer3d(
+        folder, regularizer="fsq", z_channels=4, levels=(8, 8, 8, 8)
+    ),
 }
 PREDICTORS = {"river": river, "neural_sde": neural_sde}
 GENERATORS = {"lvt": lvt, "video_vae": video_vae_prior}
