@@ -126,7 +126,7 @@ def test_a_process_that_is_killed_goes_on(stored, tmp_path):
     """kill -9 in the middle of the script."""
 
     def command(out):
-        arguments = ["--checkpoint", stored["lvt-vqvae"], "--data", "digits:400,frames=16,size=16", "--size", "16"]
+        arguments = ["--checkpoint", stored["lvt-vqvae"], "--data", "digits:160,frames=16,size=16", "--size", "16"]
         return [sys.executable, ROOT / "scripts/encode.py", *arguments, "--splits", "train", "--out", out]
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
