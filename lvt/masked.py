@@ -30,7 +30,8 @@ RANDOM_GIVEN = 0.5  # share of the clips whose given frames are so many as a dra
 
 
 def masked_share(progress: float, schedule: str, positions: int) -> float:
-    """Share of the positions that is masked at a progress in [0, 1]: 1 at its start, 0 at its end (exp: one position).
+    """Share of the positions that the sampler leaves masked at a progress in [0, 1]: 1 at its start, 0 at its end
+    (exp: one position). `training_mask` has a share of its own.
 
     cosine keeps few codes at first, while little is known; exp still fewer, nearly half of all in the last pass.
     """
@@ -63,7 +64,8 @@ def lowest(scores: Tensor, maskable: Tensor, count: Tensor) -> Tensor:
 def training_mask(maskable: Tensor, ratio: Tensor, scores: Tensor) -> Tensor:
     """What a training hides: bool (B, t, h, w). maskable bool (B, t, h, w); ratio (B,) and scores uniform in [0, 1).
 
-    A share cos(pi ratio / 2) of the maskable positions, at least one: 0.64 of them in the mean, often nearly all.
+    A share cos(pi ratio / 2) of the maskable positions, at least one: 0.64 of them in the mean, often nearly all. So it
+    is whatever VT.MASKED.SCHEDULE says, which is of the sampler and may be changed without another training.
     """
     share = torch.cos(ratio.double() * (math.pi / 2))
     count = (share * maskable.flatten(1).sum(1)).floor().clamp(min=1)

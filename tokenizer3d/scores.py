@@ -57,6 +57,8 @@ class Reconstructions(Subject):
         return {"of the mean frame": mean_frame(clips)} if clips.shape[2] > 1 else {}  # that of one frame is the frame
 
     def own_scores(self) -> dict[str, list[Score]]:
+        if not self.counted:
+            return {}
         self.usage, self._usage = self._usage.over_processes(), CodebookUsage(len(self._usage.counts))
         return {"codebook": [*self.usage.scores(), Score("code-bits-per-clip", [], value=self.bits_per_clip)]}
 

@@ -16,6 +16,7 @@ from flow_pred.files import build_regressor
 from lvt import config as lvt_config
 from lvt.files import build_transformer, build_vqvae
 from tests.flow_pred.tiny import tiny_values
+from tests.tokenizer3d.tiny import tiny as tiny_tokenizer3d
 from tests.video_vae.tiny import TINY, tiny_network
 from training.checkpoint import weights_path, write_weights
 from video_vae.config import PriorConfig
@@ -69,6 +70,11 @@ def vvae(folder: Path) -> list[str]:
     model = AutoencoderKL2plus1D_1dcnn(ddconfig=small, ppconfig={"ch": 4, "hidden_channel": 32})
     model.freeze().save_pretrained(folder / "vvae")
     return ["vvae", "--checkpoint", str(folder / "vvae")]
+
+
+def tokenizer3d(folder: Path) -> list[str]:
+    tiny_tokenizer3d("488").save_pretrained(folder / "tokenizer3d")
+    return ["tokenizer3d", "--checkpoint", str(folder / "tokenizer3d")]
 
 
 def vqvae(folder: Path, size: Side) -> list[str]:
@@ -145,6 +151,7 @@ TOKENIZERS: dict[str, Callable[[Path, int, Side], list[str]]] = {  # of clips wi
     "LDM VQGAN": lambda folder, frames, size: vqgan(folder, LDMVQModel(LDM, CODES, 4)),
     "VQ-VAE of lvt": lambda folder, frames, size: vqvae(folder, size),
     "vvae": lambda folder, frames, size: vvae(folder),
+    "tokenizer3d": lambda folder, frames, size: tokenizer3d(folder),
     "autoencoder of flow_pred": lambda folder, frames, size: autoencoder(folder, size),
 }
 PREDICTORS = {"river": river, "neural_sde": neural_sde}
