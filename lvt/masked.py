@@ -12,21 +12,33 @@ Axes: B clips or slices, C codebooks, V codes per codebook, (T, H, W) clip, (t, 
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvt.config import Triple
+from lvt.config import MASKED_FLAGS, Triple
 from lvt.subscale import slice_frames, slice_size
 from lvt.transformer import VideoTransformer
 from training.randomness import SampleNoise, derive_seed
+from videodata.errors import UserError
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)  # of masked positions, at which predictions are scored
 DRAWS = 16  # masks per slice of the bound on the likelihood
 RANDOM_GIVEN = 0.5  # share of the clips whose given frames are so many as a draw says
+
+
+def masked_settings(args: Namespace, decoder: str) -> dict[str, Any]:
+    """Fields of `MaskedConfig` that flags ask for. Raises UserError for a transformer whose decoder is not masked."""
+    asked = {flag: getattr(args, flag) for flag in MASKED_FLAGS if getattr(args, flag) is not None}
+    if asked and decoder != "masked":
+        flag = next(iter(asked))
+        raise UserError(f"--{flag}: the model has no masked decoder (VT.DECODER), which alone is asked so")
+    return {MASKED_FLAGS[flag].lower(): value for flag, value in asked.items()}
 
 
 def masked_share(progress: float, schedule: str, positions: int) -> float:
