@@ -1,7 +1,7 @@
-"""How `scripts/evaluate.py flow_pred` opens a predictor, or an autoencoder of type `ours`: its flags, and the subject
-that they describe.
+"""Predictions by RIVER or a neural SDE, or reconstructions of an autoencoder of type `ours`.
 
-What is measured is in `scores`; torch is imported when it is opened, after --help.
+The flags of `scripts/evaluate.py flow_pred`, without torch, so that the help need not wait, and how they open what
+`scores` has.
 """
 
 from __future__ import annotations

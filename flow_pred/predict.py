@@ -15,7 +15,7 @@ from flow_pred.conv_backbone import ConvRegressor
 from flow_pred.latents import LatentPredictor, at_rest, clock_of, decode_clip, encode_clip
 from flow_pred.neural_sde import SDE_STEPS, NeuralSDE
 from flow_pred.regressor import VectorFieldRegressor
-from flow_pred.river import RiverPredictor
+from flow_pred.river import DEFAULTS, RiverPredictor
 from training import distributed
 from training.conditions import class_numbers
 from training.randomness import derive_seed
@@ -94,10 +94,11 @@ def plan_for(
             raise UserError(
                 f"--past-horizon: this RIVER looks at the last {predictor.frames_seen} frames, at no others"
             )
+        default_steps, default_solver = DEFAULTS[grid]  # named here, because a result says how it was sampled
         options = {
             "grid": grid,
-            "steps": steps or evaluation.steps,
-            "method": solver or (evaluation.solver if grid == "uniform" else None),
+            "steps": steps or evaluation.steps or default_steps,
+            "method": solver or (evaluation.solver if grid == "uniform" else None) or default_solver,
             "past_horizon": evaluation.past_horizon if past_horizon is None else past_horizon,
             "warm_start": evaluation.warm_sampling if warm_start is None else warm_start,
         }

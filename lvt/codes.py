@@ -113,7 +113,10 @@ class CodeWindows(Dataset):
         self.frames = frames if frames > 0 else min(lengths)
         self._videos = [index for index, length in enumerate(lengths) if length >= self.frames]
         if not self._videos:
-            raise UserError(f"{source.path}: no video has {self.frames} frames, the longest has {max(lengths)}")
+            raise UserError(
+                f"{source.path}: no video has {self.frames} frames of codes, the longest has {max(lengths)}; set "
+                f"INPUT.N_FRAMES_PER_VIDEO_TRAIN and INPUT.N_FRAMES_PER_VIDEO_TEST"
+            )
         if len(self._videos) < len(lengths):
             logger.warning("%s: %d videos are too short", source.path, len(lengths) - len(self._videos))
         found = {video.label for video in source.videos if video.label is not None}

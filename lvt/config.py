@@ -20,7 +20,9 @@ from videodata.errors import UserError
 OF_A_RUN = ("model", "engine")  # what the training loop adds to the config.yaml of a run
 DOWNSAMPLING = 4  # pixels per code, in height and in width
 Triple = tuple[int, int, int]  # (time, height, width)
+MASKED_FLAGS = {"passes": "STEPS", "schedule": "SCHEDULE", "order": "ORDER", "choice_temperature": "CHOICE_TEMPERATURE"}
 FLAGS = {  # of the scripts, and the keys that each stands for
+    **{flag: (f"MODEL.AUTOREGRESSIVE.VT.MASKED.{key}",) for flag, key in MASKED_FLAGS.items()},
     "data": ("DATASETS.TRAIN", "DATASETS.TEST"),
     "run_dir": ("OUTPUT_DIR",),
     "steps": ("SOLVER.MAX_ITER",),

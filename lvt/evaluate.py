@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from lvt.config import MASKED_CHOICES
 from training.cli import nonnegative_float, nonnegative_int, positive_float, positive_fraction, positive_int
-from videodata.errors import UserError
 
 if TYPE_CHECKING:
     from evaluation.subject import Subject
@@ -29,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=positive_float, help="of the sampler (default: TEST.VT_SAMPLER.TEMPERATURE)")
     add("--top_k", type=nonnegative_int, help="of the sampler (default: TEST.VT_SAMPLER.TOP_K)")
     add("--top_p", type=positive_fraction, help="of the sampler (default: TEST.VT_SAMPLER.TOP_P)")
+    add_masked_arguments(parser)
+
+
+def add_masked_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of every command that samples a masked decoder; `lvt.config.MASKED_FLAGS` has their keys."""
     group = parser.add_argument_group("of a masked decoder (default: VT.MASKED)")
     group.add_argument("--passes", type=positive_int, help="for each slice: MASKED.STEPS")
     group.add_argument("--schedule", choices=MASKED_CHOICES["SCHEDULE"], help="how many codes a pass keeps")
@@ -83,9 +87,7 @@ def open_continuations(args: argparse.Namespace, config: dict[str, Any], transfo
 
 def set_masked(transformer: Any, args: argparse.Namespace) -> None:
     """Let the model be sampled as the flags say. Raises UserError for those of a masked decoder where there is none."""
-    flags = {"passes": "steps", "schedule": "schedule", "order": "order", "choice_temperature": "choice_temperature"}
-    asked = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
-    if asked and transformer.config.decoder != "masked":
-        raise UserError(f"--{next(iter(asked))}: the model has no masked decoder (VT.DECODER), which alone is asked so")
-    masked = replace(transformer.config.masked, **{flags[flag]: value for flag, value in asked.items()})
+    from lvt.masked import masked_settings
+
+    masked = replace(transformer.config.masked, **masked_settings(args, transformer.config.decoder))
     transformer.config = replace(transformer.config, masked=masked)

@@ -21,6 +21,7 @@ from lvt.cached_decoder import CachedDecoder, SampleStreams, SamplingRule, sampl
 from lvt.codes import decode_codes, encode_codes
 from lvt.config import configure
 from lvt.files import load_configured, load_sampler_tokenizer
+from lvt.masked import masked_settings
 from lvt.masked_sampler import MaskedSampler, guidance_of
 from lvt.subscale import put_slice, slice_offset, slice_size
 from lvt.transformer import VideoTransformer, visible_taps
@@ -235,6 +236,7 @@ def generate_lvt(args: argparse.Namespace) -> Path:
         sampler["N_PRIME"] = latent_frames(tokenizer, args.given, "--given: a beginning")
     given = read_given(args.video_dir, video_frames(tokenizer, sampler["N_PRIME"]), config["INPUT"]["SIZE"])
     transformer = load_configured(config).to(device).eval()
+    masked_settings(args, transformer.config.decoder)  # which are in its configuration by now
     clips = continuations(config, transformer, tokenizer, given.to(device), args)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)

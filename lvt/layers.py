@@ -164,7 +164,10 @@ def run_layers(layers: nn.ModuleList, x: Tensor, checkpointing: bool, keep: list
 def blocks_along(size: Triple, block: Triple) -> Triple:
     """Blocks along each axis of a slice. Raises UserError when the block does not divide the slice."""
     if any(length % part for length, part in zip(size, block, strict=True)):
-        raise UserError(f"attention blocks of {tuple(block)} do not divide slices of {tuple(size)} codes")
+        raise UserError(
+            f"attention blocks of {tuple(block)} do not divide slices of {tuple(size)} codes; set VT.BLOCKS_E and "
+            f"VT.BLOCKS_D to such as do"
+        )
     return size[0] // block[0], size[1] // block[1], size[2] // block[2]
 
 

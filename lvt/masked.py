@@ -12,25 +12,38 @@ Axes: B clips or slices, C codebooks, V codes per codebook, (T, H, W) clip, (t, 
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvt.config import Triple
+from lvt.config import MASKED_FLAGS, Triple
 from lvt.subscale import slice_frames, slice_size
 from lvt.transformer import VideoTransformer
 from training.randomness import SampleNoise, derive_seed
+from videodata.errors import UserError
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)  # of masked positions, at which predictions are scored
 DRAWS = 16  # masks per slice of the bound on the likelihood
 RANDOM_GIVEN = 0.5  # share of the clips whose given frames are so many as a draw says
 
 
+def masked_settings(args: Namespace, decoder: str) -> dict[str, Any]:
+    """Fields of `MaskedConfig` that flags ask for. Raises UserError for a transformer whose decoder is not masked."""
+    asked = {flag: getattr(args, flag) for flag in MASKED_FLAGS if getattr(args, flag) is not None}
+    if asked and decoder != "masked":
+        flag = next(iter(asked))
+        raise UserError(f"--{flag}: the model has no masked decoder (VT.DECODER), which alone is asked so")
+    return {MASKED_FLAGS[flag].lower(): value for flag, value in asked.items()}
+
+
 def masked_share(progress: float, schedule: str, positions: int) -> float:
-    """Share of the positions that is masked at a progress in [0, 1]: 1 at its start, 0 at its end (exp: one position).
+    """Share of the positions that the sampler leaves masked at a progress in [0, 1]: 1 at its start, 0 at its end
+    (exp: one position). `training_mask` has a share of its own.
 
     cosine keeps few codes at first, while little is known; exp still fewer, nearly half of all in the last pass.
     """
@@ -63,7 +76,8 @@ def lowest(scores: Tensor, maskable: Tensor, count: Tensor) -> Tensor:
 def training_mask(maskable: Tensor, ratio: Tensor, scores: Tensor) -> Tensor:
     """What a training hides: bool (B, t, h, w). maskable bool (B, t, h, w); ratio (B,) and scores uniform in [0, 1).
 
-    A share cos(pi ratio / 2) of the maskable positions, at least one: 0.64 of them in the mean, often nearly all.
+    A share cos(pi ratio / 2) of the maskable positions, at least one: 0.64 of them in the mean, often nearly all. So it
+    is whatever VT.MASKED.SCHEDULE says, which is of the sampler and may be changed without another training.
     """
     share = torch.cos(ratio.double() * (math.pi / 2))
     count = (share * maskable.flatten(1).sum(1)).floor().clamp(min=1)

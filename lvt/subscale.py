@@ -26,7 +26,7 @@ def slice_offset(index: int, stride: Triple) -> Triple:
 def slice_size(clip: Triple, stride: Triple) -> Triple:
     """(t, h, w) of each slice. Raises UserError when the stride does not divide the clip."""
     if any(length % step or not length for length, step in zip(clip, stride, strict=True)):
-        raise UserError(f"a clip of {clip} codes cannot be cut with stride {stride}: each length must be a multiple")
+        raise UserError(f"a clip of {clip} codes cannot be cut with VT.STRIDE {stride}: each length must be a multiple")
     return clip[0] // stride[0], clip[1] // stride[1], clip[2] // stride[2]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lvt.evaluate import add_masked_arguments
 from training.cli import (
     add_class_arguments,
     frame_rate,
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--vqvae", metavar="RUN", help="same as the three TEST.VT_SAMPLER.VQ_VAE.*_WEIGHTS")
     add("--out", metavar="DIR", help="same as OUTPUT_DIR")
     add("--compile", action="store_true", help="compile the sampler (pays off for many samples)")
+    add_masked_arguments(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")
     return parser
 

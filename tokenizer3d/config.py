@@ -45,7 +45,8 @@ class Tokenizer3DConfig:
     time_up: tuple[int, ...] = (1, 2)
     patch_size: int = 1  # not published: pixels along each side that become channels of one position of level 0
     levels: tuple[int, ...] = ()  # FSQ: of each channel
-    # Further arguments of the quantiser; of ema also num_quantizers, of ema and lfq codebook_size
+    # Further arguments of the quantiser (losses/fsq.py, losses/quantize.py). num_quantizers: residual stages, of fsq
+    # and ema; codebook_size: of ema and lfq
     regularizer_options: dict[str, Any] = field(default_factory=dict)
     in_channels: int = 3
     out_channels: int = 3

@@ -345,6 +345,9 @@ def encode_splits(args: argparse.Namespace) -> Iterator[str]:
     record = tokenizer_record(args.out)
     if record["kind"] == "codes":
         sizes = ["MODEL.AUTOREGRESSIVE.VT.NC", str(record["width"]), "MODEL.AUTOREGRESSIVE.VT.NV", str(record["size"])]
+        if found.whole_clips:  # a configuration counts frames of codes, of which such a clip has others than of pixels
+            length = str(found.clips[0].length)
+            sizes += [word for part in ("TRAIN", "TEST") for word in (f"INPUT.N_FRAMES_PER_VIDEO_{part}", length)]
         words = ["python", "scripts/train_lvt.py", "--config-file", "CONFIG", "--data", str(args.out), *sizes]
     else:
         words = ["python", "scripts/train_flow_pred.py", "--config", "CONFIG", f"data.latents={args.out}"]

@@ -332,7 +332,8 @@ class Run:
     def say_what_was_written(self) -> None:
         """The last line of the log."""
         newest = self.saver.kept[0]
-        logger.info("wrote %s and %s; curves: metrics.jsonl, pictures: samples/", newest.path, newest.weights.name)
+        pictures = ", pictures: samples/" if (self.folder / "samples").is_dir() else ""  # none of a short run
+        logger.info("wrote %s and %s; curves: metrics.jsonl%s", newest.path, newest.weights.name, pictures)
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
-"""How scripts/evaluate.py scores a video VAE: its reconstructions with the bits of their latents, or prior samples.
+"""Reconstructions by a video VAE with the bits of their latents, or samples of its prior.
 
-The flags, without torch, so that the help need not wait, and how they open what `scores` has.
+The flags of `scripts/evaluate.py video_vae`, without torch, so that the help need not wait, and how they open what
+`scores` has.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""How scripts/evaluate.py opens a VideoVAE+ model: its flags, and the subject that is scored."""
+"""How well a VideoVAE+ model reconstructs clips.
+
+The flags of scripts/evaluate.py vvae, without torch, so that the help need not wait, and how they open what is scored.
+"""
 
 from __future__ import annotations
 

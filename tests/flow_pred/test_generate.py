@@ -170,5 +170,8 @@ def test_sampling_goes_by_the_configuration_unless_flags_say_otherwise():
     assert (options["steps"], options["method"], options["past_horizon"]) == (1, "euler", 2)
     options = plan_for(river(), config, steps=3, solver="heun", past_horizon=-1).options
     assert (options["steps"], options["method"], options["past_horizon"]) == (3, "heun", -1)
-    assert plan_for(river(), config, grid="reference", steps=20).options["method"] is None
+    assert plan_for(river(), config, grid="reference", steps=20).options["method"] == "rk4"
     assert plan_for(sde(), config).options["steps"] == 1
+    values["evaluation"] = {}
+    options = plan_for(river(), parse_config(values)).options  # what a result says it was sampled with
+    assert (options["steps"], options["method"]) == (10, "midpoint")

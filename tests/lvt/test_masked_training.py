@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from lvt import config as configuration
 from lvt import scores as scores_of_lvt
@@ -203,9 +204,11 @@ def test_the_commands_work_with_masked_models(trained, tmp_path):
         out = tmp_path / name
         assert call(
             generate_videos.main, "--checkpoint", run, "--video-dir", samples[0], "--given", 2, "--samples", 2,
-            "--out", out, "--frames", 7, "--hop", 2, f"{NODE}.MASKED.ORDER", "random",
+            "--out", out, "--frames", 7, "--hop", 2, "--passes", 2, f"{NODE}.MASKED.ORDER", "random",
         ) == 0  # fmt: skip
         assert len(read_video(out / "sample_1" / "video.mp4")[0]) == 7
+        used = yaml.safe_load((out / "config.yaml").read_text())["MODEL"]["AUTOREGRESSIVE"]["VT"]["MASKED"]
+        assert (used["STEPS"], used["ORDER"]) == (2, "random")
 
 
 def test_flags_of_a_masked_decoder_need_one(trained, tmp_path, capsys):

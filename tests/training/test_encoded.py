@@ -192,6 +192,7 @@ def test_damaged_files_are_one_line(stored, tmp_path):
 def test_the_script_writes_each_split_and_names_what_comes_next(stored, tmp_path, capsys):
     for kind, size, told in (
         ("vqgan", [], f"MODEL.AUTOREGRESSIVE.VT.NC 1 MODEL.AUTOREGRESSIVE.VT.NV {CODES}"),
+        ("fsq", ["--frames", "5"], "INPUT.N_FRAMES_PER_VIDEO_TRAIN 2 INPUT.N_FRAMES_PER_VIDEO_TEST 2"),  # of codes
         ("vqgan", ["--kind", "latents"], "train_flow_pred.py --config CONFIG data.latents="),
     ):
         out = tmp_path / f"{kind}{len(size)}"
