@@ -183,7 +183,7 @@ class MaskedConfig:
             if (value := getattr(self, key.lower())) not in choices:
                 raise UserError(f"VT.MASKED.{key} {value!r}: use {', '.join(choices)}")
         for key, (low, high) in MASKED_RANGES.items():
-            if not low <= (value := getattr(self, key.lower())) <= high:
+            if not (low <= (value := getattr(self, key.lower())) <= high and math.isfinite(value)):
                 allowed = f"{low:g} .. {high:g}" if high < math.inf else f"at least {low:g}"
                 raise UserError(f"VT.MASKED.{key} must be {allowed}, found {value:g}")
 
@@ -354,6 +354,8 @@ class TransformerConfig:
             raise UserError(f"VT: KERNEL must be odd and STRIDE positive, found {self.kernel} and {self.stride}")
         if min(self.nc, self.nv, self.d, self.da, self.de) < 1:
             raise UserError("VT: NC, NV, D, DA and DE must be positive")
+        if self.n_prime < 0:
+            raise UserError(f"VT: N_PRIME must not be negative, found {self.n_prime}")
         if self.share_p and self.share_embeddings:
             raise UserError("VT: SHARE_EMBEDDINGS needs SHARE_P False")
         if self.pad_value >= 0:

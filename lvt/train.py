@@ -154,6 +154,8 @@ class TransformerRecipe(LVTRecipe):
     ) -> None:  # fmt: skip
         super().__init__({"transformer": model}, {"transformer": optimizer_of(model, config)})
         self.slices_per_clip = config["SOLVER"]["SLICES_PER_CLIP"]
+        if not self.slices_per_clip:
+            raise UserError("SOLVER.SLICES_PER_CLIP must be at least 1, or -1 for all, found 0")
         self.sampler = config["TEST"]["VT_SAMPLER"]
         self.tokenizer, self.cells = tokenizer, cells or Cells()
         self.frozen = [] if tokenizer is None else [tokenizer.module]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,9 +108,11 @@ def convert(args: argparse.Namespace) -> None:
 def work_through(args: argparse.Namespace) -> None:
     """One file or all of a folder; what fails is told at the end, and does not keep the others from being written."""
     from tokenizer3d import films
+    from training.writing import check_place
     from videodata.errors import UserError
 
-    pairs = list(places(args))
+    unreadable: dict[Path, str] = {}  # links to nothing, locked folders: they keep nothing else from being written
+    pairs = list(places(args, unreadable))
     model = open_model(args)
     work: dict[str, Callable[[Path, Path], object]] = {
         "reconstruct": lambda source, place: model.reconstruct(source, place, quality=args.quality),
@@ -118,25 +121,27 @@ def work_through(args: argparse.Namespace) -> None:
             model, source, place, quality=args.quality, sound_from=args.sound_from
         ),
     }
-    failed = []
+    failed = [f"{path}: {reason}" for path, reason in unreadable.items()]
     for source, place in pairs:
-        if args.command == "encode" and is_done(place, model):
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if args.command == "encode" and is_done(place, model):
+                continue
+            check_place(place)
+            if place.exists() and place.samefile(source):
+                raise UserError(f"{place}: is the video itself, which would be replaced; name another place")
             work[args.command](source, place)
         except UserError as error:
-            if len(pairs) == 1:
+            if len(pairs) == 1 and not failed:
                 raise
             failed.append(str(error))
             continue
         print(place)
     if failed:
-        raise UserError(f"{len(failed)} of {len(pairs)} files failed: {'; '.join(failed)}")
+        raise UserError(f"{len(failed)} of {len(pairs) + len(unreadable)} files failed: {'; '.join(failed)}")
 
 
-def places(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
-    """Each file of the input and the place of its result."""
+def places(args: argparse.Namespace, unreadable: dict[Path, str]) -> Iterator[tuple[Path, Path]]:
+    """Each file of the input and the place of its result; what hides files goes into `unreadable`."""
     from videodata.errors import UserError
     from videodata.files import files_in_folder
     from videodata.video import VIDEO_SUFFIXES
@@ -148,19 +153,25 @@ def places(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
             raise UserError(f"{args.output}: the name must end in {ending}")
         yield args.input, args.output
         return
-    files = files_in_folder(args.input, suffixes, wanted="videos" if ending == LATENTS else "")
+    files = files_in_folder(
+        args.input, suffixes, wanted="videos" if args.command != "decode" else "", unreadable=unreadable
+    )
     if not files:
         raise UserError(f"{args.input}: holds no file that ends in {', '.join(sorted(suffixes))}")
-    for source in files:
-        yield source, (args.output / source.relative_to(args.input)).with_suffix(ending)
+    plain = [(args.output / source.relative_to(args.input)).with_suffix(ending) for source in files]
+    counts = Counter(plain)  # a.mp4 and a.webm keep their suffixes: a.mp4.safetensors, a.webm.safetensors
+    for source, place in zip(files, plain, strict=True):
+        yield source, place if counts[place] == 1 else place.with_name(source.name + ending)
 
 
 def is_done(place: Path, model: Tokenizer3D) -> bool:
     """Whether a whole file of this model is there. Raises UserError for one of another model."""
     from tokenizer3d.films import read_latents
+    from videodata.errors import disk_errors
 
-    if not place.exists():
-        return False
+    with disk_errors(place):  # its name may be too long
+        if not place.exists():
+            return False
     read_latents(place, model)
     return True
 

@@ -24,6 +24,7 @@ from training.checkpoint import DAMAGE, check_form, write_tensors
 from training.config import from_dict
 from training.state import weights_digest
 from videodata import iter_frames, probe, to_float, to_uint8, write_video
+from videodata.encode import exact_rate
 from videodata.errors import UserError, said_by
 from videodata.files import parse_json, write_file
 from videodata.finite import finite
@@ -165,8 +166,13 @@ def read_latents(path: str | Path, model: Streaming | None = None) -> tuple[Tens
             latents = file.get_tensor(notes.kind)
     except DAMAGE as error:
         raise UserError(f"{path}: not a whole file of latents or tokens ({said_by(error)})") from error
+    try:
+        exact_rate(notes.fps)
+    except UserError as error:
+        raise UserError(f"{path}: its notes are damaged ({error})") from error
     if model is not None:
         check_origin(path, notes, model)
+        check_content(path, latents, notes, model)
     return latents, notes
 
 
@@ -182,6 +188,22 @@ def check_origin(path: Path, notes: ClipNotes, model: Streaming) -> None:
         raise UserError(f"{path}: was made at precision {notes.precision}, and the model has {precision_of(model)}")
     if notes.weights != weights_digest(model.state_dict())[:16]:
         raise UserError(f"{path}: was made by a model of this kind with other weights")
+
+
+def check_content(path: Path, latents: Tensor, notes: ClipNotes, model: Streaming) -> None:
+    """Raises UserError unless a file of this model holds what it says: one clip of so many frames of that size."""
+    config, factor = model.config, model.spatial_factor
+    if min(notes.frames, notes.height, notes.width) < 1:
+        raise UserError(f"{path}: says that it holds {notes.frames} frames of {notes.height}x{notes.width}; damaged")
+    tokens = config.codebook_size is not None
+    stages = (model.quantizer.num_quantizers,) if tokens and model.quantizer.num_quantizers > 1 else ()
+    grid = model.latent_frames(notes.frames), -(-notes.height // factor), -(-notes.width // factor)
+    shape = (1, *grid, *stages) if tokens else (1, config.z_channels, *grid)
+    if notes.kind != ("tokens" if tokens else "latents") or tuple(latents.shape) != shape:
+        found = f"{notes.kind} {tuple(latents.shape)}"
+        raise UserError(f"{path}: holds {found}, and its notes speak of {shape}; it is damaged, encode the video again")
+    if tokens == latents.is_floating_point():
+        raise UserError(f"{path}: holds {notes.kind} of type {latents.dtype}; it is damaged, encode the video again")
 
 
 def decode_file(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +228,8 @@ def check(options: OptimizationConfig, tokenizer: Tokenizer3D) -> None:
     for name, value, known in (("optimizer", options.optimizer, OPTIMIZERS), ("trained", options.trained, PARTS)):
         if value not in known:
             raise UserError(f"optimization.{name} must be {' or '.join(known)}, found {value!r}")
+    if options.image_steps < 0:
+        raise UserError(f"optimization.image_steps must not be negative, found {options.image_steps}")
     if options.image_steps and not tokenizer.is_causal:
         raise UserError("optimization.image_steps needs a causal model: others have no single frames")
     if options.quiet_start and options.start:
@@ -289,7 +290,7 @@ def open_data(data: DataConfig, seed: int = 0) -> tuple[Dataset, Dataset | None]
             "data.path is empty: name clips with --data (a folder of videos, a csv, .npy, .hdf5, digits:<n>)"
         )
     shape = {"frames": data.frames, "size": data.size, "stride": data.stride, "seed": seed, "dtype": "uint8"}
-    rates = [None if fps is None else Fraction(str(fps)) for fps in (data.fps, data.validation_fps or data.fps)]
+    rates = data.fps, data.fps if data.validation_fps is None else data.validation_fps
     held_out = HELD_OUT if data.split and not data.validation_path else 0.0
     training = open_clips(
         data.path, split="train", flip=data.flip, fps=rates[0], held_out=held_out, on_error="skip", **shape

@@ -155,8 +155,16 @@ def read_folder(folder: str | Path) -> tuple[Tokenizer3DConfig, dict[str, Tensor
 
 
 def write_folder(folder: str | Path, model: nn.Module, config: Tokenizer3DConfig, source: str = "") -> None:
-    """Write model.safetensors and config.json; each is whole or absent, and both say what the model is."""
+    """Write model.safetensors and config.json; each is whole or absent, and both say what the model is.
+
+    Raises UserError where one of these is there and was not written so.
+    """
     folder = Path(folder)
+    if (folder / WEIGHTS_FILE).exists() and not notes_of(folder / WEIGHTS_FILE):
+        raise UserError(f"{folder / WEIGHTS_FILE}: is another model, which would be replaced; name another folder")
+    place = folder / CONFIG_FILE
+    if place.exists() and not {*Tokenizer3DConfig().to_dict()} <= {*(read_json(place) or {})}:
+        raise UserError(f"{place}: is no configuration of a 3-D tokenizer, and would be replaced; name another folder")
     facts = config.to_dict() | ({SOURCE: source} if source else {})
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach() for key, value in model.state_dict().items()}

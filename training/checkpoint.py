@@ -340,12 +340,18 @@ SHOWN = 10  # entries that an error of one line names
 
 
 def strict_load(module: nn.Module, state_dict: Mapping[str, Tensor], source: object) -> None:
-    """Load weights into the module. Raises UserError naming missing, unexpected and misshapen keys; then nothing is
-    loaded. Complete tensors load into sharded modules too.
+    """Load weights into the module. Raises UserError naming missing, unexpected and misshapen keys, and those that hold
+    NaN or infinity; then nothing is loaded. Complete tensors load into sharded modules too.
     """
     report = mismatch_report(module, state_dict)
     if report:
         raise UserError(f"{source} does not fit the model: {report}")
+    bad = [key for key, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:  # a clamp behind the last layer can hide them, and a training that starts from them learns nothing
+        raise UserError(
+            f"{source}: {len(bad)} of {len(state_dict)} weights are not finite, first {bad[0]}: the file is damaged, "
+            "or its training has diverged; use another checkpoint"
+        )
     own = module.state_dict()
     with torch.no_grad():
         module.load_state_dict({key: distributed.like(value, own[key]) for key, value in state_dict.items()})

@@ -171,8 +171,7 @@ def encode_data(
         if is_finished(path, made_from):
             logger.info("%s: exists already", path)
         else:
-            write_json(path.parent / TOKENIZER_FILE, record)
-            fill(path, plan, tokenizer, made_from)
+            fill(path, plan, tokenizer, made_from, record)
             write_json(path.with_suffix(".json"), plan.facts(path, tokenizer, made_from))
             publish(partial(path), path)
         progress(path).unlink(missing_ok=True)
@@ -273,7 +272,10 @@ def check_folder(folder: Path, record: dict[str, Any]) -> None:
 
 
 def is_finished(path: Path, made_from: dict[str, Any]) -> bool:
-    """Whether the array is there, made from the same. Raises UserError when it was made from something else."""
+    """Whether the array is there, made from the same. Raises UserError when it, or the .json, is something else."""
+    facts = path.with_suffix(".json")
+    if facts.exists() and not path.exists() and (read_json(facts) or {}).get("format") != FORMAT:
+        raise UserError(f"{facts}: is a file of yours, which would be replaced; move it away, or name another folder")
     if not path.exists():
         return False
     noted = read_json(path.with_suffix(".json")) or {}
@@ -282,20 +284,27 @@ def is_finished(path: Path, made_from: dict[str, Any]) -> bool:
     return True
 
 
-def fill(path: Path, plan: Plan, tokenizer: Tokenizer, made_from: dict[str, Any]) -> None:
-    """Encode the clips that the partial array does not hold yet."""
+def fill(
+    path: Path, plan: Plan, tokenizer: Tokenizer, made_from: dict[str, Any], record: dict[str, Any]
+) -> None:  # fmt: skip
+    """Encode the clips that the partial array does not hold yet. record: the content of tokenizer.json."""
     noted, total = read_json(progress(path)) or {}, len(plan.clips)
     ends = list(accumulate(clip.length for clip in plan.clips))
-    shape, done = (ends[-1], *plan.cells), 0
-    if partial(path).exists() and noted.get("made_from") == made_from:
-        array, done = np.lib.format.open_memmap(partial(path), "r+"), noted["clips"]
+    shape, goes_on = (ends[-1], *plan.cells), partial(path).exists() and noted.get("made_from") == made_from
+    done = noted["clips"] if goes_on else 0
+    # Before anything is written: what cannot be encoded leaves no folder that is closed to all other tokenizers.
+    first = encode_one(plan, done, tokenizer, path) if done < total else None
+    write_json(path.parent / TOKENIZER_FILE, record)
+    if goes_on:
+        array = np.lib.format.open_memmap(partial(path), "r+")
         logger.info("%s: %d of %d clips are there already", path, done, total)
     else:
         progress(path).unlink(missing_ok=True)  # of an array that has its name, or is of something else
         array = allocated_array(partial(path), plan.dtype, shape)
     bar = {"desc": path.stem, "total": total, "initial": done, "unit": "clip", "disable": None, "leave": False}
     for number in tqdm(range(done, total), **bar):
-        array[ends[number] - plan.clips[number].length : ends[number]] = encode_one(plan, number, tokenizer, path)
+        values = first if number == done else encode_one(plan, number, tokenizer, path)
+        array[ends[number] - plan.clips[number].length : ends[number]] = values
         if number % NOTE_EVERY == NOTE_EVERY - 1 or number == total - 1:
             array.flush()
             write_json(progress(path), {"made_from": made_from, "clips": number + 1})

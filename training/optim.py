@@ -150,6 +150,8 @@ def build_optimizer(
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    if not 0 <= lr < math.inf:
+        raise UserError(f"the learning rate must be a finite number of at least 0, found {lr}")
     foreign = set().union(*OWN_OPTIONS.values()) - set(OWN_OPTIONS[name])
     return OPTIMIZERS[name](parameters, lr=lr, **{key: value for key, value in options.items() if key not in foreign})
 

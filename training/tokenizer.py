@@ -33,11 +33,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from training.checkpoint import DAMAGE, METADATA, checkpoints_in, newest_weights
+from training.checkpoint import DAMAGE, METADATA, check_form, checkpoints_in, newest_weights
 from training.config import unknown_key
 from training.pretrained import file_of, is_pretrained, names, unpack
 from training.state import weights_digest
-from videodata.errors import UserError
+from videodata.errors import UserError, said_by
 from videodata.files import parse_json, read_json
 from videodata.finite import finite
 
@@ -255,7 +255,20 @@ def checked_type(kind: str | None, name: object) -> str:
     path = Path(name["path"] if isinstance(name, Mapping) and "path" in name else str(name))
     if not path.exists():
         raise UserError(f"{path}: no such tokenizer, nor trained model of that name (there are {', '.join(names())})")
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        check_whole(file)  # that may be why it says nothing
     raise UserError(f"{path}: does not say which tokenizer it is; name it TYPE:{path} with one of {', '.join(TYPES)}")
+
+
+def check_whole(path: Path) -> None:
+    """Raises UserError for a pointer of Git LFS, a web page, and a .safetensors that was cut off."""
+    check_form(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt"):
+                pass
+        except DAMAGE as error:
+            raise UserError(f"{path}: cannot be read as .safetensors ({said_by(error)})") from error
 
 
 def tokenizer_record(name: str | Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from training.cli import remedy_for
 from videodata.errors import UserError
-from videodata.files import made_folder
+from videodata.files import made_folder, short_name
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +118,10 @@ def check_place(path: Path) -> None:
 
     Also for a device such as /dev/null, in whose place a finished file would come.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{short_name(path.name)}.{os.getpid()}.tmp")
     try:
+        with suppress(FileNotFoundError):
+            path.lstat()  # the name may be too long, where that of the file beside it is not
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file in it")
         if path.exists() and not path.is_file():

@@ -83,8 +83,10 @@ def open_clips(
         raise UserError(f"frames and stride must be at least 1, found {frames} and {stride}")
     if seed < 0:
         raise UserError(f"seed must not be negative, found {seed}")
-    if fps is not None and (fps <= 0 or stride != 1):
-        raise UserError(f"fps must be above 0 and takes the place of stride, found fps {fps} and stride {stride}")
+    if fps is not None and (not 0 < fps < math.inf or stride != 1):
+        raise UserError(
+            f"fps must be a finite number above 0 and takes the place of stride, found fps {fps} and stride {stride}"
+        )
     source, videos = open_split(path, split, color, held_out)
     _report_broken(source, on_error)
     return ClipDataset(

@@ -33,6 +33,8 @@ def read_table(path: str | Path, columns: Collection[str]) -> list[tuple[int, di
     missing = [name for name in columns if name not in header]
     if missing:
         raise UserError(f"{path}: has no column named {', '.join(missing)}; found {names}")
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise UserError(f"{path}: has two columns named {', '.join(twice)}; keep one of them")
     return [(line, _by_column(path, line, header, row)) for line, row in rows]
 
 

@@ -39,6 +39,7 @@ PRELOADED = (
     *("torch.utils.tensorboard", "video_vae.train", "video_vae.train_prior", "video_vae.evaluate", "vqgan.train"),
     *("vqgan.project", "vqgan.evaluate", "lvt.train", "lvt.evaluate", "vvae.train", "vvae.commands", "vvae.evaluate"),
     *("flow_pred.train", "flow_pred.train_autoencoder", "flow_pred.evaluate", "flow_pred.predict"),
+    *("tokenizer3d.train", "tokenizer3d.films", "tokenizer3d.evaluate", "tokenizer3d.scores", "training.encoded"),
 )
 # What two runs do not have in common: times of the day, and how fast the machine was.
 OF_THE_CLOCK = ("train.log", "events.out.tfevents")

@@ -4,6 +4,7 @@ several side by side (where their configurations differ, their curves in one dia
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,9 +19,10 @@ from evaluation.gallery.page import Gallery
 from evaluation.protocols import CHANGED
 from evaluation.report import FORMAT, departs_in
 from videodata.errors import UserError
-from videodata.files import files_in_folder, natural_key, parse_json, read_json
+from videodata.files import Unreadable, files_in_folder, natural_key, parse_json, read_json
 from videodata.video import VIDEO_SUFFIXES
 
+logger = logging.getLogger(__name__)
 DEPTH = 3  # folders below the run's
 SHOWN_CURVES = 4  # the others are folded
 NOT_MEASURED = {"step", "epoch", "samples", "samples_per_second"}
@@ -287,7 +289,10 @@ def parse(stem: str) -> tuple[str, int | None]:
 
 def seen_in(folder: Path) -> list[Path]:
     """Videos and pictures of one folder; of files that differ in the suffix alone, the video."""
-    files = files_in_folder(folder, VIDEO_SUFFIXES | PICTURES, deep=False)
+    unreadable: Unreadable = {}
+    files = files_in_folder(folder, VIDEO_SUFFIXES | PICTURES, deep=False, unreadable=unreadable)
+    for path, reason in unreadable.items():
+        logger.warning("%s: %s; it is left out", path, reason)
     best: dict[str, Path] = {}
     for path in sorted(
         files, key=lambda p: (p.suffix.lower() in PICTURES, p.suffix.lower() == ".gif", natural_key(p.name))

@@ -154,6 +154,14 @@ def test_names_of_files_folders_and_keys_are_text(tmp_path):
     assert sources and all(re.fullmatch(r"media/[a-z0-9.-]+", source) for source in sources)
 
 
+def test_a_link_to_nothing_is_left_out_and_named(tmp_path, caplog):
+    run = make_run(tmp_path / "run", 64, 20.0)
+    (run / "generated" / "9_sample_0.mp4").symlink_to("nothing.mp4")
+    main([str(run), "--out", str(tmp_path / "page")])
+    assert (tmp_path / "page" / "index.html").is_file()
+    assert "9_sample_0.mp4: is a link to nothing; it is left out" in caplog.text
+
+
 def test_mistakes_are_one_line(tmp_path):
     """A folder that is missing, empty, or named twice."""
     run = make_run(tmp_path / "a", 64, 20.0)

@@ -271,6 +271,7 @@ def test_a_masked_model_has_no_exact_likelihood():
         ({"ORDER": "raster"}, r"VT.MASKED.ORDER 'raster': use confidence, random, spread"),
         ({"SCHEDULE": "linear"}, r"VT.MASKED.SCHEDULE 'linear': use cosine, uniform, exp"),
         ({"STEPS": 0}, r"VT.MASKED.STEPS must be at least 1, found 0"),
+        ({"CHOICE_TEMPERATURE": float("inf")}, r"VT.MASKED.CHOICE_TEMPERATURE must be at least 0, found inf"),
         ({"CHOICE_TEMPERATURE": -1.0}, r"VT.MASKED.CHOICE_TEMPERATURE must be at least 0, found -1"),
         ({"TOKEN_DROPOUT": 1.5}, r"VT.MASKED.TOKEN_DROPOUT must be 0 .. 1, found 1.5"),
         ({"LOSS": "some"}, r"VT.MASKED.LOSS 'some'"),

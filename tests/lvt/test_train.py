@@ -14,6 +14,7 @@ from tests.lvt.test_config import CONFIGS
 from training.randomness import SampleNoise
 from training.recipe import Step
 from videodata.clips import open_clips
+from videodata.errors import UserError
 
 VQVAE_SIZES = {
     "MODEL.ENCODER": {"NF": 16, "RES_CHANNELS": 8}, "MODEL.GENERATOR": {"IN_CHANNELS": 16, "NF": 16, "RES_CHANNELS": 8},
@@ -88,6 +89,13 @@ def test_slices_are_different_and_have_something_to_predict(stride, n_prime, exp
     everything = transformer_recipe(**sizes, **{"SOLVER.SLICES_PER_CLIP": -1}).choose_slices((4, 4, 4), step)
     assert all(set(row.tolist()) == expected for row in everything)
     assert all((slice_frames(row, (4, 4, 4), tuple(stride)) >= n_prime).flatten(1).any(1).all() for row in some)
+
+
+def test_numbers_of_slices_and_frames_that_are_none_are_refused():
+    with pytest.raises(UserError, match="SLICES_PER_CLIP must be at least 1, or -1 for all"):
+        transformer_recipe(**{"SOLVER.SLICES_PER_CLIP": 0})
+    with pytest.raises(UserError, match="N_PRIME must not be negative"):
+        transformer_recipe(**{"MODEL.AUTOREGRESSIVE.VT.N_PRIME": -1})
 
 
 def test_training_on_all_slices_is_the_likelihood():

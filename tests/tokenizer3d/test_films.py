@@ -156,6 +156,37 @@ def test_damaged_files_are_one_line(tmp_path):
     assert read_latents(path)[1].fps == "24"
 
 
+@pytest.mark.parametrize("settings", [{}, FSQ], ids=str)
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"fps": "nan"}, "fps must be"), ({"fps": "1/0"}, "fps must be"), ({"fps": "-3"}, "fps must be"),
+        ({"frames": -1}, "says that it holds -1"), ({"frames": 10**12}, "and its notes speak of"),
+        ({"height": 0}, "says that it holds"), ({"width": 10**9}, "and its notes speak of"),
+    ],
+)  # fmt: skip
+def test_notes_that_do_not_fit_the_content_are_refused(settings, changed, said, tmp_path):
+    """They say how long and how large the video is: with others a shorter or smaller one came out, or a traceback."""
+    model, path = tiny(**settings), tmp_path / "a.safetensors"
+    notes = encode_file(model, film(tmp_path / "in.mp4", 2), path)
+    films.write_latents(path, read_latents(path)[0], replace(notes, **changed))
+    with pytest.raises(UserError, match=said):
+        decode_file(model, path, tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize("settings", [{}, FSQ], ids=str)
+def test_content_of_another_shape_or_type_is_refused(settings, tmp_path):
+    model, path = tiny(**settings), tmp_path / "a.safetensors"
+    notes = encode_file(model, film(tmp_path / "in.mp4", 5), path)
+    latents = read_latents(path)[0]
+    other = latents.int() if latents.is_floating_point() else latents.float()
+    for spoilt in (torch.cat([latents, latents]), latents[..., :-1], latents[..., :1, :], other):
+        films.write_latents(path, spoilt, notes)
+        with pytest.raises(UserError, match="encode the video again"):
+            read_latents(path, model)
+
+
 def test_tokens_of_another_precision_are_refused(tmp_path):
     model, path = tiny(**FSQ), tmp_path / "a.safetensors"
     encode_file(model, film(tmp_path / "in.mp4", 2), path)

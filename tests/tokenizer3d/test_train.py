@@ -211,7 +211,12 @@ def test_every_configuration_is_one(path):
 
 
 def test_what_makes_no_sense_is_one_line(tmp_path):
-    for options in ({"optimizer": "none"}, {"trained": "encoder"}, {"quiet_start": True, "start": "x"}):
+    for options in (
+        {"optimizer": "none"},
+        {"trained": "encoder"},
+        {"image_steps": -1},
+        {"quiet_start": True, "start": "x"},
+    ):
         with pytest.raises(UserError, match="optimization"):
             Tokenizer3DRecipe(Tokenizer3D.from_config(KL), ObjectiveConfig(), OptimizationConfig(**options))
     with pytest.raises(UserError, match="--data"):

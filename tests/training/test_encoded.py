@@ -172,8 +172,15 @@ def test_latents_that_do_not_fit_their_type_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "encode_frames", lambda frames: frames * 1e6)
     monkeypatch.setattr(encoded, "open_tokenizer", lambda *others: tokenizer)
     with pytest.raises(UserError, match="too large for float16; use --dtype float32"):
+        encode_data("identity", DATA, "val", tmp_path / "new", size=SIDE)
+    assert not (tmp_path / "new").exists()  # whose tokenizer.json would keep every other tokenizer out
+
+
+def test_a_file_of_the_users_is_not_replaced(tmp_path):
+    (tmp_path / "val.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="val.json: is a file of yours"):
         encode_data("identity", DATA, "val", tmp_path, size=SIDE)
-    assert not (tmp_path / "val.npy").exists()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("val.json", '{"mine": 1}')]
 
 
 def test_damaged_files_are_one_line(stored, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,9 @@ def test_optimizers_by_name():
     assert build_optimizer("rmsprop", weights, 1e-3, **options).defaults["momentum"] == 0.9
     with pytest.raises(UserError, match="unknown optimizer 'lion'; choose one of adam, adamw, muon, rmsprop"):
         build_optimizer("lion", weights, 1e-3)
+    for rate in (math.nan, math.inf, -1.0):  # with the first all weights become NaN in the first step
+        with pytest.raises(UserError, match="learning rate must be a finite number"):
+            build_optimizer("adam", weights, rate)
     with pytest.raises(TypeError):
         build_optimizer("adam", weights, 1e-3, typo=1)
 

@@ -135,6 +135,22 @@ def test_files_that_do_not_say_what_they_are_take_a_type(stored, tmp_path):
         open_tokenizer(f"ldm-vq:{tmp_path / 'published.ckpt'}")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS"),
+        (b"<!doctype html><html>", "web page"), (b"", "is empty"), (b"\x40" + bytes(7) + b"{" * 9, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_files_that_were_not_downloaded_whole_say_so(tmp_path, content, said):
+    """And not that they need a type, a file as well as a folder of save_pretrained."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+    (tmp_path / "config.json").write_text("{}")
+    for name in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(UserError, match=said):
+            open_tokenizer(name)
+
+
 def test_names_say_what_is_wrong_with_them(tmp_path):
     for name, message in {
         "nowhere": "no such tokenizer, nor trained model",

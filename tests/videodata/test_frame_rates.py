@@ -109,3 +109,9 @@ def test_what_has_no_rate_is_one_line(tmp_path):
     with pytest.raises(UserError, match="at 3 per second"):
         numbered(Fraction(30), 17, 3, length=160)
     assert torch.equal(open_clips("shapes:4", 4, 16, fps=12)[0], open_clips("shapes:4", 4, 16)[0])
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(fps):
+    with pytest.raises(UserError, match="fps must be a finite number above 0"):
+        open_clips("shapes:2,frames=8,size=16", frames=2, size=16, fps=fps)

@@ -64,6 +64,7 @@ def test_a_list_of_kinetics_with_spaces_in_its_header():
         (b'path,text\na.mp4,"x\nb.mp4,y\n', "line 2: a text begins with a quotation mark and none ends it"),
         (b"path,text\na.mp4,a dog, running\n", "line 2: has 3 fields, the header 2; put a text with commas"),
         (b"path,text\n,a dog\n", "line 2: names no video"),
+        (b"path,text,Path\na.mp4,x,b.mp4\n", "has two columns named path"),
         (b"file,text\na.mp4,x\n", r"has no column named path; found \['file', 'text'\]"),
         (b"", r"has no column named path; found \[\]"),
     ],

@@ -31,6 +31,7 @@ from videodata.resize import resize_frames
 from videodata.torn_files import ends_in_a_piece
 from videodata.video import VIDEO_SUFFIXES, count_frames
 from videodata.video_folder import list_videos
+from vvae.src.errors import VideoFileError
 from vvae.src.video_io import read_frames
 
 SIZE = ["--width", "40", "--height", "24", "--workers", "2"]
@@ -240,6 +241,28 @@ def test_a_film_that_was_cut_off_says_so(tmp_path, suffix):
                 read(path)
         kept = numbers(read_video(path, keep_damaged=True)[0])
         assert 4 < len(kept) <= 100 and kept[:-4] == list(range(len(kept) - 4))  # three wait for one that follows them
+
+
+@pytest.mark.parametrize("read", [read_video, read_frames], ids=["project", "vvae"])
+def test_a_gif_that_was_cut_off_says_so(tmp_path, read):
+    """Within a picture, whose rest FFmpeg takes from the one before; without its last byte it is whole."""
+    whole = write_video(tmp_path / "a.gif", np.stack([picture(number) for number in range(12)]), 10)
+    for share in (0.3, 0.6, 0.97):
+        with pytest.raises((VideoError, VideoFileError), match="damaged: "):
+            list(read(cut_off(whole, tmp_path / "cut.gif", share)))
+    (tmp_path / "open.gif").write_bytes(whole.read_bytes().removesuffix(b";"))
+    assert numbers(read_video(tmp_path / "open.gif")[0]) == list(range(12))
+
+
+def test_a_hole_that_ends_a_wmv_early_says_so(tmp_path):
+    """FFmpeg reads no further than a packet that is none, and the header knows how long the film is."""
+    path = film(tmp_path / "a.wmv", 100, "wmv2")
+    data, middle = bytearray(path.read_bytes()), path.stat().st_size // 2
+    data[middle : middle + 4000] = bytes(4000)
+    path.write_bytes(data)
+    for read in (read_video, count_frames):
+        with pytest.raises(VideoError, match="damaged: "):
+            read(path)
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "webm", "mp4"])

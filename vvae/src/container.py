@@ -28,8 +28,8 @@ CODEC_ERRORS = (
     FFmpegError, OSError, EOFError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError, TypeError
 )  # fmt: skip
 # Containers that say in their header how long the film is, and others that tell when their last packet is incomplete.
-WITH_LENGTH = {"matroska", "webm", "flv", "mov", "mp4", "mxf"}
-WITHOUT_LENGTH = {"mpegts", "mpeg", "ogg", "asf"}
+WITH_LENGTH = {"matroska", "webm", "flv", "mov", "mp4", "mxf", "asf"}
+WITHOUT_LENGTH = {"mpegts", "mpeg", "ogg", "asf", "gif"}
 # Headers are rough: rates are rounded, the last frame's length is a guess. What lacks less is not called damaged.
 SECONDS_MISSING = 0.25
 FRAMES_MISSING = 2

@@ -19,7 +19,8 @@ AFTER_THE_CLUSTERS = {0x1C53BB6B: "Cues", 0x1254C367: "Tags", 0x1043A770: "Chapt
 
 def ends_in_a_piece(path: Path, containers: Collection[str]) -> bool:
     """Whether a file was cut off. containers: FFmpeg's names of its format; False for those that are not known here."""
-    kinds = {"mpegts": _transport, "mpeg": _program, "ogg": _ogg, "asf": _asf, "matroska": _matroska, "mp4": _boxes}
+    kinds = {"mpegts": _transport, "mpeg": _program, "ogg": _ogg, "asf": _asf, "matroska": _matroska, "mp4": _boxes,
+             "gif": _gif}  # fmt: skip
     look = next((look for name, look in kinds.items() if name in containers), None)
     if look is None:
         return False
@@ -54,6 +55,33 @@ def _asf(file: BinaryIO, size: int) -> bool:
     head = file.read(HEAD)
     place = head.find(ASF_PROPERTIES)
     return place >= 0 and size < int.from_bytes(head[place + 40 : place + 48], "little")
+
+
+def _gif(file: BinaryIO, size: int) -> bool:
+    """A header with a table of colours, then blocks: their kind, and pieces of up to 255 bytes that end with an empty
+    one. The kind ";" ends the file; programs leave it out, so that only a block that is not whole tells.
+    """
+    _skip_colours(file, file.read(13)[10:11])
+    while kind := file.read(1):
+        if kind == b"!":
+            file.seek(1, os.SEEK_CUR)
+        elif kind == b",":
+            _skip_colours(file, file.read(9)[8:])
+            file.seek(1, os.SEEK_CUR)  # width of the codes
+        else:
+            return False
+        while length := file.read(1):
+            if length == b"\0":
+                break
+            file.seek(length[0], os.SEEK_CUR)
+        if not length or file.tell() > size:
+            return True
+    return False
+
+
+def _skip_colours(file: BinaryIO, flags: bytes) -> None:
+    if flags and flags[0] & 0x80:
+        file.seek(3 << (flags[0] & 7) + 1, os.SEEK_CUR)
 
 
 def _tail(file: BinaryIO, size: int) -> bytes:
