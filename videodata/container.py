@@ -29,6 +29,7 @@ CODEC_ERRORS = (
 # Containers that say in their header how long the film is, and others that tell when their last packet is incomplete.
 WITH_LENGTH = {"matroska", "webm", "flv", "mov", "mp4", "mxf", "asf"}
 WITHOUT_LENGTH = {"mpegts", "mpeg", "ogg", "asf", "gif"}
+LISTS = {"concat", "hls", "dash", "webm_dash_manifest", "imf", "sdp"}  # texts, whatever their suffix, that name others
 # Headers are rough: rates are rounded, the last frame's length is a guess. What lacks less is not called damaged.
 SECONDS_MISSING = 0.25
 FRAMES_MISSING = 2
@@ -63,6 +64,8 @@ def open_file(path: str | Path) -> Iterator[av.container.InputContainer]:
     except CODEC_ERRORS as error:
         raise VideoError(path, f"is not a readable video ({said_by(error)})") from error
     with container:
+        if LISTS & set(container.format.name.split(",")):
+            raise VideoError(path, "is a list of other files, not a video; name these")
         yield container
 
 

@@ -402,6 +402,19 @@ def test_names_are_never_addresses(tmp_path, monkeypatch, name):
     assert open_clips(name, 5, 32)[0].shape == (3, 5, 32, 32)
 
 
+def test_a_list_of_other_files_is_no_film(tmp_path):
+    """Files of others are data: a text does not make the reader open what it names."""
+    film(tmp_path / "inside.mp4", 8)
+    text = tmp_path / "a.mp4"
+    text.write_text("ffconcat version 1.0\nfile inside.mp4\n")
+    with pytest.raises(VideoError, match="a list of other files"):
+        read_video(text)
+    playlist = tmp_path / "b.mp4"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:9,\ninside.mp4\n#EXT-X-ENDLIST\n")
+    with pytest.raises(VideoError):
+        read_video(playlist)
+
+
 BAD = {
     "text.mp4": lambda path: path.write_text("no film at all\n" * 50),
     "cut.mkv": lambda path: cut_off(film(path.with_name("whole.mkv")).rename(path.with_name(".whole")), path, 0.5),
