@@ -51,7 +51,7 @@ def test_everything_can_be_imported():
     python(ROOT, "-c", code, *sorted(map(module_name, SOURCES)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # the demonstration below has a run of it, too
 def test_video_vae(tmp_path):
     """Videos to an array, training with a worker, its continuation, generation, evaluation."""
     (tmp_path / "films").mkdir()
@@ -71,7 +71,7 @@ def test_video_vae(tmp_path):
     script(tmp_path, "scripts/evaluate.py", "video_vae", *common, *FEW, "--metrics", "psnr", "--clips_dir", "clips")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # the demonstration below has a run of it, too
 def test_vqgan(tmp_path):
     """Both stages, evaluation, codes of a data set."""
     size = ["--patch_size", 16, "--num_patches_h", 2, "--num_patches_w", 2, "--downsample_factor", 4, "--latent_dim", 4]
@@ -84,7 +84,7 @@ def test_vqgan(tmp_path):
     assert list((tmp_path / "codes").glob("*.npy"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # the demonstration below has a run of it, too
 def test_vvae(tmp_path):
     """Training and evaluation."""
     tiny = [
@@ -102,7 +102,7 @@ def test_vvae(tmp_path):
     script(tmp_path, "scripts/evaluate.py", "vvae", *common, "--metrics", "psnr", "--clips_dir", "clips")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # the demonstration below has a run of it, too
 def test_lvt(tmp_path):
     """The VQ-VAE, the codes of its data, the transformer on them."""
     first = ["--config-file", ROOT / "configs/lvt/VQVAE_tiny.yaml"]
@@ -118,7 +118,7 @@ def test_lvt(tmp_path):
     assert (tmp_path / "vt" / "config.yaml").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # the demonstration below has a run of it, too
 def test_flow_pred(tmp_path):
     """Its autoencoder, RIVER, predicted videos."""
     config = ["--config", ROOT / "configs/flow_pred/shapes_river_tiny.yaml"]

@@ -61,7 +61,7 @@ def test_distances_are_those_from_the_y():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (1, 2))])
 def test_the_neural_sde_branches_and_stays_on_the_track(seed):
     """From scratch: all three networks take both branches and stay near them, without g all go to one side."""
     sde = train_bifurcation(BifurcationSettings(), seed)

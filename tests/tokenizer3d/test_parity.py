@@ -74,7 +74,7 @@ def recipe(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.from_numpy(values.reshape(shape).astype(np.float32))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_full_width_is_that_of_the_published_code(fixtures):
     """The 157 million parameters of kl_causal_488_4chn, by recipe."""
     stored, metadata = io_of("full_kl_causal_488_4chn", fixtures)
