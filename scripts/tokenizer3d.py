@@ -77,9 +77,9 @@ def open_model(args: argparse.Namespace) -> Tokenizer3D:
     from tokenizer3d.files import load_model
     from tokenizer3d.films import FLOATS
     from tokenizer3d.tiles import Pieces
-    from training.distributed import resolve_device
+    from training.distributed import announced, resolve_device
 
-    device = resolve_device(args.device) if hasattr(args, "device") else "cpu"
+    device = announced(resolve_device(args.device)) if hasattr(args, "device") else "cpu"
     model, _ = load_model(args.checkpoint, device, args.version)
     if hasattr(args, "precision"):
         model.to(FLOATS[args.precision])

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from training.cli import command_line
 from training.config import from_dict
-from training.distributed import resolve_device
+from training.distributed import announced, resolve_device
 from training.tokenizer import (
     TOKENIZER_FILE,
     Tokenizer,
@@ -342,7 +342,7 @@ def progress(path: Path) -> Path:
 
 def encode_splits(args: argparse.Namespace) -> Iterator[str]:
     """What scripts/encode.py does, a line for each split and one that says what comes next."""
-    device, named = resolve_device(args.device), tokenizer_name(args.tokenizer)
+    device, named = announced(resolve_device(args.device)), tokenizer_name(args.tokenizer)
     for split in args.splits:
         check_place(args.out / f"{split}.npy")  # of all, before the first is encoded
     options = {name: getattr(args, name) for name in ("size", "kind", "frames", "stride", "short_side", "dtype")}
