@@ -213,11 +213,11 @@ class Demo:
         hour = entry.get("hour", {})
         more = ""
         if "weights" in hour and self.has_weights(hour):
-            more = f"after an hour: {self.scores(hour['report'])[entry['score']]:{digits}} {unit}"
+            more = f"after an hour: {self.scores(hour['report'])[entry['score']]:{digits}} {unit}".rstrip()
         return Overview(
-            f"{scores[entry['score']]:{digits}} {unit}",
+            f"{scores[entry['score']]:{digits}} {unit}".rstrip(),
             entry["of"],
-            f"{baseline:{digits}} {unit}",
+            f"{baseline:{digits}} {unit}".rstrip(),
             entry["baseline_of"],
             more,
         )
