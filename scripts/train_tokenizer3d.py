@@ -8,23 +8,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, positive_int, run
-from training.settings import FLAGS, add_training_arguments
+from training.cli import make_parser, run
+from training.settings import add_configuration_arguments
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "tokenizer3d"
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Train a 3-D tokenizer of the VidTok family, or continue the same command's run.")
-    chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("--config", metavar="FILE", help="YAML file like configs/tokenizer3d/tiny_fsq.yaml")
-    chosen.add_argument("--preset", choices=sorted(path.stem for path in CONFIGS.glob("*.yaml")), help="one of those")
     parser.add_argument("--data", help="clips, in place of data.path: folder of videos, csv, .npy, .hdf5, digits:<n>")
     parser.add_argument("--start", help="weights to go on from, in place of optimization.start: run folder, or a file")
     parser.add_argument("--run_dir", "--out", type=Path, default=Path("runs/tokenizer3d"), help="the folder of the run")
-    parser.add_argument("--steps", type=positive_int, help="optimiser steps in all (default: the configuration's)")
-    add_training_arguments(parser, **dict.fromkeys(entry.name for entry in FLAGS))  # all left to the configuration
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration, dotted keys")
+    add_configuration_arguments(parser, CONFIGS, "tiny_fsq.yaml")
     return parser
 
 

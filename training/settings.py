@@ -111,6 +111,17 @@ def add_training_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> 
         group.add_argument(f"--{entry.name}", **options)
 
 
+def add_configuration_arguments(parser: argparse.ArgumentParser, configs: Path, example: str) -> None:
+    """Add --config, or --preset for one of the folder `configs`, like its `example`; every setting is left to it."""
+    presets = sorted(path.stem for path in configs.glob("*.yaml"))
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--config", metavar="FILE", help=f"YAML file like configs/{configs.name}/{example}")
+    chosen.add_argument("--preset", choices=presets, help="one of those")
+    parser.add_argument("--steps", type=positive_int, help="optimiser steps in all (default: the configuration's)")
+    add_training_arguments(parser, **dict.fromkeys(entry.name for entry in FLAGS))
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration, dotted keys")
+
+
 def settings_from(args: argparse.Namespace, run_dir: Path, steps: int, **defaults: Any) -> TrainSettings:
     """The TrainSettings that parsed arguments describe; `defaults` stand where a flag was left to the configuration.
 
