@@ -20,6 +20,7 @@ from evaluation.codebook import CodebookUsage, code_counts
 from evaluation.metrics import psnr
 from losses.perceptual import LPIPS
 from tokenizer3d.files import load_model
+from tokenizer3d.isometric import start_isometric
 from tokenizer3d.model import Tokenizer3D
 from tokenizer3d.objective import Objective, ObjectiveConfig, frames_of
 from training.cli import command_line
@@ -36,7 +37,6 @@ from videodata.splits import HELD_OUT, declared_splits
 
 STEPS = 50_000  # where neither the flag nor the configuration says
 PARTS = ("all", "decoder")
-SPREAD = 4.0  # brings the latents of a new encoder, of a standard deviation of 0.3, to about 1
 SMALLEST_SIDE = 24  # of frames of which the discriminator makes a logit
 LARGEST_COUNTED = 2**16  # codes whose use is counted at validation
 OPTIMIZERS: dict[str, dict[str, Any]] = {  # of the tokenizer: the original's, or one that learns from fewer clips
@@ -70,7 +70,7 @@ class OptimizationConfig:
     trained: str = "all"  # or decoder: the encoder stays as it is, and gets no gradient
     start: str | None = None  # weights to go on from: a run folder, a folder of save_pretrained, a file
     image_steps: int = 0  # first steps that take single frames; the temporal layers join a decoder that can draw
-    quiet_start: bool = False  # every residual branch starts at zero, as the temporal ones do in any case
+    isometric_start: bool = False  # start values with which the model passes colours on (isometric.py)
     checkpointing: bool = False
     perceptual_weights: str | None = None  # file of VGG-16, or its folder; found by name otherwise
 
@@ -232,20 +232,10 @@ def check(options: OptimizationConfig, tokenizer: Tokenizer3D) -> None:
         raise UserError(f"optimization.image_steps must not be negative, found {options.image_steps}")
     if options.image_steps and not tokenizer.is_causal:
         raise UserError("optimization.image_steps needs a causal model: others have no single frames")
-    if options.quiet_start and options.start:
-        raise UserError("optimization.quiet_start is for training from nothing, but optimization.start names weights")
-
-
-def start_quietly(tokenizer: Tokenizer3D) -> None:
-    """Every residual branch starts at zero: a short training first learns the plain path and then what it lacks.
-
-    Codes start with latents that spread over the levels: those of torch's start values all fall on the middle one.
-    """
-    for name, parameter in tokenizer.named_parameters():
-        if ".conv2." in name or ".proj_out." in name:
-            nn.init.zeros_(parameter)
-        elif tokenizer.quantizer is not None and name.startswith("encoder.conv_out."):
-            parameter.data.mul_(SPREAD)
+    if options.isometric_start and options.start:
+        raise UserError(
+            "optimization.isometric_start is for training from nothing, but optimization.start names weights"
+        )
 
 
 def train_tokenizer3d(args: argparse.Namespace) -> str:
@@ -274,8 +264,8 @@ def build_recipe(config: TrainConfig | dict[str, Any], seed: int = 0) -> Tokeniz
         if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in tokenizer.state_dict().items()}:
             raise UserError(f"{options.start}: holds another model than the part model of the configuration says")
         tokenizer.load_state_dict(weights)
-    if options.quiet_start:
-        start_quietly(tokenizer)
+    if options.isometric_start:
+        start_isometric(tokenizer)
     tokenizer.checkpointing = options.checkpointing
     recipe = Tokenizer3DRecipe(tokenizer.train(), config.objective, options, config.data.path)
     if config.objective.perceptual_weight > 0:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from scripts import evaluate, train_tokenizer3d
@@ -144,7 +145,8 @@ def test_a_hundred_steps_on_real_clips_lower_the_error(tmp_path, clips):
     """Acceptance row 21, on the sample clips that are long enough."""
     data = DataConfig(path=str(clips), frames=5, size=32, split=False)
     training, _ = open_data(data)
-    made = recipe({**KL, "patch_size": 2, "ch": 16}, {"optimizer": "muon", "learning_rate": 5e-3, "quiet_start": True})
+    start = {"optimizer": "muon", "learning_rate": 5e-3, "isometric_start": True}
+    made = recipe({**KL, "patch_size": 2, "ch": 16}, start)
     settings = TrainSettings(run_dir=tmp_path, steps=100, batch_size=2, device="cpu", log_every=1)
     found = []
 
@@ -178,13 +180,27 @@ def test_codes_are_learned_saved_and_decoded(tmp_path, model):
     assert torch.equal(stored.decode_indices(found.indices), stored.decode(found))
 
 
-def test_a_quiet_start_has_no_residuals_and_spreads_the_codes():
-    """All of a new model's latents would fall on the middle of three levels, and nothing would reach the decoder."""
-    model = {**KL, "regularizer": "fsq", "z_channels": 4, "levels": [3, 3, 3, 3], "ch": 32}
-    usual, quiet = (recipe(model, {"quiet_start": quiet}).tokenizer.eval() for quiet in (False, True))
-    x = clip(5, 32, 32)
-    assert not any(value.any() for name, value in quiet.state_dict().items() if ".conv2." in name)
-    assert usual.encode(x).codes.abs().mean() < 0.3 < quiet.encode(x).codes.abs().mean()
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"version": "1.1"}, {"causal": False}, {"patch_size": 2}, {"regularizer": "fsq", "levels": [9] * 4}],
+    ids=["causal", "1.1", "not causal", "patches", "codes"],
+)
+def test_an_isometric_start_passes_colours_on(change):
+    """Cells of one colour each, as large as a latent, come out as they are; those of other start values do not."""
+    model = {**KL, "ch": 32, **change}
+    started, usual = (recipe(model, {"isometric_start": start}).tokenizer.eval() for start in (True, False))
+    size = started.spatial_factor
+    cells = torch.rand(1, 3, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x = F.interpolate(cells, (8, 3 * size, 3 * size))
+    errors = [(network(x)[1] - x).abs().mean() for network in (started, usual)]
+    assert errors[0] < 0.12 < 0.4 < errors[1]
+    assert not any(value.any() for name, value in started.state_dict().items() if "conv2.weight" in name)
+
+
+def test_an_isometric_start_needs_channels():
+    for change in ({"ch": 7}, {"z_channels": 2}):
+        with pytest.raises(UserError, match="isometric start needs at least 8 channels"):
+            recipe({**KL, **change}, {"isometric_start": True})
 
 
 def test_single_frames_come_first(tmp_path):
@@ -215,7 +231,7 @@ def test_what_makes_no_sense_is_one_line(tmp_path):
         {"optimizer": "none"},
         {"trained": "encoder"},
         {"image_steps": -1},
-        {"quiet_start": True, "start": "x"},
+        {"isometric_start": True, "start": "x"},
     ):
         with pytest.raises(UserError, match="optimization"):
             Tokenizer3DRecipe(Tokenizer3D.from_config(KL), ObjectiveConfig(), OptimizationConfig(**options))
