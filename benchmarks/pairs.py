@@ -56,6 +56,8 @@ class Tokenizer:
     given: int = 5
     given_cells: int = 5  # latent frames that the given ones become
     more: tuple[str, ...] = ()  # generators that learn its latents, where it makes codes too
+    opens: str = "{run}"  # for encode.py
+    codes: int | None = None  # of a position, where they are not all that `width` codebooks of `size` can say
 
     @property
     def data(self) -> str:
@@ -78,7 +80,8 @@ TOKENIZERS = {
         "scripts/train_lvt.py --config-file configs/lvt/VQVAE_tiny.yaml --data {data} --run_dir {run} --steps {steps} "
         "TEST.EVAL_PERIOD {steps} VIS_PERIOD {steps}", 7000, "", (17, 8, 8), 2, 128,
     ),
-    "3-D, codes": Tokenizer(TOKENIZER_3D + "tiny_fsq", 850, "tokenizer3d", (5, 4, 4), 1, 1000, given_cells=2),
+    "3-D, codes": Tokenizer(TOKENIZER_3D + "tiny_fsq", 850, "tokenizer3d", (5, 4, 4), 2, 40, given_cells=2, codes=1000,
+        opens="tokenizer3d:{run},codebooks=2"),
     "3-D, KL": Tokenizer(TOKENIZER_3D + "tiny_kl", 850, "tokenizer3d", (5, 4, 4), 16, given_cells=2),
     "vvae": Tokenizer(
         "scripts/train_vvae.py --preset tiny --data {data} --run_dir {run} --steps {steps} --pictures_every {steps} "
@@ -92,7 +95,7 @@ TOKENIZERS = {
 CHANNELS = {"vqgan, 9 bits": 8, "ldm vqgan": 4}  # of the latents of those that make codes, too
 GENERATORS = ("causal", "masked", "river", "sde")
 STEPS = {  # of five minutes; of the SDE, those of its flow, and a fifth as many of its noise
-    "causal": {"vqgan, 9 bits": 3200, "vqgan, 3 bits": 4600, "ldm vqgan": 3200, "lvt vqvae": 2850, "3-D, codes": 3100},
+    "causal": {"vqgan, 9 bits": 3200, "vqgan, 3 bits": 4600, "ldm vqgan": 3200, "lvt vqvae": 2850, "3-D, codes": 2600},
     "masked": {"vqgan, 9 bits": 3150, "vqgan, 3 bits": 5900, "ldm vqgan": 3150, "lvt vqvae": 1900, "3-D, codes": 2300},
     "river": {"vqgan, 9 bits": 9400, "ldm vqgan": 9400, "3-D, KL": 9400, "vvae": 9400, "flow_pred's own": 3800},
     "sde": {"vqgan, 9 bits": 13700, "ldm vqgan": 13700, "3-D, KL": 13700, "vvae": 13700, "flow_pred's own": 4200},
@@ -150,7 +153,7 @@ class Bench:
         it, folder = TOKENIZERS[name], self.out / f"{plain(name)}-{kind}"
         self.call(
             folder.name,
-            f"scripts/encode.py --checkpoint {{run}} --data {{data}} --size {SIZE} --frames {it.frames} --kind {kind} "
+            f"scripts/encode.py --checkpoint {it.opens} --data {{data}} --size {SIZE} --frames {it.frames} --kind {kind} "
             "--out {out}",
             run=self.tokenizer(name), data=it.data, out=folder,
         )  # fmt: skip
@@ -263,7 +266,7 @@ def bits_of(tokenizer: str, generator: str) -> str:
     it = TOKENIZERS[tokenizer]
     if generator not in ("causal", "masked"):
         return ""
-    return f"{math.prod(it.grid) * it.width * math.log2(it.size):,.0f}"
+    return f"{math.prod(it.grid) * math.log2(it.codes or it.size**it.width):,.0f}"
 
 
 def build_parser() -> argparse.ArgumentParser:
