@@ -153,8 +153,8 @@ class Bench:
         it, folder = TOKENIZERS[name], self.out / f"{plain(name)}-{kind}"
         self.call(
             folder.name,
-            f"scripts/encode.py --checkpoint {it.opens} --data {{data}} --size {SIZE} --frames {it.frames} --kind {kind} "
-            "--out {out}",
+            f"scripts/encode.py --checkpoint {it.opens} --data {{data}} --size {SIZE} --frames {it.frames} "
+            f"--kind {kind} --out {{out}}",
             run=self.tokenizer(name), data=it.data, out=folder,
         )  # fmt: skip
         return folder
