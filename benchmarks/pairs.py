@@ -95,8 +95,8 @@ TOKENIZERS = {
 CHANNELS = {"vqgan, 9 bits": 8, "ldm vqgan": 4}  # of the latents of those that make codes, too
 GENERATORS = ("causal", "masked", "river", "sde")
 STEPS = {  # of five minutes; of the SDE, those of its flow, and a fifth as many of its noise
-    "causal": {"vqgan, 9 bits": 3200, "vqgan, 3 bits": 4600, "ldm vqgan": 3200, "lvt vqvae": 2850, "3-D, codes": 2600},
-    "masked": {"vqgan, 9 bits": 3150, "vqgan, 3 bits": 5900, "ldm vqgan": 3150, "lvt vqvae": 1900, "3-D, codes": 2300},
+    "causal": {"vqgan, 9 bits": 3200, "vqgan, 3 bits": 4600, "ldm vqgan": 3200, "lvt vqvae": 2850, "3-D, codes": 4600},
+    "masked": {"vqgan, 9 bits": 3150, "vqgan, 3 bits": 5900, "ldm vqgan": 3150, "lvt vqvae": 1900, "3-D, codes": 3400},
     "river": {"vqgan, 9 bits": 9400, "ldm vqgan": 9400, "3-D, KL": 9400, "vvae": 9400, "flow_pred's own": 3800},
     "sde": {"vqgan, 9 bits": 13700, "ldm vqgan": 13700, "3-D, KL": 13700, "vvae": 13700, "flow_pred's own": 4200},
 }
