@@ -122,8 +122,8 @@ def compare(folder: Path, out: Path, size: tuple[int, int], workers: int, rounds
     target = 1.5 if size == (320, 240) else 1.0
     print(
         f"ratio {rate[ours] / rate[opencv]:.2f} (target {target}) to the OpenCV loop at {width}x{height}, "
-        f"per CPU second {cpu[ours] / cpu[opencv]:.2f}; {rate[ours] / rate[decode]:.2f} of decoding alone, per CPU second "
-        f"{cpu[ours] / cpu[decode]:.2f}; {workers} workers {rate[ours] / rate[single]:.2f} times one\n"
+        f"per CPU second {cpu[ours] / cpu[opencv]:.2f}; {rate[ours] / rate[decode]:.2f} of decoding alone, "
+        f"per CPU second {cpu[ours] / cpu[decode]:.2f}; {workers} workers {rate[ours] / rate[single]:.2f} times one\n"
         f"frames/s: {rate[ours]:.0f} with {workers} workers, {rate[single]:.0f} with one, {rate[opencv]:.0f} with the "
         f"OpenCV loop, {rate[decode]:.0f} decoding alone in {workers} processes; per CPU second {cpu[ours]:.0f}, "
         f"{cpu[single]:.0f}, {cpu[opencv]:.0f} and {cpu[decode]:.0f}; medians of {rounds}",
