@@ -27,7 +27,7 @@ CLIP_FRAMES = 186  # the mean of UCF101
 VIDEOS = {(320, 240): 32, (64, 64): 96}  # enough that starting the processes does not decide
 
 
-def make_videos(folder: Path, count: int) -> None:
+def make_videos(folder: Path, count: int, frames: int = CLIP_FRAMES) -> None:
     """MPEG-4 avi files, 320x240, a moving texture with noise; four different ones under `count` names."""
     folder.mkdir()
     for index in range(count):
@@ -39,7 +39,7 @@ def make_videos(folder: Path, count: int) -> None:
         texture = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=25, width=320, height=240, pix_fmt="yuv420p", bit_rate=600_000)
-            for time_step in range(CLIP_FRAMES):
+            for time_step in range(frames):
                 window = texture[time_step : time_step + 240, time_step : time_step + 320]
                 noisy = np.clip(window.astype(int) // 2 + 64 + rng.integers(-4, 5, window.shape), 0, 255)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy.astype(np.uint8), format="rgb24")))
