@@ -2,7 +2,8 @@
 
 Preparing: 200 generated clips of 240x320 to sequences of 64x64, each run in a process of its own. Reading: random
 stretches of 16 frames of 64x64, from ten-second films as cameras and sites make them (a key frame every 250), and from
-the .npy and the .hdf5 that were prepared from them, all in the page cache. Printed are ratios of medians, then figures.
+the .npy and the .hdf5 that were prepared from them, all in the page cache. Cached latents: batches of 64 clips as a
+training of flow_pred draws them, mapped and through HDF5. Printed are ratios of medians, then figures.
 """
 
 import argparse
@@ -27,6 +28,7 @@ DISTINCT = 8  # films that are encoded; the others are links to them
 CLIPS, CLIP_FRAMES = 200, 186  # the mean of UCF101
 FILM_FRAMES = 300
 SIZE, WINDOW = 64, 16
+BATCH = 64  # clips of cached latents
 
 
 def make_films(folder: Path, count: int, frames: int) -> Path:
@@ -165,11 +167,39 @@ def compare_reads(work: Path, rounds: int) -> None:
         )
 
 
+def compare_latents(work: Path, rounds: int) -> None:
+    """A batch of cached latents from the mapped file and through HDF5, in milliseconds of the processor."""
+    import torch
+
+    from flow_pred import latents
+    from flow_pred.autoencoder import build_autoencoder
+    from videodata.hdf5 import open_hdf5
+
+    identity = build_autoencoder({"type": "identity"})
+    latents.encode_latents(identity, "shapes:100,frames=40,size=16", "train", work / "latents", size=16)
+    mapped, through = (latents.LatentClips(work / "latents", "train", 20) for _ in range(2))
+    file = open_hdf5(mapped.path)
+    through._latents.get = lambda: file["latents"]  # as it is read where it does not lie in one piece
+    spent: dict[str, list[float]] = {"mapped": [], "HDF5": []}
+    for batch in range(10 * rounds):
+        for name, clips in (("mapped", mapped), ("HDF5", through)):
+            begin = time.process_time()
+            read = [clips[(item % len(clips), batch * BATCH + item)]["latents"] for item in range(BATCH)]
+            spent[name].append(1000 * (time.process_time() - begin))
+            assert torch.stack(read).shape[:2] == (BATCH, 20)
+    median = {name: statistics.median(values) for name, values in spent.items()}
+    print(
+        f"ratio {median['HDF5'] / median['mapped']:.1f}: a batch of {BATCH} clips of 20 cached latents in "
+        f"{median['mapped']:.1f} ms mapped, {median['HDF5']:.1f} ms through HDF5; medians of {10 * rounds}",
+        flush=True,
+    )
+
+
 def main() -> None:
-    """Both comparisons."""
+    """All comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("reads", "workers"), help="one of the two comparisons")
+    parser.add_argument("--only", choices=("reads", "workers", "latents"), help="one of the comparisons")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -178,10 +208,9 @@ def main() -> None:
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
     with tempfile.TemporaryDirectory() as name:
-        if args.only != "workers":
-            compare_reads(Path(name), args.rounds)
-        if args.only != "reads":
-            compare_workers(Path(name), args.rounds)
+        for kind, compare in (("reads", compare_reads), ("latents", compare_latents), ("workers", compare_workers)):
+            if args.only in (None, kind):
+                compare(Path(name), args.rounds)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 
 from evaluation.journal import Journal
 from evaluation.protocols import CHANGED, published_text
@@ -323,6 +322,8 @@ def over_repetitions(values: Sequence[float]) -> Interval | None:
     """Student's t interval for the mean of repeated measurements; None for fewer than two."""
     if len(values) < 2:
         return None
+    from scipy.special import stdtrit  # here: trainings write reports too, of one repetition
+
     mean = fmean(values)
     quantile = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2))
     half = quantile * stdev(values) / math.sqrt(len(values))

@@ -310,7 +310,7 @@ class LatentClips(Dataset):
         self._videos = np.flatnonzero(self._lengths >= self.span)
         if not len(self._videos):
             raise VideoError(self.path, f"no video has the {self.span} frames that a clip spans")
-        self._file = PerProcess(open_hdf5, self.path)
+        self._latents = PerProcess(stored_latents, self.path)
 
     def _check(self, dtype: np.dtype, texts: dict[str, list[str]]) -> None:
         """Raise ValueError or KeyError where the file does not say of its latents what it must."""
@@ -335,9 +335,13 @@ class LatentClips(Dataset):
         key = (self.seed, 0, item) if position is None else (self.seed, 1, int(position))
         start = int(np.random.default_rng(key).integers(self._lengths[video] - self.span + 1))
         first = int(self._offsets[video]) + start
-        with hdf5_errors(self.path):
-            values = self._file.get()["latents"][first : first + self.span][:: self.stride]
-        return {"latents": torch.from_numpy(values.astype(np.float32))}
+        latents = self._latents.get()
+        if isinstance(latents, np.memmap):
+            values = latents[first : first + self.span : self.stride]
+        else:
+            with hdf5_errors(self.path):
+                values = latents[first : first + self.span][:: self.stride]
+        return {"latents": torch.from_numpy(np.array(values, np.float32))}
 
     def label(self, index: int) -> str | None:
         """The label of an item's video; None: it has none. Raises UserError for a file from before labels were kept."""
@@ -369,6 +373,22 @@ class LatentClips(Dataset):
         expected, found = autoencoder_hash(autoencoder), self.attributes["autoencoder"]
         if expected != found:
             raise UserError(f"{self.path}: encoded by another autoencoder ({found}, not {expected}); encode again")
+
+
+def stored_latents(path: Path) -> np.memmap | h5py.Dataset:
+    """The latents of a cache, (sum of frames, C, h, w). Raises VideoError.
+
+    `encode_latents` stores them in one piece, which is mapped: HDF5 takes ten times as long to find a clip in it. What
+    another program stored in chunks is read through HDF5.
+    """
+    file = open_hdf5(path)
+    with hdf5_errors(path):
+        latents = file["latents"]
+        place = latents.id.get_offset()  # in the file; None where they lie in several pieces
+        if place is None:
+            return latents
+        with file:
+            return np.memmap(path, latents.dtype, "r", place, latents.shape)
 
 
 class EncodedLatents(Dataset):

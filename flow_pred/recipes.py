@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional
 
 from flow_pred.config import FlowPredConfig
 from flow_pred.conv_backbone import ConvBlock, ConvRegressor
@@ -385,6 +384,8 @@ def jitter_colors(clips: Tensor, noise: SampleNoise) -> Tensor:
 
 def jittered(clip: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
     """One clip (T, 3, H, W) with draws in [-1, 1), in the original's order."""
+    from torchvision.transforms.v2 import functional  # here: few data sets are augmented, and it takes a second
+
     pixels = (clip + 1) / 2
     pixels = functional.adjust_brightness(pixels, 1 + STRENGTH * brightness)
     pixels = functional.adjust_contrast(pixels, 1 + STRENGTH * contrast)

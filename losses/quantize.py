@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vector_quantize_pytorch import LFQ, VectorQuantize
 
 from training.distributed import all_sum, world_size
 from training.randomness import derive_seed
@@ -90,6 +89,8 @@ class SignQuantizer(Quantizer):
     """`lfq`: a power of two of codes, the corners of a cube."""
 
     def __init__(self, dim: int, size: int, commitment_cost: float) -> None:
+        from vector_quantize_pytorch import LFQ  # here, and below: FSQ and whoever quantises nothing start without it
+
         super().__init__(size)
         self.layer = LFQ(dim=dim, codebook_size=size, commitment_loss_weight=commitment_cost, channel_first=True)
 
@@ -106,6 +107,8 @@ class AverageQuantizer(Quantizer):
     needs_start = True
 
     def __init__(self, dim: int, size: int, commitment_cost: float, decay: float, dead_code_fraction: float) -> None:
+        from vector_quantize_pytorch import VectorQuantize
+
         layer = VectorQuantize(
             dim=dim,
             codebook_size=size,

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from training.optim import Muon
@@ -268,9 +267,17 @@ def gradient_exchange(network: nn.Module, exchange: bool) -> Iterator[None]:
     yield
 
 
+def is_sharded(value: Any) -> bool:
+    """Whether this is one process's part of a sharded tensor, a DTensor.
+
+    Asked by a method that only these have: their module takes seconds to import, and one process shards nothing.
+    """
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+
+
 def whole(value: Any) -> Any:
     """Nested state with each tensor complete, detached and on the CPU. All processes must call it when sharded."""
-    if isinstance(value, DTensor):
+    if is_sharded(value):
         value = value.full_tensor()
     if isinstance(value, Tensor):
         return value.detach().cpu()
@@ -283,6 +290,8 @@ def whole(value: Any) -> Any:
 
 def like(value: Tensor, example: Tensor) -> Tensor:
     """A complete tensor, sharded as `example` is when that is sharded and has the same shape."""
-    if isinstance(example, DTensor) and value.shape == example.shape:
+    if is_sharded(example) and value.shape == example.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)
     return value

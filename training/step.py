@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from training import distributed
@@ -138,7 +137,7 @@ class Updater:
                 self.state.scaler.unscale_(self.state.optimizers[name])
             gradients = [p.grad for p in parameters_of(self.state.optimizers[name]) if p.grad is not None]
             norm = get_total_norm(gradients)
-            norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            norms[name] = norm.full_tensor() if distributed.is_sharded(norm) else norm
         return norms
 
     def accept(self, update: Update, norms: dict[str, Tensor]) -> bool:

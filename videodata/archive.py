@@ -29,14 +29,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import rarfile
 from tqdm import tqdm
 
 from videodata.errors import UserError, said_by
 from videodata.files import environment, lock_file, readable_size, require_room
 from videodata.files import replace as rename
+
+if TYPE_CHECKING:
+    import rarfile
 
 logger = logging.getLogger(__name__)
 # What Python's modules raise about a damaged archive; the last line is of names that are no text and numbers too large.
@@ -340,6 +342,8 @@ def no_tool(archive: object, hint: str = "") -> ArchiveError:
 def _write_stored(archive: Path, missing: Iterable[Member], folder: Path) -> None:
     """Write those of the members that are stored as they are, which needs no program. What fails, a tool may manage."""
     names = {member.name for member in missing if member.stored}
+    import rarfile
+
     with rarfile.RarFile(archive) as opened:
         for info in opened.infolist():
             name = posixpath.normpath(info.filename)
@@ -356,6 +360,8 @@ def available_tools() -> list[str]:
 
 def _listing(archive: Path) -> tuple[list[Member], int]:
     """Members, and the bytes of all volumes."""
+    import rarfile  # here, and below: --help answers without it
+
     headers: list[rarfile.RarInfo] = []
     try:
         with rarfile.RarFile(archive, info_callback=headers.append) as opened:
@@ -377,6 +383,8 @@ def _warn_without_end(archive: Path, headers: list[rarfile.RarInfo]) -> None:
 
     Since version 3 the last header is one for the end; older files have none, and members that old programs can read.
     """
+    import rarfile
+
     files = [info for info in headers if info.type == rarfile.RAR_BLOCK_FILE]
     is_old = files and not any(info.extract_version >= RAR_3 or info.flags & rarfile.RAR_FILE_EXTTIME for info in files)
     if not is_old and (not headers or headers[-1].type != rarfile.RAR_BLOCK_ENDARC):
@@ -384,6 +392,8 @@ def _warn_without_end(archive: Path, headers: list[rarfile.RarInfo]) -> None:
 
 
 def _member(info: rarfile.RarInfo, opened: rarfile.RarFile) -> Member:
+    import rarfile
+
     if info.is_dir():
         return Member(info.filename, 0, "folder")
     redirection = getattr(info, "file_redir", None)

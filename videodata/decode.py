@@ -27,12 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
+from videodata.container import open_video
 from videodata.errors import UserError, VideoError
 from videodata.files import environment
-from videodata.video import iter_frames, probe
+from videodata.video import frames_of
 
 RING_BYTES = 64 << 20  # per worker: a few seconds of 320x240, so that workers seldom wait for their turn
-SLOT_BYTES = 1 << 20
+SLOT_BYTES = 4 << 20  # of frames that are handed over at a time: each costs both sides a message
 LEAST_SLOTS = 4
 ROUGH = 2  # frames that headers claim too many though nothing is missing
 FREE_SLOT = b"free"  # the message that the oldest slot can be filled again; all others are JSON
@@ -287,19 +288,18 @@ def decode(
     """
     frames, fps, error, note = 0, None, None, None
     try:
-        info = probe(path)
-        rate = info.fps / stride
-        fps = f"{rate.numerator}/{rate.denominator}"
-        # Damage is reported after the last frame, so whoever wants the rest of a damaged video has it by then.
-        stretch = islice(iter_frames(path, size, resize), start, stop)
-        for frame in stretch:
-            if frames % stride == 0:
-                ring.put(frame)
-            frames += 1
+        with open_video(path) as video:
+            rate, promised = video.fps / stride, video.stream.frames or None  # as the header claims
+            fps = f"{rate.numerator}/{rate.denominator}"
+            # Damage is reported after the last frame, so whoever wants the rest of a damaged video has it by then.
+            for frame in islice(frames_of(video, size, resize), start, stop):
+                if frames % stride == 0:
+                    ring.put(frame)
+                frames += 1
         if stop is not None and start + frames < stop:
             note = f"frames {start} to {stop - 1} were asked for, the video has {frames} of these"
-        if stop is None and info.frames is not None and start + frames < info.frames - ROUGH:
-            note = f"its header says {info.frames} frames, {start + frames} can be decoded"
+        if stop is None and promised is not None and start + frames < promised - ROUGH:
+            note = f"its header says {promised} frames, {start + frames} can be decoded"
     except VideoError as problem:
         error = problem.reason
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent process is gone

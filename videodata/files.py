@@ -21,8 +21,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from videodata.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -229,6 +227,8 @@ def lock_file(
     UserError at once when another process holds it, when the folder cannot be written, or when the file is somebody's:
     locks are empty.
     """
+    from filelock import FileLock, Timeout  # here: a third of the start of the processes that decode
+
     path = Path(f"{target}.lock" if lock is None else lock)
     held = FileLock(path, timeout=-1 if wait else 0, thread_local=False)
     with ExitStack() as stack:

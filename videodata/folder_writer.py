@@ -20,7 +20,6 @@ from videodata.encode import write_video
 from videodata.errors import BAD_NAME, UserError, VideoError, disk_errors
 from videodata.files import TEMPORARY, portable_name, read_json, replace, sync_folder
 from videodata.frame_folder import save_png
-from videodata.hdf5 import ShardSeries
 from videodata.journal import Entry, Writer, described, sidecar_path
 
 FORMAT = "videodata-folder"
@@ -148,6 +147,8 @@ class ShardWriter(FolderWriter):
     def __init__(
         self, *args: object, layout: str = "chunked", videos_per_shard: int = VIDEOS_PER_SHARD, **options: object
     ) -> None:
+        from videodata.hdf5 import ShardSeries  # here: whoever writes no HDF5 starts without its library
+
         super().__init__(*args, **options)
         self._shards = ShardSeries(self.partial, layout, videos_per_shard)
 

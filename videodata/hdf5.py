@@ -24,9 +24,8 @@ from h5py import h5d, h5s
 from videodata.errors import UserError, VideoError, one_line, said_by
 from videodata.files import Unreadable, files_in_folder, free_space, publish, sole_path
 from videodata.resize import Size
-from videodata.source import ClipSource, JoinedSource, PerProcess, by_split, frame_range, open_each
+from videodata.source import HDF5_SUFFIXES, ClipSource, JoinedSource, PerProcess, by_split, frame_range, open_each
 
-HDF5_SUFFIXES = (".hdf5", ".h5")
 FORMAT = "videodata-hdf5"
 CHUNK_FRAMES = 8
 BLOCK = 8 * CHUNK_FRAMES  # frames that are held in memory while a video is written

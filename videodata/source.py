@@ -17,6 +17,7 @@ from videodata.errors import UserError, VideoError
 from videodata.resize import Size, as_size, resize_frames
 
 GENERATED_FPS = Fraction(12)
+HDF5_SUFFIXES = (".hdf5", ".h5")
 LARGEST_SIDE = 4096  # pixels of a generated video
 
 

@@ -14,11 +14,10 @@ from videodata.digits import Digits
 from videodata.errors import UserError, VideoError
 from videodata.files import Unreadable, files_in_folder, holds_files, is_hidden, write_json
 from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
-from videodata.hdf5 import HDF5_SUFFIXES, Hdf5Source
 from videodata.journal import PARTS_FORMAT, difference, partial_path, read_sidecar, sidecar_path
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
-from videodata.source import ClipSource, JoinedSource, open_each
+from videodata.source import HDF5_SUFFIXES, ClipSource, JoinedSource, open_each
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import VideoFolder
 
@@ -46,7 +45,7 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     if suffix == ".npy":
         return NpySource(path, color)
     if suffix in HDF5_SUFFIXES:
-        return Hdf5Source(path)
+        return _open_hdf5(path)
     if suffix == ".json":
         return open_index(path)
     if not path.exists():
@@ -56,10 +55,16 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     return _open_folder(path)
 
 
+def _open_hdf5(path: Path) -> ClipSource:
+    from videodata.hdf5 import Hdf5Source  # here: whoever reads no HDF5 starts without its library
+
+    return Hdf5Source(path)
+
+
 def _open_folder(path: Path) -> ClipSource:
     """A folder of one kind. Images beside videos are thumbnails; nobody can say what arrays beside them are."""
     kinds = {
-        "HDF5 shards": (HDF5_SUFFIXES, False, Hdf5Source),
+        "HDF5 shards": (HDF5_SUFFIXES, False, _open_hdf5),
         ".npy arrays": ({".npy"}, False, open_arrays),
         "videos": (VIDEO_SUFFIXES, True, VideoFolder.from_folder),
     }

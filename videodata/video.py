@@ -138,13 +138,20 @@ def iter_frames(
     file without any frame always does.
     """
     with open_video(path) as video:
-        pictures = _Pictures(video, as_size(size), resize)
-        for count, frame in enumerate(video.frames()):
-            yield pictures.rgb(frame, count)
-        if pictures.shape is None:
-            raise video.nothing_decoded()
-        if not keep_damaged:
-            video.require_intact()
+        yield from frames_of(video, size, resize, keep_damaged)
+
+
+def frames_of(
+    video: Video, size: int | Size | None = None, resize: str = "crop", keep_damaged: bool = False
+) -> Iterator[np.ndarray]:
+    """`iter_frames` of a file that is open, and stands at its beginning."""
+    pictures = _Pictures(video, as_size(size), resize)
+    for count, frame in enumerate(video.frames()):
+        yield pictures.rgb(frame, count)
+    if pictures.shape is None:
+        raise video.nothing_decoded()
+    if not keep_damaged:
+        video.require_intact()
 
 
 def iter_stretch(path: str | Path, start: float, end: float) -> Iterator[np.ndarray]:

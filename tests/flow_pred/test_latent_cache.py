@@ -97,3 +97,18 @@ def test_a_damaged_cache_is_one_line(tmp_path, name):
     with pytest.raises(UserError, match="train.hdf5: cannot be read") as caught:
         LatentClips(tmp_path, "train", 2)
     assert "\n" not in str(caught.value)
+
+
+def test_a_cache_that_another_program_stored_in_chunks_gives_the_same_clips(tmp_path, autoencoder):
+    """Ours is mapped, in one piece; one that was packed anew is read through HDF5."""
+    path = encode_latents(autoencoder, DATA, "train", tmp_path, size=16)
+    mapped, chunked = LatentClips(tmp_path, "train", 4, stride=3), LatentClips(tmp_path, "train", 4, stride=3)
+    clips = [mapped[(0, position)]["latents"] for position in range(5)]
+    assert isinstance(mapped._latents.get(), np.memmap)
+    with h5py.File(path, "r+") as file:
+        values = file["latents"][()]
+        del file["latents"]
+        file.create_dataset("latents", data=values, chunks=(1, *values.shape[1:]), compression="lzf")
+    for position, clip in enumerate(clips):
+        torch.testing.assert_close(chunked[(0, position)]["latents"], clip, atol=0, rtol=0)
+    assert isinstance(chunked._latents.get(), h5py.Dataset)

@@ -17,7 +17,6 @@ from videodata.digits import SPEED, UNIT, Digits, speed_range
 from videodata.errors import UserError, VideoError, one_line
 from videodata.files import FOLDER, Unreadable, files_in_folder, has_suffix, scan_files, walk
 from videodata.frame_folder import read_image
-from videodata.hdf5 import Hdf5Writer
 from videodata.prepare import Decoder, decode_source, source_videos
 from videodata.shapes import LENGTH, Shapes
 from videodata.source import ClipSource
@@ -137,6 +136,8 @@ def frames_to_shards(
     Videos may lie deeper, below folders of their classes. Frames become size x size by Pillow's bicubic filter,
     whatever their aspect. Yields what was done. Raises UserError.
     """
+    from videodata.hdf5 import Hdf5Writer  # here: --help answers without its library
+
     splits = [split for split in SPLITS if (data_dir / split).is_dir()]
     if not splits:
         raise UserError(f"{data_dir}: has none of the folders {', '.join(SPLITS)}")

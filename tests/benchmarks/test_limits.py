@@ -1,0 +1,20 @@
+"""The benchmark of limits: every path runs at a reduced size, and a fraction is one."""
+
+import json
+
+import pytest
+
+from benchmarks import limits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", limits.PATHS)
+def test_every_path_is_measured(tmp_path, capsys, path):
+    """With its arithmetic or its least; nothing is faster than its limit but for the noise of a short measurement."""
+    limits.main(["--quick", "--rounds", "1", "--only", path, "--out", str(tmp_path / "limits.json")])
+    written = json.loads((tmp_path / "limits.json").read_text())
+    assert set(written["paths"]) == {path} and path in capsys.readouterr().out
+    result = written["paths"][path]
+    assert 0 < result["fraction"] < 1.5 and result["seconds"] > 0
+    assert (result["gflop"] > 0) == (path != "preparing 320x240")
+    assert written["references"]["reading"]["unit"] == "GB/s"

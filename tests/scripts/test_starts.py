@@ -1,0 +1,57 @@
+"""Starting costs what is used: short commands, and the modules behind the trainings, import no library in vain."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 0.4  # of the processor, on a free core of 2026
+IN_VAIN = ("h5py", "filelock", "rarfile", "torch", "scipy", "torchvision", "tensorboard", "pandas", "matplotlib")
+PREPARING = ("prepare_ucf101.py --help", "scripts/prepare_data.py --help", "scripts/convert_to_h5.py --help")
+SHORT = [*PREPARING, "main.py --help", "scripts/evaluate.py --protocol list", "scripts/encode.py --nonsense"]
+UNUSED = ["torch.distributed.tensor", "torchvision", "sklearn", "pandas", "matplotlib", "scipy", "wandb"]
+TRAININGS = {
+    "flow_pred.train": ["vector_quantize_pytorch"],
+    "video_vae.train": ["vector_quantize_pytorch", "h5py"],
+    "vqgan.train": ["h5py"],
+    "lvt.train": ["vector_quantize_pytorch"],
+    "tokenizer3d.train": ["vector_quantize_pytorch"],
+}
+
+
+def imported(code: str) -> list[str]:
+    """What a new process says that it has imported."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return done.stdout.split()
+
+
+def ran(command: str) -> tuple[set[str], float]:
+    """The modules that a command imports, and what it costs, in CPU seconds."""
+    before = os.times()
+    words = [sys.executable, "-X", "importtime", *command.split()]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    after = os.times()
+    assert done.returncode in (0, 2), done.stderr[-500:]
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    spent = sum(after[2:4]) - sum(before[2:4])
+    return modules, spent
+
+
+@pytest.mark.parametrize("command", SHORT)
+def test_short_commands_are_light(command):
+    """By what they import, and by twice the time that they take on a free core."""
+    modules, seconds = ran(command)
+    assert modules & set(IN_VAIN) == set()
+    assert seconds < 2 * SECONDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", TRAININGS)
+def test_trainings_import_what_they_use(module):
+    """Libraries for sharded networks, augmentation, metrics and quantisers that a run may not have."""
+    unused = [*UNUSED, *TRAININGS[module]]
+    code = f"import sys, {module}; print(*[name for name in {unused} if name in sys.modules])"
+    assert imported(code) == []
