@@ -99,7 +99,9 @@ class CachedDecoder:
         B counts the samples: half of the batch under guidance.
         """
         starts = [self.start(min(position, len(self.cells) - 1)) for position in positions]
-        window, own = self.place(self.of_batch(starts)), self.place(starts)
+        window = own = self.place(starts)
+        if self.guidance != 1:
+            window = self.place(self.of_batch(starts))
         codes, doubt = self.forward(window, noise[own.rows, own.positions].flatten(0, 1))
         codes, guessed = codes.view(self.samples, self.window, -1), self.codes[own.rows, own.positions]
         known = [position - start for position, start in zip(positions, starts, strict=True)]
@@ -119,21 +121,21 @@ class CachedDecoder:
 
     def place(self, starts: Sequence[int]) -> Window:
         """The windows that begin at `starts`."""
+        first, blocks = starts[0], {layer.block: layer for layer in self.layers}
         if not self.compiled and len(set(starts)) == 1:
-            places = [
-                (slot, token, token + self.window) for slot, token in (own.places[starts[0]] for own in self.layers)
-            ]
-            return Window(slice(None), slice(starts[0], starts[0] + self.window), places)
+            places = {}
+            for block, layer in blocks.items():
+                slot, token = layer.places[first]
+                places[block] = (slot, token, token + self.window)
+            return Window(slice(None), slice(first, first + self.window), places)
         device = self.cells.device
-        first = torch.tensor(starts, device=device)[:, None]
-        rows, positions = (
-            torch.arange(len(starts), device=device)[:, None],
-            first + torch.arange(self.window, device=device),
-        )
-        places = []
-        for layer in self.layers:
+        rows = torch.arange(len(starts), device=device)[:, None]
+        firsts = torch.tensor(starts, device=device)[:, None]
+        positions = firsts + torch.arange(self.window, device=device)
+        places = {}
+        for block, layer in blocks.items():
             seen = layer.tokens if self.compiled else max(layer.places[start][1] for start in starts) + self.window
-            places.append((layer.slots_of[first], layer.tokens_of[positions], seen))
+            places[block] = (layer.slots_of[firsts], layer.tokens_of[positions], seen)
         return Window(rows, positions, places)
 
     def compute(self, window: Window, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +143,8 @@ class CachedDecoder:
         taps = self.neighbours[window.positions].flatten(-2)
         seen = self.embedded[window.rows, taps].view(self.batch * self.window, -1)  # (R, taps * E)
         x = self.conditions[window.rows, window.positions].reshape(len(seen), -1) + self.convolve(seen)
-        for layer, place in zip(self.layers, window.places, strict=True):
-            x = layer.step(x, window.rows, *place)
+        for layer in self.layers:
+            x = layer.step(x, window.rows, *window.places[layer.block])
         return self.choose_codes(x, noise)
 
     def choose_codes(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,13 +204,13 @@ def neighbour_tables(size: Triple, device: torch.device) -> tuple[Tensor, Tensor
 class Window:
     """W positions of every sample, as what has axes (B, n, ...) is indexed: x[rows, positions] is (B, W, ...).
 
-    Slices where all samples are at the same place, else int64 (B, 1) and (B, W). places: of each layer, the slot of a
-    window's block, the first one of its tokens (or all of them), and how many tokens there are to look at.
+    Slices where all samples are at the same place, else int64 (B, 1) and (B, W). places: for layers with these blocks,
+    slot and first token as numbers, else the slots (B, 1) and all tokens (B, W); and how many tokens to look at.
     """
 
     rows: slice | Tensor
     positions: slice | Tensor
-    places: list[tuple[int | Tensor, int | Tensor, int]]
+    places: dict[Triple, tuple[int | Tensor, int | Tensor, int]]
 
 
 def run_length(size: Triple, block: Triple) -> int:

@@ -64,8 +64,9 @@ def generate_codes(
     one per sample, or from seeds that are drawn from `generator`; a sample depends on its own seed alone. class_idx
     int64 (B,) for a class-conditional model; None: no class, where the model knows that. guidance: how far to lead the
     model to the class (1: not at all, at half the price). compiled: torch.compile the step (worth it for many clips).
-    A causal decoder goes through the positions of a slice, a masked one makes it in as few passes as MASKED.STEPS says,
-    and is led as MASKED.GUIDANCE says where `guidance` is 1. Raises UserError for sizes that do not fit the model.
+    A causal decoder goes through the positions of a slice, `at_once` of them in each call (None: as many as pay), which
+    changes no code; a masked one makes it in as few passes as MASKED.STEPS says, and is led as MASKED.GUIDANCE says
+    where `guidance` is 1. Raises UserError for sizes that do not fit the model.
     """
     rule = SamplingRule(temperature, top_k, top_p, greedy)
     masked = model.config.decoder == "masked"
