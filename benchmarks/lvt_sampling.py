@@ -92,6 +92,7 @@ def trained_part(args: argparse.Namespace) -> dict[tuple[int, int], float]:
     for batch in args.batch:
         windows = [1, *windows_of(args, batch)]
         spent, calls = {window: [] for window in windows}, {window: [] for window in windows}
+        decisions, codes_made = 0, 0
         for number in range(args.rounds + 1):  # the first one touches all memory for the first time
             clips = torch.stack([videos[(number * batch + row) % len(videos)] for row in range(batch)])
             codes, made = encode_codes(tokenizer, clips), {}
@@ -105,17 +106,20 @@ def trained_part(args: argparse.Namespace) -> dict[tuple[int, int], float]:
 
                 spent[window].append(seconds(work))
                 calls[window].append(made[window].calls)
+                decisions, codes_made = decisions + made[window].decisions, codes_made + codes[:, :, given:].numel()
                 if not torch.equal(made[window].clips, made[1].clips):
                     raise SystemExit(f"batch {batch}, windows of {window}: other codes than one after the other")
         plain = median(spent[1][1:])
         for window in windows[1:]:
             reach[batch, window] = mean(calls[1]) / mean(calls[window])
             own = median(spent[window][1:])
+            ratio = median(one / many for one, many in zip(spent[1][1:], spent[window][1:], strict=True))
             print(
-                f"{args.weights}, batch {batch}, windows of {window}: {plain / own:.2f} times as fast as one position "
+                f"{args.weights}, batch {batch}, windows of {window}: {ratio:.2f} times as fast as one position "
                 f"after the other, the same codes; {reach[batch, window]:.2f} positions per call; "
                 f"{own / batch * 1000:.0f} ms against {plain / batch * 1000:.0f} ms per clip"
             )
+        print(f"{args.weights}, batch {batch}: the plain network decided {decisions} of {codes_made} codes", flush=True)
     return reach
 
 

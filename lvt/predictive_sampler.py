@@ -16,7 +16,7 @@ Axes: B samples, C codebooks, V codes per codebook, (T, H, W) clip of codes, (t,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class PredictiveSampler:
         self.decoder = CachedDecoder(model, self.size, rows, rule, compiled, guidance, window)
         taps = visible_taps(self.size, self.stride, model.config.kernel).to(clips.device)
         self.table = model.encoder.conv.table(taps)  # the same for all slices
-        self.calls = 0
+        self.calls = self.decisions = 0  # of the decoder with caches, and of the plain one
 
     def run(self, progress: Progress | None = None) -> Tensor:
         """Sample all positions of all slices that are not known; gives the clips."""
@@ -104,7 +104,7 @@ class PredictiveSampler:
         index = clips.new_full((len(clips),), number)
         return *self.model.slice_inputs(clips, index), index
 
-    def fill(self, number: int, first: int):
+    def fill(self, number: int, first: int) -> Iterator[int]:
         """Sample slice `number` from its position `first` on; yields how far all samples are, from there."""
         count = self.decoder.codes.shape[1]
         reached = [first] * len(self.clips)
@@ -133,6 +133,7 @@ class PredictiveSampler:
 
     def decide(self, number: int, sample: int, position: int) -> Tensor:
         """Codes (C,) of a position as the plain network chooses them, which sees this sample alone."""
+        self.decisions += 1
         model, head = self.model, self.model.ch_predictor
         rows = slice(sample, None, len(self.clips))
         if sample not in self.alone:

@@ -1,5 +1,9 @@
 """Any window, in any batch, gives the clips that one position after the other gives."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -125,6 +129,27 @@ def test_windows_end_with_their_block():
     """Raster positions of one block in a row: a frame's columns, its rows, or several frames."""
     assert [run_length((4, 6, 8), block) for block in ((1, 3, 4), (2, 3, 8), (2, 6, 8), (4, 6, 8))] == [4, 24, 96, 192]
     assert paying_window(1) > paying_window(1000) == 1
+
+
+COMPILED = """
+import torch
+from lvt.generate import generate_codes
+from tests.lvt.test_predictive_sampler import model_of
+compiler = torch.compile
+torch.compile = lambda function, **options: compiler(function, backend="eager", **options)
+model, codes = model_of("whole, several frames")
+for window in (1, 5):
+    made = [generate_codes(model, codes[:2], 6, seeds=[1, 2], compiled=way, at_once=window) for way in (False, True)]
+    assert torch.equal(*made)
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_call_gives_the_same_codes():
+    """Traced, and run without the code generator, which takes a minute; in a process of its own, because the compiler
+    starts threads.
+    """
+    subprocess.run([sys.executable, "-c", COMPILED], cwd=Path(__file__).resolve().parents[2], check=True)
 
 
 def test_damaged_weights_are_told():
