@@ -151,7 +151,7 @@ class MaskedSampler:
         return gumbel_noise(self.seeds, key, shape).to(self.clips.device)
 
     def order_noise(self, number: int, step: int) -> Tensor:
-        """Likewise for the order in which positions are kept: float64 (B, n)."""
+        """Likewise for the order in which positions are kept: float32 (B, n)."""
         uniform = uniform_noise(self.seeds, ("masked", number, step, "order"), (prod(self.size),))
         return gumbel(uniform.to(self.clips.device))
 

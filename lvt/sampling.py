@@ -19,7 +19,7 @@ from torch import Tensor
 from training.randomness import derive_seed
 from videodata.errors import UserError
 
-HALF_STEP = 2.0**-25  # of float32 uniform numbers: puts them into the middle of their cells, away from 0 and 1
+SMALLEST = 2.0**-25  # half the step of uniform float32 numbers, in the place of 0, which has no logarithm
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class SamplingRule:
             kept = torch.as_tensor(kept, device=scores.device).expand(len(scores), 1)
             last, following = ordered.gather(-1, kept - 1), ordered.gather(-1, kept.clamp(max=width - 1))
             middle = torch.where(kept < width, (last + following) / 2, last)
-            found.append(middle - side * error)
+            found.append(middle - side * 2 * error)  # both the border and the code may be wrong
         return found[0], found[1]
 
 
 def gumbel(uniform: Tensor) -> Tensor:
-    """Gumbel noise, float64, of float32 numbers in [0, 1)."""
-    return -(-(uniform.double() + HALF_STEP).log()).log()
+    """Gumbel noise, float32, of float32 numbers in [0, 1)."""
+    return uniform.clamp(min=SMALLEST).log_().neg_().log_().neg_()
 
 
 def uniform_noise(seeds: Sequence[int], key: Sequence[int | str], shape: Sequence[int]) -> Tensor:
@@ -100,8 +100,8 @@ def uniform_noise(seeds: Sequence[int], key: Sequence[int | str], shape: Sequenc
 
 
 def gumbel_noise(seeds: Sequence[int], key: Sequence[int | str], shape: Sequence[int]) -> Tensor:
-    """Gumbel noise, float32 (B, *shape), likewise; one sample after the other, because of what is needed meanwhile."""
-    return torch.cat([gumbel(uniform_noise([seed], key, shape)).float() for seed in seeds])
+    """Gumbel noise, float32 (B, *shape), likewise."""
+    return gumbel(uniform_noise(seeds, key, shape))
 
 
 def sample_seeds(batch: int, seeds: Sequence[int] | None, generator: torch.Generator | None) -> list[int]:

@@ -37,8 +37,8 @@ def passes_of(model):
 
 
 def keyed(*shape, key):
-    """Uniform float64 numbers that belong to a key, in the middle of the cells of float32 ones."""
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(derive_seed(*key))).double() + 2**-25
+    """Uniform numbers that belong to a key, none of them 0."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(derive_seed(*key))).clamp(min=2**-25)
 
 
 def one_at_a_time(model, codes, n_prime, seeds, temperature):
@@ -233,7 +233,7 @@ def patch_noise(monkeypatch, generator):
         return torch.rand(len(seeds), *shape, generator=generator)
 
     monkeypatch.setattr("lvt.masked_sampler.uniform_noise", uniform)
-    monkeypatch.setattr("lvt.masked_sampler.gumbel_noise", lambda *given: gumbel(uniform(*given)).float())
+    monkeypatch.setattr("lvt.masked_sampler.gumbel_noise", lambda *given: gumbel(uniform(*given)))
 
 
 def test_confidence_sharpens_and_random_order_does_not(monkeypatch):
@@ -277,12 +277,6 @@ def test_the_spread_order_soon_has_been_everywhere():
     distances = torch.cdist(first, first) + torch.eye(16) * 9
     assert float(distances.min(1).values.mean()) > 1.3, "neighbours would have 1"
     assert all((spread_ranks((1, 8, 8)) < 16).view(2, 4, 2, 4).any(3).any(1).flatten())
-
-
-def test_the_noise_is_finite_at_both_ends():
-    """float32 numbers in [0, 1) hold 0, and what is next to 1."""
-    ends = gumbel(torch.tensor([0.0, 1 - 2.0**-24]))
-    assert ends.dtype == torch.float64 and ends.isfinite().all() and float(ends[1]) > 16 > 3 > -float(ends[0])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,6 +21,10 @@ WHOLE = {  # attention blocks as wide and high as the slice, as in the published
 }
 NAMES = [*STRIDES, *WHOLE]
 RULES = [{}, {"temperature": 0.5}, {"top_k": 4}, {"temperature": 1.4, "top_p": 0.8}, {"greedy": True}]
+CASES = [  # all models with some rule, all rules with some model; the rest takes as long again three times
+    pytest.param(name, rule, marks=() if row == column or name == "whole frame" else pytest.mark.exhaustive)
+    for row, name in enumerate(NAMES) for column, rule in enumerate(RULES)
+]  # fmt: skip
 
 
 def model_of(name, **options):
@@ -30,33 +34,33 @@ def model_of(name, **options):
     return model, torch.randint(11, (32, 2, *clip), generator=torch.Generator().manual_seed(9))
 
 
-@pytest.mark.parametrize("options", RULES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_window_changes_nothing(name, options):
     """Windows of 2, 7 and the whole block, for one clip and for three."""
     model, codes = model_of(name)
     alone = torch.cat([
-        generate_codes(model, codes[row : row + 1], 5, seeds=[row], at_once=1, **options) for row in range(3)
+        generate_codes(model, codes[row : row + 1], 6, seeds=[row], at_once=1, **options) for row in range(3)
     ])  # fmt: skip
-    assert torch.equal(generate_codes(model, codes[:3], 5, seeds=range(3), at_once=1, **options), alone)
+    assert torch.equal(generate_codes(model, codes[:3], 6, seeds=range(3), at_once=1, **options), alone)
     for window in (2, 7, 1000):
-        assert torch.equal(generate_codes(model, codes[:3], 5, seeds=range(3), at_once=window, **options), alone)
-        assert torch.equal(generate_codes(model, codes[2:3], 5, seeds=[2], at_once=window, **options), alone[2:])
-    assert len(alone[:, :, 5:].unique()) > 5
+        assert torch.equal(generate_codes(model, codes[:3], 6, seeds=range(3), at_once=window, **options), alone)
+        assert torch.equal(generate_codes(model, codes[2:3], 6, seeds=[2], at_once=window, **options), alone[2:])
+    assert len(alone[:, :, 6:].unique()) > 5
 
 
-@pytest.mark.parametrize("batch", [8, 32])
+@pytest.mark.parametrize(
+    ("batch", "given"), [(8, 7), (32, 7), pytest.param(8, 0, marks=pytest.mark.exhaustive), (2, 3)]
+)
 @pytest.mark.parametrize("name", ["whole frame", "whole, several frames"])
-def test_nor_does_a_batch(name, batch):
-    """The default window of each batch, and a longer one, many seeds; the first frames given, or none."""
+def test_nor_does_a_batch(name, batch, given):
+    """The default window of each batch, and a longer one, many seeds; some frames given, or none."""
     model, codes = model_of(name)
-    for given in (0, 7):
-        plain = generate_codes(model, codes[:batch], given, seeds=range(100, 100 + batch), at_once=1)
-        for window in (None, 6):
-            made = generate_codes(model, codes[:batch], given, seeds=range(100, 100 + batch), at_once=window)
-            assert torch.equal(made, plain)
-        alone = generate_codes(model, codes[batch - 1 : batch], given, seeds=[99 + batch])
-        assert torch.equal(alone, plain[batch - 1 :])
+    plain = generate_codes(model, codes[:batch], given, seeds=range(100, 100 + batch), at_once=1)
+    for window in (None, 6):
+        made = generate_codes(model, codes[:batch], given, seeds=range(100, 100 + batch), at_once=window)
+        assert torch.equal(made, plain)
+    alone = generate_codes(model, codes[batch - 1 : batch], given, seeds=[99 + batch])
+    assert torch.equal(alone, plain[batch - 1 :])
 
 
 @pytest.mark.parametrize("name", ["whole frame", "spatio-temporal"])
