@@ -9,7 +9,7 @@ right.
 
 To the last bit: calls with other numbers of rows add up in another order, so logits differ in their last digits, and a
 code may tip over when two are as good as equally likely. Where that is in doubt, the plain network decides, which sees
-that sample alone: about one code in some thousands. So a sample depends neither on its window nor on its batch.
+that sample alone: about one code in ten thousand. So a sample depends neither on its window nor on its batch.
 
 Axes: B samples, C codebooks, V codes per codebook, (T, H, W) clip of codes, (t, h, w) slice of n positions, D width.
 """
@@ -17,6 +17,7 @@ Axes: B samples, C codebooks, V codes per codebook, (T, H, W) clip of codes, (t,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class PredictiveSampler:
             if count == self.size[0]:
                 continue
             self.begin(number, count)
-            for done in self.fill(number, count * frame):
+            for done in self.fill(count * frame):
                 if progress is not None:
                     progress(before + done, total)
             before += done
@@ -83,20 +84,16 @@ class PredictiveSampler:
 
         Those are of the frame before, or of the place beside, and often the same.
         """
+        self.number = number
         context, codes, index = self.inputs(number)
         if number:
             guesses = take_slices(self.clips, self.stride, index[: len(self.clips)] - 1)
             codes[:, :, known_frames:] = self.decoder.of_batch(guesses)[:, :, known_frames:]
         encoded = self.model.encoder(context, index, self.class_index, self.table)
         self.decoder.begin(codes, encoded, known_frames)
-        self.noise = gumbel_noise(self.seeds, ("codes", number), (self.decoder.codes.shape[1], *self.vocabulary))
-        self.noise = self.noise.to(self.clips.device)
-        self.alone: dict[int, list[Tensor]] = {}
-
-    @property
-    def vocabulary(self) -> tuple[int, int]:
-        """(C, V)."""
-        return self.model.config.nc, self.model.config.nv
+        shape = (prod(self.size), self.model.config.nc, self.model.config.nv)
+        self.noise = gumbel_noise(self.seeds, ("codes", number), shape).to(self.clips.device)  # (B, n, C, V)
+        self.alone: dict[int, list[Tensor]] = {}  # encoded for one sample alone, where the plain network has to decide
 
     def inputs(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Context and codes of slice `number`, and its number, for the whole batch."""
@@ -104,8 +101,8 @@ class PredictiveSampler:
         index = clips.new_full((len(clips),), number)
         return *self.model.slice_inputs(clips, index), index
 
-    def fill(self, number: int, first: int) -> Iterator[int]:
-        """Sample slice `number` from its position `first` on; yields how far all samples are, from there."""
+    def fill(self, first: int) -> Iterator[int]:
+        """Sample the slice from its position `first` on; yields how far all samples are, from there."""
         count = self.decoder.codes.shape[1]
         reached = [first] * len(self.clips)
         while min(reached) < count:
@@ -113,17 +110,19 @@ class PredictiveSampler:
             self.calls += 1
             right, doubtful = guessed.tolist(), doubt.tolist() if doubt.any() else None
             for sample, start in enumerate(starts):
-                reached[sample] = self.accept(number, sample, reached[sample], start, right[sample], doubtful)
+                reached[sample] = self.accept(sample, reached[sample], start, right[sample], doubtful)
             yield min(reached) - first
 
     def accept(
-        self, number: int, sample: int, position: int, start: int, right: list[bool], doubtful: list[list[bool]] | None
+        self, sample: int, position: int, start: int, right: list[bool], doubtful: list[list[bool]] | None
     ) -> int:
-        """The position up to which the codes of a sample are final, from that where they were so far."""
+        """How far the codes of a sample are final, where those before `position` were: right and doubtful tell of its
+        window, which begins at `start`, whether its guesses were right and whether its choices are in doubt.
+        """
         for place in range(position - start, len(right)):
             same = right[place]
             if doubtful is not None and doubtful[sample][place]:
-                chosen = self.decide(number, sample, start + place)
+                chosen = self.decide(sample, start + place)
                 if not torch.equal(chosen, self.decoder.codes[sample, start + place]):
                     self.decoder.correct(sample, start + place, chosen)
                     same = False
@@ -131,13 +130,13 @@ class PredictiveSampler:
                 return start + place + 1
         return max(position, start + len(right))
 
-    def decide(self, number: int, sample: int, position: int) -> Tensor:
+    def decide(self, sample: int, position: int) -> Tensor:
         """Codes (C,) of a position as the plain network chooses them, which sees this sample alone."""
         self.decisions += 1
         model, head = self.model, self.model.ch_predictor
         rows = slice(sample, None, len(self.clips))
         if sample not in self.alone:
-            context, _, index = self.inputs(number)
+            context, _, index = self.inputs(self.number)
             classes = [None] * (1 + self.twice) if self.class_index is None else self.class_index[rows].split(1)
             self.alone[sample] = [
                 model.encoder(own[None], index[:1], label, self.table)
@@ -157,5 +156,9 @@ class PredictiveSampler:
 
 
 def paying_window(batch: int) -> int:
-    """Positions in a call for which a batch is sampled fastest."""
-    return max(1, 16 // batch)
+    """Positions in a call for which a batch is sampled fastest.
+
+    A call costs the time of reading the weights up to about 16 rows, and more with each row beyond; but several samples
+    have caches of their own to read, which are read once for a whole window.
+    """
+    return 16 if batch <= 2 else 8
