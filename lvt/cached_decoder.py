@@ -265,7 +265,7 @@ class CachedLayer:
             key, value = self.cache[:, :, slot, :, :seen].unbind(0)
             bias = self.bias[None, token:seen, :, :seen].transpose(1, 2)
         else:
-            self.cache[:, rows, slot, :, token] = new
+            self.cache[:, rows, slot, :, token] = new.to(self.cache.dtype)
             cache = self.cache[:, :, 0] if self.slots == 1 else self.cache[:, rows[:, 0], slot[:, 0]]
             key, value = cache[..., :seen, :].unbind(0)
             bias = self.bias[token][..., :seen].transpose(1, 2)
@@ -308,7 +308,8 @@ class RowProduct:
     def __call__(self, x: Tensor) -> Tensor:
         """(R, in) -> (R, out)."""
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+            # autocast, in which attention gives bf16, does not know this operator
+            return torch.ops.mkldnn._linear_pointwise(x.float(), self.matrix, self.bias, "none", [], "")
         if self.transposed:
             return torch.mm(x, self.matrix) if self.bias is None else torch.addmm(self.bias, x, self.matrix)
         return F.linear(x, self.matrix, self.bias)

@@ -156,6 +156,15 @@ def test_a_compiled_call_gives_the_same_codes():
     subprocess.run([sys.executable, "-c", COMPILED], cwd=Path(__file__).resolve().parents[2], check=True)
 
 
+def test_autocast():
+    """Trainings in bf16 show samples; those of one clip and of several are whole clips there, too."""
+    model, codes = model_of("whole frame")
+    with torch.autocast("cpu", torch.bfloat16):
+        for batch, window in ((1, 1), (1, 9), (3, 1), (3, 9)):
+            made = generate_codes(model, codes[:batch], 7, seeds=range(batch), at_once=window)
+            assert int(made.min()) >= 0 and int(made.max()) < 11 and len(made[:, :, 7:].unique()) > 3
+
+
 def test_damaged_weights_are_told():
     """NaN has a code, too."""
     model, codes = model_of("whole frame")
