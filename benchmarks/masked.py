@@ -2,7 +2,7 @@
 needs.
 
 Both continue the same number of clips from random weights of their configurations, whole clips, one after the other in
-the same run; the median of some rounds counts. A call is a pass of the decoder: over one position of every sample of
+the same run; the median of some rounds counts. A call is a pass of the decoder: over a few positions of every sample of
 the causal one, over a whole slice of the masked one. Seconds are those of the processor, on a GPU those of the clock.
 
     python benchmarks/masked.py --batch 16 --passes 8 12 24
@@ -55,6 +55,7 @@ class Contestant:
 
     def sample(self) -> None:
         """A round."""
+        self.calls = 0
         clock = time.perf_counter if self.codes.is_cuda else time.process_time
         start = clock()
         seeds = range(len(self.codes))
@@ -62,8 +63,8 @@ class Contestant:
         self.seconds.append(clock() - start)
 
     def count(self, done: int, total: int) -> None:
-        """What the sampler tells of its progress."""
-        self.calls = total
+        """What the sampler tells after each call."""
+        self.calls += 1
 
     @property
     def per_clip(self) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lvt.cached_decoder import CachedDecoder, SampleStreams, SamplingRule, sample_seeds
 from lvt.codes import decode_codes, encode_codes
 from lvt.config import configure
 from lvt.files import load_configured, load_sampler_tokenizer
 from lvt.masked import masked_settings
 from lvt.masked_sampler import MaskedSampler, guidance_of
-from lvt.subscale import put_slice, slice_offset, slice_size
-from lvt.transformer import VideoTransformer, visible_taps
+from lvt.predictive_sampler import PredictiveSampler, Progress
+from lvt.sampling import SamplingRule, sample_seeds
+from lvt.transformer import VideoTransformer
 from training.distributed import announced, resolve_device
 from training.folder import log_file, write_config
 from training.randomness import derive_seed
@@ -32,13 +32,11 @@ from training.tokenizer import Tokenizer, latent_frames, video_frames
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import files_in_folder
-from videodata.finite import finite
 from videodata.frame_folder import IMAGE_SUFFIXES, read_image, write_png
 from videodata.labels import class_number
 from videodata.pixels import channels_first, to_uint8
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]  # (calls of the decoder done, calls in all)
 FRAMES_PER_SECOND = Fraction(8)  # of videos made from codes, which know no rate
 
 
@@ -57,6 +55,7 @@ def generate_codes(
     guidance: float = 1.0,
     seeds: Sequence[int] | None = None,
     compiled: bool = False,
+    at_once: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Clips whose first `n_prime` frames are those of `codes` and whose other frames are sampled.
@@ -65,8 +64,9 @@ def generate_codes(
     one per sample, or from seeds that are drawn from `generator`; a sample depends on its own seed alone. class_idx
     int64 (B,) for a class-conditional model; None: no class, where the model knows that. guidance: how far to lead the
     model to the class (1: not at all, at half the price). compiled: torch.compile the step (worth it for many clips).
-    A causal decoder goes through the positions of a slice, a masked one makes it in as few passes as MASKED.STEPS says,
-    and is led as MASKED.GUIDANCE says where `guidance` is 1. Raises UserError for sizes that do not fit the model.
+    A causal decoder goes through the positions of a slice, `at_once` of them in each call (None: as many as pay), which
+    changes no code; a masked one makes it in as few passes as MASKED.STEPS says, and is led as MASKED.GUIDANCE says
+    where `guidance` is 1. Raises UserError for sizes that do not fit the model.
     """
     rule = SamplingRule(temperature, top_k, top_p, greedy)
     masked = model.config.decoder == "masked"
@@ -81,8 +81,8 @@ def generate_codes(
     try:
         if masked:
             return MaskedSampler(model, clips, n_prime, rule, class_idx, seeds, compiled, guidance).run(progress)
-        sampler = ClipSampler(model, clips, n_prime, rule, class_idx, compiled, guidance)
-        return sampler.run(SampleStreams(seeds), progress)
+        sampler = PredictiveSampler(model, clips, n_prime, rule, class_idx, seeds, compiled, guidance, at_once)
+        return sampler.run(progress)
     finally:
         model.train(training)
 
@@ -166,59 +166,6 @@ def check_codes(model: VideoTransformer, codes: Tensor, n_prime: int) -> None:
         raise UserError(f"codes must be 0 .. {config.nv - 1}, found {int(known.min())} .. {int(known.max())}")
 
 
-class ClipSampler:
-    """Fills in a batch of clips (B, C, T, H, W) in place."""
-
-    def __init__(
-        self, model: VideoTransformer, clips: Tensor, n_prime: int, rule: SamplingRule, class_index: Tensor | None,
-        compiled: bool, guidance: float = 1.0,
-    ) -> None:  # fmt: skip
-        self.model, self.clips, self.n_prime, self.class_index = model, clips, n_prime, class_index
-        self.twice = guidance != 1  # each sample with its class and without
-        if self.twice:
-            self.class_index = torch.cat([class_index, torch.full_like(class_index, model.config.no_class)])
-        self.stride = model.config.stride
-        self.size = slice_size(tuple(clips.shape[2:]), self.stride)
-        self.decoder = CachedDecoder(model, self.size, len(clips) * (1 + self.twice), rule, compiled, guidance)
-        taps = visible_taps(self.size, self.stride, model.config.kernel).to(clips.device)
-        self.table = model.encoder.conv.table(taps)  # the same for all slices
-
-    def run(self, streams: SampleStreams, progress: Progress | None) -> Tensor:
-        """Sample all positions of all slices that are not known; gives the clips."""
-        frame = self.size[1] * self.size[2]
-        known = [self.known_frames(number) for number in range(self.model.config.n_slices)]
-        total = sum((self.size[0] - count) * frame for count in known)
-        done = 0
-        for number, count in enumerate(known):
-            uniform = streams.uniform(self.size[0] * frame, self.clips.shape[1])  # (B, n, C), for known slices too
-            if count == self.size[0]:
-                continue
-            values, uniform = self.begin(number, count), uniform.to(self.clips.device)
-            for position in range(count * frame, self.size[0] * frame):
-                sampled = self.decoder.sample(position, uniform[:, position])
-                values[:, :, position] = sampled
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-            put_slice(self.clips, self.stride, number, values.unflatten(2, self.size))
-        finite(self.decoder.damage, "logits of sampled clips, one value each")
-        return self.clips
-
-    def begin(self, number: int, known_frames: int) -> Tensor:
-        """Encode what slice `number` may see and start the decoder; gives the slice's codes (B, C, n) to fill in."""
-        clips = torch.cat([self.clips, self.clips]) if self.twice else self.clips
-        index = clips.new_full((len(clips),), number)
-        context, slice_codes = self.model.slice_inputs(clips, index)
-        encoded = self.model.encoder(context, index, self.class_index, self.table)
-        self.decoder.begin(slice_codes, encoded, known_frames)
-        return slice_codes[: len(self.clips)].flatten(2)
-
-    def known_frames(self, number: int) -> int:
-        """Frames of slice `number` that lie within the first n_prime frames of the clip."""
-        first = slice_offset(number, self.stride)[0]
-        return min(self.size[0], max(0, -(-(self.n_prime - first) // self.stride[0])))
-
-
 def generate_lvt(args: argparse.Namespace) -> Path:
     """The command scripts/generate_videos.py: NUM_SAMPLES continuations of the first N_PRIME frames in --video-dir.
 
@@ -266,9 +213,9 @@ def continuations(
     with tqdm(unit="call", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
-            if done == 1:  # of the clip, or of its next window
+            if done < bar.n or total != bar.total:  # the clip, or its next window, begins
                 bar.reset(total)
-            bar.update()
+            bar.update(done - bar.n)
 
         return generate_frames(
             transformer, tokenizer, codes, n_prime, frames, window, hop=args.hop, class_idx=classes,

