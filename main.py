@@ -55,7 +55,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change keys of the preset, e.g. gen_iterations=2"
     )
-    group.add_argument("--no_checkpointing", action="store_true", help="keep all activations: faster, more memory")
+    group.add_argument(
+        "--checkpointing",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compute activations again in the backward pass: slower, less memory; auto: where they would not fit",
+    )
+    group.add_argument(
+        "--no_checkpointing",
+        dest="checkpointing",
+        action="store_const",
+        const="off",
+        help="same as --checkpointing off",
+    )
 
 
 def add_loss_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,8 @@
 Memory: peak of live tensors of one encoding and one decoding, weights not counted, on fake tensors (sizes only, so that
 720p can be measured anywhere), beside the peaks that were counted so for the original. Time: wall seconds, medians over
 rounds, for clips of --frames x --size: without slices and phase convolutions ("plain"), as it is, that in bfloat16 and,
-if asked for, compiled. On a GPU also the peak of its memory.
+if asked for, compiled. On a GPU also the peak of its memory. `--small`: CPU seconds of one thread for the model of
+configs/vvae/tiny.yaml and one clip of its size, as it is and with the kernel that torch chooses for clips so small.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/...` finds the packages
 
 from training.cli import make_parser, positive_int, run
+from training.config import load_config
 from training.distributed import resolve_device
 from vvae import AutoencoderKL2plus1D_1dcnn
 from vvae.src.modules import ae_modules, utils
@@ -224,6 +226,36 @@ def timings(compared: list[Variant], frames: int, size: tuple[int, int], rounds:
     return [("variant", *header), *(variant.row(named[variant.against]) for variant in compared)]
 
 
+def small_clips(rounds: int) -> list[tuple[str, ...]]:
+    """Rows of the table of a small model: it brings one clip back, and takes the gradients of a step."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = load_config(Path(__file__).resolve().parent.parent / "configs/vvae/tiny.yaml", [])
+    params = {key: value for key, value in config["model"]["params"].items() if key != "lossconfig"}
+    model, (frames, size) = AutoencoderKL2plus1D_1dcnn(**params), (config["data"]["frames"], config["data"]["size"])
+    video = torch.rand(1, 3, frames, size, size) * 2 - 1
+
+    def reconstruct() -> None:
+        with torch.inference_mode():
+            model(video)
+
+    def take_gradients() -> None:
+        model(video)[0].square().mean().backward()
+
+    rows = [("one clip, one thread", "times as fast", "torch's kernel", "as it is")]
+    for name, act in {"reconstruct": reconstruct, "forward and backward": take_gradients}.items():
+        seconds: dict[int, list[float]] = {0: [], utils.SMALL_CLIP: []}
+        for _ in range(rounds + 1):
+            for longest, found in seconds.items():
+                start = time.process_time()
+                with patch.object(utils, "SMALL_CLIP", longest):
+                    act()
+                found.append(time.process_time() - start)
+        theirs, ours = (median(found[1:]) for found in seconds.values())
+        rows.append((name, f"{theirs / ours:.2f}", f"{theirs * 1000:.0f} ms", f"{ours * 1000:.0f} ms"))
+    return rows
+
+
 def circumstances(device: torch.device, frames: int, size: tuple[int, int]) -> str:
     """The line above the table of time."""
     clip = f"wall time, {frames} frames of {size[0]}x{size[1]}, torch {torch.__version__}"
@@ -272,6 +304,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", choices=("fp32", "bf16"), help="time torch.compile, too; its start takes minutes")
     parser.add_argument("--no_tf32", action="store_true", help="time float32 on a GPU without TF32 in convolutions")
     parser.add_argument("--no_time", action="store_true", help="live tensors only, seconds")
+    parser.add_argument("--small", action="store_true", help="the small model and its clip on a CPU, and nothing else")
     parser.add_argument("--no_live", action="store_true", help="times only")
     return parser
 
@@ -279,6 +312,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Print both tables."""
     args = build_parser().parse_args(argv)
+    if args.small:
+        show(small_clips(args.rounds))
+        return
     device = resolve_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)

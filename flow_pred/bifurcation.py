@@ -201,7 +201,7 @@ def diffusion_loss(
 
 def trained(network: nn.Module, settings: BifurcationSettings, rate: float, loss: object) -> nn.Module:
     """Adam with a cosine schedule; gives the averaged network."""
-    optimizer = build_optimizer("adam", network.parameters(), rate, fused=True)
+    optimizer = build_optimizer("adam", network.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     for _ in range(settings.steps):

@@ -37,6 +37,7 @@ from flow_pred.objectives import (
 )
 from flow_pred.river import RiverPredictor, river_path
 from training import Losses, Networks, Recipe, Step
+from training.attention import TransformerLayer
 from training.cli import command_line
 from training.conditions import drop_labels
 from training.data import collate
@@ -60,12 +61,11 @@ class PredictorRecipe(Recipe):
 
     best_metric = ("loss", "min")
     ema_networks = ("regressor",)
-    shard_types = (torch.nn.TransformerEncoderLayer, ConvBlock)
+    shard_types = (TransformerLayer, ConvBlock)
 
     def __init__(self, config: FlowPredConfig, regressor: Regressor, latent_space: LatentSpace) -> None:
         settings = config.training.optimizer
-        # fused: one pass over 98 M parameters where the default makes a dozen
-        options = {"weight_decay": settings.weight_decay, "fused": True, "tables": regressor.tables()}
+        options = {"weight_decay": settings.weight_decay, "tables": regressor.tables()}
         options["convolutions"] = isinstance(regressor, ConvRegressor)
         optimizer = build_optimizer(settings.name, regressor.trained_parameters(), settings.learning_rate, **options)
         super().__init__({"regressor": regressor}, {"regressor": optimizer})

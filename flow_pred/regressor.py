@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flow_pred.batch_norm import SharedBatchNorm2d
+from training.attention import TransformerLayer
 from training.conditions import ClassEmbedding
 from videodata.errors import UserError
 
@@ -188,11 +189,9 @@ class VectorFieldRegressor(nn.Module):
         return self.project_out[-1]
 
 
-def layer(dim: int, dropout: float) -> nn.TransformerEncoderLayer:
+def layer(dim: int, dropout: float) -> TransformerLayer:
     """Pre-norm transformer layer with exact GELU."""
-    return nn.TransformerEncoderLayer(
-        dim, HEADS, 4 * dim, dropout, activation=nn.GELU(), batch_first=True, norm_first=True
-    )
+    return TransformerLayer(dim, HEADS, 4 * dim, dropout)
 
 
 def head(dim: int, channels: int, size: tuple[int, int], norm: str) -> nn.Sequential:

@@ -77,7 +77,7 @@ class AutoencoderRecipe(Recipe):
         self, model: SimpleVQVAE, objective: AutoencoderObjective, perceptual_weights: str | None = None
     ) -> None:
         codes = model.vector_quantizer.embedding if model.vector_quantizer else None
-        options = {"betas": BETAS, "fused": True, "convolutions": True, "tables": [codes.weight] if codes else []}
+        options = {"betas": BETAS, "convolutions": True, "tables": [codes.weight] if codes else []}
         optimizer = build_optimizer(objective.optimizer, model.parameters(), objective.learning_rate, **options)
         networks: Networks = {"autoencoder": model}
         if codes:

@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils.checkpoint import checkpoint
 
 from lvt.config import Triple
+from training.attention import attention
 from videodata.errors import UserError
 
 LARGE_BLOCK = 1024  # tokens from which a bias of (M, n, n) numbers costs more than computing it on the fly
@@ -148,10 +149,7 @@ class BlockLocalAttention(nn.Module):
         if self.attention == "flex" or large:
             banks = (self.dt_bank, self.dh_bank, self.dw_bank)
             return flex_block_attention(query, key, value, banks, self.block, self.causal)
-        if not query.is_cuda and torch.is_grad_enabled():  # the fused kernel of CPUs has no gradient of the bias
-            scores = (query * query.shape[-1] ** -0.5) @ key.mT + self.bias().to(query.dtype)
-            return scores.softmax(-1).to(value.dtype) @ value
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias().to(query.dtype)[None])
+        return attention(query, key, value, self.bias().to(query.dtype)[None])
 
 
 def run_layers(layers: nn.ModuleList, x: Tensor, checkpointing: bool, keep: list[Tensor] | None = None) -> Tensor:

@@ -29,8 +29,8 @@ def optimizer_of(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optimi
         "eps": 1e-8,
     }
     if solver["OPTIMIZER_NAME"] == "muon":
-        decay, half = solver["WEIGHT_DECAY"]["BASE_G"], precision_of(config) == "bf16"
-        options |= {"weight_decay": decay, "convolutions": True, "half": half, **kinds_of_weights(model)}
+        decay = solver["WEIGHT_DECAY"]["BASE_G"]
+        options |= {"weight_decay": decay, "convolutions": True, **kinds_of_weights(model)}
         return optim.build_optimizer("muon", model.parameters(), solver["LR_G"], **options)
     return optim.build_optimizer(solver["OPTIMIZER_NAME"], decayed(model, solver), solver["LR_G"], **options)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer3d.config import Tokenizer3DConfig
+from training.attention import attention
 
 EPS = 1e-6  # of every norm; with PyTorch's 1e-5 the published weights give other frames
 MIX = 2.0  # initial mix_factor of the resampling in time: 88 % pooling, 12 % convolution
@@ -268,7 +269,7 @@ class FrameAttention(nn.Module):
         h = self.norm(x)
         batch, frames, height, width, channels = h.shape
         q, k, v = (layer(h).reshape(batch * frames, 1, height * width, channels) for layer in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v).reshape(batch, frames, height, width, channels)
+        h = attention(q, k, v).reshape(batch, frames, height, width, channels)
         return added(x, self.proj_out(h))
 
 

@@ -8,9 +8,10 @@ import inspect
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Entry = TypeVar("Entry")
 ABSENT = object()
+MEMORY, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # The name that torch gave the option in later versions, where it has it.
 BUFFER_SYNC = (
@@ -79,6 +81,32 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     if index >= torch.cuda.device_count():
         raise UserError(f"--device {name}: GPU {index} asked for, but there are {torch.cuda.device_count()}")
     return torch.device("cuda", index)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of memory that this process can still take for tensors there; None where the system does not say (only
+    Linux does, of a CPU's). Processes of one machine share what it has.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        free = number_after("MemAvailable:", MEMORY) * 1024
+    except (OSError, ValueError):
+        return None
+    with suppress(OSError, ValueError):  # a container has less, and counts files that it has read as its own
+        cached = number_after("inactive_file", CONTAINER / "memory.stat")
+        limit, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, limit - used + cached))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def number_after(word: str, path: Path) -> int:
+    """The number behind a word at the start of a line. Raises ValueError where there is none."""
+    for line in path.read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if first == word:
+            return int(rest.split()[0])
+    raise ValueError(f"{path}: no {word}")
 
 
 def setup(device: str = "auto", timeout: float = 600.0) -> bool:

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from videodata.errors import UserError
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024, steepest at 0
 NEWTON_SCHULZ_STEPS = 5
 UPDATE_RMS = 0.2  # of AdamW's updates, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982, eq. 4)
+STACKED = 1 << 22  # numbers of the matrices that are orthogonalised together: the small ones, without much memory
+FUSED = ("cpu", "cuda")  # devices on which torch updates all parameters in one pass
 DECAYS = {  # what is left of the way to the final rate at a progress in [0, 1]
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
@@ -35,12 +38,14 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     2024, "Muon").
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
+    stack = matrix if matrix.ndim == 3 else matrix[None]
+    x = stack.mT if stack.shape[-2] > stack.shape[-1] else stack
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
+    for _ in range(NEWTON_SCHULZ_STEPS):  # x <- (a + b x x' + c (x x')^2) x, the sums inside the products
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if matrix.shape[-2] > matrix.shape[-1] else x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.mT if stack.shape[-2] > stack.shape[-1] else x
+    return x if matrix.ndim == 3 else x[0]
 
 
 class Muon(torch.optim.Optimizer):
@@ -50,7 +55,7 @@ class Muon(torch.optim.Optimizer):
     learns from about half as many clips. `matrix_rate`: learning rate of the matrices, in units of `lr`.
     `convolutions`: kernels are matrices (out, in * taps) too. `tables`: matrices that are none, such as a codebook.
     `heads`: stacks (heads, in, width of a head) of projections, which are one matrix (in, heads * width) each. `half`:
-    orthogonalise in bfloat16, all matrices of a shape at once, which pays where the processor multiplies that faster.
+    orthogonalise in bfloat16, which pays where the processor multiplies that faster; None: where the run is in it.
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class Muon(torch.optim.Optimizer):
         convolutions: bool = False,
         tables: Iterable[nn.Parameter] = (),
         heads: Iterable[nn.Parameter] = (),
-        half: bool = False,
+        half: bool | None = None,
     ) -> None:
         common = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         groups: list[dict] = [{"params": [], "matrix_rate": rate} for rate in (matrix_rate, 0.0)]
@@ -86,50 +91,55 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not group["matrix_rate"]:
+                self.update_adamw(moved, group)
+                continue
+            alike: dict[Any, list[Tensor]] = {}
             for parameter in moved:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                if not group["matrix_rate"]:
-                    self.update_adamw(parameter, parameter.grad, self.state[parameter], group)
-            if group["matrix_rate"]:
-                self.update_matrices(moved, group)
+                alike.setdefault((parameter.shape, parameter.device), []).append(parameter)
+            for matrices in alike.values():
+                at_once = max(1, STACKED // matrices[0].numel())
+                for start in range(0, len(matrices), at_once):
+                    self.update_matrices(matrices[start : start + at_once], group)
         return loss
 
-    def update_matrices(self, parameters: list[Tensor], group: dict) -> None:
-        """Orthogonalise one by one, or with `half` by shape."""
-        together: dict[Any, list[Tensor]] = {}
-        for number, parameter in enumerate(parameters):
-            together.setdefault(parameter.shape if self.half else number, []).append(parameter)
-        for alike in together.values():
-            directions = [self.direction(parameter, group) for parameter in alike]  # (out, in) each
-            if self.half:
-                updates = orthogonalized(torch.stack(directions).bfloat16()).float().unbind()
-            else:
-                updates = [orthogonalized(direction) for direction in directions]
-            for parameter, update in zip(alike, updates, strict=True):
-                scale = UPDATE_RMS * max(update.shape) ** 0.5  # an orthogonal matrix has RMS 1 / sqrt(larger side)
-                if group.get("heads"):
-                    update = update.unflatten(1, (len(parameter), -1)).transpose(0, 1)
-                update = update.reshape(parameter.shape).to(parameter.dtype)
-                parameter.add_(update, alpha=-group["lr"] * group["matrix_rate"] * scale)
+    def update_matrices(self, alike: list[Tensor], group: dict) -> None:
+        """Move parameters of one shape, orthogonalised together."""
+        directions = torch.stack([self.direction(parameter, group) for parameter in alike])  # (count, out, in)
+        updates = orthogonalized(directions.bfloat16() if self.half else directions).float().unbind()
+        scale = UPDATE_RMS * max(directions.shape[1:]) ** 0.5  # an orthogonal matrix has RMS 1 / sqrt(larger side)
+        for parameter, update in zip(alike, updates, strict=True):
+            if group.get("heads"):
+                update = update.unflatten(1, (len(parameter), -1)).transpose(0, 1)
+            update = update.reshape(parameter.shape).to(parameter.dtype)
+            parameter.add_(update, alpha=-group["lr"] * group["matrix_rate"] * scale)
 
     def direction(self, parameter: Tensor, group: dict) -> Tensor:
         """The Nesterov momentum of a parameter as the matrix (out, in) that it is, after taking in its gradient."""
         beta = group["betas"][0]
-        momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-        momentum.lerp_(parameter.grad, 1 - beta)
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - beta)
         direction = parameter.grad.lerp(momentum, beta).float()
         return (direction.transpose(0, 1) if group.get("heads") else direction).flatten(1)
 
-    def update_adamw(self, parameter: Tensor, gradient: Tensor, state: dict, group: dict) -> None:
-        if not state:
-            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
-        first, second = group["betas"]
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - first)
-        state["square"].lerp_(gradient.square(), 1 - second)
-        step = state["step"].item()
-        root = (state["square"] / (1 - second**step)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first**step))
+    def update_adamw(self, parameters: list[Tensor], group: dict) -> None:
+        """Move them as AdamW does, all in one call."""
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+            state["step"] = state["step"].to(parameter.device)  # that of a file is on the CPU
+        states = [self.state[parameter] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        means, squares, steps = ([state[key] for state in states] for key in ("mean", "square", "step"))
+        adamw(
+            parameters, gradients, means, squares, [], steps, fused=fusible(parameters), amsgrad=False, maximize=False,
+            beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )  # fmt: skip
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -146,14 +156,26 @@ def build_optimizer(
     """The optimiser of that name (a key of OPTIMIZERS) over parameters or parameter groups. Raises UserError.
 
     `options` are torch's own (betas, eps, weight_decay, fused) and Muon's. Those that an optimiser does not have are
-    dropped, so that a recipe names what it wants of each and leaves the choice to its configuration.
+    dropped, so that a recipe names what it wants of each and leaves the choice to its configuration. Adam and AdamW
+    are fused where torch can: one pass over the weights where the default makes a dozen.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
     if not 0 <= lr < math.inf:
         raise UserError(f"the learning rate must be a finite number of at least 0, found {lr}")
+    parameters = [
+        {**entry, "params": list(entry["params"])} if isinstance(entry, dict) else entry for entry in parameters
+    ]
+    options.setdefault("fused", fusible(parameters))
     foreign = set().union(*OWN_OPTIONS.values()) - set(OWN_OPTIONS[name])
     return OPTIMIZERS[name](parameters, lr=lr, **{key: value for key, value in options.items() if key not in foreign})
+
+
+def fusible(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> bool:
+    """Whether torch has a fused step for all of these parameters, or groups of parameters."""
+    groups = (entry["params"] if isinstance(entry, dict) else [entry] for entry in parameters)
+    members = [parameter for group in groups for parameter in group]
+    return all(parameter.device.type in FUSED and parameter.is_floating_point() for parameter in members)
 
 
 def learning_rate_scale(

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import distributed
 from training.checkpoint import strict_load
+from training.optim import Muon
 from training.recipe import Recipe
 from training.settings import TrainSettings
 from videodata.errors import UserError
@@ -90,9 +91,9 @@ class TrainState:
             }
             for number, entries in stored["state"].items()
         }
-        optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
-        for group, fresh in zip(optimizer.param_groups, self.groups[name], strict=True):
-            group.update(fresh)
+        # with the recipe's already: where `fused` says so, torch brings the counts of steps to the device
+        groups = [{**old, **own} for old, own in zip(stored["param_groups"], self.groups[name], strict=True)]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def digest(self) -> str:
         """SHA-256 over names, types, shapes and bytes of the trained and the averaged weights."""
@@ -145,6 +146,9 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
     for network in recipe.networks.values():
         for parameter in network.parameters():
             parameter.requires_grad_(id(parameter) in owned)  # processes would wait for the gradients of the others
+    for optimizer in recipe.optimizers.values():
+        if isinstance(optimizer, Muon) and optimizer.half is None:
+            optimizer.half = settings.precision == "bf16"
     # What the optimisers took over from a file waits until their parameters are in place.
     moments = {name: optimizer.state_dict() for name, optimizer in recipe.optimizers.items() if optimizer.state}
     for name in moments:

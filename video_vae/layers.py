@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.attention import attention
 from video_vae.config import VideoVAEConfig
 from videodata.errors import UserError
 
@@ -234,7 +235,7 @@ class ContextBlock(nn.Module):
             qkv = qkv * (1 + gate)
         qkv = qkv.flatten(1, 2).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, heads, dim / heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, dim / heads)
-        attended = F.scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value)
+        attended = attention(self.query_norm(query), self.key_norm(key), value)
         return self.attention_out(attended.transpose(1, 2).reshape(x.shape))
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.attention import attention
 from training.conditions import ClassEmbedding, guided
 from video_vae.config import PriorConfig
 from video_vae.model import Noise
@@ -178,7 +179,7 @@ class FlowBlock(nn.Module):
         scale, shift, scale_2, shift_2 = self.modulation(F.silu(code))[:, None].chunk(4, dim=-1)
         given = self.norms[0](x) * (1 + scale) + shift
         query, key, value = self.qkv(given).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.attention_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        x = x + self.attention_out(attention(query, key, value).transpose(1, 2).flatten(2))
         given = self.norms[1](x) * (1 + scale_2) + shift_2
         return x + self.hidden(given if self.neighbours is None else self.convolved(given))
 

@@ -6,12 +6,14 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from evaluation.metrics import SMALLEST_SIDE, psnr, ssim
@@ -36,7 +38,7 @@ from video_vae.config import (
 )
 from video_vae.files import Stored, epoch_file, read_weights, run_of, split_model_path, write_epoch_file
 from video_vae.layers import ContextBlock
-from video_vae.model import Moment, TransformerNetwork, all_moments
+from video_vae.model import Moment, TransformerNetwork, all_moments, kept_bytes
 from video_vae.scores import kl_bits
 from videodata.clips import ClipDataset, open_clips
 from videodata.errors import UserError
@@ -50,6 +52,7 @@ logger = logging.getLogger(__name__)
 BETAS = (0.9, 0.99)
 LARGE = 50_000_000  # parameters, that a CPU is too slow for
 SAMPLES_SHOWN = 4
+FILLED = 0.5  # of the free memory, with what the activations of a step are kept in; losses and loaders need some, too
 FRAMES = 16  # per clip, for sources of whole videos
 RUNS = Path("runs")
 
@@ -180,6 +183,7 @@ def train_video_vae(args: argparse.Namespace) -> str:
     recipe.shown = ["--data", args.data, *([] if validation else ["--split", "train"])]
     complete = run_config(args, config, recipe.loss, data)
     folder = run_folder(args, stem, complete)
+    complete["checkpointing"] = recipe.networks["vae"].checkpointing = recomputes(args, recipe, data, folder)
     steps = args.steps or args.num_epochs * per_epoch
     if writes_epochs and not args.overwrite:
         check_epoch_files(stem, offset, -(-steps // per_epoch), folder)
@@ -269,7 +273,7 @@ def build_recipe(
     """The network, freshly initialised or loaded, with its losses and optimiser."""
     loss = LossConfig(**{entry.name: getattr(args, entry.name) for entry in fields(LossConfig)})
     torch.manual_seed(derive_seed(args.seed, "weights"))
-    network = TransformerNetwork(config, checkpointing=not args.no_checkpointing)
+    network = TransformerNetwork(config)
     if stored:
         strict_load(network, stored.trained, args.model_path)
     recipe = VideoVAERecipe(
@@ -284,6 +288,32 @@ def build_recipe(
         except UserError as error:
             raise UserError(f"{error} (--perceptual_weight 0)") from error
     return recipe
+
+
+def recomputes(args: argparse.Namespace, recipe: VideoVAERecipe, data: dict[str, Any], folder: Path) -> bool:
+    """Whether activations are computed again in the backward pass: what --checkpointing says, or where that is `auto`,
+    what the folder's run did so far, as the results differ by rounding; else whether they would not fit.
+    """
+    if args.checkpointing != "auto":
+        return args.checkpointing == "on"
+    stored = folder / "config.yaml"
+    before = yaml.safe_load(stored.read_text(encoding="utf-8")) if checkpoints_in(folder / "checkpoints") else {}
+    if isinstance(before.get("checkpointing"), bool):
+        return before["checkpointing"]
+    world, here = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_RANK"))
+    free = distributed.free_memory(distributed.resolve_device(args.device, here))
+    network, share = recipe.networks["vae"], args.batch_size // (max(1, world) * args.accumulation)
+    needed = kept_bytes(network.config, max(1, share), data["frames"], data["size"])
+    state = 3 * sum(parameter.nbytes for parameter in network.parameters())  # gradients and moments
+    fits = free is not None and needed + state < FILLED * free
+    done, other = ("are kept", "on") if fits else ("are computed again in the backward pass", "off")
+    told = "an unknown amount" if free is None else f"{free / 1e9:.1f} GB"
+    if distributed.is_main():
+        recipe.notes.append(
+            f"activations {done}: {needed / 1e9:.2f} GB of them, {told} of memory free (--checkpointing {other} does "
+            "the other)"
+        )
+    return not fits
 
 
 def load_moments(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
@@ -315,7 +345,6 @@ def run_config(
         "data": data,
         "model_path": args.model_path,
         "starts_from": sha256_of(Path(args.model_path)) if args.load_model else None,
-        "checkpointing": not args.no_checkpointing,
     }
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.quantize import Quantized, Revived, kmeans, nearest, zero
+from training.attention import attention
 from training.checkpoint import read_tensors, strict_load
 from training.config import from_dict, unknown_key
 from videodata.errors import UserError
@@ -190,7 +191,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))  # (N, 1, HW, C)
-        h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
+        h = attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(h)
 
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from evaluation.codebook import CodebookUsage
 from losses.adversarial import PatchGAN2D
 from losses.quantize import Quantized
+from training.attention import attention
 from videodata.errors import UserError
 from vqgan.config import VQGANConfig
 from vqgan.quantize import build_quantizer
@@ -67,7 +68,7 @@ class AttentionBlock(nn.Module):
         tokens = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H*W, 3*C)
         tokens = tokens.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, H*W, C/heads)
         q, k, v = tokens.unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # scaled by (C/heads)^-1/2
+        mixed = attention(q, k, v)  # scaled by (C/heads)^-1/2
         mixed = mixed.permute(0, 1, 3, 2).flatten(1, 2).unflatten(2, (height, width))  # (B, C, H, W)
         return x + self.project(mixed)
 

@@ -29,10 +29,9 @@ def test_tables_are_no_matrices_and_heads_are_one():
     assert not {"ch_predictor.U.1.weight", "encoder.linear_projector.weight"} & tables
     heads = {names[id(parameter)] for parameter in kinds["heads"]}
     assert len(heads) == 18 and all(name.endswith(("w_q", "w_k", "w_v")) for name in heads)
-    optimizer = optimizer_of(model, tiny("SOLVER.PRECISION", "bf16"))
-    assert isinstance(optimizer, Muon) and optimizer.half
+    optimizer = optimizer_of(model, tiny())
+    assert isinstance(optimizer, Muon)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
-    assert not optimizer_of(model, tiny("SOLVER.PRECISION", "fp32")).half
 
 
 @pytest.mark.parametrize(("bf16", "amx"), [(True, False), (False, True), (False, False)])

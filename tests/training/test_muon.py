@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from training import TrainSettings, optim, state
 from training.distributed import check_sharding
 from training.optim import Muon, orthogonalized
 from videodata.errors import UserError
@@ -73,6 +74,33 @@ def test_stacked_heads_are_one_matrix():
     stack.grad, matrix.grad = gradient, gradient.transpose(0, 1).flatten(1)
     Muon([stack, matrix], lr=0.1, convolutions=True, heads=[stack]).step()
     torch.testing.assert_close(stack.transpose(0, 1).flatten(1), matrix)
+
+
+def test_matrices_of_a_shape_move_together_as_alone(monkeypatch):
+    """Stacked, in parts of a stack, or one by one: the same steps, also where a parameter has no gradient for once."""
+    results = []
+    for stacked in (1, 2 * 24, optim.STACKED):
+        monkeypatch.setattr(optim, "STACKED", stacked)
+        generator = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.zeros(shape)) for shape in ((6, 4), (4, 6), (6, 4), (6, 4), (6, 4), (5,))]
+        optimizer = Muon(weights, lr=0.1)
+        for step in range(3):
+            for number, weight in enumerate(weights):
+                gradient = torch.randn(weight.shape, generator=generator)
+                weight.grad = None if (step, number) == (1, 2) else gradient
+            optimizer.step()
+        results.append([weight.detach() for weight in weights])
+    for other in results[:2]:
+        torch.testing.assert_close(other, results[2])
+
+
+def test_the_run_decides_on_half_precision_unless_it_was_decided(tmp_path):
+    """Under bf16 matrices are orthogonalised in it, and not otherwise."""
+    for asked, precision, found in ((None, "bf16", True), (None, "fp32", False), (False, "bf16", False)):
+        optimizer = Muon(nn.Linear(2, 2).parameters(), lr=0.1, half=asked)
+        recipe = SimpleNamespace(networks={}, optimizers={"net": optimizer}, frozen=[], ema_networks=())
+        state.build_state(recipe, TrainSettings(tmp_path, 1, precision=precision), torch.device("cpu"))
+        assert optimizer.half is found
 
 
 def test_half_precision_moves_the_same_way():

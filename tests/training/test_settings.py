@@ -159,6 +159,11 @@ def test_optimizers_by_name():
         made = build_optimizer(name, weights, 1e-3, **options)
         assert type(made) is kind and made.defaults["betas"] == (0.5, 0.9) and made.defaults["weight_decay"] == 0.1
         assert made.param_groups[0]["lr"] == 1e-3
+    whole = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    for parameters in (iter(whole), [{"params": iter(whole[:1])}, {"params": whole[1:], "lr": 1e-2}]):
+        assert build_optimizer("adamw", parameters, 1e-3).defaults["fused"]
+    assert not build_optimizer("adam", [torch.nn.Parameter(torch.ones(2, device="meta"))], 1e-3).defaults["fused"]
+    assert not build_optimizer("adamw", whole, 1e-3, fused=False).defaults["fused"]
     assert build_optimizer("rmsprop", weights, 1e-3, **options).defaults["momentum"] == 0.9
     with pytest.raises(UserError, match="unknown optimizer 'lion'; choose one of adam, adamw, muon, rmsprop"):
         build_optimizer("lion", weights, 1e-3)

@@ -196,3 +196,23 @@ def assert_same_losses(one, two):
     for first, second in zip(*rows, strict=True):
         for name in ("loss/autoencoder", "loss/discriminator"):
             assert first[name] == pytest.approx(second[name], abs=1e-6)
+
+
+def test_moments_of_an_optimiser_that_was_not_fused_are_taken_over(tmp_path):
+    """A run from before Adam was fused goes on, fused, with the steps that it would have taken."""
+    ends = []
+    for fused in (False, True):
+        folder = tmp_path / str(fused)
+        plain = TinyGAN()
+        run(folder, plain, steps=3)
+        assert all(not group["fused"] for group in plain.optimizers["autoencoder"].param_groups)
+        later = TinyGAN()
+        for name, optimizer in later.optimizers.items():
+            groups = optimizer.param_groups
+            later.optimizers[name] = torch.optim.Adam(
+                groups[0]["params"], groups[0]["lr"], groups[0]["betas"], fused=fused
+            )
+        run(folder, later, steps=6)
+        assert later.optimizers["autoencoder"].param_groups[0]["fused"] == fused
+        ends.append(weights(folder))
+    assert largest_difference(*ends) < 1e-6

@@ -1,11 +1,13 @@
 """The documented commands: each flag does what its documentation says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import main
 from losses.perceptual import PerceptualLoss
@@ -63,12 +65,12 @@ def test_08_the_documented_command_trains(folder):
     args = main.build_parser().parse_args(["--npy_file", "clips.npy"])
     documented = {
         "model_path": None, "batch_size": 1, "learning_rate": 1e-5, "num_epochs": 50,
-        "load_model": False, "perceptual_weight": 1.0, "no_checkpointing": False, "preset": None,
+        "load_model": False, "perceptual_weight": 1.0, "checkpointing": "auto", "preset": None,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in documented} == documented  # no model_path: transformer_model.pth
     main.main(["--npy_file", "clips.npy", "--perceptual_weight", "0", "--num_epochs", "1", *SMALL])
     network, config = load_model("transformer_model_epoch_1.pth")
-    assert config["checkpointing"] and network.config.image_size == (12, 20)
+    assert not config["checkpointing"] and network.config.image_size == (12, 20)
 
 
 def test_09_and_12_each_epoch_leaves_its_file(folder):
@@ -172,11 +174,29 @@ def test_16_weight_0_needs_no_vgg_and_weight_1_says_what_is_missing(folder, monk
     train("--num_epochs", 1)
 
 
-def test_17_checkpointing_is_on_and_does_not_change_the_result(folder):
+def test_17_checkpointing_does_not_change_the_result(folder):
     """With and without --no_checkpointing a run ends with the same weights up to rounding."""
-    train("--num_epochs", 1, "--model_path", "with.pth", "--run_name", "with")
+    train("--num_epochs", 1, "--model_path", "with.pth", "--run_name", "with", "--checkpointing", "on")
     train("--num_epochs", 1, "--model_path", "without.pth", "--run_name", "without", "--no_checkpointing")
     torch.testing.assert_close(weights("without_epoch_1.pth"), weights("with_epoch_1.pth"), rtol=1e-4, atol=1e-6)
+
+
+def test_activations_are_kept_where_they_fit(folder, monkeypatch, caplog):
+    """By default the free memory decides, and says so; a run that goes on does as it did."""
+
+    def kept(*flags, free):
+        monkeypatch.setattr(training_of_the_vae.distributed, "free_memory", lambda device: free)
+        train("--run_dir", "run", *flags)
+        return not yaml.safe_load(Path("run/config.yaml").read_text())["checkpointing"]
+
+    assert not kept("--steps", 1, free=10**6)
+    assert "activations are computed again in the backward pass" in caplog.text
+    assert not kept("--steps", 2, free=10**12)
+    assert kept("--steps", 3, "--checkpointing", "off", free=10**6)
+    shutil.rmtree("run")
+    assert kept("--steps", 1, free=10**12) and "activations are kept: 0.00 GB of them, 1000.0 GB" in caplog.text
+    shutil.rmtree("run")
+    assert not kept("--steps", 1, free=None) and "an unknown amount of memory free" in caplog.text
 
 
 def test_the_same_command_continues_and_another_one_starts_afresh(folder, capsys):

@@ -8,6 +8,7 @@ import torch
 
 from tests.video_vae.tiny import TINY, random_clip, tiny_network
 from training.randomness import SampleNoise
+from video_vae import model
 from video_vae.config import PRESETS, load_config
 from video_vae.model import LOG_VAR_RANGE, TransformerNetwork
 from videodata.errors import UserError
@@ -99,6 +100,35 @@ def test_checkpointing_repeats_dropout():
         network(random_clip(), SampleNoise(0, [0, 1]))[0].square().mean().backward()
         results.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_frames_go_through_stem_and_head_together_as_alone(monkeypatch):
+    """Grouping changes no number of the result, whatever the length of the last group and the size of the frames."""
+    for clip_path in ({}, {"times": 3, "width": 8, "depth": 1}):
+        network, clip = tiny_network(clip_path=clip_path), random_clip(2, 5, 17, 30)
+        assert network.at_once(2, (20, 32)) >= 5 and tiny_network(checkpointing=True).at_once(2, (20, 32)) == 1
+        results = []
+        for pixels in (1, 2 * 2 * 20 * 32, 1 << 17):
+            monkeypatch.setattr(model, "PIXELS_AT_ONCE", pixels)
+            results.append(network(clip)[0])
+        for result in results[1:]:
+            torch.testing.assert_close(result, results[0], rtol=0, atol=1e-6)
+
+
+def test_what_a_step_keeps_is_counted_without_running_it():
+    """The count on tensors without values bounds that of a forward pass, for more frames than it looks at, closely."""
+    network, held = tiny_network(), {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+
+    def keep(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = network(random_clip(2, 4, 32, 32))
+    found = sum(size for place, size in held.items() if place not in weights)
+    del result
+    assert 1 <= model.kept_bytes(network.config, 2, 4, (32, 32)) / found < 1.5
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass():

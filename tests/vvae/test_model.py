@@ -7,6 +7,7 @@ import torch
 
 from tests.vvae.conftest import make_tiny
 from vvae import AutoencoderKL2plus1D_1dcnn, crop_video, pad_video
+from vvae.src.modules import utils
 
 
 @pytest.mark.parametrize(("channels", "quant"), [(16, False), (4, True)])
@@ -161,3 +162,37 @@ def test_captions_are_needed_where_they_guide():
     torch.testing.assert_close(model.encode(clip, text[:, :3], mask[:, :3]).mode(), latent, atol=1e-4, rtol=0)
     assert (model.encode(clip, -text, mask).mode() - latent).abs().max() > 1e-4
     assert torch.isfinite(model.encode(clip, text, torch.zeros(1, 6)).mode()).all()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_small_clips_are_convolved_by_the_fast_kernel_to_the_same_values(last, monkeypatch):
+    """One clip that torch would leave to its own kernel, any layout, parts of clips and kernels, and gradients."""
+    generator = torch.Generator().manual_seed(0)
+    whole, kernel = torch.randn(1, 5, 6, 7, 8, generator=generator), torch.randn(4, 5, 3, 3, 3, generator=generator)
+    bias = torch.randn(4, generator=generator)
+    whole = whole.contiguous(memory_format=torch.channels_last_3d) if last else whole
+    options = {"stride": (1, 2, 1), "padding": (0, 1, 1)}
+    for clip, weight in ((whole, kernel), (whole[:, :, 1:4], kernel[:, :, 1:])):
+        results = []
+        for longest in (utils.SMALL_CLIP, 0):
+            monkeypatch.setattr(utils, "SMALL_CLIP", longest)
+            inputs = [value.detach().clone().requires_grad_() for value in (clip, weight, bias)]
+            assert utils.small_and_alone(inputs[0]) == bool(longest)
+            out = utils.convolve(*inputs, **options)
+            out.square().sum().backward()
+            results.append([out.detach(), *(value.grad for value in inputs)])
+            monkeypatch.undo()
+        for fast, own in zip(*results, strict=True):
+            torch.testing.assert_close(fast, own, rtol=1e-4, atol=1e-3)
+
+
+def test_which_clips_are_left_to_torch():
+    """Several at once, large ones, other number formats, what autocast converts: torch takes the fast kernel there."""
+    assert utils.small_and_alone(torch.zeros(1, 4, 2, 8, 8)) == torch.backends.mkldnn.is_available()
+    for clip in (torch.zeros(2, 4, 2, 8, 8), torch.zeros(1, 64, 16, 32, 8), torch.zeros(1, 4, 2, 8, 8).bfloat16()):
+        assert not utils.small_and_alone(clip)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not utils.small_and_alone(torch.zeros(1, 4, 2, 8, 8))
+        assert utils.convolve(
+            *(torch.zeros(shape) for shape in ((1, 2, 3, 4, 4), (2, 2, 3, 3, 3), (2,))), 1, 1
+        ).dtype == (torch.bfloat16)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules.attention_temporal_videoae import Text, TextAttention
-from ..modules.utils import Normalize
+from ..modules.utils import Conv3d, Normalize
 
 
 class ReplicateConv(nn.Module):
@@ -17,7 +17,7 @@ class ReplicateConv(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, time_stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, out_channels, 3, stride=(time_stride, 1, 1))
+        self.conv = Conv3d(channels, out_channels, 3, stride=(time_stride, 1, 1))
         self.padding = (1, 1, 1, 1, 1, 1 if time_stride == 1 else 0)  # left, right, top, bottom, before, after
 
     def forward(self, x: Tensor) -> Tensor:

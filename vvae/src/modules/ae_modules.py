@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .utils import Normalize, Slices, add, arrange, each, empty, neighbourhoods
+from .utils import Conv3d, Normalize, Slices, add, arrange, convolve, each, empty, neighbourhoods
 
 # Which taps of a 3-wide kernel meet which of two neighbouring source pixels, for the even and the odd output pixels
 # of a nearest up-sampling by 2.
 PHASES = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
 
 
-class SpatialConv(nn.Conv3d):
+class SpatialConv(Conv3d):
     """Convolution (1, k, k): each frame alone. A single frame goes through the faster 2D kernel."""
 
     def __init__(self, channels: int, out_channels: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> None:
@@ -42,7 +42,7 @@ class TemporalBranch(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = Normalize(channels)
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv = Conv3d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)
 
@@ -73,7 +73,7 @@ class TemporalBranch(nn.Module):
             inner.add_(self._convolve(frames, weight))
 
     def _convolve(self, frames: Tensor, weight: Tensor) -> Tensor:
-        return F.conv3d(frames, weight, self.conv.bias, padding=(0, 1, 1))
+        return convolve(frames, weight, self.conv.bias, stride=(1, 1, 1), padding=(0, 1, 1))
 
 
 class ResnetBlock2plus1D(nn.Module):

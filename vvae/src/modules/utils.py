@@ -110,6 +110,37 @@ def neighbourhoods(x: Slices, write: Callable[[Tensor, Tensor], object]) -> Iter
         ready = 1
 
 
+SMALL_CLIP = 20480  # channels x frames x rows: up to here torch does without oneDNN for a single float32 clip
+
+
+class Conv3d(nn.Conv3d):
+    """A 3D convolution, by oneDNN for small clips, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.weight, self.bias, self.stride, self.padding)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    """F.conv3d of a clip (B, C, t, H, W). For one that is small and alone, torch's own choice on a CPU is a kernel that
+    takes two to three times as long as oneDNN's, which is named here (`use_mkldnn` in ATen's Convolution.cpp).
+    """
+    if not small_and_alone(x):
+        return F.conv3d(x, weight, bias, stride, padding)
+    last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    clip = x if last else x.contiguous()
+    kernel = weight.contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
+    return torch.mkldnn_convolution(clip, kernel, bias, padding, stride, (1, 1, 1), 1)
+
+
+def small_and_alone(x: Tensor) -> bool:
+    """Whether torch would leave the convolution of this clip (B, C, t, H, W) to its own kernel."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
+        return False
+    return len(x) == 1 and 0 < x.shape[1] * x.shape[2] * x.shape[3] <= SMALL_CLIP
+
+
 HALF = (torch.bfloat16, torch.float16)
 CACHED = 1 << 20  # values that stay in the cache of a CPU
 EPS = 2.0**-10  # of a batch norm of variance 1 - EPS, which must be above 0; their sum is exactly 1
