@@ -1,19 +1,27 @@
 """One command from the internet to clips: obtain a data set, count its videos, write each part, say what is missing.
 
-`prepare` does it, `plan` says what it would do; `add_commands` and `run_command` are the command line around them.
+`prepare` does it, `plan` says what it would do; `add_commands` and `run_command` are the command line around them, and
+`prepare_share` is a share of a command line, for an engine that calls it on many machines.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from training.cli import fraction, nonnegative_int, positive_int
+from training.cli import command_line as pasted
+from training.cli import fraction, make_parser, nonnegative_int, number, positive_int
 from videodata.datasets import data_sets
-from videodata.datasets.dataset import DataSet, Place, Selection, Shard
+from videodata.datasets.dataset import MOST_SHARES, DataSet, Place, Selection, Shard
+from videodata.datasets.engines import ENGINES, run_shares
 from videodata.errors import UserError, one_line
 from videodata.files import has_suffix, readable_size
 from videodata.journal import read_sidecar, sidecar_path
@@ -21,6 +29,8 @@ from videodata.prepare import FORMATS, SequenceSettings, check_derived, expected
 from videodata.resize import RESIZE_RULES
 from videodata.sources import merge_parts
 from videodata.video_folder import InputVideo
+
+WHOLE = "1/1"  # the share that is everything
 
 
 @dataclass(frozen=True)
@@ -205,12 +215,96 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     merge.add_argument("out", help="the folder that was --out")
 
 
-def run_command(args: argparse.Namespace) -> None:
-    """Do what the flags of `add_commands` say, and print what was done."""
+def run_command(args: argparse.Namespace, words: Sequence[str]) -> None:
+    """Do what the flags of `add_commands` say, and print what was done. words: the command line that they stood on."""
     if args.dataset == "merge":
-        for path, content in merge_parts(Path(args.out)):
-            _say(f"{path}: {len(content['parts'])} parts, {content['videos']} videos, {content['sequences']} items")
-        return
+        lines = _merged(Path(args.out))
+    elif args.engine != "local" or args.shares > 1:
+        lines = _on_engine(args, words)
+    else:
+        lines = _performed(args)
+    for line in lines:
+        _say(line)
+
+
+def prepare_share(
+    command_line: str | Sequence[str], k: int, n: int, folder: str | os.PathLike | None = None
+) -> list[str]:
+    """Do share k (1 to n) of what `python scripts/prepare_data.py COMMAND_LINE` does; gives its report, line by line.
+
+    A unit of work for any engine: its arguments are texts and numbers, and it runs wherever the files are seen. Called
+    again, after a kill too, it continues; `prepare_data.py merge` joins what the shares wrote. folder: where relative
+    paths of the command line begin, by default the present one. Raises UserError.
+    """
+    words = shlex.split(command_line) if isinstance(command_line, str) else list(command_line)
+    parser = make_parser("")
+    add_commands(parser)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as stop:  # which would end the process of the engine; what is wrong stands on its stderr
+        raise UserError(f"prepare_data.py {pasted(words)}: no such command") from stop
+    if args.dataset == "merge":
+        raise UserError("prepare_data.py merge joins shares, and is none of them")
+    args.shard = f"{k}/{n}"
+    with _working_in(folder):
+        return list(_performed(args))
+
+
+def _share(words: Sequence[str], n: int, folder: str, k: int) -> list[str]:
+    """`prepare_share` with its number last, as engines give it."""
+    return prepare_share(words, k, n, folder)
+
+
+@contextmanager
+def _working_in(folder: str | os.PathLike | None) -> Iterator[None]:
+    """Work in a folder: engines start their processes somewhere else than where the command was given."""
+    before = os.getcwd()
+    try:
+        os.chdir(folder or before)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be entered on {platform.node()} ({error.strerror}); all machines must see the folder "
+            "that the command is given in"
+        ) from error
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _on_engine(args: argparse.Namespace, words: Sequence[str]) -> Iterator[str]:
+    """All shares on an engine, then the index of what they wrote; yields the report."""
+    if args.shares == 1 or args.dry_run or args.shard != WHOLE:
+        raise UserError(
+            f"--engine {args.engine} does all of --shares N, of which N is two or more, such as four for each core; "
+            "--shard and --dry_run go without both"
+        )
+    failed = []
+    share = partial(_share, list(words), args.shares, os.getcwd())
+    for outcome in run_shares(args.engine, share, args.shares, args.workers or 1):
+        yield from outcome.lines
+        if outcome.error is not None:
+            failed.append(f"share {outcome.number} of {args.shares}: {outcome.error}")
+    others = f" (and {len(failed) - 1} other shares)" if len(failed) > 1 else ""
+    try:
+        if not getattr(args, "download_only", False):
+            yield from _merged(Path(args.out))
+    except UserError as error:
+        if not failed:
+            raise
+        raise UserError(f"{failed[0]}{others}") from error  # why parts are missing
+    if failed:
+        raise UserError(f"{failed[0]}{others}")
+
+
+def _merged(folder: Path) -> Iterator[str]:
+    """Write the index of each group of parts; yields the report."""
+    for path, content in merge_parts(folder):
+        yield f"{path}: {len(content['parts'])} parts, {content['videos']} videos, {content['sequences']} items"
+
+
+def _performed(args: argparse.Namespace) -> Iterator[str]:
+    """Do what the flags of a data set say; yields the report."""
     dataset, shard = args.kind.from_args(args), Shard.parse(args.shard)
     if args.split not in ("all", *dataset.splits):
         parts = ", ".join(split or "no parts" for split in dataset.splits)
@@ -229,23 +323,28 @@ def run_command(args: argparse.Namespace) -> None:
     )  # fmt: skip
     if getattr(args, "download_only", False) and not args.dry_run:
         obtain(job)
-        _say(f"{place.root}: {args.dataset} is there")
+        yield f"{place.root}: {args.dataset} is there"
     else:
-        run_job(job, args)
+        yield from job_lines(job, args)
 
 
 def run_job(job: Job, args: argparse.Namespace) -> None:
     """Plan or prepare, by the flags of `add_run_flags`."""
-    if args.dry_run:
-        _say(*plan(job))
-        return
-    allowed = 1.0 if args.keep_going else args.max_bad_fraction
-    for line in prepare(job, workers=args.workers or None, max_bad_fraction=allowed, restart=args.restart):
+    for line in job_lines(job, args):
         _say(line)
 
 
-def _say(*lines: str) -> None:
-    sys.stdout.writelines(f"{one_line(line)}\n" for line in lines)  # the name of a folder may be no text
+def job_lines(job: Job, args: argparse.Namespace) -> Iterator[str]:
+    """The same; yields the report."""
+    if args.dry_run:
+        yield from plan(job)
+        return
+    allowed = 1.0 if args.keep_going else args.max_bad_fraction
+    yield from prepare(job, workers=args.workers or None, max_bad_fraction=allowed, restart=args.restart)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{one_line(line)}\n")  # the name of a folder may be no text
     sys.stdout.flush()  # a part can take hours
 
 
@@ -255,8 +354,12 @@ def _add_flags(command: argparse.ArgumentParser, downloads: bool) -> None:
     add("--format", choices=FORMATS, default="npy", help="npy: sequences of --num_frames; hdf5, frames: whole videos; "
         "river: HDF5 as RIVER and Neural SDE read it; videos: mp4")  # fmt: skip
     add("--split", default="all", help="one part of the data set (train, val, test)")
-    add("--shard", default="1/1", metavar="I/N",
+    add("--shard", default=WHOLE, metavar="I/N",
         help="do the I-th of N shares; when all are done: prepare_data.py merge")  # fmt: skip
+    add("--shares", type=number(int, 1, MOST_SHARES), default=1,
+        help="do all shares of so many, each by one call, and merge them")  # fmt: skip
+    add("--engine", choices=ENGINES, default="local", help="what calls the shares: this machine, or the cluster that "
+        "Ray, Dask or Spark finds, whose machines see the same files; --workers are those of each share, 0: one")  # fmt: skip
     add("--clips_per_video", type=nonnegative_int, default=0, help="take the first n sequences of each video; 0: all")
     add_sequence_flags(command)
     add_selection_flags(command)
