@@ -98,6 +98,7 @@ class TarIndex:
         """ids: "key", or "shard/key" where several shards use the same keys."""
         self.path, self.shards, self.columns, self.base, self.ids = path, list(shards), columns, base, ids
         self.first = columns["first"]
+        self._is_mapped = False
 
     @classmethod
     def of(cls, shard: Shard, samples: Iterable[Sample]) -> TarIndex:
@@ -146,6 +147,7 @@ class TarIndex:
             columns = {name: _column(raw, 8 + length, name, header[name]) for name in COLUMNS}
             opened = cls(str(path), shards, columns, about.get("base"), about["ids"])
             opened._check()
+            opened._is_mapped = True
             return opened
         except FileNotFoundError as error:
             raise VideoError(path, "no such file; scripts/prepare_data.py index makes one") from error
@@ -154,6 +156,12 @@ class TarIndex:
 
     def __len__(self) -> int:
         return len(self.columns["offset"])
+
+    def __reduce__(self) -> tuple:
+        """A worker maps the file again; it gets no copy of it."""
+        if self._is_mapped:
+            return TarIndex.open, (self.path,)
+        return TarIndex, (self.path, self.shards, self.columns, self.base, self.ids)
 
     def shard_of(self, row: int) -> int:
         """Number of the shard that holds a sample."""
@@ -180,7 +188,12 @@ class TarIndex:
         return self._text("texts", "text_end", number)
 
     def fps(self, row: int) -> Fraction | None:
-        numerator, denominator = self.columns["rates"][self.columns["rate"][row]].tolist()
+        return self.rate(int(self.columns["rate"][row]))
+
+    def rate(self, number: int) -> Fraction | None:
+        if not 0 <= number < len(self.columns["rates"]):
+            raise VideoError(self.path, f"is damaged, it names a rate that it has not; {REMEDY}")
+        numerator, denominator = self.columns["rates"][number].tolist()
         return Fraction(numerator, denominator) if denominator > 0 else None
 
     def of_shard(self, number: int) -> TarIndex:
