@@ -36,6 +36,10 @@ FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$')
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; a virus scanner or an indexer has a new file open for less
 
 
+class Busy(UserError):
+    """Another process is at work there."""
+
+
 class HashingFile:
     """A write-only file that knows the SHA-256 of what was written, and the first error of the disk."""
 
@@ -226,8 +230,8 @@ def lock_file(
 
     The system gives the lock back when its holder dies, even by kill -9; a forked child does not hold it. `doing`
     completes the sentence "another process is ... <target>". wait: wait for another process that holds it. Raises
-    UserError at once when another process holds it, when the folder cannot be written, or when the file is somebody's:
-    locks are empty.
+    Busy at once when another process holds it, UserError when the folder cannot be written, or when the file is
+    somebody's: locks are empty.
     """
     path = Path(f"{target}.lock" if lock is None else lock)
     held = FileLock(path, timeout=-1 if wait else 0, thread_local=False)
@@ -240,7 +244,7 @@ def lock_file(
                 )
             held.acquire()
         except Timeout as error:
-            raise UserError(f"another process is {doing} {target}: wait for it, or choose another name") from error
+            raise Busy(f"another process is {doing} {target}: wait for it, or choose another name") from error
         except OSError as error:
             raise UserError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
         try:
@@ -262,6 +266,11 @@ def sole_path(path: str | Path, doing: str = "writing") -> Iterator[Path]:
         remove_debris(path.parent, path.name)
         with atomic_path(path) as temporary:
             yield temporary
+
+
+def user_cache() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videogen" / "index"
 
 
 def environment() -> dict[str, str]:

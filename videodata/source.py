@@ -16,6 +16,7 @@ import numpy as np
 from videodata.errors import UserError, VideoError
 from videodata.resize import Size, as_size, resize_frames
 
+Videos = Sequence[int] | np.ndarray  # numbers of videos
 GENERATED_FPS = Fraction(12)
 LARGEST_SIDE = 4096  # pixels of a generated video
 
@@ -69,6 +70,30 @@ class ClipSource(ABC):
 
     def place(self, index: int) -> str | None:
         """Path of the file or folder that holds the video, with `#<which>` where it holds several; None for none."""
+        return None
+
+    # Of many videos at once: sources that may hold millions answer without a step of Python for each.
+
+    def lengths(self, videos: Videos) -> np.ndarray:
+        """Number of frames of each of the videos, integers (N,)."""
+        return np.fromiter((self.length(video) for video in each(videos)), np.int64, len(videos))
+
+    def distinct(self, fact: str, videos: Videos) -> tuple[list, np.ndarray]:
+        """The values that "label", "size" or "fps" has among the videos, and for each of them which it is, (N,)."""
+        ask, found = getattr(self, fact), {}
+        numbers = (found.setdefault(ask(video), len(found)) for video in each(videos))
+        return list(found), np.fromiter(numbers, np.int64, len(videos))
+
+    def group_hashes(self, videos: Videos) -> np.ndarray | None:
+        """The first eight bytes of the SHA-256 of each group's name, as uint64 (N,); None: to be made from `group`."""
+        return None
+
+    def blocks(self) -> np.ndarray | None:
+        """Number of the first video of each stretch that lies together and is best read together; None: all alike."""
+        return None
+
+    def digest(self) -> str | None:
+        """Changes when anything in the source does; None where that takes a look at each video."""
         return None
 
     def read_clip(
@@ -127,6 +152,9 @@ class GeneratedSource(ClipSource):
 
     def length(self, index: int) -> int:
         return self._frames
+
+    def lengths(self, videos: Videos) -> np.ndarray:
+        return np.broadcast_to(np.int64(self._frames), len(videos))
 
     def size(self, index: int) -> Size:
         return self._size
@@ -202,6 +230,11 @@ def open_each(
         except VideoError as error:
             broken.append(error)
     return parts, broken
+
+
+def each(videos: Videos) -> Iterable[int]:
+    """Numbers of videos one by one, as Python's integers."""
+    return videos.tolist() if isinstance(videos, np.ndarray) else videos
 
 
 def by_split(names: Sequence[str | None]) -> dict[str, list[int]] | None:

@@ -18,7 +18,9 @@ from videodata.hdf5 import HDF5_SUFFIXES, Hdf5Source
 from videodata.journal import PARTS_FORMAT, difference, partial_path, read_sidecar, sidecar_path
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
+from videodata.shard_list import is_tars, is_wids
 from videodata.source import ClipSource, JoinedSource, open_each
+from videodata.tar_source import TarSource
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import VideoFolder
 
@@ -34,11 +36,17 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     """Open whatever lies at `path` by looking at it.
 
     A video file; a folder of videos, of frame images, of .hdf5 shards or of .npy arrays; a csv with columns path,text;
-    a .npy array; the .json index of a preparation that several machines shared; "shapes:<n>" or "digits:<n>" for
-    n generated videos. color="bgr" says that an array holds BGR pixels. Raises UserError.
+    a .npy array; the .json index of a preparation that several machines shared; tar shards (shard_list.py), here or at
+    an address such as s3://bucket/x-{000..099}.tar; "shapes:<n>" or "digits:<n>" for n generated videos.
+    color="bgr" says that an array holds BGR pixels. Raises UserError.
     """
     if is_generated(path):
         return GENERATED[str(path).partition(":")[0] + ":"].parse(str(path))
+    tars = is_tars(str(path))
+    if tars and color is not None:
+        raise UserError(f"color={color!r} applies to .npy files, not to {path}")
+    if tars:  # before it becomes a Path, in which an address loses a slash
+        return TarSource(path)
     path = Path(path)
     suffix = "" if path.is_dir() else path.suffix.lower()
     if color is not None and suffix != ".npy":
@@ -48,7 +56,7 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     if suffix in HDF5_SUFFIXES:
         return Hdf5Source(path)
     if suffix == ".json":
-        return open_index(path)
+        return TarSource(path) if is_wids(path) else open_index(path)
     if not path.exists():
         raise VideoError(path, "no such file or folder; scripts/prepare_data.py --help shows how to make a data set")
     if path.is_file():
@@ -70,6 +78,8 @@ def _open_folder(path: Path) -> ClipSource:
         return kinds[found[0]][2](path)
     if holds_files(path, IMAGE_SUFFIXES):
         return FrameFolder(path)
+    if holds_files(path, {".tar"}, deep=False):
+        return TarSource(path)  # which says that it needs an index
     hidden = VideoFolder.from_folder(path).broken  # folders that cannot be opened
     if hidden:
         raise hidden[0]

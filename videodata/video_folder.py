@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videodata.errors import UserError, VideoError, one_line
-from videodata.files import Unreadable, files_in_folder, in_order, read_json, write_file
+from videodata.files import Unreadable, files_in_folder, in_order, read_json, user_cache, write_file
 from videodata.lists import read_table
 from videodata.resize import Size
 from videodata.source import ClipSource, by_split
@@ -297,8 +297,7 @@ def _examine(file: Path) -> dict:
 
 def _places(root: Path) -> tuple[Path, Path]:
     """Beside the videos, or else under the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videogen" / "index"
-    return root / INDEX_NAME, cache / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    return root / INDEX_NAME, user_cache() / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
 
 
 def _save(root: Path, entries: dict[str, dict]) -> None:

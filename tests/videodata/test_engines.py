@@ -60,7 +60,7 @@ def test_a_share_that_cannot_be_done_says_so(tmp_path):
     """An error is one that the caller can catch: never the end of an engine's process."""
     for words, message in (
         ("shapes --count 9", "no such command"),
-        ("merge out", "joins shares"),
+        ("merge out", "merge: is no work that shares divide"),
         (["folder", str(tmp_path / "none"), "--out", "out"], "no such folder"),
     ):
         with pytest.raises(UserError, match=message):

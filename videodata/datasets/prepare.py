@@ -211,6 +211,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         for name, options in kind.flags.items():
             command.add_argument(name, **options)
         command.set_defaults(kind=kind, **kind.defaults)
+    add_index_command(commands, parser.formatter_class)
     merge = commands.add_parser("merge", help="write the index of the parts that --shard made")
     merge.add_argument("out", help="the folder that was --out")
 
@@ -219,6 +220,8 @@ def run_command(args: argparse.Namespace, words: Sequence[str]) -> None:
     """Do what the flags of `add_commands` say, and print what was done. words: the command line that they stood on."""
     if args.dataset == "merge":
         lines = _merged(Path(args.out))
+    elif args.dataset == "index":
+        lines = run_index(args)
     elif args.engine != "local" or args.shares > 1:
         lines = _on_engine(args, words)
     else:
@@ -243,8 +246,8 @@ def prepare_share(
         args = parser.parse_args(words)
     except SystemExit as stop:  # which would end the process of the engine; what is wrong stands on its stderr
         raise UserError(f"prepare_data.py {pasted(words)}: no such command") from stop
-    if args.dataset == "merge":
-        raise UserError("prepare_data.py merge joins shares, and is none of them")
+    if args.dataset in ("merge", "index"):
+        raise UserError(f"prepare_data.py {args.dataset}: is no work that shares divide")
     args.shard = f"{k}/{n}"
     with _working_in(folder):
         return list(_performed(args))
@@ -326,6 +329,29 @@ def _performed(args: argparse.Namespace) -> Iterator[str]:
         yield f"{place.root}: {args.dataset} is there"
     else:
         yield from job_lines(job, args)
+
+
+def add_index_command(commands: argparse._SubParsersAction, formatter: type) -> None:
+    index = commands.add_parser("index", help="index tar shards, so that clips of them can be read in any order",
+        formatter_class=formatter)  # fmt: skip
+    add = index.add_argument
+    add("shards", help="a folder of tars, one tar, braces such as data/x-{000000..000999}.tar, or the JSON of wids; on "
+        "this machine or at an address such as s3://bucket/x-{000..099}.tar")  # fmt: skip
+    add("--out", help="the index, where it cannot lie beside the shards; what is opened is then its name in .index")
+    add("--workers", type=nonnegative_int, default=0, help="processes; 0: one per core")
+    add("--max_bad_fraction", type=fraction, default=0.5, help="exit with status 2 if more than this part of the "
+        "videos cannot be read (the others are indexed)")  # fmt: skip
+    add("--restart", action="store_true", help="read all shards again")
+
+
+def run_index(args: argparse.Namespace) -> list[str]:
+    """Index the shards; what was done, for people."""
+    from videodata.tar_scan import index_shards
+
+    if args.out and not args.out.endswith(".index"):
+        raise UserError(f"--out {args.out}: the name of an index ends in .index")
+    options = {"workers": args.workers, "restart": args.restart, "max_bad_fraction": args.max_bad_fraction}
+    return index_shards(args.shards, args.out, **options).lines()
 
 
 def run_job(job: Job, args: argparse.Namespace) -> None:
