@@ -173,6 +173,14 @@ def readable_size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def parse_size(text: str) -> int:
+    """Bytes of "1GB", "500 MB", "64kB" or "4096". Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|k|M|G|T)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{text!r} is no size such as 1GB")
+    return round(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
 def remove_debris(folder: str | Path, name: str | None = None) -> list[str]:
     """Remove the unfinished files that a killed process left in the folder, or those of one name; gives their names.
 

@@ -20,7 +20,9 @@ from videodata.npy import NpySource
 from videodata.shapes import Shapes
 from videodata.shard_list import is_tars, is_wids
 from videodata.source import ClipSource, JoinedSource, open_each
+from videodata.tar_index import INDEX_NAME
 from videodata.tar_source import TarSource
+from videodata.tar_writer import join_parts
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import VideoFolder
 
@@ -89,8 +91,11 @@ def _open_folder(path: Path) -> ClipSource:
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{4})-of-(?P<count>\d{4})(?P<suffix>\.npy)?")
 
 
-def open_index(path: Path) -> JoinedSource:
-    """The parts of an index, in its order. Raises UserError."""
+def open_index(path: Path) -> ClipSource:
+    """The parts of an index, in its order; those of tars as one source, by the index that merging them made.
+
+    Raises UserError.
+    """
     content = read_sidecar(path)
     if content.get("format") != PARTS_FORMAT:
         raise VideoError(path, f"is no index of parts (format {PARTS_FORMAT!r} expected)")
@@ -99,6 +104,8 @@ def open_index(path: Path) -> JoinedSource:
         raise VideoError(path, "is damaged, its parts are not named; prepare_data.py merge writes it again")
     if not parts:
         raise VideoError(path, "has no parts; prepare_data.py merge writes it again")
+    if (shards := path.with_suffix(".index")).is_file():
+        return TarSource(shards)
     return JoinedSource(path, [open_source(path.parent / name) for name in parts])
 
 
@@ -123,7 +130,8 @@ def is_index(path: Path) -> bool:
 def merge_parts(folder: Path) -> list[tuple[Path, dict]]:
     """Write an index for each group of parts in a folder; gives (path, content) of each.
 
-    Raises UserError, before anything is written, when a part is missing or unfinished, or was made with other settings.
+    Of tars there is also one index of all shards, `train.index`, which needs no list. Raises UserError, before anything
+    is written, when a part is missing or unfinished, or was made with other settings.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -135,6 +143,9 @@ def merge_parts(folder: Path) -> list[tuple[Path, dict]]:
         if path.exists() and not is_index(path):
             raise UserError(f"{path}: is no index of parts, but one must be written there; move it away")
     for path, content in indices:
+        parts = [folder / name for name in content["parts"]]
+        if (parts[0] / INDEX_NAME).is_file():
+            join_parts(path.with_suffix(".index"), parts)
         write_json(path, content, sort_keys=False)
     return indices
 

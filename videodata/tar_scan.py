@@ -307,7 +307,9 @@ def _about(file: BinaryIO, own: dict[str, tarfile.TarInfo], name: str) -> dict:
         except ValueError as error:
             raise VideoError(name, f"its .json is damaged ({said_by(error)})") from error
         facts = facts if isinstance(facts, dict) else {}
-    texts = [_text(file, own[suffix], name).strip() for suffix in ("cls", "txt") if suffix in own]
+    named = facts.get("label")  # before .cls, which may be only the number of the class
+    texts = [named] if isinstance(named, str) else []
+    texts += [_text(file, own[suffix], name).strip() for suffix in ("cls", "txt") if suffix in own]
     texts += [str(facts[word]) for word in ("label", "caption", "text") if isinstance(facts.get(word), (str, int))]
     group, split = (facts.get(word) if isinstance(facts.get(word), str) else None for word in ("group", "split"))
     fps = facts.get("fps")

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from training.cli import byte_count, fraction, make_parser, nonnegative_int, number, positive_int
 from training.cli import command_line as pasted
-from training.cli import fraction, make_parser, nonnegative_int, number, positive_int
 from videodata.datasets import data_sets
 from videodata.datasets.dataset import MOST_SHARES, DataSet, Place, Selection, Shard
 from videodata.datasets.engines import ENGINES, run_shares
@@ -28,6 +28,8 @@ from videodata.journal import read_sidecar, sidecar_path
 from videodata.prepare import FORMATS, SequenceSettings, check_derived, expected_sequences, prepare_videos
 from videodata.resize import RESIZE_RULES
 from videodata.sources import merge_parts
+from videodata.storage import divided, is_address, joined, open_storage
+from videodata.tar_writer import MEMBERS, Packing, check_packing
 from videodata.video_folder import InputVideo
 
 WHOLE = "1/1"  # the share that is everything
@@ -47,6 +49,7 @@ class Job:
     selection: Selection = Selection()
     clips_per_video: int = 0  # 0: all windows
     incomplete: bool = False  # do not mind when there are fewer videos than published
+    packing: Packing = Packing()  # of tars; their address is that of `out`
 
     def outputs(self) -> list[tuple[Path, tuple[str | None, ...]]]:
         """Where which parts go."""
@@ -87,6 +90,19 @@ class Job:
             return self.expected_sequences() * self.settings.sequence_bytes
         frames = self.expected_videos() * self.dataset.mean_frames / self.settings.stride
         return round(frames) * self.settings.height * self.settings.width * 3
+
+    def packed(self, path: Path, listed: Sequence[InputVideo]) -> Packing:
+        """How the videos of an output are packed. listed: all that there are of its parts, chosen or not."""
+        address = self.packing.address
+        if address is not None and path != self.out:
+            address = joined(address, path.name)
+        classes: tuple[str, ...] = ()
+        if self.format == "tar" and self.sees_all:  # or each share would have numbers of its own
+            if len(self.outputs()) > 1:
+                parts = (self.dataset.videos(self.place, split, self.shard) for split in self.splits)
+                listed = [video for part in parts for video in part]
+            classes = tuple(sorted({video.label for video in listed if video.label is not None}))
+        return replace(self.packing, address=address, classes=classes)
 
 
 def obtain(job: Job) -> None:
@@ -137,7 +153,8 @@ def prepare(job: Job, **options: object) -> Iterator[str]:
         described = job.dataset.describe(videos)
         summary = prepare_videos(
             videos, path, job.settings, job.format, decode=_decoder(job, splits),
-            description={**described, "split": only, **found} if described else {}, **options,
+            description={**described, "split": only, **found} if described else {},
+            packing=job.packed(path, listed), **options,
         )  # fmt: skip
         yield from summary.lines(job.settings)
         if found:
@@ -213,13 +230,13 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         command.set_defaults(kind=kind, **kind.defaults)
     add_index_command(commands, parser.formatter_class)
     merge = commands.add_parser("merge", help="write the index of the parts that --shard made")
-    merge.add_argument("out", help="the folder that was --out")
+    merge.add_argument("out", help="the folder or address that was --out")
 
 
 def run_command(args: argparse.Namespace, words: Sequence[str]) -> None:
     """Do what the flags of `add_commands` say, and print what was done. words: the command line that they stood on."""
     if args.dataset == "merge":
-        lines = _merged(Path(args.out))
+        lines = _merged(args.out)
     elif args.dataset == "index":
         lines = run_index(args)
     elif args.engine != "local" or args.shares > 1:
@@ -291,7 +308,7 @@ def _on_engine(args: argparse.Namespace, words: Sequence[str]) -> Iterator[str]:
     others = f" (and {len(failed) - 1} other shares)" if len(failed) > 1 else ""
     try:
         if not getattr(args, "download_only", False):
-            yield from _merged(Path(args.out))
+            yield from _merged(args.out)
     except UserError as error:
         if not failed:
             raise
@@ -300,10 +317,27 @@ def _on_engine(args: argparse.Namespace, words: Sequence[str]) -> Iterator[str]:
         raise UserError(f"{failed[0]}{others}")
 
 
-def _merged(folder: Path) -> Iterator[str]:
+def _merged(out: str) -> Iterator[str]:
     """Write the index of each group of parts; yields the report."""
+    folder, address = place_of(out)
     for path, content in merge_parts(folder):
-        yield f"{path}: {len(content['parts'])} parts, {content['videos']} videos, {content['sequences']} items"
+        written = path
+        if address is not None:
+            written = joined(address, path.name)
+            for sent in (path.with_suffix(".index"), path):
+                open_storage(address).write(sent.name, sent)
+        yield f"{written}: {len(content['parts'])} parts, {content['videos']} videos, {content['sequences']} items"
+
+
+def place_of(out: str) -> tuple[Path, str | None]:
+    """Where output grows on this machine, and the address that it is sent to, if that is what `out` is.
+
+    What goes to s3://bucket/data grows in data.upload/data, so that names are the same here and there.
+    """
+    if not is_address(out):
+        return Path(out), None
+    name = divided(out.rstrip("/"))[1]
+    return Path(f"{name}.upload", name), out.rstrip("/")
 
 
 def _performed(args: argparse.Namespace) -> Iterator[str]:
@@ -319,11 +353,14 @@ def _performed(args: argparse.Namespace) -> Iterator[str]:
         share=shard.count > 1,
         delete_archives=getattr(args, "delete_archives", False),
     )
+    out, address = place_of(args.out)
     job = Job(
-        dataset, place, Path(args.out), args.format, sequence_settings(args),
+        dataset, place, out, args.format, sequence_settings(args),
         dataset.splits if args.split == "all" else (args.split,), shard,
         Selection.from_args(args), args.clips_per_video, args.keep_going,
+        Packing(args.members, args.shard_size, address=address),
     )  # fmt: skip
+    check_packing(job.packing, job.format)
     if getattr(args, "download_only", False) and not args.dry_run:
         obtain(job)
         yield f"{place.root}: {args.dataset} is there"
@@ -376,16 +413,21 @@ def _say(line: str) -> None:
 
 def _add_flags(command: argparse.ArgumentParser, downloads: bool) -> None:
     add = command.add_argument
-    add("--out", required=True, help="folder of the result; or, with --format npy, the name of one .npy for all parts")
+    add("--out", required=True, help="folder of the result; with --format npy also the name of one .npy for all parts, "
+        "with --format tar also an address such as s3://bucket/data, to which finished shards are sent")  # fmt: skip
     add("--format", choices=FORMATS, default="npy", help="npy: sequences of --num_frames; hdf5, frames: whole videos; "
-        "river: HDF5 as RIVER and Neural SDE read it; videos: mp4")  # fmt: skip
+        "river: HDF5 as RIVER and Neural SDE read it; videos: mp4; tar: shards of WebDataset")  # fmt: skip
+    add("--members", choices=MEMBERS, default=Packing.members, help="of tars: videos, copied where they are wanted as "
+        "they are and else H.264; npy: uint8 arrays (T, H, W, 3)")  # fmt: skip
+    add("--shard_size", type=byte_count, default=Packing.shard_size, metavar="BYTES",
+        help="of tars, such as 1GB; the video that reaches it is the shard's last")  # fmt: skip
     add("--split", default="all", help="one part of the data set (train, val, test)")
     add("--shard", default=WHOLE, metavar="I/N",
         help="do the I-th of N shares; when all are done: prepare_data.py merge")  # fmt: skip
     add("--shares", type=number(int, 1, MOST_SHARES), default=1,
         help="do all shares of so many, each by one call, and merge them")  # fmt: skip
     add("--engine", choices=ENGINES, default="local", help="what calls the shares: this machine, or the cluster that "
-        "Ray, Dask or Spark finds, whose machines see the same files; --workers are those of each share, 0: one")  # fmt: skip
+        "Ray, Dask or Spark finds, where all see the same files; --workers are those of a share, 0: one")  # fmt: skip
     add("--clips_per_video", type=nonnegative_int, default=0, help="take the first n sequences of each video; 0: all")
     add_sequence_flags(command)
     add_selection_flags(command)
