@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.training.runs import largest_difference, weights
+from tests.training import processes
+from tests.training.runs import largest_difference, run, weights
+from tests.training.tiny_run import GATE
+from training import distributed
 from training.checkpoint import load_checkpoint
 
 SCRIPT = Path(__file__).parent / "tiny_run.py"
@@ -76,7 +80,6 @@ def agents():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.posix
 @pytest.mark.timeout(900)
 def test_two_machines_of_two_processes_are_one_machine_of_four(tmp_path, agents):
     flags = meeting(free_port())
@@ -91,12 +94,13 @@ def test_two_machines_of_two_processes_are_one_machine_of_four(tmp_path, agents)
 @pytest.mark.exhaustive
 @pytest.mark.posix
 @pytest.mark.timeout(900)
-def test_a_machine_that_was_lost_comes_back(tmp_path, agents):
+def test_a_machine_that_was_lost_comes_back(tmp_path, agents, monkeypatch):
     """Its agent is started again by the same command: all go on from the newest checkpoint, to the same weights."""
-    steps, flags, run = 300, meeting(free_port()), tmp_path / "run"
+    steps, flags, run = 12, meeting(free_port()), tmp_path / "run"
+    monkeypatch.setitem(ENVIRONMENT, GATE, str(tmp_path / "gate"))  # in the middle, for as long as it takes
     agents += [Agent(tmp_path / f"{name}.log", run, *flags, steps=steps) for name in ("host", "lost")]
     deadline = time.monotonic() + 600
-    while len(list((run / "checkpoints").glob("step-*.json"))) < 2:
+    while not (run / "checkpoints" / "step-0000008.json").exists():
         assert time.monotonic() < deadline and agents[0].process.poll() is None, agents[0].log.read_text()[-3000:]
         time.sleep(0.02)
     # The host of the meeting must stay: it is the agent that could listen on the port.
@@ -107,11 +111,28 @@ def test_a_machine_that_was_lost_comes_back(tmp_path, agents):
     )  # fmt: skip
     lost = next(agent for agent in agents if agent is not host)
     lost.pull_the_plug()
-    saved = load_checkpoint(run)["step"]
-    assert 4 <= saved < steps
+    (tmp_path / "gate").touch()
+    assert load_checkpoint(run)["step"] == 8
     agents.append(Agent(tmp_path / "again.log", run, *flags, steps=steps))
     texts = [host.finish(), agents[-1].finish()]
     assert sum(text.count(f"finished {steps}") for text in texts) == 4
     continued = [int(step) for step in re.findall(r"continuing \S+ at step (\d+)", "".join(texts))]
-    assert continued and min(continued) >= saved
+    assert continued and set(continued) == {8}
     assert largest_difference(weights(run), weights(alone(tmp_path / "one", steps))) <= 1e-6
+
+
+def train_on_own_disk(root: Path, steps: int) -> int:
+    """A run whose processes have each a run folder of their own."""
+    return run(root / f"machine{distributed.rank()}", steps=steps).step
+
+
+def test_run_folders_that_are_not_shared(tmp_path):
+    """A run starts with them; it continues when each machine has the newest checkpoint, and else stops at once."""
+    assert processes.launch(train_on_own_disk, 2, tmp_path / "a", tmp_path, 4) == [4, 4]
+    assert not (tmp_path / "machine1" / "checkpoints").exists()
+    with pytest.raises(Exception, match="the processes see different checkpoints"):
+        processes.launch(train_on_own_disk, 2, tmp_path / "b", tmp_path, 8)
+    shutil.copytree(tmp_path / "machine0" / "checkpoints", tmp_path / "machine1" / "checkpoints")
+    assert processes.launch(train_on_own_disk, 2, tmp_path / "c", tmp_path, 8) == [8, 8]
+    processes.launch(lambda: run(tmp_path / "shared", steps=8).step, 2, tmp_path / "d")
+    assert largest_difference(weights(tmp_path / "machine0"), weights(tmp_path / "shared")) == 0
