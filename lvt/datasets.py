@@ -64,7 +64,7 @@ def open_videos(config: dict[str, Any], name: str) -> Videos:
         source, numbers, 1, None, 1, 0, windows="first", flip=False, dtype="uint8", on_error="raise", reading={},
         opened=path, split=split,
     )  # fmt: skip
-    return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"], clips.provenance())
+    return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"], clips.provenance(every_id=True))
 
 
 def open_frames(config: dict[str, Any], name: str, training: bool, frames: int | None = None) -> ClipDataset:

@@ -36,10 +36,10 @@ from training.recipe import Recipe
 from training.settings import TrainSettings, check_ranges, check_schedule
 from training.state import TrainState, build_state
 from training.step import Update, Updater, decided
-from videodata.clips import provenance_of
 from videodata.errors import UserError
 from videodata.finite import guarded_elsewhere
 from videodata.prepare import available_cores
+from videodata.provenance import provenance_of
 
 logger = logging.getLogger(__name__)
 

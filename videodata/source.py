@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -156,6 +157,11 @@ class GeneratedSource(ClipSource):
     def lengths(self, videos: Videos) -> np.ndarray:
         return np.broadcast_to(np.int64(self._frames), len(videos))
 
+    def distinct(self, fact: str, videos: Videos) -> tuple[list, np.ndarray]:
+        if fact == "label":
+            return super().distinct(fact, videos)
+        return [getattr(self, fact)(0)], np.broadcast_to(np.int64(0), len(videos))
+
     def size(self, index: int) -> Size:
         return self._size
 
@@ -205,11 +211,46 @@ class JoinedSource(ClipSource):
     length, size, stamp, place = map(_ask_part, ("length", "size", "stamp", "place"))
     read, read_clip = map(_ask_part, ("read", "read_clip"))
 
+    def lengths(self, videos: Videos) -> np.ndarray:
+        found = np.zeros(len(videos), np.int64)
+        for part, places, local in self._by_part(videos):
+            found[places] = part.lengths(local)
+        return found
+
+    def group_hashes(self, videos: Videos) -> np.ndarray | None:
+        found = np.zeros(len(videos), np.uint64)
+        for part, places, local in self._by_part(videos):
+            hashes = part.group_hashes(local)
+            if hashes is None:
+                return None
+            found[places] = hashes
+        return found
+
+    def blocks(self) -> np.ndarray | None:
+        blocks = [part.blocks() for part in self.parts]
+        if any(block is None for block in blocks):
+            return None
+        return np.concatenate(
+            [block + end - len(p) for p, block, end in zip(self.parts, blocks, self._ends, strict=True)]
+        )
+
+    def digest(self) -> str | None:
+        digests = [part.digest() for part in self.parts]
+        return None if None in digests else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    def _by_part(self, videos: Videos) -> Iterator[tuple[ClipSource, np.ndarray, np.ndarray]]:
+        """Each part that holds some of the videos, where these stand in `videos`, and their numbers in the part."""
+        videos = np.asarray(videos, np.int64)
+        owners = np.searchsorted(self._ends, videos, side="right")
+        for number in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == number)
+            yield self.parts[number], places, videos[places] - (self._ends[number] - len(self.parts[number]))
+
     def splits(self) -> dict[str, list[int]] | None:
         names: list[str | None] = [None] * len(self)
         for part, end in zip(self.parts, self._ends, strict=True):
             for name, indices in (part.splits() or {}).items():
-                for index in indices:
+                for index in each(indices):
                     names[end - len(part) + index] = name
         return by_split(names)
 
