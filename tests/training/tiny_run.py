@@ -13,7 +13,6 @@ from tests.training import faults
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import add_training_arguments, cli, settings_from, train
 
-
 GATE = "VIDEOGEN_GATE"  # the file that opens it
 
 

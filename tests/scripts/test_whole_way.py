@@ -1,0 +1,124 @@
+"""Once the whole way: a cluster writes tars, a web server offers them, two machines train from there, one is lost."""
+
+import functools
+import http.server
+import json
+import re
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from scripts import evaluate, prepare_data
+from tests.conftest import ROOT
+from tests.training.two_machines import Agent, free_port, machines, meeting
+from videodata.tar_source import TarSource
+
+STEPS = 12
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder, and parts of them."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.answer())
+
+    def answer(self) -> bytes:
+        """Send the headers; gives the bytes that were asked for."""
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return b""
+        data, status = path.read_bytes(), 200
+        whole = len(data)
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), min(int(asked[2]), whole - 1)
+            data, status = data[first : last + 1], 206
+        self.send_response(status)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{whole}-{path.stat().st_mtime_ns}"')
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
+            self.server.parts += 1
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        return data
+
+
+@contextmanager
+def web_server(folder: Path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(RangeHandler, directory=str(folder)))
+    server.parts, server.daemon_threads = 0, True  # answers with a part of a file
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """A local cluster of four workers."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", object_store_memory=100 << 20)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.posix
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "count", [pytest.param(80, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.exhaustive)]
+)
+def test_from_a_cluster_to_a_score(tmp_path, ray, capsys, count):
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed")
+    words = ["shapes", "--count", str(count), "--frames", "20", "--size", "32", "--format", "tar"]
+    words += ["--shard_size", "100kB"]
+    prepare_data.main([*words, "--out", str(tmp_path / "tars"), "--engine", "ray", "--shares", "4"])
+    assert f"4 parts, {count} videos" in capsys.readouterr().out
+    assert len(list((tmp_path / "tars").rglob("*.tar"))) >= 4
+    with web_server(tmp_path / "tars") as server, machines() as agents:
+        address = f"http://127.0.0.1:{server.server_port}/clips.index"
+        assert len(TarSource(address)) == count
+
+        run, port = tmp_path / "run", free_port()
+        command = [ROOT / "scripts" / "train_tokenizer3d.py", "--preset", "tiny_kl", "--data", address]
+        command += ["--run_dir", run, "--steps", STEPS, "--batch_size", 4, "--save_every", 1, "--workers", 0]
+        command += ["--device", "cpu"]
+
+        def start(name: str) -> Agent:
+            agents.append(Agent(tmp_path / name, meeting(port), command))
+            return agents[-1]
+
+        both = [start("first"), start("second")]
+        deadline = time.monotonic() + 900
+        while not list((run / "checkpoints").glob("step-*.json")):
+            assert time.monotonic() < deadline and both[0].process.poll() is None, both[0].log.read_text()[-3000:]
+            time.sleep(0.02)
+        host, lost = sorted(both, key=lambda agent: not agent.listens_on(port))
+        lost.pull_the_plug()
+        texts = [agent.finish() for agent in (start("again"), host)]
+        continued = {int(step) for step in re.findall(r"continuing \S+ at step (\d+)", "".join(texts))}
+        assert len(continued) == 1 and 1 <= continued.pop() < STEPS
+        assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-1] == STEPS
+
+        told = ["--checkpoint", str(run), "--data", address, "--metrics", "psnr", "--num_clips", "4", "--device", "cpu"]
+        evaluate.main(["tokenizer3d", *told, "--out", str(tmp_path / "scores.json")])
+        assert server.parts > 20  # clips came as parts of shards, not shard by shard
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["clips"] == 4 and scores["clips_trained_on"] == 0
+    assert scores["metrics"]["psnr"] > 5
