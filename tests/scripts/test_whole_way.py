@@ -121,4 +121,4 @@ def test_from_a_cluster_to_a_score(tmp_path, ray, capsys, count):
         assert server.parts > 20  # clips came as parts of shards, not shard by shard
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["clips"] == 4 and scores["clips_trained_on"] == 0
-    assert scores["metrics"]["psnr"] > 5
+    assert scores["data"] == address and scores["scores"][0]["mean"] > 5  # decibels
