@@ -82,8 +82,8 @@ class ClipSource(ABC):
     def distinct(self, fact: str, videos: Videos) -> tuple[list, np.ndarray]:
         """The values that "label", "size" or "fps" has among the videos, and for each of them which it is, (N,)."""
         ask, found = getattr(self, fact), {}
-        numbers = (found.setdefault(ask(video), len(found)) for video in each(videos))
-        return list(found), np.fromiter(numbers, np.int64, len(videos))
+        numbers = [found.setdefault(ask(video), len(found)) for video in each(videos)]
+        return list(found), np.array(numbers, np.int64)
 
     def group_hashes(self, videos: Videos) -> np.ndarray | None:
         """The first eight bytes of the SHA-256 of each group's name, as uint64 (N,); None: to be made from `group`."""

@@ -20,6 +20,7 @@ from videodata.npy import NpySource
 from videodata.shapes import Shapes
 from videodata.shard_list import is_tars, is_wids
 from videodata.source import ClipSource, JoinedSource, open_each
+from videodata.storage import is_address
 from videodata.tar_index import INDEX_NAME
 from videodata.tar_source import TarSource
 from videodata.tar_writer import join_parts
@@ -32,6 +33,11 @@ GENERATED = {"shapes:": Shapes, "digits:": Digits}  # by the beginning of what i
 def is_generated(path: str | os.PathLike) -> bool:
     """Whether a source is drawn when it is read, and lies nowhere."""
     return str(path).startswith(tuple(GENERATED))
+
+
+def is_no_path(path: str | os.PathLike) -> bool:
+    """Whether a source is named by something else than a file or folder: drawn videos, an address, tars in braces."""
+    return is_generated(path) or is_address(path) or ("{" in str(path) and is_tars(str(path)))
 
 
 def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource:

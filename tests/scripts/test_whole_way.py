@@ -1,72 +1,18 @@
 """Once the whole way: a cluster writes tars, a web server offers them, two machines train from there, one is lost."""
 
-import functools
-import http.server
 import json
 import re
-import threading
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from scripts import evaluate, prepare_data
 from tests.conftest import ROOT
 from tests.training.two_machines import Agent, free_port, machines, meeting
+from tests.videodata.range_server import range_server
 from videodata.tar_source import TarSource
 
 STEPS = 12
-
-
-class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder, and parts of them."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.wfile.write(self.answer())
-
-    def answer(self) -> bytes:
-        """Send the headers; gives the bytes that were asked for."""
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return b""
-        data, status = path.read_bytes(), 200
-        whole = len(data)
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            first, last = int(asked[1]), min(int(asked[2]), whole - 1)
-            data, status = data[first : last + 1], 206
-        self.send_response(status)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{whole}-{path.stat().st_mtime_ns}"')
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
-            self.server.parts += 1
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        return data
-
-
-@contextmanager
-def web_server(folder: Path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(RangeHandler, directory=str(folder)))
-    server.parts, server.daemon_threads = 0, True  # answers with a part of a file
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture
@@ -91,8 +37,8 @@ def test_from_a_cluster_to_a_score(tmp_path, ray, capsys, count):
     prepare_data.main([*words, "--out", str(tmp_path / "tars"), "--engine", "ray", "--shares", "4"])
     assert f"4 parts, {count} videos" in capsys.readouterr().out
     assert len(list((tmp_path / "tars").rglob("*.tar"))) >= 4
-    with web_server(tmp_path / "tars") as server, machines() as agents:
-        address = f"http://127.0.0.1:{server.server_port}/clips.index"
+    with range_server(tmp_path / "tars") as server, machines() as agents:
+        address = f"{server.url}/clips.index"
         assert len(TarSource(address)) == count
 
         run, port = tmp_path / "run", free_port()
@@ -118,7 +64,8 @@ def test_from_a_cluster_to_a_score(tmp_path, ray, capsys, count):
 
         told = ["--checkpoint", str(run), "--data", address, "--metrics", "psnr", "--num_clips", "4", "--device", "cpu"]
         evaluate.main(["tokenizer3d", *told, "--out", str(tmp_path / "scores.json")])
-        assert server.parts > 20  # clips came as parts of shards, not shard by shard
+        parts = [path for _, path, asked in server.requests if asked and path.endswith(".tar")]
+    assert len(parts) > 20  # clips came as parts of shards, not shard by shard
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["clips"] == 4 and scores["clips_trained_on"] == 0
     assert scores["data"] == address and scores["scores"][0]["mean"] > 5  # decibels
