@@ -141,7 +141,7 @@ def started(request, monkeypatch):
     """An engine with its own small cluster, where it can be told to have one."""
     engine = request.param
     pytest.importorskip(PACKAGES[engine], reason=f"{PACKAGES[engine]} is not installed")
-    monkeypatch.setattr(os, "cpu_count", lambda: SHARES)
+    monkeypatch.setattr(engines, "available_cores", lambda: SHARES)
     if engine != "ray":
         monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
         yield engine
@@ -152,6 +152,32 @@ def started(request, monkeypatch):
     ray.init(num_cpus=SHARES, include_dashboard=False, logging_level="ERROR", object_store_memory=100 << 20)
     yield engine
     ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("started", ["ray", "dask", "spark"], indirect=True)
+def test_a_pipeline_calls_the_function_itself(tmp_path, started):
+    """As docs/cluster.md shows it: one call for each share, among whatever else an engine does."""
+    command, root = " ".join([*SMALL, str(tmp_path / "out")]), str(Path(__file__).resolve().parents[2])
+    if started == "ray":
+        import ray
+
+        share = ray.remote(prepare_share).options(num_cpus=1, max_retries=3)
+        ray.get([share.remote(command, k, 3) for k in (1, 2, 3)])
+    elif started == "dask":
+        from distributed import Client
+
+        with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+            client.gather([client.submit(prepare_share, command, k, 3) for k in (1, 2, 3)])
+    else:
+        from pyspark import SparkConf, SparkContext
+
+        settings = SparkConf().setMaster("local[2]").setExecutorEnv("PYTHONPATH", root)
+        with SparkContext(conf=settings) as spark:
+            spark.parallelize(range(1, 4), 3).foreach(lambda k: prepare_share(command, k, 3))
+    prepare_data.main(["merge", str(tmp_path / "out")])
+    prepare_data.main([*SMALL, str(tmp_path / "whole")])
+    assert sequences_of(tmp_path / "out") == sequences_of(tmp_path / "whole")
 
 
 @pytest.mark.slow

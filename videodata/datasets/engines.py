@@ -24,6 +24,7 @@ from types import ModuleType
 
 from videodata.errors import UserError, said_by
 from videodata.files import environment
+from videodata.prepare import available_cores
 
 logger = logging.getLogger(__name__)
 TRIES = 4  # of a share whose process dies: what Ray, Dask and Spark do by default on a cluster
@@ -77,7 +78,7 @@ def gave_up(engine: str, error: Exception) -> UserError:
 
 def _run_here(call: Callable[[int], Outcome], count: int, cores: int) -> Iterator[Outcome]:
     """As many processes as this machine has room for."""
-    at_once = max(1, min(count, (os.cpu_count() or 1) // cores))
+    at_once = max(1, min(count, available_cores() // cores))
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         futures = [pool.submit(call, number) for number in range(1, count + 1)]
         try:
@@ -121,7 +122,7 @@ def _run_on_dask(call: Callable[[int], Outcome], count: int, cores: int) -> Iter
     logging.getLogger("distributed").setLevel(logging.WARNING)  # or it tells of each connection
     import dask  # comes with it
 
-    here = {"n_workers": max(1, (os.cpu_count() or 1) // cores), "threads_per_worker": 1, "dashboard_address": None}
+    here = {"n_workers": max(1, available_cores() // cores), "threads_per_worker": 1, "dashboard_address": None}
     address = dask.config.get("scheduler-address", None)
     try:
         client = distributed.Client(address) if address else distributed.Client(**here)
@@ -143,7 +144,7 @@ def _run_on_spark(call: Callable[[int], Outcome], count: int, cores: int) -> Ite
     from py4j.protocol import Py4JError  # comes with it
     from pyspark.errors import PySparkException
 
-    here = max(1, (os.cpu_count() or 1) // cores)
+    here = max(1, available_cores() // cores)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # its own choice, the first python3, has not our packages
     try:
         settings = pyspark.SparkConf()
