@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_a_share_is_a_function_that_can_be_pickled(tmp_path):
     prepare_data.main([*SMALL, str(tmp_path / "whole")])
     assert sequences_of(tmp_path / "out") == sequences_of(tmp_path / "whole")
     assert ids_of(tmp_path / "out" / "clips.json") == ids_of(tmp_path / "whole" / "clips.npy")
+
+
+def test_threads_of_one_process(tmp_path):
+    """Shares of one folder at once, those of another after them; each writes where it should."""
+    before = os.getcwd()
+    work = [(folder, k) for folder in ("a", "b") for k in (1, 2, 3)]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda task: prepare_share([*SMALL, "out"], task[1], 3, tmp_path / task[0]), work))
+    assert os.getcwd() == before
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npy")} == {
+        f"{folder}/out/clips-{k:04d}-of-0003.npy" for folder, k in work
+    }
 
 
 def test_a_share_that_cannot_be_done_says_so(tmp_path):

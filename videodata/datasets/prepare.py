@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from videodata.tar_writer import MEMBERS, Packing, check_packing
 from videodata.video_folder import InputVideo
 
 WHOLE = "1/1"  # the share that is everything
+_turn = threading.Condition()
+_inside: list[tuple[str, str]] = []  # of each share that this process works on: its folder, and the one before all
 
 
 @dataclass(frozen=True)
@@ -277,19 +280,30 @@ def _share(words: Sequence[str], n: int, folder: str, k: int) -> list[str]:
 
 @contextmanager
 def _working_in(folder: str | os.PathLike | None) -> Iterator[None]:
-    """Work in a folder: engines start their processes somewhere else than where the command was given."""
-    before = os.getcwd()
-    try:
-        os.chdir(folder or before)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be entered on {platform.node()} ({error.strerror}); all machines must see the folder "
-            "that the command is given in"
-        ) from error
+    """Work in a folder: engines start their processes somewhere else than where the command was given.
+
+    A process has one working folder, and some engines have threads: those of another folder wait for their turn.
+    """
+    here = os.path.abspath(folder or os.getcwd())
+    with _turn:
+        _turn.wait_for(lambda: not _inside or _inside[0][0] == here)
+        before = _inside[0][1] if _inside else os.getcwd()
+        try:
+            os.chdir(here)
+        except OSError as error:
+            raise UserError(
+                f"{here}: cannot be entered on {platform.node()} ({error.strerror}); all machines must see the folder "
+                "that the command is given in"
+            ) from error
+        _inside.append((here, before))
     try:
         yield
     finally:
-        os.chdir(before)
+        with _turn:
+            _inside.pop()
+            if not _inside:
+                os.chdir(before)
+                _turn.notify_all()
 
 
 def _on_engine(args: argparse.Namespace, words: Sequence[str]) -> Iterator[str]:
