@@ -248,6 +248,13 @@ def write_index(path: str | Path, parts: Sequence[TarIndex], base: str | None = 
     if len({shard.name for shard in shards}) < len(shards):
         raise UserError(f"{path}: two of its shards have one name")
     columns, ids = _join(single)
+    return write_columns(path, shards, columns, base, ids)
+
+
+def write_columns(
+    path: str | Path, shards: Sequence[Shard], columns: dict[str, np.ndarray], base: str | None, ids: str
+) -> TarIndex:
+    """Write an index whose columns are joined already, and open it."""
     about = {"format": FORMAT, "version": VERSION, "ids": ids, "shards": json.dumps([asdict(s) for s in shards])}
     if base is not None:
         about["base"] = base
