@@ -144,6 +144,8 @@ class TarIndex:
             shards = [Shard(**fields) for fields in parse_json(about["shards"])]
             if not all(isinstance(shard.name, str) and isinstance(shard.bytes, int) for shard in shards):
                 raise ValueError("its shards are not named")
+            if any(shard.name.startswith("/") or ".." in shard.name.split("/") for shard in shards):
+                raise ValueError("its shards lie outside its folder")
             columns = {name: _column(raw, 8 + length, name, header[name]) for name in COLUMNS}
             opened = cls(str(path), shards, columns, about.get("base"), about["ids"])
             opened._check()

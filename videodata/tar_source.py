@@ -261,6 +261,8 @@ class _Reader:
             place = None if self.cache is None else self.cache.path(self.storage, shard)
         if place is None:
             return None
+        for name in [name for name, file in self._files.items() if not os.fstat(file.fileno()).st_nlink]:
+            self._files.pop(name).close()  # the cache let go of it, but the disk keeps what is open
         try:
             self._files[shard.name] = open(place, "rb", buffering=0)  # noqa: SIM115 - stays open
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Runs on tar shards behind a server: killed and started again they end with the same bits, on one process and on two."""
+"""Runs on tar shards behind a server: killed and started again they end with the same bits, on one process or two."""
 
 import signal
 
