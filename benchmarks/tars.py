@@ -11,17 +11,16 @@ those of the clock for the same clips in the same order, after one round that do
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ from videodata import open_clips, write_video  # noqa: E402
 from videodata.clips import ClipDataset  # noqa: E402
 from videodata.shapes import Shapes  # noqa: E402
 from videodata.shard_cache import FOLDER  # noqa: E402
-from videodata.tar_index import COLUMNS, INDEX_NAME, Shard, write_columns  # noqa: E402
+from videodata.tar_index import COLUMNS, INDEX_NAME, TarIndex, write_columns  # noqa: E402
 from videodata.tar_scan import index_shards  # noqa: E402
 
 FRAMES, SIDE, CLIP, SIZE = 96, 192, 16, 64
@@ -108,59 +107,69 @@ def compare(folder: Path, rounds: int, shards: int, videos: int, workers: int) -
         print(f"  {name}: {shards * videos // BATCH * BATCH / statistics.median(spent):.0f} samples/s")
 
 
-def make_index(path: Path, entries: int, per_shard: int = 1000) -> None:
-    """An index as that of `entries` videos, made without them."""
-    shards = -(-entries // per_shard)
+def make_index(folder: Path, entries: int, per_shard: int = 1000) -> None:
+    """An index of `entries` videos in shards that are links to one tar, made without reading them again."""
+    folder.mkdir()
+    with tarfile.open(folder / "x-000000.tar", "w") as tar:
+        for number in range(per_shard):
+            pixels = io.BytesIO()
+            np.save(pixels, np.full((CLIP, 8, 8, 3), number % 256, np.uint8))
+            info = tarfile.TarInfo(f"v{number:04d}.npy")
+            info.size = len(pixels.getvalue())
+            tar.addfile(info, io.BytesIO(pixels.getvalue()))
+    index_shards(folder, workers=1)
+    one = TarIndex.open(folder / INDEX_NAME)
+    count = -(-entries // per_shard)
     rows = np.arange(entries)
-    keys = np.char.zfill(rows.astype("S8"), 8)
-    columns = {name: np.zeros(entries if length == "n" else 0, kind) for name, (kind, length) in COLUMNS.items()}
-    columns |= {
-        "first": np.arange(0, entries, per_shard, dtype="<i8"), "offset": rows % per_shard * 512 + 512,
-        "bytes": np.full(entries, 300), "key_end": (rows + 1) * 8, "keys": np.frombuffer(keys.tobytes(), "|u1"),
-        "frames": np.full(entries, 96, "<i4"), "height": np.full(entries, 192, "<i4"),
-        "width": np.full(entries, 192, "<i4"), "group": np.full(entries, -1, "<i4"),
-        "split": np.full(entries, -1, "<i4"),
-        "label": (rows % 100).astype("<i4"), "rates": np.array([[24, 1]]),
-        "hash": np.random.default_rng(0).permutation(entries).astype("<u8") * np.uint64(1 << 40),
+    tiled = {
+        name: np.tile(one.columns[name], count)[:entries] for name, (_, length) in COLUMNS.items() if length == "n"
+    }
+    shards = [replace(one.shards[0], name=f"x-{number:06d}.tar") for number in range(count)]
+    for shard in shards[1:]:
+        os.link(folder / "x-000000.tar", folder / shard.name)
+    columns = one.columns | tiled | {
+        "first": np.arange(0, entries, per_shard),
+        "key_end": (rows + 1) * 8,
+        "keys": np.frombuffer(np.char.zfill(rows.astype("S8"), 8).tobytes(), np.uint8),
+        "hash": np.random.default_rng(0).permutation(entries).astype(np.uint64) << np.uint64(40),
     }  # fmt: skip
-    texts = [f"class{number:02d}".encode() for number in range(100)] + [b".mp4"]
-    columns["kind"] = np.full(entries, 100, "<i4")
-    columns["texts"] = np.frombuffer(b"".join(texts), "|u1")
-    columns["text_end"] = np.cumsum([len(text) for text in texts], dtype="<i8")
-    names = [Shard(f"x-{number:06d}.tar", per_shard * 2048, hashlib.sha256(b"%d" % number).hexdigest(), 1)
-             for number in range(shards)]  # fmt: skip
-    typed = {name: np.ascontiguousarray(columns[name], COLUMNS[name][0]) for name in COLUMNS}
-    write_columns(path, names, typed, None, "key")
+    typed = {name: np.ascontiguousarray(columns[name], kind) for name, (kind, _) in COLUMNS.items()}
+    write_columns(folder / INDEX_NAME, shards, typed, None, "key")
+
+
+def memory(name: str) -> int:
+    """VmRSS or VmHWM (the highest so far) of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def open_made(path: Path, split: str | None) -> None:
     """Open an index in this process, and print what that takes, as JSON."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin, cpu = time.perf_counter(), time.process_time()
-    clips = open_clips(path, CLIP, SIZE, split=split)
+    before, begin, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
+    clips = open_clips(path, CLIP, 8, split=split)
     opened = time.perf_counter() - begin, time.process_time() - cpu
     clips.fingerprint()
     known = time.process_time() - cpu
     begin, cpu = time.perf_counter(), time.process_time()
     sampler = PositionSampler(len(clips), BATCH, 0, 0, 1000, 0, blocks=blocks_of(clips))
-    sampler.keys(0, 0)
-    clips.describe(sampler.index(5))
+    clips[sampler.keys(0, 0)[0]]
     first = time.perf_counter() - begin, time.process_time() - cpu
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    facts = {"clips": len(clips), "open": opened, "with_fingerprint": known, "first": first, "peak": peak}
-    print(json.dumps(facts))
+    facts = {"clips": len(clips), "open": opened, "fingerprint": known, "first": first}
+    print(json.dumps({**facts, "peak": memory("VmHWM") - before, "now": memory("VmRSS") - before}))
 
 
 def measure_entries(folder: Path, entries: int) -> None:
-    """Print what opening costs, all of it and one split."""
-    make_index(folder / INDEX_NAME, entries)
+    """Print what opening costs, all of it and one split; CPU seconds, and those of the clock in brackets."""
+    make_index(folder / "made", entries)
     for split in ("", "train"):
-        command = [sys.executable, __file__, "--open", str(folder / INDEX_NAME), "--split", split]
+        command = [sys.executable, __file__, "--open", str(folder / "made"), "--split", split]
         facts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"{entries} entries, {split or 'all'}: open {facts['open'][1]:.2f} s of CPU ({facts['open'][0]:.2f} s), "
-              f"with the fingerprint {facts['with_fingerprint']:.2f} s, order and place of the first sample "
-              f"{facts['first'][1]:.2f} s, {facts['peak'] / 1e6:.0f} MB more at its peak, pages of the index counted"
-        )  # fmt: skip
+        (opened, waited), (first, until) = facts["open"], facts["first"]
+        print(f"{entries} entries, {facts['clips']} clips ({split or 'all'}):")
+        print(f"  open {waited:.2f} s ({opened:.2f} s), with the fingerprint {facts['fingerprint']:.2f} s, "
+              f"first sample {until:.2f} s more ({first:.2f} s)")  # fmt: skip
+        print(f"  memory {facts['peak'] / 1e6:.0f} MB more at the peak, {facts['now'] / 1e6:.0f} MB after it, with "
+              "the pages of the index that it has seen")  # fmt: skip
 
 
 def main() -> None:

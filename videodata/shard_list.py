@@ -54,7 +54,7 @@ class ShardList:
                 f"{path}: braces stand for folders and shards, not for hosts and buckets; name one of these"
             )
         skip = 0 if base == "." else len(base.rstrip("/")) + 1
-        return cls(path, base, names=[name[skip:] for name in names])
+        return cls(path, base, names=[name[skip:].replace(os.sep, "/") for name in names])
 
     @classmethod
     def _from_wids(cls, path: str) -> ShardList:
