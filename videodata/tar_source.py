@@ -24,7 +24,7 @@ from videodata.files import atomic_path, lock_file, sha256_of, user_cache, write
 from videodata.resize import Size
 from videodata.shard_cache import FOLDER, ShardCache, cache_from_environment, changed
 from videodata.shard_list import ShardList, how_to_index
-from videodata.source import ClipSource, PerProcess, Videos, frame_range
+from videodata.source import ClipSource, PerProcess, Videos, as_array, frame_range
 from videodata.storage import Local, Storage, StorageError, divided, open_storage
 from videodata.stretch import Stretch
 from videodata.tar_index import FRAMES, NONE, REMEDY, Shard, TarIndex
@@ -87,7 +87,7 @@ class TarSource(ClipSource):
             column = np.concatenate([column[part.start : part.stop] for part in rows])
         if isinstance(videos, range):
             return column[videos.start : videos.stop : videos.step]
-        return column[np.asarray(videos, np.int64)]
+        return column[as_array(videos)]
 
     def id(self, index: int) -> str:
         return self.index.id(self.row(index))
