@@ -148,7 +148,7 @@ def _scan_all(
     failed = [result.error for result in results if result.error is not None]
     if failed:
         more = f" ({len(failed)} of {len(names)} shards cannot be indexed)" if len(failed) > 1 else ""
-        raise UserError(f"{failed[0]}{more}; the same command goes on where this is mended")
+        raise UserError(f"{failed[0]}{more}; what is indexed so far is kept for the next run")
     return results
 
 
