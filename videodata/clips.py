@@ -18,7 +18,7 @@ from videodata.errors import UserError, VideoError
 from videodata.pixels import channels_first, normalize
 from videodata.provenance import MOST_NAMED, base_of, packed_ids
 from videodata.resize import INTERPOLATIONS, RESIZE_RULES, Size, as_size
-from videodata.source import ClipSource, GeneratedSource, Objects, Videos, each
+from videodata.source import ClipSource, GeneratedSource, Objects, Videos, as_array, each
 from videodata.splits import HELD_OUT, open_split
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ClipDataset(Dataset):
         self._in_order = not draws
         if draws:
             drawn = np.random.default_rng((seed, 2)).integers(len(self._videos), size=draws)
-            self._videos, lengths = np.asarray(self._videos)[drawn], lengths[drawn]
+            self._videos, lengths = as_array(self._videos)[drawn], lengths[drawn]
         self._last_item: np.ndarray | None = None  # items up to and including each video; None: one of each
         if windows == "consecutive":
             self._last_item = np.cumsum(self._windows_of(self._videos, lengths))
@@ -263,10 +263,15 @@ class ClipDataset(Dataset):
         firsts = self.source.blocks()
         if firsts is None or not self._in_order:
             return None
-        items = np.searchsorted(np.asarray(self._videos), firsts)
+        items = firsts if self._is_all else np.searchsorted(as_array(self._videos), firsts)
         if self._last_item is not None:
             items = np.concatenate([[0], self._last_item])[items]
         return np.unique(items[items < len(self)])
+
+    @property
+    def _is_all(self) -> bool:
+        """Whether it holds every video of the source, in order."""
+        return isinstance(self._videos, range) and self._videos == range(len(self.source))
 
     def fingerprint(self) -> str:
         """Hash of the ids, lengths and file sizes of the videos: changes when the data does."""
@@ -276,10 +281,10 @@ class ClipDataset(Dataset):
                 for video in each(self._videos):
                     facts = (self.source.id(video), self.source.length(video), self.source.stamp(video))
                     digest.update(repr(facts).encode())
-            else:  # of all that there is; then which of it, unless it is all (a range)
+            else:  # of all that there is; then which of it, unless it is all
                 digest.update(known.encode())
-                if not isinstance(self._videos, range):
-                    digest.update(np.asarray(self._videos, "<i8"))
+                if not self._is_all:
+                    digest.update(as_array(self._videos).astype("<i8"))
             self._fingerprint = f"{len(self._videos)}-{digest.hexdigest()[:16]}"
         return self._fingerprint
 
@@ -313,7 +318,7 @@ class ClipDataset(Dataset):
 
     def items_among(self, chosen: np.ndarray, items: Sequence[int] | None = None) -> int:
         """How many items are cut from those videos of the source that are marked, bool (N,)."""
-        return int(self._counts(items)[chosen[np.asarray(self._videos)]].sum())
+        return int(self._counts(items)[chosen[as_array(self._videos)]].sum())
 
     def _counts(self, items: Sequence[int] | None) -> np.ndarray:
         """How many of the items, by default of all, each video has."""
@@ -373,7 +378,7 @@ class ClipDataset(Dataset):
         if enough.all():
             return videos, lengths
         logger.warning("%s: %d videos are too short and left out (%s)", self.source.path, (~enough).sum(), need)
-        return np.asarray(videos)[enough], lengths[enough]
+        return as_array(videos)[enough], lengths[enough]
 
 
 def _report_broken(source: ClipSource, on_error: str) -> None:

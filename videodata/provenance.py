@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
-from videodata.source import Videos
+from videodata.source import Videos, as_array
 from videodata.sources import is_generated
 from videodata.splits import NAMES
 from videodata.storage import is_address
@@ -30,7 +30,7 @@ MOST_NAMED = 100_000  # videos of a source whose ids are written out
 def packed_ids(digest: str, count: int, videos: Videos) -> dict[str, Any]:
     """Which of the `count` videos of a source are meant."""
     chosen = np.zeros(count, bool)
-    chosen[np.asarray(videos)] = True
+    chosen[as_array(videos)] = True
     packed = base64.b64encode(zlib.compress(np.packbits(chosen).tobytes(), 1))
     return {"of": digest, "videos": count, "chosen": packed.decode()}
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from videodata.errors import UserError, disk_errors
-from videodata.files import TEMPORARY, Busy, atomic_path, lock_file, readable_size
+from videodata.files import TEMPORARY, Busy, atomic_path, lock_file, readable_size, remove_debris
 from videodata.storage import Storage, StorageError
 from videodata.tar_index import Shard
 
@@ -48,7 +48,7 @@ class ShardCache:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        place = self.folder / name_of(storage, shard)
+        place = self.folder / name_of(shard)
         with suppress(OSError):
             os.utime(place)  # it was used now
             return place
@@ -70,6 +70,7 @@ class ShardCache:
             with lock_file(place, "fetching"):
                 if place.exists():
                     return
+                remove_debris(self.folder, place.name)
                 with disk_errors(place), atomic_path(place) as temporary:
                     if not self._reserve(temporary, shard.bytes):
                         self._refuse(place, f"{shard.name} has no room in it ({readable_size(self.size)} in all)")
@@ -120,7 +121,7 @@ class ShardCache:
                     debris.unlink()
 
 
-def name_of(storage: Storage, shard: Shard) -> str:
+def name_of(shard: Shard) -> str:
     """What a shard is called in the cache: another content, another name."""
     return hashlib.sha256(f"{shard.sha256} {shard.bytes}".encode()).hexdigest()[:32] + ".tar"
 

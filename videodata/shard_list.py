@@ -37,6 +37,7 @@ class ShardList:
     @classmethod
     def parse(cls, path: str) -> ShardList:
         """What a path or an address names, by its form; no look at anything but a list. Raises UserError."""
+        path = path if is_address(path) else os.path.normpath(path)
         folder, name = divided(path)
         if has_suffix(name, {".index"}):
             return cls(path, folder, path)
@@ -48,8 +49,12 @@ class ShardList:
         base = folder
         while "{" in base:  # of data/{a,b}/x-{0..9}.tar it is data
             base = divided(base)[0]
-        skip = 0 if base == "." and not path.startswith("./") else len(base.rstrip("/")) + 1
-        return cls(path, base, names=[name[skip:] for name in names])
+        if base.endswith("://"):
+            raise UserError(
+                f"{path}: braces stand for folders and shards, not for hosts and buckets; name one of these"
+            )
+        skip = 0 if base == "." else len(base.rstrip("/")) + 1
+        return cls(path, base, names=[name[skip:].replace(os.sep, "/") for name in names])
 
     @classmethod
     def _from_wids(cls, path: str) -> ShardList:
@@ -67,6 +72,8 @@ class ShardList:
             base = content.get("base_path") or folder
             if not all(isinstance(url, str) and isinstance(count, int) for url, count in urls):
                 raise ValueError("its shards have no url and nsamples")
+            if any(".." in url.split("/") for url, _ in urls):
+                raise ValueError("its shards lie outside its folder")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise VideoError(path, f"is no list of shards of wids ({said_by(error)})") from error
         bases = {divided(url)[0] for url, _ in urls if is_address(url) or os.path.isabs(url)}

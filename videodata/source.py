@@ -240,7 +240,7 @@ class JoinedSource(ClipSource):
 
     def _by_part(self, videos: Videos) -> Iterator[tuple[ClipSource, np.ndarray, np.ndarray]]:
         """Each part that holds some of the videos, where these stand in `videos`, and their numbers in the part."""
-        videos = np.asarray(videos, np.int64)
+        videos = as_array(videos)
         owners = np.searchsorted(self._ends, videos, side="right")
         for number in np.unique(owners).tolist():
             places = np.flatnonzero(owners == number)
@@ -276,6 +276,13 @@ def open_each(
 def each(videos: Videos) -> Iterable[int]:
     """Numbers of videos one by one, as Python's integers."""
     return videos.tolist() if isinstance(videos, np.ndarray) else videos
+
+
+def as_array(videos: Videos) -> np.ndarray:
+    """Numbers of videos as int64 (N,); NumPy makes an object of Python for each number of a range."""
+    return (
+        np.arange(videos.start, videos.stop, videos.step) if isinstance(videos, range) else np.asarray(videos, np.int64)
+    )
 
 
 def by_split(names: Sequence[str | None]) -> dict[str, list[int]] | None:

@@ -170,7 +170,10 @@ class Remote(Storage):
         return self._ask(name, "_cat_file", lambda system, path: system.cat_file(path, **part), count, **part)
 
     def names(self) -> list[str]:
-        found = self._ask("", "_ls", lambda system, path: system.ls(path, detail=False), 0, detail=False)
+        try:
+            found = self._ask("", "_ls", lambda system, path: system.ls(path, detail=False), 0, detail=False)
+        except StorageError as error:
+            raise StorageError(f"{error}; it cannot be listed: name the shards, as in x-{{000..999}}.tar") from error
         return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})
 
     def write(self, name: str, file: Path) -> None:
@@ -222,9 +225,7 @@ def tried(path: str, attempt: Callable[[], Result], missing_is_none: bool = Fals
             said = f"status {status}" if status else "no answer in time" if is_timeout(error) else said_by(error)
             if missing or is_final(error, status) or number == TRIES:
                 times = f" {number} times" if number > 1 else ""
-                remedy = (
-                    "run the same command again when it can be reached" if number > 1 else "check it and its rights"
-                )
+                remedy = "check it and your rights" if number == 1 else "run the same command again when it answers"
                 raise StorageError(f"{path}: {reason}{times} ({said}); {remedy}") from error
             pause = FIRST_WAIT * 2 ** (number - 1)
             logger.warning("%s: %s (%s); next try in %.1f s", path, reason, said, pause)
@@ -238,7 +239,7 @@ def status_of(error: BaseException | None) -> int | None:
         for name in ("status", "code"):
             if isinstance(found := getattr(error, name, None), int) and found >= 300:
                 return found
-        error = error.__cause__
+        error = error.__cause__ if isinstance(error, OSError) else None  # others: aiohttp calls a cut answer a 400
     return None
 
 

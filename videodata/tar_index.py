@@ -144,6 +144,8 @@ class TarIndex:
             shards = [Shard(**fields) for fields in parse_json(about["shards"])]
             if not all(isinstance(shard.name, str) and isinstance(shard.bytes, int) for shard in shards):
                 raise ValueError("its shards are not named")
+            if any(shard.name.startswith("/") or ".." in shard.name.split("/") for shard in shards):
+                raise ValueError("its shards lie outside its folder")
             columns = {name: _column(raw, 8 + length, name, header[name]) for name in COLUMNS}
             opened = cls(str(path), shards, columns, about.get("base"), about["ids"])
             opened._check()
@@ -248,6 +250,13 @@ def write_index(path: str | Path, parts: Sequence[TarIndex], base: str | None = 
     if len({shard.name for shard in shards}) < len(shards):
         raise UserError(f"{path}: two of its shards have one name")
     columns, ids = _join(single)
+    return write_columns(path, shards, columns, base, ids)
+
+
+def write_columns(
+    path: str | Path, shards: Sequence[Shard], columns: dict[str, np.ndarray], base: str | None, ids: str
+) -> TarIndex:
+    """Write an index whose columns are joined already, and open it."""
     about = {"format": FORMAT, "version": VERSION, "ids": ids, "shards": json.dumps([asdict(s) for s in shards])}
     if base is not None:
         about["base"] = base

@@ -148,7 +148,7 @@ def _scan_all(
     failed = [result.error for result in results if result.error is not None]
     if failed:
         more = f" ({len(failed)} of {len(names)} shards cannot be indexed)" if len(failed) > 1 else ""
-        raise UserError(f"{failed[0]}{more}; the same command goes on where this is mended")
+        raise UserError(f"{failed[0]}{more}; what is indexed so far is kept for the next run")
     return results
 
 
@@ -234,6 +234,10 @@ def read_shard(place: Path, shown: str) -> tuple[list[Sample], list[str]]:
             with tarfile.open(fileobj=file, mode="r:") as opened:
                 for info in opened:
                     _take(members, info, shown)
+                file.seek(opened.offset)
+                end = file.read(tarfile.BLOCKSIZE)
+                if end.count(0) < tarfile.BLOCKSIZE:  # Python takes a damaged member for the end
+                    raise tarfile.ReadError("it has no end")
         except DAMAGE as error:
             file.seek(0)
             if file.read(6).startswith(COMPRESSED):

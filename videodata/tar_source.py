@@ -24,7 +24,7 @@ from videodata.files import atomic_path, lock_file, sha256_of, user_cache, write
 from videodata.resize import Size
 from videodata.shard_cache import FOLDER, ShardCache, cache_from_environment, changed
 from videodata.shard_list import ShardList, how_to_index
-from videodata.source import ClipSource, PerProcess, Videos, frame_range
+from videodata.source import ClipSource, PerProcess, Videos, as_array, frame_range
 from videodata.storage import Local, Storage, StorageError, divided, open_storage
 from videodata.stretch import Stretch
 from videodata.tar_index import FRAMES, NONE, REMEDY, Shard, TarIndex
@@ -87,7 +87,7 @@ class TarSource(ClipSource):
             column = np.concatenate([column[part.start : part.stop] for part in rows])
         if isinstance(videos, range):
             return column[videos.start : videos.stop : videos.step]
-        return column[np.asarray(videos, np.int64)]
+        return column[as_array(videos)]
 
     def id(self, index: int) -> str:
         return self.index.id(self.row(index))
@@ -261,6 +261,8 @@ class _Reader:
             place = None if self.cache is None else self.cache.path(self.storage, shard)
         if place is None:
             return None
+        for name in [name for name, file in self._files.items() if not os.fstat(file.fileno()).st_nlink]:
+            self._files.pop(name).close()  # the cache let go of it, but the disk keeps what is open
         try:
             self._files[shard.name] = open(place, "rb", buffering=0)  # noqa: SIM115 - stays open
         except OSError as error:

@@ -9,6 +9,7 @@ import pytest
 from scripts import evaluate, prepare_data
 from tests.conftest import ROOT
 from tests.training.two_machines import Agent, free_port, machines, meeting
+from tests.videodata.local_ray import local_ray
 from tests.videodata.range_server import range_server
 from videodata.tar_source import TarSource
 
@@ -16,13 +17,11 @@ STEPS = 12
 
 
 @pytest.fixture
-def ray(monkeypatch):
-    """A local cluster of four workers."""
-    ray = pytest.importorskip("ray", reason="ray is not installed")
+def cluster(monkeypatch):
+    """Ray with four workers."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", object_store_memory=100 << 20)
-    yield ray
-    ray.shutdown()
+    with local_ray(4):
+        yield
 
 
 @pytest.mark.posix
@@ -30,7 +29,7 @@ def ray(monkeypatch):
 @pytest.mark.parametrize(
     "count", [pytest.param(80, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.exhaustive)]
 )
-def test_from_a_cluster_to_a_score(tmp_path, ray, capsys, count):
+def test_from_a_cluster_to_a_score(tmp_path, cluster, capsys, count):
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
     words = ["shapes", "--count", str(count), "--frames", "20", "--size", "32", "--format", "tar"]
     words += ["--shard_size", "100kB"]

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from scripts import prepare_data
+from tests.videodata.local_ray import local_ray
 from videodata import open_clips
 from videodata.datasets import engines
 from videodata.datasets.prepare import prepare_share
@@ -161,12 +162,9 @@ def started(request, monkeypatch):
         monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
         yield engine
         return
-    import ray
-
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=SHARES, include_dashboard=False, logging_level="ERROR", object_store_memory=100 << 20)
-    yield engine
-    ray.shutdown()
+    with local_ray(SHARES):
+        yield engine
 
 
 @pytest.mark.slow
@@ -187,7 +185,8 @@ def test_a_pipeline_calls_the_function_itself(tmp_path, started):
     else:
         from pyspark import SparkConf, SparkContext
 
-        settings = SparkConf().setMaster("local[2]").setExecutorEnv("PYTHONPATH", root)
+        settings = SparkConf().setMaster(f"local[{SHARES},4]")  # as below: Java keeps it for the next context
+        settings.setExecutorEnv("PYTHONPATH", root)
         with SparkContext(conf=settings) as spark:
             spark.parallelize(range(1, 4), 3).foreach(lambda k: prepare_share(command, k, 3))
     prepare_data.main(["merge", str(tmp_path / "out")])

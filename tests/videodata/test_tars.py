@@ -15,7 +15,7 @@ from scripts import prepare_data
 from tests.videodata.tars import FPS, FRAMES, SIDE, SOURCE, add, array, make_shards
 from videodata import UserError, VideoError, open_clips, read_video, tar_scan
 from videodata.provenance import overlap
-from videodata.shard_list import expand_braces
+from videodata.shard_list import ShardList, expand_braces
 from videodata.sources import open_source
 from videodata.splits import divide, hashed_split
 from videodata.tar_index import INDEX_NAME, Sample, Shard, TarIndex, write_index
@@ -107,6 +107,9 @@ def test_lists_that_do_not_fit(shards, tmp_path):
         with pytest.raises(UserError, match=line):
             open_source(tmp_path / "list.json")
     assert expand_braces("a{8..10}-{x,y}") == ["a8-x", "a8-y", "a9-x", "a9-y", "a10-x", "a10-y"]
+    with pytest.raises(UserError, match="not for hosts and buckets"):
+        ShardList.parse("s3://{a,b}/x.tar")
+    assert ShardList.parse("s3://b//a/{x,y}/z.tar").base == "s3://b//a" and ShardList.parse("./a//x.tar").base == "a"
     for pattern in ("x-{3..1}.tar", "x-{a}.tar", "x-{0..9.tar", "{0..999}{0..9999}.tar"):
         with pytest.raises(UserError, match="smaller number first|neither a range|not closed|more than"):
             expand_braces(pattern)
@@ -200,7 +203,7 @@ def test_tars_that_cannot_be_used(tmp_path):
         with pytest.raises(UserError, match=f"{name}.tar: .*{line}"):
             index_shards(tmp_path / f"{name}.tar", workers=1)
     assert not (tmp_path / INDEX_NAME).exists()
-    with pytest.raises(UserError, match=r"7 of 7 shards cannot be indexed\); the same command goes on"):
+    with pytest.raises(UserError, match=r"7 of 7 shards cannot be indexed\); what is indexed so far is kept"):
         index_shards(tmp_path, workers=1)
     with pytest.raises(UserError, match=r"x.tar: has no index, .*; python scripts/prepare_data.py index"):
         open_source(tmp_path / "x.tar")

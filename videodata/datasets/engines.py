@@ -101,7 +101,11 @@ def _run_on_ray(call: Callable[[int], Outcome], count: int, cores: int) -> Itera
     """One task per share; the connection of the caller, where there is one."""
     ray = installed("ray", "ray", "ray")
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+        try:
+            ray.init(logging_level=logging.WARNING)
+        except Exception as error:
+            reason = f"cannot be started, or not reached at RAY_ADDRESS ({said_by(error)})"
+            raise UserError(f"--engine ray: {reason}") from error
     # The workers import the function by its name: they must find the project, and the same packages, where it is here.
     task = ray.remote(call.func).options(
         num_cpus=cores, max_retries=TRIES - 1, name=f"prepare {count} shares",
