@@ -59,7 +59,7 @@ def make_data(folder: Path, shards: int, videos: int) -> None:
                 info.size = len(films[number % len(films)])
                 tar.addfile(info, io.BytesIO(films[number % len(films)]))
                 (folder / "files" / info.name).write_bytes(films[number % len(films)])
-    index_shards(folder / "tars")
+    index_shards(folder / "tars", workers=1)
 
 
 def processors() -> float:

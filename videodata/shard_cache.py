@@ -42,7 +42,7 @@ class ShardCache:
     def path(self, storage: Storage, shard: Shard, wait: bool = False) -> Path | None:
         """The shard, when it is here; else None, and it is on its way where that can be.
 
-        wait: come back when it is here or cannot be had. Raises StorageError for a shard that is another one than the
+        wait: come back when it is here or cannot be had. Raises ChangedShard for one that is another than the
         index describes; a disk that is full is a warning.
         """
         if self._error is not None:
@@ -127,7 +127,7 @@ def name_of(shard: Shard) -> str:
 
 
 def fetch(storage: Storage, shard: Shard, place: Path) -> None:
-    """Write a shard to a file. Raises StorageError for one that is not what the index describes."""
+    """Write a shard to a file. Raises ChangedShard for one that is not what the index describes."""
     digest = hashlib.sha256()
     with open(place, "r+b" if place.exists() else "wb") as file:
         for piece in storage.chunks(shard.name, shard.bytes):
