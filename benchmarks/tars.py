@@ -4,8 +4,9 @@
     python benchmarks/tars.py --entries 10000000   # opening an index of so many, in a process of its own
 
 Four loaders take turns in each round: files, tars on this disk, tars behind a loopback HTTP server (a process of its
-own) with one range for each sample, and the same with a cache that holds all shards since the round before. Times are
-those of the clock for the same clips in the same order, after one round that does not count; medians of the ratios.
+own) with one range for each sample, and the same with a cache that holds all shards since the round before. Measured
+are the time by the clock, and that of the processors (the loader and its workers, not the server), after one round that
+does not count; printed are medians of the ratios of a round.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -37,13 +39,13 @@ from videodata.shard_cache import FOLDER  # noqa: E402
 from videodata.tar_index import COLUMNS, INDEX_NAME, TarIndex, write_columns  # noqa: E402
 from videodata.tar_scan import index_shards  # noqa: E402
 
-FRAMES, SIDE, CLIP, SIZE = 96, 192, 16, 64
+FRAMES, SIDE, CLIP, SIZE = 64, 192, 16, 64
 WORKERS, BATCH = 4, 8
 
 
 def make_data(folder: Path, shards: int, videos: int) -> None:
-    """The same films as files and in tars: H.264, 192x192, four seconds of moving shapes."""
-    source = Shapes(16, FRAMES, SIDE)
+    """The same films as files and in tars: H.264, 192x192, 64 frames of moving shapes."""
+    source = Shapes(8, FRAMES, SIDE)
     (folder / "files").mkdir()
     (folder / "tars").mkdir()
     films = []
@@ -57,20 +59,26 @@ def make_data(folder: Path, shards: int, videos: int) -> None:
                 info.size = len(films[number % len(films)])
                 tar.addfile(info, io.BytesIO(films[number % len(films)]))
                 (folder / "files" / info.name).write_bytes(films[number % len(films)])
-    index_shards(folder / "tars")
+    index_shards(folder / "tars", workers=1)
 
 
-def seconds(clips: ClipDataset, folder: Path, samples: int, workers: int) -> float:
-    """How long a loader takes for so many samples, from its start to the last batch."""
+def processors() -> float:
+    """Seconds of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def seconds(clips: ClipDataset, folder: Path, samples: int, workers: int) -> tuple[float, float]:
+    """What a loader takes for so many samples, from its start to its end: by the clock, and of the processors."""
     import torch
 
-    settings = TrainSettings(run_dir=folder, workers=workers, batch_size=BATCH, device="cpu")
+    settings = TrainSettings(run_dir=folder, steps=1, workers=workers, batch_size=BATCH, device="cpu")
     sampler = PositionSampler(len(clips), BATCH, 0, 0, samples // BATCH, 0, blocks=blocks_of(clips))
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), processors()
     with batches(clips, sampler, settings, torch.device("cpu")) as feed:
         for _ in feed:
             pass
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, processors() - used
 
 
 def compare(folder: Path, rounds: int, shards: int, videos: int, workers: int) -> None:
@@ -81,7 +89,7 @@ def compare(folder: Path, rounds: int, shards: int, videos: int, workers: int) -
     try:
         address = f"{server.stdout.readline().strip()}/x-{{000..{shards - 1:03d}}}.tar"
         places = {"files": folder / "files", "local": folder / "tars", "ranges": address, "cache": address}
-        taken: dict[str, list[float]] = {name: [] for name in places}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in places}
         for turn in range(rounds + 1):
             for name, place in places.items():
                 os.environ.pop(FOLDER, None)
@@ -96,15 +104,20 @@ def compare(folder: Path, rounds: int, shards: int, videos: int, workers: int) -
         server.kill()
         server.wait()
 
-    def ratio(name: str, to: str) -> float:
-        return statistics.median(b / a for a, b in zip(taken[name], taken[to], strict=True))
+    kept, count = len(list((folder / "cache").glob("*.tar"))), shards * videos // BATCH * BATCH
 
-    kept = len(list((folder / "cache").glob("*.tar")))
-    print(f"local tars / files: {ratio('local', 'files'):.2f}")
-    print(f"tars over http, one range a sample / local tars: {ratio('ranges', 'local'):.2f}")
-    print(f"tars over http, cache warm ({kept} of {shards} shards) / local tars: {ratio('cache', 'local'):.2f}")
+    def show(what: str, name: str, to: str) -> None:
+        clock, cpu = (
+            statistics.median(b[kind] / a[kind] for a, b in zip(taken[name], taken[to], strict=True)) for kind in (0, 1)
+        )
+        print(f"{what}: {clock:.2f} by the clock, {cpu:.2f} of the processors")
+
+    show("local tars / files", "local", "files")
+    show("tars over http, one range a sample / local tars", "ranges", "local")
+    show(f"tars over http, cache warm ({kept} of {shards} shards) / local tars", "cache", "local")
     for name, spent in taken.items():
-        print(f"  {name}: {shards * videos // BATCH * BATCH / statistics.median(spent):.0f} samples/s")
+        clock, cpu = (count / statistics.median(each[kind] for each in spent) for kind in (0, 1))
+        print(f"  {name}: {clock:.0f} samples/s, {cpu:.0f} for each second of a processor")
 
 
 def make_index(folder: Path, entries: int, per_shard: int = 1000) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from videodata.errors import UserError, disk_errors
 from videodata.files import TEMPORARY, Busy, atomic_path, lock_file, readable_size, remove_debris
-from videodata.storage import Storage, StorageError
+from videodata.storage import ChangedShard, Storage
 from videodata.tar_index import Shard
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class ShardCache:
     def path(self, storage: Storage, shard: Shard, wait: bool = False) -> Path | None:
         """The shard, when it is here; else None, and it is on its way where that can be.
 
-        wait: come back when it is here or cannot be had. Raises StorageError for a shard that is another one than the
+        wait: come back when it is here or cannot be had. Raises ChangedShard for one that is another than the
         index describes; a disk that is full is a warning.
         """
         if self._error is not None:
@@ -76,7 +76,7 @@ class ShardCache:
                         self._refuse(place, f"{shard.name} has no room in it ({readable_size(self.size)} in all)")
                         return
                     fetch(storage, shard, temporary)
-        except StorageError as error:
+        except ChangedShard as error:  # what else is wrong with the storage shows where it is asked for a sample
             self._error = error
             self._refused[place.name] = time.monotonic() + PAUSE
         except Busy:
@@ -127,7 +127,7 @@ def name_of(shard: Shard) -> str:
 
 
 def fetch(storage: Storage, shard: Shard, place: Path) -> None:
-    """Write a shard to a file. Raises StorageError for one that is not what the index describes."""
+    """Write a shard to a file. Raises ChangedShard for one that is not what the index describes."""
     digest = hashlib.sha256()
     with open(place, "r+b" if place.exists() else "wb") as file:
         for piece in storage.chunks(shard.name, shard.bytes):
@@ -137,9 +137,9 @@ def fetch(storage: Storage, shard: Shard, place: Path) -> None:
         raise changed(storage, shard, "its SHA-256 is another one")
 
 
-def changed(storage: Storage, shard: Shard, how: str) -> StorageError:
+def changed(storage: Storage, shard: Shard, how: str) -> ChangedShard:
     """The error of a shard that is not the one that was indexed."""
-    return StorageError(
+    return ChangedShard(
         f"{storage.path(shard.name)}: changed since it was indexed ({how}); scripts/prepare_data.py index notes "
         "what it is now, or put the old one back"
     )

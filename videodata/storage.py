@@ -40,6 +40,10 @@ class StorageError(UserError):
     """Storage that does not give what it should. No VideoError: nothing is wrong with a single video."""
 
 
+class ChangedShard(StorageError):
+    """A shard that is not the one that was indexed."""
+
+
 class Status(NamedTuple):
     """By what a file is known again."""
 

@@ -37,6 +37,7 @@ from videodata.shard_list import ShardList
 from videodata.storage import Local, Storage, StorageError, divided, is_address, open_storage
 from videodata.stretch import Stretch
 from videodata.tar_index import FRAMES, INDEX_NAME, Sample, Shard, TarIndex, write_index
+from videodata.tar_source import open_index
 from videodata.video import VIDEO_SUFFIXES, count_frames, probe
 from videodata.video_folder import parse_name
 
@@ -83,6 +84,9 @@ def index_shards(
     and after it, when more than max_bad_fraction of the samples cannot be read.
     """
     shards = ShardList.parse(str(path))
+    if has_suffix(str(path), {".index"}):  # again those that it holds, wherever they lie
+        opened = open_index(shards)
+        shards.base, shards.names = opened.base or shards.base, [shard.name for shard in opened.shards]
     storage = open_storage(shards.base)
     names = shards.names
     if names is None:
@@ -99,9 +103,9 @@ def index_shards(
         old = None if restart else _old_index(target, work)
         results = _scan_all(shards.base, names, work, old, workers or available_cores(), restart)
         parts = [TarIndex.open(work / part_name(name)) for name in names]
-        kept = [old.of_shard(n) for n, shard in enumerate(old.shards) if shard.name not in set(names)] if old else []
-        if shards.names is None:
-            kept = []  # the folder has them no longer
+        kept, again = [], set(names)
+        if old is not None and shards.names is not None:  # else the folder has the others no longer
+            kept = [old.of_shard(n) for n, shard in enumerate(old.shards) if shard.name not in again]
         _publish([*kept, *parts], target, base, work)
         samples, bad = sum(map(len, parts)), sum(part.shards[0].skipped for part in parts)
         del old, kept, parts  # Windows removes only what is not mapped

@@ -318,8 +318,9 @@ def shard_seeds() -> list[Seed]:
 
 
 def indexed(path: Path) -> int:
-    index_shards(path.parent, workers=1, max_bad_fraction=1)
-    return all_items(path.parent)
+    index = path.parent.parent / "out" / "x.index"
+    index_shards(path.parent, str(index), workers=1, max_bad_fraction=1)
+    return all_items(index)
 
 
 def shards(path: Path) -> int:
