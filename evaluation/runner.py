@@ -29,12 +29,13 @@ from training import distributed, trained_on
 from training.checkpoint import newest_checkpoint
 from training.distributed import gather_batches
 from training.writing import check_place
-from videodata.clips import ClipDataset, open_clips, overlap, together
+from videodata.clips import ClipDataset, open_clips
 from videodata.encode import write_video
 from videodata.errors import UserError
 from videodata.files import files_in_folder, sha256_of
 from videodata.labels import class_number
 from videodata.pixels import to_uint8
+from videodata.provenance import overlap, together
 from videodata.splits import declared_splits, evaluation_split, sidecars
 from videodata.video import VIDEO_SUFFIXES
 

@@ -234,7 +234,7 @@ def encode_latents(
     if dtype not in DTYPES:
         raise UserError(f"dtype of cached latents must be one of {', '.join(DTYPES)}, found {dtype!r}")
     source, videos = open_split(data, split)
-    encoded = open_clips(data, 1, None, split=split).provenance()  # of the same videos, in the same order
+    encoded = open_clips(data, 1, None, split=split).provenance(every_id=True)  # of the same videos, in the same order
     if most is not None and most < len(videos):
         videos, encoded["ids"] = spread(videos, most), spread(encoded["ids"], most)
     autoencoder = autoencoder.to(device).eval()

@@ -18,7 +18,7 @@ from training.tokenizer import recorded_name
 from videodata.clips import ClipDataset, open_clips, spread
 from videodata.errors import UserError
 from videodata.source import ClipSource
-from videodata.sources import is_generated
+from videodata.sources import is_no_path
 from videodata.splits import open_split
 
 SPLIT_MARK = "#"  # "shapes:100#val" is the validation part of a source
@@ -64,7 +64,7 @@ def open_videos(config: dict[str, Any], name: str) -> Videos:
         source, numbers, 1, None, 1, 0, windows="first", flip=False, dtype="uint8", on_error="raise", reading={},
         opened=path, split=split,
     )  # fmt: skip
-    return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"], clips.provenance())
+    return Videos(source, numbers, place.size if place else config["INPUT"]["SIZE"], clips.provenance(every_id=True))
 
 
 def open_frames(config: dict[str, Any], name: str, training: bool, frames: int | None = None) -> ClipDataset:
@@ -206,7 +206,7 @@ def frames_place(config: dict[str, Any], name: str, training: bool) -> tuple[str
     path, split, place = place_of(config, name, training)
     if place is not None and place.size is None:
         raise UserError(f"data set {name!r} holds codes; a VQVAE needs frames")
-    if not is_generated(path) and not Path(path).exists():
+    if not is_no_path(path) and not Path(path).exists():
         known = ", ".join(sorted(named_datasets()))
         advice = f"name a path, shapes:<n> or digits:<n>, or one of {known}" if place is None else made_by(path, place)
         raise UserError(f"data set {name!r}: {path} does not exist; {advice}")

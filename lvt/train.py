@@ -54,9 +54,9 @@ from training.randomness import seed_everything
 from training.recipe import Losses, Networks, Recipe, Step
 from training.tokenizer import Tokenizer
 from videodata import pixels
-from videodata.clips import provenance_of
 from videodata.errors import UserError
 from videodata.npy import read_array
+from videodata.provenance import provenance_of
 
 logger = logging.getLogger(__name__)
 CLIPS_SHOWN, FRAMES_SHOWN = 4, 8  # in the log's pictures

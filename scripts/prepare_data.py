@@ -2,7 +2,8 @@
 
 Every part of a data set becomes a file or folder of its own below --out, which open_clips(out, split=...) reads:
 train.npy (arrays of sequences), train/ (HDF5 shards) or train/<label>/<video>/ (PNG frames), with a .json beside it.
-The same command continues after any interruption. Many machines can share the work: --shard 1/8 ... 8/8, then merge.
+The same command continues after any interruption. Many machines can share the work: --shard 1/8 ... 8/8, then merge,
+or --engine ray (dask, spark) --shares 8 on a cluster.
 """
 
 import sys
@@ -21,7 +22,8 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_command(build_parser().parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    run_command(build_parser().parse_args(words), words)
 
 
 if __name__ == "__main__":

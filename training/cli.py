@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from videodata.errors import UserError, error_number
+from videodata.files import parse_size
 
 REMEDIES = {
     errno.ENOSPC: "free disk space or choose another folder",
@@ -113,6 +114,7 @@ def make_parser(description: str, **options: Any) -> Parser:
 
 
 OF_NO_INTEREST = 10**8  # as an upper limit
+MOST_BYTES = 10**15
 LARGEST_INT = 2**31 - 1  # of a count: more is a slip of the finger, and overflows somewhere inside
 
 
@@ -139,6 +141,17 @@ def number(kind: type, least: float, most: float | None = None, above: bool = Fa
 
     convert.__name__ = kind.__name__
     return convert
+
+
+def byte_count(text: str) -> int:
+    """A type for argparse: a size such as 1GB, in bytes."""
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not 1 <= size <= MOST_BYTES:
+        raise argparse.ArgumentTypeError(f"must be at least 1 byte and at most 1000TB, found {text}")
+    return size
 
 
 positive_int = number(int, 1)

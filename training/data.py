@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
@@ -28,6 +29,9 @@ from training.settings import TrainSettings
 from videodata.errors import UserError
 
 Key = tuple[int, int]  # (index in the dataset, position in the run)
+# Blocks whose samples are mixed: more of them mix better, and more must be fetched at a time. A part of the order of a
+# run: with another number it would go on with other samples.
+BLOCKS_AT_ONCE = 8
 
 
 @dataclass
@@ -37,6 +41,9 @@ class PositionSampler:
     Position p = 0, 1, 2, ... counts the samples of the whole run, and its sample is perm[seed, p // n][p % n]. A step
     covers the next `batch_size` positions, whatever the number of processes and micro-batches; micro-batch a of
     process r is the (a * world + r)-th contiguous share of them.
+
+    Where samples lie together in blocks, such as tars that are fetched whole, perm is one of the blocks, and then one
+    of the samples of each BLOCKS_AT_ONCE blocks that follow each other: so many are in use at a time.
     """
 
     length: int  # samples in the dataset
@@ -48,7 +55,9 @@ class PositionSampler:
     accumulation: int = 1
     rank: int = 0
     world: int = 1
+    blocks: np.ndarray | None = field(default=None, repr=False)  # first sample of each block
     _orders: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _layouts: dict[int, BlockOrder] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return max(0, self.last_step - self.first_step) * self.accumulation
@@ -67,11 +76,61 @@ class PositionSampler:
 
     def index(self, position: int) -> int:
         epoch, offset = divmod(position, self.length)
+        if self.blocks is not None:
+            return self._layout(epoch).index(offset)
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}  # the last two suffice
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            self._orders[epoch] = torch.randperm(self.length, generator=generator)
+            self._orders[epoch] = permutation(self.length, self.seed, "order", epoch)
         return int(self._orders[epoch][offset])
+
+    def _layout(self, epoch: int) -> BlockOrder:
+        if epoch not in self._layouts:
+            self._layouts = {e: layout for e, layout in self._layouts.items() if e >= epoch - 1}
+            self._layouts[epoch] = BlockOrder(self.length, self.blocks, self.seed, epoch)
+        return self._layouts[epoch]
+
+
+class BlockOrder:
+    """The order of an epoch where samples lie in blocks: a function of (length, blocks, seed, epoch) alone."""
+
+    def __init__(self, length: int, blocks: np.ndarray, seed: int, epoch: int) -> None:
+        """blocks: first sample of each, rising from 0."""
+        self._key = seed, "order", epoch
+        order = permutation(len(blocks), *self._key, "blocks").numpy()
+        sizes = np.diff(blocks, append=length)[order]
+        groups = range(0, len(blocks), BLOCKS_AT_ONCE)
+        self._groups = [(blocks[order[g : g + BLOCKS_AT_ONCE]], sizes[g : g + BLOCKS_AT_ONCE].cumsum()) for g in groups]
+        self._ends = np.cumsum([ends[-1] for _, ends in self._groups])
+        self._orders: dict[int, Tensor] = {}  # of the samples of a group
+
+    def index(self, offset: int) -> int:
+        """The sample at a position of the epoch."""
+        group = int(np.searchsorted(self._ends, offset, side="right"))
+        firsts, ends = self._groups[group]
+        if group not in self._orders:
+            self._orders = {g: order for g, order in self._orders.items() if g == group - 1}  # two suffice
+            self._orders[group] = permutation(int(ends[-1]), *self._key, "samples", group)
+        place = int(self._orders[group][offset - (int(self._ends[group - 1]) if group else 0)])
+        block = int(np.searchsorted(ends, place, side="right"))
+        return int(firsts[block]) + place - (int(ends[block - 1]) if block else 0)
+
+
+def permutation(count: int, *key: int | str) -> Tensor:
+    """A random order of `count` things, by the key alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(*key)))
+
+
+def blocks_of(dataset: Dataset) -> np.ndarray | None:
+    """First sample of each stretch of a data set that lies together; None where nothing does, or not everything.
+
+    A data set says so by a method `blocks`; a ConcatDataset has those of its parts.
+    """
+    if type(dataset) is ConcatDataset:
+        parts = [blocks_of(part) for part in dataset.datasets]
+        starts = [0, *dataset.cumulative_sizes[:-1]]
+        known = all(part is not None for part in parts)
+        return np.concatenate([part + start for part, start in zip(parts, starts, strict=True)]) if known else None
+    return dataset.blocks() if hasattr(dataset, "blocks") else None
 
 
 @dataclass

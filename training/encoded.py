@@ -218,7 +218,7 @@ class Plan:
             source, list(dict.fromkeys(videos)), 1, None, 1, 0, windows="first", flip=False, dtype="uint8",
             on_error="raise", reading={}, opened=data, split=None if split == "all" else split,
         )  # fmt: skip
-        provenance = opened.provenance()
+        provenance = opened.provenance(every_id=True)
         places = dict(zip(dict.fromkeys(videos), provenance["ids"], strict=True))
         provenance["ids"] = [places[video] for video in videos]
         if tokenizer.kind == "codes":

@@ -18,7 +18,6 @@ from training.optim import learning_rate_scale
 from training.settings import FLAGS, TrainSettings
 from training.state import TrainState
 from training.writing import LogFile
-from videodata.clips import UNKNOWN, together
 from videodata.errors import UserError
 from videodata.files import (
     free_space,
@@ -30,6 +29,7 @@ from videodata.files import (
     write_file,
     write_json,
 )
+from videodata.provenance import UNKNOWN, together
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from training import distributed
 from training.checkpoint import Saver
 from training.cli import LESS_MEMORY, is_out_of_memory
-from training.data import PositionSampler, batches
+from training.data import PositionSampler, batches, blocks_of
 from training.evaluation import Evaluator, write_pictures
 from training.folder import (
     check_free_space,
@@ -36,10 +36,10 @@ from training.recipe import Recipe
 from training.settings import TrainSettings, check_ranges, check_schedule
 from training.state import TrainState, build_state
 from training.step import Update, Updater, decided
-from videodata.clips import provenance_of
 from videodata.errors import UserError
 from videodata.finite import guarded_elsewhere
 from videodata.prepare import available_cores
+from videodata.provenance import provenance_of
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class Run:
         self.state = state
         self.settings = settings
         self.folder = folder
-        self.length = len(dataset)
+        self.length, self.blocks = len(dataset), blocks_of(dataset)
         self.config = plain({**config, "engine": asdict(settings)})
         self.provenance = provenance_of(dataset)
         fingerprint = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
@@ -245,6 +245,7 @@ class Run:
             accumulation=self.settings.accumulation,
             rank=distributed.rank(),
             world=distributed.world_size(),
+            blocks=self.blocks,
         )
 
     def start(self) -> None:

@@ -25,11 +25,11 @@ from video_vae.files import PRIOR_FOLDER, PRIOR_RECIPE, load_model, step_of
 from video_vae.model import Latents, TransformerNetwork
 from video_vae.prior import LatentPrior, interpolate
 from video_vae.train import open_data
-from videodata.clips import provenance_of
 from videodata.errors import UserError
 from videodata.finite import finite
 from videodata.labels import classes_of, label_of
 from videodata.pixels import normalize
+from videodata.provenance import provenance_of
 
 BETAS = (0.9, 0.99)
 CLIPS_AT_A_TIME = 16  # through the encoder

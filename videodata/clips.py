@@ -12,24 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset
 
 from videodata.errors import UserError, VideoError
 from videodata.pixels import channels_first, normalize
+from videodata.provenance import MOST_NAMED, base_of, packed_ids
 from videodata.resize import INTERPOLATIONS, RESIZE_RULES, Size, as_size
-from videodata.source import ClipSource, GeneratedSource, Objects
-from videodata.sources import is_generated
-from videodata.splits import HELD_OUT, NAMES, open_split
-from videodata.video import VIDEO_SUFFIXES
+from videodata.source import ClipSource, GeneratedSource, Objects, Videos, as_array, each
+from videodata.splits import HELD_OUT, open_split
 
 logger = logging.getLogger(__name__)
 
 WINDOWS = ("random", "consecutive", "first")
 DTYPES = ("float32", "uint8")
-FILES = (".csv", ".npy", ".json", ".hdf5", ".h5", *VIDEO_SUFFIXES)  # a source with one of these is no folder
-
-
-UNKNOWN = {"source": "unknown", "split": None, "fingerprint": "", "ids": []}  # the provenance of data that has none
 
 
 class Window(NamedTuple):
@@ -108,7 +103,7 @@ def open_clips(
     )
 
 
-def spread(videos: list[Any], total: int | None) -> list[Any]:
+def spread(videos: Sequence[Any] | np.ndarray, total: int | None) -> Sequence[Any] | np.ndarray:
     """`total` videos evenly spread over the list, first and last included; all of them for None."""
     if total is None or total <= 0:
         return videos
@@ -128,7 +123,7 @@ class ClipDataset(Dataset):
     def __init__(
         self,
         source: ClipSource,
-        videos: list[int],
+        videos: Videos,
         frames: int,
         size: Size | None,
         stride: int,
@@ -153,18 +148,24 @@ class ClipDataset(Dataset):
         self.windows, self.flip, self.dtype, self.on_error = windows, flip, dtype, on_error
         self.skipped = 0  # items replaced by their neighbour because they could not be read
         self.reading, self.opened, self.split = reading, opened or source.path, split
-        self._videos = self._long_enough(videos)
+        self._fingerprint: str | None = None
+        self._videos, lengths = self._long_enough(videos)
+        self._in_order = not draws
         if draws:
             drawn = np.random.default_rng((seed, 2)).integers(len(self._videos), size=draws)
-            self._videos = [self._videos[place] for place in drawn]
-        counts = np.array([self._windows_of(video) if windows == "consecutive" else 1 for video in self._videos])
-        self._last_item = np.cumsum(counts)  # items up to and including each video
+            self._videos, lengths = as_array(self._videos)[drawn], lengths[drawn]
+        self._last_item: np.ndarray | None = None  # items up to and including each video; None: one of each
+        if windows == "consecutive":
+            self._last_item = np.cumsum(self._windows_of(self._videos, lengths))
 
     def offset(self, video: int, frame: int) -> int:
         """How many frames of the video lie between the first of a clip and its frame `frame`."""
+        return frame * self.stride if self.fps is None else self._offset_at(self.source.fps(video), frame)
+
+    def _offset_at(self, stored: Fraction | None, frame: int) -> int:
+        """The same for a video with so many frames per second."""
         if self.fps is None:
             return frame * self.stride
-        stored = self.source.fps(video)
         if stored is None:
             raise UserError(f"{self.source.path}: does not say its frames per second; use a stride in place of fps")
         return math.floor(frame * stored / self.fps + Fraction(1, 2))  # the nearest in time, exactly
@@ -173,8 +174,15 @@ class ClipDataset(Dataset):
         """Frames of the video from the first to the last of a clip, both included."""
         return self.offset(video, self.frames - 1) + 1
 
+    def _spans(self, videos: Videos) -> np.ndarray:
+        """`span` of each of the videos."""
+        if self.fps is None:
+            return np.broadcast_to(np.int64(self._offset_at(None, self.frames - 1) + 1), len(videos))
+        rates, numbers = self.source.distinct("fps", videos)
+        return np.array([self._offset_at(rate, self.frames - 1) + 1 for rate in rates], np.int64)[numbers]
+
     def __len__(self) -> int:
-        return int(self._last_item[-1])
+        return len(self._videos) if self._last_item is None else int(self._last_item[-1])
 
     def __getitem__(self, index: int | tuple[int, int]) -> Tensor:
         return self.with_label(index)[0]
@@ -233,51 +241,90 @@ class ClipDataset(Dataset):
 
     def label(self, index: int | tuple[int, int]) -> str | None:
         """The label of item `index`, without drawing its window."""
-        return self.source.label(self._videos[self._place(self._split_index(index)[0])])
+        return self.source.label(self._video(self._split_index(index)[0]))
 
     def labels(self) -> list[str]:
-        return sorted({label for label in map(self.source.label, self._videos) if label is not None})
+        return sorted(self.distinct_labels() - {None})
+
+    def distinct_labels(self) -> set[str | None]:
+        """`labels`, and None where a video has none."""
+        return set(self.source.distinct("label", self._videos)[0])
 
     def stored_sizes(self) -> set[Size]:
         """The sizes (height, width) that the videos have where they lie."""
-        return {self.source.size(video) for video in self._videos}
+        return set(self.source.distinct("size", self._videos)[0])
 
     def rates(self) -> set[Fraction | None]:
         """Their frames per second; None where the source does not say."""
-        return {self.source.fps(video) for video in self._videos}
+        return set(self.source.distinct("fps", self._videos)[0])
+
+    def blocks(self) -> np.ndarray | None:
+        """Number of the first item of each stretch that lies together, such as a tar; None where nothing does."""
+        firsts = self.source.blocks()
+        if firsts is None or not self._in_order:
+            return None
+        items = firsts if self._is_all else np.searchsorted(as_array(self._videos), firsts)
+        if self._last_item is not None:
+            items = np.concatenate([[0], self._last_item])[items]
+        return np.unique(items[items < len(self)])
+
+    @property
+    def _is_all(self) -> bool:
+        """Whether it holds every video of the source, in order."""
+        return isinstance(self._videos, range) and self._videos == range(len(self.source))
 
     def fingerprint(self) -> str:
         """Hash of the ids, lengths and file sizes of the videos: changes when the data does."""
-        digest = hashlib.sha256()
-        for video in self._videos:
-            facts = (self.source.id(video), self.source.length(video), self.source.stamp(video))
-            digest.update(repr(facts).encode())
-        return f"{len(self._videos)}-{digest.hexdigest()[:16]}"
+        if self._fingerprint is None:
+            digest, known = hashlib.sha256(), self.source.digest()
+            if known is None:
+                for video in each(self._videos):
+                    facts = (self.source.id(video), self.source.length(video), self.source.stamp(video))
+                    digest.update(repr(facts).encode())
+            else:  # of all that there is; then which of it, unless it is all
+                digest.update(known.encode())
+                if not self._is_all:
+                    digest.update(as_array(self._videos).astype("<i8"))
+            self._fingerprint = f"{len(self._videos)}-{digest.hexdigest()[:16]}"
+        return self._fingerprint
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, every_id: bool = False) -> dict[str, Any]:
         """What a run that trains on this must remember: source, split, fingerprint, and ids of the videos.
 
         The ids are the same in every run and for every way of opening the same data: places of files relative to the
-        source, or names for what has no files. See `overlap`.
+        source, or names for what has no files. Of a source of very many videos they are a few bits each
+        (provenance.py), unless every_id is set. See `overlap`.
         """
-        base = _base(self.opened)
-        places = [self.source.place(video) for video in self._videos]
+        facts = {"source": self.opened, "split": self.split, "fingerprint": self.fingerprint()}
+        base = base_of(self.opened)
+        if base is not None:
+            facts["source"] = os.path.realpath(self.opened)
+        known = self.source.digest()
+        if known is not None and len(self.source) > MOST_NAMED and not every_id:
+            return {**facts, "ids": packed_ids(known, len(self.source), self._videos)}
+        places = [(self.source.place(video), video) for video in each(self._videos)]
         ids = [
             f"{self.source.stamp(video)}/{self.source.id(video)}"
             if place is None or base is None
             else os.path.relpath(place, base).replace(os.sep, "/")
-            for place, video in zip(places, self._videos, strict=True)
+            for place, video in places
         ]
-        source = self.opened if base is None else os.path.realpath(self.opened)
-        return {"source": source, "split": self.split, "fingerprint": self.fingerprint(), "ids": ids}
+        return {**facts, "ids": ids}
 
     def items_of(self, ids: Collection[str], items: Sequence[int] | None = None) -> int:
         """How many items, or of these items, are cut from the videos with these ids of `provenance`."""
-        own = self.provenance()["ids"]
-        counts = np.diff(self._last_item, prepend=0)
+        own = self.provenance(every_id=True)["ids"]
+        return int(sum(count for id, count in zip(own, self._counts(items), strict=True) if id in ids))
+
+    def items_among(self, chosen: np.ndarray, items: Sequence[int] | None = None) -> int:
+        """How many items are cut from those videos of the source that are marked, bool (N,)."""
+        return int(self._counts(items)[chosen[as_array(self._videos)]].sum())
+
+    def _counts(self, items: Sequence[int] | None) -> np.ndarray:
+        """How many of the items, by default of all, each video has."""
         if items is not None:
-            counts = np.bincount(np.searchsorted(self._last_item, list(items), side="right"), minlength=len(own))
-        return int(sum(count for id, count in zip(own, counts, strict=True) if id in ids))
+            return np.bincount([self._place(item) for item in items], minlength=len(self._videos))
+        return np.ones(len(self), np.int64) if self._last_item is None else np.diff(self._last_item, prepend=0)
 
     def _split_index(self, index: int | tuple[int, int]) -> tuple[int, int | None]:
         item, position = index if isinstance(index, tuple) else (index, None)
@@ -288,44 +335,50 @@ class ClipDataset(Dataset):
 
     def _place(self, item: int) -> int:
         """Which of the videos an item is cut from."""
-        return int(np.searchsorted(self._last_item, item, side="right"))
+        return item if self._last_item is None else int(np.searchsorted(self._last_item, item, side="right"))
+
+    def _video(self, item: int) -> int:
+        """Its number in the source."""
+        return int(self._videos[self._place(item)])
 
     def _window(self, item: int, position: int | None) -> Window:
         place = self._place(item)
-        video = self._videos[place]
+        video = int(self._videos[place])
         key = (self.seed, 0, item) if position is None else (self.seed, 1, int(position))
         draws = np.random.default_rng(key)
         start = 0
         if self.windows == "random":
             start = int(draws.integers(self.source.length(video) - self.span(video) + 1))
         elif self.windows == "consecutive":
-            before = int(self._last_item[place - 1]) if place > 0 else 0
+            before = int(self._last_item[place - 1]) if place else 0
             start = self.offset(video, (item - before) * self.frames)
         return Window(video, start, self.flip and bool(draws.integers(2)))
 
-    def _windows_of(self, video: int) -> int:
-        """How many windows without overlap the video has."""
+    def _windows_of(self, videos: Videos, lengths: np.ndarray) -> np.ndarray:
+        """How many windows without overlap each of the videos has."""
+        spans = self._spans(videos)
         if self.fps is None:
-            return (self.source.length(video) - self.span(video)) // (self.frames * self.stride) + 1
-        count = 1
-        while self.offset(video, count * self.frames) + self.span(video) <= self.source.length(video):
-            count += 1
-        return count
+            return (lengths - spans) // (self.frames * self.stride) + 1
+        counts = np.ones(len(videos), np.int64)
+        for place, video in enumerate(each(videos)):
+            while self.offset(video, int(counts[place]) * self.frames) + spans[place] <= lengths[place]:
+                counts[place] += 1
+        return counts
 
-    def _long_enough(self, videos: list[int]) -> list[int]:
-        kept = [video for video in videos if self.source.length(video) >= self.span(video)]
-        needed, apart = (f"{self.span(videos[0])} frames", self.stride) if videos else ("frames", self.stride)
-        need = f"{needed} are needed for {self.frames} frames {apart} apart"
+    def _long_enough(self, videos: Videos) -> tuple[Videos, np.ndarray]:
+        """Those of the videos that hold a clip, and their lengths."""
+        lengths, spans = self.source.lengths(videos), self._spans(videos)
+        enough = lengths >= spans
+        need = f"{spans[0] if len(videos) else 'frames'} frames are needed for {self.frames} frames {self.stride} apart"
         if self.fps is not None:
             need = f"{self.frames} frames at {float(self.fps):g} per second are needed"
-        if not kept:
-            longest = max((self.source.length(video) for video in videos), default=0)
+        if not enough.any():
+            longest = int(lengths.max()) if len(videos) else 0
             raise VideoError(self.source.path, f"no video is long enough: {need}, the longest has {longest}")
-        if len(kept) < len(videos):
-            logger.warning(
-                "%s: %d videos are too short and left out (%s)", self.source.path, len(videos) - len(kept), need
-            )
-        return kept
+        if enough.all():
+            return videos, lengths
+        logger.warning("%s: %d videos are too short and left out (%s)", self.source.path, (~enough).sum(), need)
+        return as_array(videos)[enough], lengths[enough]
 
 
 def _report_broken(source: ClipSource, on_error: str) -> None:
@@ -342,69 +395,3 @@ def _report_broken(source: ClipSource, on_error: str) -> None:
 def _check_choice(name: str, value: object, choices: tuple) -> None:
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}")
-
-
-def provenance_of(dataset: Any) -> dict[str, Any] | None:
-    """`provenance` of a data set, also of a Subset (all that it is taken from) or a ConcatDataset; None: no say."""
-    if isinstance(dataset, Subset):
-        return provenance_of(dataset.dataset)
-    if not isinstance(dataset, ConcatDataset):
-        return dataset.provenance() if hasattr(dataset, "provenance") else None
-    parts = [provenance_of(part) for part in dataset.datasets]
-    return None if None in parts else together(parts)
-
-
-def together(provenances: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The provenance of several data sets as one, with each of them once under `parts`."""
-    parts = [part for provenance in provenances for part in provenance.get("parts", [provenance])]
-    parts = [part for number, part in enumerate(parts) if part not in parts[:number]]
-    if len(parts) == 1:
-        return parts[0]
-    splits = {part["split"] for part in parts}
-    return {
-        "source": " + ".join(dict.fromkeys(part["source"] for part in parts)),
-        "split": splits.pop() if len(splits) == 1 else None,
-        "fingerprint": " + ".join(part["fingerprint"] for part in parts),
-        "ids": [id for part in parts for id in part["ids"]],
-        "parts": parts,
-    }
-
-
-def overlap(trained_on: dict[str, Any] | None, dataset: Any) -> int | None:
-    """How many items of a data set come from videos that a run was trained on; None where that cannot be known.
-
-    trained_on: `provenance_of` the run's data, None for a run that did not note it. The same data is known again under
-    another split, as a folder in or above the one that was trained on, and by its fingerprint when it lies elsewhere;
-    copies in other formats are not.
-    """
-    own = provenance_of(dataset)
-    if trained_on is None or own is None:
-        return None
-    found = [_common(part, own) for part in trained_on.get("parts", [trained_on])]
-    common = set().union(*(ids for ids in found if ids is not None))
-    if None in found and not common:
-        return None
-    return dataset.items_of(common) if hasattr(dataset, "items_of") else len(common)
-
-
-def _common(trained_on: dict[str, Any], own: dict[str, Any]) -> set[str] | None:
-    """The ids of `own` whose videos are in `trained_on`; None where nobody can say."""
-    if UNKNOWN in (trained_on, own):
-        return None
-    bases = _base(trained_on["source"]), _base(own["source"])
-    if trained_on["source"] == own["source"] or bases == (None, None):
-        return set(trained_on["ids"]) & set(own["ids"])
-    if None not in bases and os.path.commonpath(bases) in bases:
-        known = {os.path.normpath(os.path.join(bases[0], id)) for id in trained_on["ids"]}
-        return {id for id in own["ids"] if os.path.normpath(os.path.join(bases[1], id)) in known}
-    return set(own["ids"]) if trained_on["fingerprint"] == own["fingerprint"] else None
-
-
-def _base(source: str) -> str | None:
-    """The folder that the ids of a source are relative to, above a part of divided data; None for generated videos."""
-    if is_generated(source):
-        return None
-    path = os.path.abspath(source)
-    is_file = os.path.isfile(path) or os.path.splitext(path)[1].lower() in FILES
-    is_part = os.path.basename(path) in {name for names in NAMES.values() for name in names}
-    return os.path.dirname(path) if is_file or is_part else path

@@ -18,6 +18,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 
 from videodata.errors import VideoError, said_by
+from videodata.stretch import Stretch, open_bytes
 from videodata.torn_files import ends_in_a_piece
 
 logger = logging.getLogger(__name__)
@@ -36,29 +37,33 @@ FRAMES_MISSING = 2
 
 
 @contextmanager
-def open_video(path: str | Path) -> Iterator[Video]:
+def open_video(path: str | Path | Stretch) -> Iterator[Video]:
     """Open a video file for reading. Raises VideoError with one line if it is missing or is no video."""
     with open_file(path) as container:
-        yield Video(Path(path), container)
+        yield Video(path if isinstance(path, Stretch) else Path(path), container)
 
 
 @contextmanager
-def open_file(path: str | Path) -> Iterator[av.container.InputContainer]:
+def open_file(path: str | Path | Stretch) -> Iterator[av.container.InputContainer]:
     """Open a file of pictures or of sound. Raises VideoError with one line."""
-    path = Path(path)
-    try:
-        status = path.stat()
-    except FileNotFoundError as error:
-        raise VideoError(path, "no such file") from error
-    except (OSError, ValueError) as error:
-        raise VideoError(path, f"cannot be opened ({said_by(error)})") from error
-    if path.is_dir():
-        raise VideoError(path, "is a folder, not a video file")
-    if status.st_size == 0:
+    if isinstance(path, Stretch):
+        size = path.size
+    else:
+        path = Path(path)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise VideoError(path, "no such file") from error
+        except (OSError, ValueError) as error:
+            raise VideoError(path, f"cannot be opened ({said_by(error)})") from error
+        if path.is_dir():
+            raise VideoError(path, "is a folder, not a video file")
+    if size == 0:
         raise VideoError(path, "the file is empty (0 bytes)")
     try:
         # An absolute path: FFmpeg takes `12:30 clip.mp4` for an address. Tags are in any encoding and not used here.
-        container = av.open(os.path.abspath(path), metadata_errors="replace")
+        place = open_bytes(path) if isinstance(path, Stretch) else os.path.abspath(path)
+        container = av.open(place, metadata_errors="replace")
     except PermissionError as error:
         raise VideoError(path, f"cannot be opened ({said_by(error)})") from error
     except CODEC_ERRORS as error:
@@ -69,7 +74,7 @@ def open_file(path: str | Path) -> Iterator[av.container.InputContainer]:
         yield container
 
 
-def damaged(path: str | Path, what: str) -> VideoError:
+def damaged(path: str | Path | Stretch, what: str) -> VideoError:
     """The error of a film that lacks something."""
     return VideoError(path, f"damaged: {what}; replace the file, or keep the rest with keep_damaged")
 
@@ -77,7 +82,7 @@ def damaged(path: str | Path, what: str) -> VideoError:
 class Video:
     """An open file and its film: the stream that FFmpeg takes for the best where there are several."""
 
-    def __init__(self, path: Path, container: av.container.InputContainer) -> None:
+    def __init__(self, path: Path | Stretch, container: av.container.InputContainer) -> None:
         self.path = path
         self.container = container
         self.damaged_packets = 0
@@ -199,7 +204,7 @@ def _end_of(packet: av.Packet) -> int:
     return 0 if packet.pts is None else packet.pts + (packet.duration or 0)
 
 
-def _film(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+def _film(path: Path | Stretch, container: av.container.InputContainer) -> av.VideoStream:
     """The best stream of pictures that move: the cover of a song is a stream of one picture."""
     best = container.streams.best("video")
     if best is None:

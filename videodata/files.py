@@ -34,6 +34,10 @@ FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$')
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; a virus scanner or an indexer has a new file open for less
 
 
+class Busy(UserError):
+    """Another process is at work there."""
+
+
 class HashingFile:
     """A write-only file that knows the SHA-256 of what was written, and the first error of the disk."""
 
@@ -167,6 +171,14 @@ def readable_size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def parse_size(text: str) -> int:
+    """Bytes of "1GB", "500 MB", "64kB" or "4096". Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|k|M|G|T)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{text!r} is no size such as 1GB")
+    return round(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
 def remove_debris(folder: str | Path, name: str | None = None) -> list[str]:
     """Remove the unfinished files that a killed process left in the folder, or those of one name; gives their names.
 
@@ -224,8 +236,8 @@ def lock_file(
 
     The system gives the lock back when its holder dies, even by kill -9; a forked child does not hold it. `doing`
     completes the sentence "another process is ... <target>". wait: wait for another process that holds it. Raises
-    UserError at once when another process holds it, when the folder cannot be written, or when the file is somebody's:
-    locks are empty.
+    Busy at once when another process holds it, UserError when the folder cannot be written, or when the file is
+    somebody's: locks are empty.
     """
     from filelock import FileLock, Timeout  # here: a third of the start of the processes that decode
 
@@ -240,7 +252,7 @@ def lock_file(
                 )
             held.acquire()
         except Timeout as error:
-            raise UserError(f"another process is {doing} {target}: wait for it, or choose another name") from error
+            raise Busy(f"another process is {doing} {target}: wait for it, or choose another name") from error
         except OSError as error:
             raise UserError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
         try:
@@ -262,6 +274,11 @@ def sole_path(path: str | Path, doing: str = "writing") -> Iterator[Path]:
         remove_debris(path.parent, path.name)
         with atomic_path(path) as temporary:
             yield temporary
+
+
+def user_cache() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videogen" / "index"
 
 
 def environment() -> dict[str, str]:

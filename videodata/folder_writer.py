@@ -77,6 +77,7 @@ class FolderWriter(Writer):
             self._finish()
             self._write_lines()
             self._write_sidecar(description, [described(entry) for entry in self.entries if entry.sequences])
+            self._deliver()
             replace(self.partial, self.path)  # an empty folder may be in its place
             self._lines.close()
             self.journal.unlink()
@@ -96,6 +97,10 @@ class FolderWriter(Writer):
 
     def _finish(self) -> None:
         """Complete what is open."""
+        return
+
+    def _deliver(self) -> None:
+        """Send what is complete, the side-car too, where it goes somewhere else than to this disk."""
         return
 
     @abstractmethod
@@ -233,8 +238,10 @@ class Mp4Writer(FolderWriter):
     def _end_video(self, entry: Entry | None) -> None:
         frames, self._frames = self._frames, []
         if entry is not None:
-            path = self.partial / portable_name(f"{entry.id}.mp4")
-            write_video(path, np.concatenate(frames), Fraction(entry.fps or 25))
+            self._encode(self.partial / portable_name(f"{entry.id}.mp4"), np.concatenate(frames), entry)
+
+    def _encode(self, path: Path, frames: np.ndarray, entry: Entry) -> None:
+        write_video(path, frames, Fraction(entry.fps or 25))
 
     def _clean(self) -> None:
         for path in self.partial.rglob(f".*{TEMPORARY}"):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from videodata.errors import UserError, VideoError, disk_errors, said_by
 from videodata.files import has_suffix, lock_file, parse_json, read_json, remove_debris, write_json
+from videodata.video_folder import InputVideo
 
 JOURNAL_FORMAT = "videodata-npy-journal"
 PARTS_FORMAT = "videodata-parts"  # of an index of what several machines made
@@ -164,6 +165,7 @@ class Writer(ABC):
     """
 
     format: str  # what the side-car says first
+    video: InputVideo | None = None  # whose frames are written
 
     def __init__(self, path: str | os.PathLike, arguments: dict, restart: bool = False) -> None:
         self.path, self.arguments = Path(path), arguments

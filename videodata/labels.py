@@ -34,6 +34,8 @@ def taken_from(dataset: Any, index: int) -> tuple[Any, int]:
 
 def classes_of(dataset: Dataset) -> tuple[str, ...]:
     """The labels that occur, sorted. Raises UserError for an item without one: a class cannot be guessed."""
+    if hasattr(dataset, "distinct_labels") and None not in (known := dataset.distinct_labels()):
+        return tuple(sorted(known))
     found = set()
     for index in range(len(dataset)):
         label = label_of(dataset, index)

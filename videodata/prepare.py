@@ -21,6 +21,7 @@ from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer
 from videodata.journal import Writer, is_finished, partial_path, refuse_foreign, sidecar_path
 from videodata.npy import NpyWriter, npy_header
 from videodata.source import ClipSource
+from videodata.tar_writer import Packing, TarWriter, check_packing
 from videodata.video import probe
 from videodata.video_folder import InputVideo, fingerprint
 
@@ -169,6 +170,7 @@ FORMATS: dict[str, Callable] = {
     "river": partial(ShardWriter, layout="river"),
     "frames": FrameWriter,
     "videos": Mp4Writer,
+    "tar": TarWriter,
 }
 
 
@@ -188,12 +190,13 @@ def prepare_videos(
     workers: int | None = None,
     max_bad_fraction: float = 0.5,
     restart: bool = False,
+    packing: Packing | None = None,
 ) -> Summary:
     """Write the videos, in their order, to `path` with a side-car; the same call resumes.
 
     format "npy": one array of consecutive windows of num_frames; the remainder of a video is dropped. The others are
     those of FORMATS: whole videos in a folder. Videos that have fewer than num_frames and videos that cannot be decoded
-    are left out and listed. decode: where the frames come from. description: goes into the side-car.
+    are left out and listed. decode: where the frames come from. description: goes into the side-car. packing: of tars.
     Raises UserError when the disk is too small, when nothing is left, and, after the result is complete, when more than
     max_bad_fraction of the videos could not be read.
     """
@@ -204,6 +207,10 @@ def prepare_videos(
     arguments = {**vars(settings), "videos": len(videos), "inputs": fingerprint(videos), "pyav": av.__version__}
     if format != "npy":
         arguments["content"] = format
+    packing = packing or Packing()
+    check_packing(packing, format)
+    if format == "tar":
+        arguments |= packing.described()
     if not restart and is_finished(path, arguments):
         logger.info("%s is complete already: nothing to do", path)
         sidecar = read_json(sidecar_path(path))
@@ -217,7 +224,8 @@ def prepare_videos(
     if format == "npy":
         writer = NpyWriter(path, settings.shape, arguments, restart)
     else:
-        writer = FORMATS[format](path, arguments, restart, workers)
+        options = {"packing": packing} if format == "tar" else {}
+        writer = FORMATS[format](path, arguments, restart, workers, **options)
     with writer:
         summary = _write_videos(videos, writer, settings, workers, decode)
         summary.format = format
@@ -254,7 +262,8 @@ def _write_videos(
         names = iter(rest)
         for item in items:
             if isinstance(item, End):
-                _end_video(next(names), item, writer, settings)
+                writer.video = next(names)
+                _end_video(writer.video, item, writer, settings)
                 frames += item.frames
                 bar.update()
             else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from videodata.errors import UserError, VideoError
 from videodata.resize import Size, as_size, resize_frames
 
+Videos = Sequence[int] | np.ndarray  # numbers of videos
 GENERATED_FPS = Fraction(12)
 HDF5_SUFFIXES = (".hdf5", ".h5")
 LARGEST_SIDE = 4096  # pixels of a generated video
@@ -70,6 +72,30 @@ class ClipSource(ABC):
 
     def place(self, index: int) -> str | None:
         """Path of the file or folder that holds the video, with `#<which>` where it holds several; None for none."""
+        return None
+
+    # Of many videos at once: sources that may hold millions answer without a step of Python for each.
+
+    def lengths(self, videos: Videos) -> np.ndarray:
+        """Number of frames of each of the videos, integers (N,)."""
+        return np.fromiter((self.length(video) for video in each(videos)), np.int64, len(videos))
+
+    def distinct(self, fact: str, videos: Videos) -> tuple[list, np.ndarray]:
+        """The values that "label", "size" or "fps" has among the videos, and for each of them which it is, (N,)."""
+        ask, found = getattr(self, fact), {}
+        numbers = [found.setdefault(ask(video), len(found)) for video in each(videos)]
+        return list(found), np.array(numbers, np.int64)
+
+    def group_hashes(self, videos: Videos) -> np.ndarray | None:
+        """The first eight bytes of the SHA-256 of each group's name, as uint64 (N,); None: to be made from `group`."""
+        return None
+
+    def blocks(self) -> np.ndarray | None:
+        """Number of the first video of each stretch that lies together and is best read together; None: all alike."""
+        return None
+
+    def digest(self) -> str | None:
+        """Changes when anything in the source does; None where that takes a look at each video."""
         return None
 
     def read_clip(
@@ -129,6 +155,14 @@ class GeneratedSource(ClipSource):
     def length(self, index: int) -> int:
         return self._frames
 
+    def lengths(self, videos: Videos) -> np.ndarray:
+        return np.broadcast_to(np.int64(self._frames), len(videos))
+
+    def distinct(self, fact: str, videos: Videos) -> tuple[list, np.ndarray]:
+        if fact == "label":
+            return super().distinct(fact, videos)
+        return [getattr(self, fact)(0)], np.broadcast_to(np.int64(0), len(videos))
+
     def size(self, index: int) -> Size:
         return self._size
 
@@ -178,11 +212,46 @@ class JoinedSource(ClipSource):
     length, size, stamp, place = map(_ask_part, ("length", "size", "stamp", "place"))
     read, read_clip = map(_ask_part, ("read", "read_clip"))
 
+    def lengths(self, videos: Videos) -> np.ndarray:
+        found = np.zeros(len(videos), np.int64)
+        for part, places, local in self._by_part(videos):
+            found[places] = part.lengths(local)
+        return found
+
+    def group_hashes(self, videos: Videos) -> np.ndarray | None:
+        found = np.zeros(len(videos), np.uint64)
+        for part, places, local in self._by_part(videos):
+            hashes = part.group_hashes(local)
+            if hashes is None:
+                return None
+            found[places] = hashes
+        return found
+
+    def blocks(self) -> np.ndarray | None:
+        blocks = [part.blocks() for part in self.parts]
+        if any(block is None for block in blocks):
+            return None
+        return np.concatenate(
+            [block + end - len(p) for p, block, end in zip(self.parts, blocks, self._ends, strict=True)]
+        )
+
+    def digest(self) -> str | None:
+        digests = [part.digest() for part in self.parts]
+        return None if None in digests else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    def _by_part(self, videos: Videos) -> Iterator[tuple[ClipSource, np.ndarray, np.ndarray]]:
+        """Each part that holds some of the videos, where these stand in `videos`, and their numbers in the part."""
+        videos = as_array(videos)
+        owners = np.searchsorted(self._ends, videos, side="right")
+        for number in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == number)
+            yield self.parts[number], places, videos[places] - (self._ends[number] - len(self.parts[number]))
+
     def splits(self) -> dict[str, list[int]] | None:
         names: list[str | None] = [None] * len(self)
         for part, end in zip(self.parts, self._ends, strict=True):
             for name, indices in (part.splits() or {}).items():
-                for index in indices:
+                for index in each(indices):
                     names[end - len(part) + index] = name
         return by_split(names)
 
@@ -203,6 +272,18 @@ def open_each(
         except VideoError as error:
             broken.append(error)
     return parts, broken
+
+
+def each(videos: Videos) -> Iterable[int]:
+    """Numbers of videos one by one, as Python's integers."""
+    return videos.tolist() if isinstance(videos, np.ndarray) else videos
+
+
+def as_array(videos: Videos) -> np.ndarray:
+    """Numbers of videos as int64 (N,); NumPy makes an object of Python for each number of a range."""
+    return (
+        np.arange(videos.start, videos.stop, videos.step) if isinstance(videos, range) else np.asarray(videos, np.int64)
+    )
 
 
 def by_split(names: Sequence[str | None]) -> dict[str, list[int]] | None:

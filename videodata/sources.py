@@ -17,7 +17,12 @@ from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
 from videodata.journal import PARTS_FORMAT, difference, partial_path, read_sidecar, sidecar_path
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
+from videodata.shard_list import is_tars, is_wids
 from videodata.source import HDF5_SUFFIXES, ClipSource, JoinedSource, open_each
+from videodata.storage import is_address
+from videodata.tar_index import INDEX_NAME
+from videodata.tar_source import TarSource
+from videodata.tar_writer import join_parts
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import VideoFolder
 
@@ -29,15 +34,26 @@ def is_generated(path: str | os.PathLike) -> bool:
     return str(path).startswith(tuple(GENERATED))
 
 
+def is_no_path(path: str | os.PathLike) -> bool:
+    """Whether a source is named by something else than a file or folder: drawn videos, an address, tars in braces."""
+    return is_generated(path) or is_address(path) or ("{" in str(path) and is_tars(str(path)))
+
+
 def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource:
     """Open whatever lies at `path` by looking at it.
 
     A video file; a folder of videos, of frame images, of .hdf5 shards or of .npy arrays; a csv with columns path,text;
-    a .npy array; the .json index of a preparation that several machines shared; "shapes:<n>" or "digits:<n>" for
-    n generated videos. color="bgr" says that an array holds BGR pixels. Raises UserError.
+    a .npy array; the .json index of a preparation that several machines shared; tar shards (shard_list.py), here or at
+    an address such as s3://bucket/x-{000..099}.tar; "shapes:<n>" or "digits:<n>" for n generated videos.
+    color="bgr" says that an array holds BGR pixels. Raises UserError.
     """
     if is_generated(path):
         return GENERATED[str(path).partition(":")[0] + ":"].parse(str(path))
+    tars = is_tars(str(path))
+    if tars and color is not None:
+        raise UserError(f"color={color!r} applies to .npy files, not to {path}")
+    if tars:  # before it becomes a Path, in which an address loses a slash
+        return TarSource(path)
     path = Path(path)
     suffix = "" if path.is_dir() else path.suffix.lower()
     if color is not None and suffix != ".npy":
@@ -47,7 +63,7 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     if suffix in HDF5_SUFFIXES:
         return _open_hdf5(path)
     if suffix == ".json":
-        return open_index(path)
+        return TarSource(path) if is_wids(path) else open_index(path)
     if not path.exists():
         raise VideoError(path, "no such file or folder; scripts/prepare_data.py --help shows how to make a data set")
     if path.is_file():
@@ -75,6 +91,8 @@ def _open_folder(path: Path) -> ClipSource:
         return kinds[found[0]][2](path)
     if holds_files(path, IMAGE_SUFFIXES):
         return FrameFolder(path)
+    if holds_files(path, {".tar"}, deep=False):
+        return TarSource(path)  # which says that it needs an index
     hidden = VideoFolder.from_folder(path).broken  # folders that cannot be opened
     if hidden:
         raise hidden[0]
@@ -84,8 +102,11 @@ def _open_folder(path: Path) -> ClipSource:
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{4})-of-(?P<count>\d{4})(?P<suffix>\.npy)?")
 
 
-def open_index(path: Path) -> JoinedSource:
-    """The parts of an index, in its order. Raises UserError."""
+def open_index(path: Path) -> ClipSource:
+    """The parts of an index, in its order; those of tars as one source, by the index that merging them made.
+
+    Raises UserError.
+    """
     content = read_sidecar(path)
     if content.get("format") != PARTS_FORMAT:
         raise VideoError(path, f"is no index of parts (format {PARTS_FORMAT!r} expected)")
@@ -94,6 +115,8 @@ def open_index(path: Path) -> JoinedSource:
         raise VideoError(path, "is damaged, its parts are not named; prepare_data.py merge writes it again")
     if not parts:
         raise VideoError(path, "has no parts; prepare_data.py merge writes it again")
+    if (shards := path.with_suffix(".index")).is_file():
+        return TarSource(shards)
     return JoinedSource(path, [open_source(path.parent / name) for name in parts])
 
 
@@ -118,7 +141,8 @@ def is_index(path: Path) -> bool:
 def merge_parts(folder: Path) -> list[tuple[Path, dict]]:
     """Write an index for each group of parts in a folder; gives (path, content) of each.
 
-    Raises UserError, before anything is written, when a part is missing or unfinished, or was made with other settings.
+    Of tars there is also one index of all shards, `train.index`, which needs no list. Raises UserError, before anything
+    is written, when a part is missing or unfinished, or was made with other settings.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -130,6 +154,9 @@ def merge_parts(folder: Path) -> list[tuple[Path, dict]]:
         if path.exists() and not is_index(path):
             raise UserError(f"{path}: is no index of parts, but one must be written there; move it away")
     for path, content in indices:
+        parts = [folder / name for name in content["parts"]]
+        if (parts[0] / INDEX_NAME).is_file():
+            join_parts(path.with_suffix(".index"), parts)
         write_json(path, content, sort_keys=False)
     return indices
 

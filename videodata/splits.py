@@ -19,11 +19,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from videodata.errors import UserError
 from videodata.files import read_json
 from videodata.journal import sidecar_path
-from videodata.source import ClipSource
+from videodata.source import ClipSource, Videos, as_array
 from videodata.sources import is_generated, is_index, open_source
+from videodata.storage import divided, is_address, open_storage
+from videodata.tar_index import INDEX_NAME
 
 SPLITS = ("train", "val", "test")
 NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -32,7 +36,7 @@ HELD_OUT = 0.1  # share of the groups in each of val and test, where these are n
 
 def declared_splits(path: str | os.PathLike, color: str | None = None) -> tuple[str, ...]:
     """Which of train, val and test the source at `path` declares, in this order; () where it is not divided."""
-    places = _places(Path(path))
+    places = _places(path)
     if places:
         return tuple(name for name in SPLITS if name in places)
     return _names(_declared(open_source(path, color)))
@@ -45,21 +49,21 @@ def evaluation_split(path: str | os.PathLike) -> str:
 
 def open_split(
     path: str | os.PathLike, split: str | None, color: str | None = None, held_out: float = HELD_OUT
-) -> tuple[ClipSource, list[int]]:
+) -> tuple[ClipSource, Videos]:
     """The source at `path` and the indices of its videos that belong to the split; all of them for None.
 
     Raises UserError for a split that the source does not have, or has too few videos for.
     """
     if split is None:
         source = open_source(path, color)
-        return source, list(range(len(source)))
+        return source, range(len(source))
     _check(split, held_out)
-    places = _places(Path(path))
+    places = _places(path)
     if not places:
         source = open_source(path, color)
         return source, divide(source, split, held_out)
     source = open_source(places[_taken_from(path, split, tuple(places))], color)
-    return source, _take(source, list(range(len(source))), split, tuple(places), held_out)
+    return source, _take(source, range(len(source)), split, tuple(places), held_out)
 
 
 def sidecars(path: str | os.PathLike, split: str | None = None) -> list[dict]:
@@ -69,17 +73,21 @@ def sidecars(path: str | os.PathLike, split: str | None = None) -> list[dict]:
     """
     if is_generated(path):
         return [{"dataset": "generated videos"}]
-    places = _places(Path(path))
+    places = _places(path)
     if places and split not in (None, "all"):
         places = {split: places[_taken_from(path, split, tuple(places))]}
     found = []
-    for place in places.values() or [Path(path)]:
+    for place in places.values() or [path]:
+        if is_address(place):  # what lies there says nothing but its index
+            found.append({})
+            continue
+        place = Path(place)
         described = place if is_index(place) else sidecar_path(place)
         found.append(read_json(described) or {})
     return found
 
 
-def divide(source: ClipSource, split: str, held_out: float = HELD_OUT) -> list[int]:
+def divide(source: ClipSource, split: str, held_out: float = HELD_OUT) -> Videos:
     """Indices of the videos of an open source that belong to the split, by the same rules."""
     _check(split, held_out)
     declared = _declared(source)
@@ -89,29 +97,42 @@ def divide(source: ClipSource, split: str, held_out: float = HELD_OUT) -> list[i
     return _take(source, declared[_taken_from(source.path, split, names)], split, names, held_out)
 
 
-def hashed_split(
-    source: ClipSource, split: str, held_out: float = HELD_OUT, videos: list[int] | None = None
-) -> list[int]:
+def hashed_split(source: ClipSource, split: str, held_out: float = HELD_OUT, videos: Videos | None = None) -> Videos:
     """Indices (of `videos`; default: of all) that fall into the split by the hash of their groups."""
-    videos = list(range(len(source))) if videos is None else videos
-    ordered = _ordered_groups(source, videos)
-    share = _share(ordered, held_out)
-    parts = {"val": ordered[:share], "test": ordered[share : 2 * share] if len(ordered) > 2 else []}
-    held = {*parts["val"], *parts["test"]}
-    parts["train"] = [group for group in ordered if group not in held]
-    return _chosen(source, videos, parts[split], split, len(ordered))
+    return _by_hash(source, range(len(source)) if videos is None else videos, split, held_out, with_test=True)
 
 
-def _take(source: ClipSource, videos: list[int], split: str, declared: tuple[str, ...], held_out: float) -> list[int]:
+def _take(source: ClipSource, videos: Videos, split: str, declared: tuple[str, ...], held_out: float) -> Videos:
     """Of the videos that are declared `split`, or train where val must come out of it, those that belong to it."""
     if declared == ("train",):
         return hashed_split(source, split, held_out, videos)
     if split == "test" or "val" in declared:
         return videos
-    ordered = _ordered_groups(source, videos)
-    share = _share(ordered, held_out)
-    groups = ordered[:share] if split == "val" else ordered[share:]
-    return _chosen(source, videos, groups, split, len(ordered))
+    return _by_hash(source, videos, split, held_out, with_test=False)
+
+
+def _by_hash(source: ClipSource, videos: Videos, split: str, held_out: float, with_test: bool) -> Videos:
+    """Of the groups in the order of their hashes the first share is val, the next is test, if any, the rest train."""
+    hashes = source.group_hashes(videos)
+    ordered = _ordered_groups(source, videos) if hashes is None else _distinct(hashes)
+    count = len(ordered)
+    share = _share(count, held_out)
+    held = 2 * share if with_test and count > 2 else share
+    first, last = {"val": (0, share), "test": (share, held), "train": (held, count)}[split]
+    chosen: Videos = []
+    if hashes is not None and first < last:
+        low, high = ordered[first], ordered[last - 1]
+        del ordered  # of ten million videos it takes 80 MB
+        chosen = np.flatnonzero((hashes >= low) & (hashes <= high))
+        chosen = chosen if isinstance(videos, range) else as_array(videos)[chosen]  # a range here is of all
+    elif hashes is None:
+        wanted = set(ordered[first:last])
+        chosen = [video for video in videos if source.group(video) in wanted]
+    if not count and source.broken:
+        raise source.broken[0]  # which says why there is no video
+    if not len(chosen):
+        raise UserError(f"{source.path}: {count} independent video(s) are too few for a {split!r} split")
+    return chosen
 
 
 def _taken_from(path: object, split: str, declared: tuple[str, ...]) -> str:
@@ -124,13 +145,15 @@ def _taken_from(path: object, split: str, declared: tuple[str, ...]) -> str:
     raise UserError(f"{path} has no split {split!r}: it has {names}")
 
 
-def _declared(source: ClipSource) -> dict[str, list[int]]:
+def _declared(source: ClipSource) -> dict[str, Videos]:
     """The source's own division, under the names used here. What it calls otherwise belongs to no split."""
     own, found = source.splits() or {}, {}
     for name, names in NAMES.items():
-        videos = [video for given in names for video in own.get(given, [])]
-        if videos:
-            found[name] = sorted(videos)
+        given = [own[name] for name in names if name in own]
+        if any(isinstance(videos, np.ndarray) for videos in given):
+            found[name] = np.sort(np.concatenate(given))
+        elif any(given):
+            found[name] = sorted(video for videos in given for video in videos)
     return found
 
 
@@ -138,8 +161,11 @@ def _names(declared: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in SPLITS if name in set(declared))
 
 
-def _places(path: Path) -> dict[str, Path]:
+def _places(path: str | os.PathLike) -> dict[str, str | Path]:
     """Where the declared parts lie; empty if the path is not divided. One that is a part beside train has itself."""
+    if is_address(path):
+        return _places_of_address(str(path))
+    path = Path(path)
     found = {name: place for name, names in NAMES.items() if (place := _place(path, names)) is not None}
     if found:
         return {name: found[name] for name in SPLITS if name in found}
@@ -150,6 +176,18 @@ def _places(path: Path) -> dict[str, Path]:
     return {}
 
 
+def _places_of_address(path: str) -> dict[str, str | Path]:
+    """The parts with an index of their own below an address that has none."""
+    root, found = open_storage(path), {}
+    if "." in divided(path)[1] or root.status(INDEX_NAME) is not None:
+        return found
+    for name, names in NAMES.items():
+        place = next((given for given in names if root.status(f"{given}/{INDEX_NAME}") is not None), None)
+        if place is not None:
+            found[name] = root.path(place)
+    return found
+
+
 def _place(root: Path, names: tuple[str, ...]) -> Path | None:
     """The folder, the array, or the index of parts with one of the names."""
     places = [*(root / name for name in names), *(root / f"{name}.npy" for name in names)]
@@ -158,25 +196,22 @@ def _place(root: Path, names: tuple[str, ...]) -> Path | None:
     return found or next((index for index in indices if is_index(index)), None)
 
 
-def _ordered_groups(source: ClipSource, videos: list[int]) -> list[str]:
+def _ordered_groups(source: ClipSource, videos: Videos) -> list[str]:
     groups = {source.group(video) for video in videos}
     return sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
 
 
-def _share(ordered: list[str], held_out: float) -> int:
+def _distinct(hashes: np.ndarray) -> np.ndarray:
+    """Each of the hashes once, in order. np.unique takes twice the memory, of which there is little for millions."""
+    ordered = np.array(hashes)
+    ordered.sort()
+    differs = ordered[1:] != ordered[:-1]
+    return ordered if differs.all() else ordered[np.concatenate([[True], differs])]
+
+
+def _share(count: int, held_out: float) -> int:
     """How many groups are held out: at least one, never the only one, and less than half of them."""
-    count = len(ordered)
     return max(1, min(round(held_out * count), (count - 1) // 2)) if held_out and count > 1 else 0
-
-
-def _chosen(source: ClipSource, videos: list[int], groups: list[str], split: str, count: int) -> list[int]:
-    wanted = set(groups)
-    chosen = [video for video in videos if source.group(video) in wanted]
-    if not count and source.broken:
-        raise source.broken[0]  # which says why there is no video
-    if not chosen:
-        raise UserError(f"{source.path}: {count} independent video(s) are too few for a {split!r} split")
-    return chosen
 
 
 def _check(split: str, held_out: float) -> None:

@@ -1,6 +1,6 @@
 """Whether a video file ends before it says that it does: its last piece is incomplete, or is not the last one.
 
-It needs the standard library alone. Lengths in seconds are another matter: headers round them, these bytes are exact.
+Lengths in seconds are another matter: headers round them, these bytes are exact.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from videodata.stretch import Stretch, open_bytes, size_of
+
 HEAD, TAIL = 1 << 16, 1 << 17  # bytes in which a header stands, and in which the last packet of a file begins
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # identifier of the object that tells the size
 # Of Matroska, by the specification: the clusters hold the packets, after them may come indices, tags and files.
@@ -17,15 +19,15 @@ SEGMENT = 0x18538067
 AFTER_THE_CLUSTERS = {0x1C53BB6B: "Cues", 0x1254C367: "Tags", 0x1043A770: "Chapters", 0x1941A469: "Attachments"}
 
 
-def ends_in_a_piece(path: Path, containers: Collection[str]) -> bool:
+def ends_in_a_piece(path: Path | Stretch, containers: Collection[str]) -> bool:
     """Whether a file was cut off. containers: FFmpeg's names of its format; False for those that are not known here."""
     kinds = {"mpegts": _transport, "mpeg": _program, "ogg": _ogg, "asf": _asf, "matroska": _matroska, "mp4": _boxes,
              "gif": _gif}  # fmt: skip
     look = next((look for name, look in kinds.items() if name in containers), None)
     if look is None:
         return False
-    with open(path, "rb") as file:
-        return look(file, os.fstat(file.fileno()).st_size)
+    with open_bytes(path) as file:
+        return look(file, size_of(path))
 
 
 def _transport(file: BinaryIO, size: int) -> bool:

@@ -24,6 +24,7 @@ from videodata.color import AS_STORED, orientation, shown_size, to_rgb
 from videodata.container import CODEC_ERRORS, Video, damaged, open_video
 from videodata.errors import VideoError, said_by
 from videodata.resize import Size, as_size
+from videodata.stretch import Stretch
 
 logger = logging.getLogger(__name__)
 # The one list of what counts as a video file in a folder.
@@ -58,7 +59,7 @@ class VideoInfo:
     seconds: float | None  # as the header says or FFmpeg estimates; None where neither knows
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path | Stretch) -> VideoInfo:
     """Size, frame rate and format of a video file, from its header and first frame. Raises VideoError."""
     with open_video(path) as video:
         frame = next(video.frames(), None)
@@ -80,7 +81,7 @@ def probe(path: str | Path) -> VideoInfo:
         )
 
 
-def count_frames(path: str | Path) -> int:
+def count_frames(path: str | Path | Stretch) -> int:
     """Number of frames that a full decode gives; without decoding where the packets tell. Raises VideoError."""
     with open_video(path) as video:
         table = _table_of(path)
@@ -96,7 +97,7 @@ def count_frames(path: str | Path) -> int:
 
 
 def read_video(
-    path: str | Path,
+    path: str | Path | Stretch,
     start: int = 0,
     count: int | None = None,
     *,
@@ -107,10 +108,10 @@ def read_video(
 ) -> tuple[np.ndarray, Fraction]:
     """Frames start, start + step, ... of a video: uint8 (T, H, W, 3) RGB, and its frame rate.
 
-    count: how many; None reads to the end. The answer equals the same slice of the whole video for every file; where
-    it is safe the reader seeks, so that a short clip from a long file is cheap. Raises VideoError with one line for
-    a file that is missing, no video, damaged (see `iter_frames`) or too short, or whose frames have several sizes while
-    no `size` is given.
+    path: a file, or a stretch of one. count: how many; None reads to the end. The answer equals the same slice of the
+    whole video for every file; where it is safe the reader seeks, so that a short clip from a long file is cheap.
+    Raises VideoError with one line for a file that is missing, no video, damaged (see `iter_frames`) or too short, or
+    whose frames have several sizes while no `size` is given.
     """
     if start < 0 or step < 1 or (count is not None and count < 1):
         raise ValueError(f"start >= 0, step >= 1, count >= 1 are needed, found {start}, {step}, {count}")
@@ -273,7 +274,7 @@ class _Table(NamedTuple):
     lost: str  # what is missing at the end of the file, "" for nothing
 
 
-def frame_times(path: str | Path) -> tuple[int, ...] | None:
+def frame_times(path: str | Path | Stretch) -> tuple[int, ...] | None:
     """Presentation times in stream units, one per frame in order of display; None if the file must be decoded to know.
 
     They come from the packets, with next to no decoding. Times that are missing or occur twice do not say which frame
@@ -283,13 +284,15 @@ def frame_times(path: str | Path) -> tuple[int, ...] | None:
     return None if table is None else table.times
 
 
-def _table_of(path: str | Path) -> _Table | None:
+def _table_of(path: str | Path | Stretch) -> _Table | None:
+    if isinstance(path, Stretch):
+        return _make_table(path, path.size, 0)
     status = Path(path).stat()
     return _make_table(str(path), status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _make_table(path: str, size: int, mtime_ns: int) -> _Table | None:
+def _make_table(path: str | Stretch, size: int, mtime_ns: int) -> _Table | None:
     promised = []
     with open_video(path) as video:
         if not video.stores_times or video.stream.codec_context.name not in ONE_FRAME_PER_PACKET:
@@ -311,7 +314,7 @@ def _make_table(path: str, size: int, mtime_ns: int) -> _Table | None:
     return _Table(tuple(times), lost)
 
 
-def _decoded_times(path: str, promised: list[int]) -> list[int] | None:
+def _decoded_times(path: str | Stretch, promised: list[int]) -> list[int] | None:
     """The times that packets promise, less those of which no decoder makes a frame; None if they are no index.
 
     A decoder starts at a key frame: what a cut left before it, or shows before it and built on what is gone, never

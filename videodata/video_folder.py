@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videodata.errors import UserError, VideoError, one_line
-from videodata.files import Unreadable, files_in_folder, in_order, read_json, write_file
+from videodata.files import Unreadable, files_in_folder, in_order, read_json, user_cache, write_file
 from videodata.lists import read_table
 from videodata.resize import Size
 from videodata.source import ClipSource, by_split
@@ -76,17 +76,9 @@ class VideoFolder(ClipSource):
 
     @classmethod
     def from_csv(cls, path: Path) -> VideoFolder:
-        """Videos of a csv file: columns `path` (relative to the csv file) and, if it has them, `text` and `split`."""
-        captioned = []
-        for line, row in read_table(path, ["path"]):
-            name = row["path"]
-            if not name:
-                raise UserError(f"{path}, line {line}: names no video in the column path")
-            text, split = row.get("text") or None, row.get("split") or None
-            captioned.append(InputVideo(path.parent / name, name, text, name, split=split))
-        if not captioned:
-            raise VideoError(path, "lists no videos")
-        return cls(path.parent, captioned, path)
+        """Videos of a csv file, as `captioned_videos` finds them; the caption is the label."""
+        videos = [replace(video, label=video.caption) for video in captioned_videos(path)]
+        return cls(path.parent, videos, path)
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -157,6 +149,7 @@ class InputVideo:
     stamp: str | None = None  # changes when the content does; None: the size of the file is looked up
     limit: int | None = None  # frames that are enough; None: all of the stretch
     error: str | None = None  # why it cannot be read, where listing it has shown that
+    caption: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("id", "group", "source"):  # they go into JSON, HDF5, file names and one line of a report
@@ -181,6 +174,23 @@ def list_videos(folder: str | os.PathLike) -> list[InputVideo]:
     return videos
 
 
+def captioned_videos(path: Path) -> list[InputVideo]:
+    """Videos of a csv file: columns `path` (relative to the csv file) and, if it has them, `text` and `split`.
+
+    Raises UserError.
+    """
+    videos = []
+    for line, row in read_table(path, ["path"]):
+        name = row["path"]
+        if not name:
+            raise UserError(f"{path}, line {line}: names no video in the column path")
+        text, split = row.get("text") or None, row.get("split") or None
+        videos.append(InputVideo(path.parent / name, name, None, name, split=split, caption=text))
+    if not videos:
+        raise VideoError(path, "lists no videos")
+    return videos
+
+
 def find_videos(root: Path, wanted: str = "") -> list[InputVideo]:
     """The same, perhaps none. What hides videos or is none is among them, with its error."""
     unreadable: Unreadable = {}
@@ -195,7 +205,8 @@ def fingerprint(videos: Sequence[InputVideo]) -> str:
     for video in videos:
         stretch = "" if (video.start, video.reach) == (0, None) else f"\0{video.start}:{video.reach}"
         stamp = video.stamp or video.error or _size(video.path)
-        digest.update(f"{video.id}\0{stamp}{stretch}\n".encode())
+        caption = "" if video.caption is None else f"\0{one_line(video.caption)}"
+        digest.update(f"{video.id}\0{stamp}{stretch}{caption}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -297,8 +308,7 @@ def _examine(file: Path) -> dict:
 
 def _places(root: Path) -> tuple[Path, Path]:
     """Beside the videos, or else under the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videogen" / "index"
-    return root / INDEX_NAME, cache / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    return root / INDEX_NAME, user_cache() / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
 
 
 def _save(root: Path, entries: dict[str, dict]) -> None:

@@ -23,7 +23,7 @@ from videodata.files import files_in_folder, lock_file, natural_key, publish, wr
 from videodata.journal import read_sidecar
 from videodata.npy import FORMAT, VERSION, NpySource, allocated_array, check_layout, map_array
 from videodata.source import ClipSource, JoinedSource
-from videodata.sources import is_generated
+from videodata.sources import is_no_path
 from videodata.splits import divide, open_split
 
 BATCH_FILE = re.compile(r".*_batch_(\d+)\.npy")
@@ -128,6 +128,11 @@ class PatchDataset(Dataset):
         """Of the videos that the patches are cut from."""
         return self.clips.provenance()
 
+    def blocks(self) -> np.ndarray | None:
+        """First patch of each stretch that lies together, as `ClipDataset.blocks`."""
+        blocks = self.clips.blocks()
+        return None if blocks is None else blocks * self.rows * self.columns
+
 
 def split_patches(frames: Tensor, rows: int, columns: int) -> Tensor:
     """Frames (N, ..., H, W) -> patches (N * rows * columns, ..., H / rows, W / columns); columns vary fastest.
@@ -168,7 +173,7 @@ def find_batch_files(folder: str | Path) -> dict[int, Path]:
 
     Raises UserError where there is nothing.
     """
-    if is_generated(folder) or Path(folder).is_file():
+    if is_no_path(folder) or Path(folder).is_file():
         return {}
     if not Path(folder).exists():
         raise UserError(

@@ -37,6 +37,9 @@ from videodata.errors import UserError
 from videodata.frame_folder import FrameFolder, read_image, write_frame_folder
 from videodata.hdf5 import Hdf5Source, Hdf5Writer
 from videodata.sources import merge_parts
+from videodata.storage import open_storage
+from videodata.tar_index import INDEX_NAME, write_index
+from videodata.tar_scan import index_shards, scan_shard
 from videodata.video import count_frames, iter_frames
 from vqgan.data import open_frames
 from vvae.src.images import read_image as read_vvae_image
@@ -296,6 +299,34 @@ def unpacked(path: Path) -> int:
     return sum(entry.is_file() for entry in folder.rglob("*"))
 
 
+def shard_seeds() -> list[Seed]:
+    """A tar that is to be indexed, beside a good one, and the index of both."""
+    good, other = ({f"{name}.mp4": film("mp4"), f"{name}.cls": b"1", f"{name}2.npy": npy(pictures()),
+                    f"{name}2.json": b'{"fps": 25, "caption": "a square"}'} for name in ("v", "w"))  # fmt: skip
+    tars = {"in/x.tar": make_tar(good, "w"), "in/y.tar": make_tar(other, "w")}
+
+    def index(folder: Path) -> None:
+        for name, content in tars.items():
+            (folder / Path(name).name).write_bytes(content)
+        parts = [scan_shard(open_storage(str(folder)), name, folder)[0] for name in ("x.tar", "y.tar")]
+        for part in parts:
+            part.shards[0] = dataclasses.replace(part.shards[0], modified=None)  # which is not that of the copies
+        write_index(folder / INDEX_NAME, parts)
+
+    whole = {**tars, f"in/{INDEX_NAME}": written(index)[INDEX_NAME]}
+    return [Seed(tars, "in/x.tar", (indexed,)), *[Seed(whole, name, (shards,)) for name in list(whole)[::2]]]
+
+
+def indexed(path: Path) -> int:
+    index = path.parent.parent / "out" / "x.index"
+    index_shards(path.parent, str(index), workers=1, max_bad_fraction=1)
+    return all_items(index)
+
+
+def shards(path: Path) -> int:
+    return all_items(path.parent)
+
+
 def list_seeds() -> list[Seed]:
     """Lists of videos, of splits, of sequences, of clips to download, of labels."""
     films = {f"v{number}.mp4": film("mp4") for number in range(3)}
@@ -327,4 +358,5 @@ KINDS: dict[str, Callable[[], list[Seed]]] = {
     **{"npy": npy_seeds, "idx": idx_seeds, "hdf5": hdf5_seeds, "tfrecord": tfrecord_seeds},
     **{kind: functools.partial(archive_seeds, kind) for kind in ("zip", "tar", "rar")},
     "lists": list_seeds,
+    "shards": shard_seeds,
 }

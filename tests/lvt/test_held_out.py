@@ -10,8 +10,9 @@ from lvt.datasets import thinned
 from scripts import evaluate, train_lvt
 from tests.lvt.test_scripts import VQVAE, VT, call, config
 from training import trained_on
-from videodata.clips import open_clips, overlap
+from videodata.clips import open_clips
 from videodata.npy import NpySource
+from videodata.provenance import overlap
 from videodata.shapes import Shapes
 
 COUNTS = {"train": 5, "val": 2, "test": 3}

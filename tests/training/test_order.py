@@ -1,5 +1,6 @@
 """The order of samples and the randomness of a run are functions of seed and position."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
@@ -8,7 +9,7 @@ from tests.training import processes
 from tests.training.runs import run, settings
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import SampleNoise
-from training.data import PositionSampler, batches, read_sample
+from training.data import BLOCKS_AT_ONCE, PositionSampler, batches, blocks_of, read_sample
 from training.evaluation import Evaluator
 from training.optim import learning_rate_scale
 from training.state import build_state
@@ -38,6 +39,60 @@ def test_a_resumed_sampler_continues_the_order():
     """Starting at step 3 gives what the uninterrupted order gives from there."""
     whole = list(PositionSampler(10, 4, 3, 0, 6, 0))
     assert list(PositionSampler(10, 4, 3, 3, 6, 12)) == whole[3:]
+
+
+ORDER_OF_TEN = [6, 7, 0, 5, 9, 2, 3, 8, 1, 4]  # of seed 3, as the first released version drew it
+
+
+def in_blocks(sizes, **changes):
+    """A sampler of data that lies in blocks of these sizes, and the block of each sample."""
+    first = np.cumsum([0, *sizes[:-1]])
+    options = {"length": sum(sizes), "batch_size": 6, "seed": 7, "first_step": 0, "last_step": 90, "first_position": 0}
+    return PositionSampler(**{**options, **changes}, blocks=first), np.repeat(np.arange(len(sizes)), sizes)
+
+
+def test_blocks_come_a_few_at_a_time():
+    """Each sample once in an epoch, in another order in the next, and never from more blocks than are mixed at once."""
+    sizes = [5, 1, 9, 4, 3, 7, 2, 6, 8, 1, 1, 5, 4, 4, 3, 9, 2, 2, 6, 8]
+    sampler, block = in_blocks(sizes)
+    count = sum(sizes)
+    orders = [[sampler.index(epoch * count + place) for place in range(count)] for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(count)) for order in orders) and orders[0] != orders[1]
+    for order in orders:
+        blocks = list(dict.fromkeys(block[order].tolist()))
+        assert blocks != sorted(blocks)
+        for place in range(0, count, 7):  # those before a block of a later group are all done
+            begun, left = set(block[order[: place + 1]]), set(block[order[place:]])
+            assert len(begun & left) <= BLOCKS_AT_ONCE
+    assert len({tuple(np.diff(orders[0])), tuple(np.diff(sorted(orders[0])))}) == 2  # mixed, too
+    assert [in_blocks(sizes, seed=8)[0].index(place) for place in range(count)] != orders[0]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (2, 3)])
+def test_the_order_of_blocks_is_one_of_positions(world, accumulation):
+    """Whatever the processes and the step that it is resumed at."""
+    sizes = [5, 9, 4, 3, 7] * 4
+    whole, _ = in_blocks(sizes)
+    samplers = [in_blocks(sizes, accumulation=accumulation, rank=r, world=world, first_step=40, first_position=240)[0]
+                for r in range(world)]  # fmt: skip
+    for step in (40, 41, 63, 89):
+        keys = [key for micro in range(accumulation) for sampler in samplers for key in sampler.keys(step, micro)]
+        assert keys == whole.keys(step, 0)
+
+
+def test_data_without_blocks_keeps_its_order():
+    """The order that runs have been resumed with so far, and a data set of several parts has blocks if all have."""
+    assert [index for batch in PositionSampler(10, 5, 3, 0, 2, 0) for index, _ in batch] == ORDER_OF_TEN
+    clips = open_clips("shapes:4", frames=2, size=16)
+    assert blocks_of(clips) is None and blocks_of(TinyClips()) is None
+
+    class Blocks(TinyClips):
+        def blocks(self):
+            return np.array([0, 3])
+
+    length = len(TinyClips())
+    assert blocks_of(ConcatDataset([Blocks(), Blocks()])).tolist() == [0, 3, length, length + 3]
+    assert blocks_of(ConcatDataset([Blocks(), TinyClips()])) is None
 
 
 @pytest.mark.slow

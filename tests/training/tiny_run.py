@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -11,6 +12,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.training import faults
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import add_training_arguments, cli, settings_from, train
+
+GATE = "VIDEOGEN_GATE"  # the file that opens it
+
+
+class GatedClips(TinyClips):
+    """Clips of which those after the eighth step of four are there when the gate is open."""
+
+    def __getitem__(self, key: tuple[int, int]) -> object:
+        while key[1] >= 32 and not Path(os.environ[GATE]).exists():
+            time.sleep(0.02)
+        return super().__getitem__(key)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=12, help="optimiser steps")
     add_training_arguments(parser, batch_size=4, ema=0.9, save_every=4, log_every=1, evaluate_every=100)
     args = parser.parse_args(argv)
-    result = train(TinyGAN(), TinyClips(), settings_from(args, args.run_dir, args.steps), {"model": {"width": 8}})
+    clips = GatedClips() if GATE in os.environ else TinyClips()
+    result = train(TinyGAN(), clips, settings_from(args, args.run_dir, args.steps), {"model": {"width": 8}})
     print("finished" if result.finished else "stopped", result.step)
 
 

@@ -10,8 +10,8 @@ import pytest
 from scripts import prepare_data
 from tests.videodata.export_digits import from_scikit_learn
 from videodata import UserError, declared_splits, open_clips
-from videodata.clips import overlap
 from videodata.digits import FILE, FORMS, RADIUS, SPEED, UNIT, Digits, bounce, make_digits, read_handwriting
+from videodata.provenance import overlap
 from videodata.splits import divide
 
 

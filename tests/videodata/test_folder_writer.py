@@ -16,6 +16,7 @@ from videodata.decode import End, Frames
 from videodata.errors import UserError
 from videodata.prepare import FORMATS, SequenceSettings, decode_source, prepare_videos
 from videodata.shapes import Shapes
+from videodata.tar_writer import Packing, TarWriter
 from videodata.video_folder import InputVideo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,8 @@ def small_shards(monkeypatch):
     make = folder_writer.ShardWriter
     for form, layout in (("hdf5", "chunked"), ("river", "river")):
         monkeypatch.setitem(FORMATS, form, lambda *a, x=layout: make(*a, layout=x, videos_per_shard=2))
+    tars = {"packing": Packing(shard_size=4000)}
+    monkeypatch.setitem(FORMATS, "tar", lambda *a, packing: TarWriter(*a, **tars))
 
 
 @pytest.mark.parametrize("form", FOLDERS)
@@ -73,7 +76,7 @@ def test_what_is_written(tmp_path, form, small_shards):
     summary = prepare(tmp_path / "out", form)
     clips = open_clips(tmp_path / "out", 4, 16, windows="first", dtype="uint8")
     assert [clips.source.length(index) for index in range(len(clips))] == [5, 9, 70, 6]
-    if form != "videos":
+    if form not in ("videos", "tar"):
         expected = np.random.default_rng(4).integers(0, 256, (3, 16, 16, 3), np.uint8)
         assert np.array_equal(clips.source.read(2, 0, 3), expected)
     sidecar = json.loads((tmp_path / "out.json").read_text())
@@ -140,7 +143,7 @@ def test_other_arguments_are_refused(tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-@pytest.mark.parametrize("form", ["npy", "frames", "videos"])
+@pytest.mark.parametrize("form", ["npy", "frames", "videos", "tar"])
 @pytest.mark.posix
 def test_a_limit_in_the_middle_of_a_file(tmp_path, form):
     """No room for the next block: one line that says so and what to do; with room the run continues to the same end."""

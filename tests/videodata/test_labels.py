@@ -13,8 +13,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from scripts import prepare_data
 from videodata import UserError, open_clips, write_video
-from videodata.clips import provenance_of
 from videodata.labels import LabelledClips, class_number, classes_of, label_of
+from videodata.provenance import provenance_of
 
 DIGITS = "digits:40,frames=4,size=12,digits=1"
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,26 @@ import torch
 
 from scripts import prepare_data
 from tests.training.runs import settings
-from training.data import PositionSampler, batches
+from tests.videodata.tars import add, array
+from training.data import PositionSampler, batches, blocks_of
 from videodata import open_clips
+from videodata.shapes import Shapes
+from videodata.tar_scan import index_shards
 
 STEPS, BATCH = 9, 4
 
 
-@pytest.fixture(scope="module", params=["npy", "hdf5", "shares"])
+@pytest.fixture(scope="module", params=["npy", "hdf5", "shares", "tars"])
 def data(request, tmp_path_factory) -> Path:
-    """Seven prepared videos of 24 frames: as one array, as shards, or as three shares with an index."""
+    """Seven prepared videos of 24 frames: as one array, as shards, as three shares with an index, or in three tars."""
     root = tmp_path_factory.mktemp("data")
+    if request.param == "tars":
+        for shard, numbers in enumerate(([0, 1, 2], [3, 4], [5, 6])):
+            with tarfile.open(root / f"x-{shard}.tar", "w") as tar:
+                for number in numbers:
+                    add(tar, f"v{number}.npy", array(Shapes(7, 24, 16).read(number)))
+        index_shards(root, workers=1)
+        return root
     form = "npy" if request.param == "shares" else request.param
     command = ["shapes", "--count", "7", "--frames", "24", "--size", "16", "--format", form, "--num_frames", "24"]
     if request.param != "shares":
@@ -36,8 +47,9 @@ def read(data: Path, log: Path, rank: int, world: int, kill_after: int | None) -
     """What one process of a run does: each step's clips from the loader, noted when they are used, from the next step
     on. kill_after: SIGKILL to itself after so many steps."""
     done = len(log.read_text().splitlines()) if log.exists() else 0
-    sampler = PositionSampler(7, BATCH, 3, done, STEPS, done * BATCH, rank=rank, world=world)
     dataset = open_clips(data, frames=8, size=16, stride=2, seed=3, flip=True)
+    blocks = blocks_of(dataset)
+    sampler = PositionSampler(7, BATCH, 3, done, STEPS, done * BATCH, rank=rank, world=world, blocks=blocks)
     with (
         batches(dataset, sampler, settings(log.parent, workers=rank), torch.device("cpu")) as feed,
         open(log, "a") as lines,

@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import ConcatDataset, Subset
 
 from videodata import open_clips, write_video
-from videodata.clips import overlap, provenance_of
+from videodata.provenance import overlap, provenance_of
 
 
 @pytest.fixture

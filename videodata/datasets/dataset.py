@@ -26,6 +26,7 @@ from videodata.prepare import Decoder, decode_files
 from videodata.video_folder import InputVideo, without_suffix
 
 logger = logging.getLogger(__name__)
+MOST_SHARES = 9999  # the names of parts have four digits
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Shard:
     def parse(cls, text: str) -> Shard:
         """Read "2/8". Raises UserError."""
         number, _, count = text.partition("/")
-        if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count) <= 9999):
+        if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count) <= MOST_SHARES):
             raise UserError(f"--shard {text}: expected i/n with 1 <= i <= n, such as 1/8")
         return cls(int(number), int(count))
 

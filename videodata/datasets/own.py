@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,16 @@ from videodata.prepare import Decoder, decode_source, source_videos
 from videodata.shapes import LENGTH, Shapes
 from videodata.source import ClipSource
 from videodata.splits import SPLITS
-from videodata.video_folder import InputVideo, list_videos
+from videodata.video_folder import InputVideo, captioned_videos, list_videos, unique_names, without_suffix
 
 
 class Folder(DataSet):
-    """All videos below a folder; sub-folders are their labels. described: whether the side-car speaks of it."""
+    """All videos below a folder, sub-folders are their labels; or those of a csv with captions. described: whether the
+    side-car speaks of it.
+    """
 
-    name, help, downloads = "folder", "a folder of videos of your own", False
-    flags = {"video_folder": {"help": "all videos below this folder are taken"}}
+    name, help, downloads = "folder", "a folder of videos of your own, or a csv list of some", False
+    flags = {"video_folder": {"help": "all videos below this folder are taken; or a csv with columns path,text"}}
 
     def __init__(self, folder: Path, described: bool = True) -> None:
         self.folder, self.described = folder, described
@@ -41,10 +44,18 @@ class Folder(DataSet):
         return True
 
     def videos(self, place: Place, split: str | None, shard: Shard) -> list[InputVideo]:
-        return list_videos(self.folder)
+        return _listed(self.folder) if has_suffix(self.folder.name, {".csv"}) else list_videos(self.folder)
 
     def describe(self, videos: Sequence[InputVideo]) -> dict:
         return super().describe(videos) if self.described else {}
+
+
+def _listed(path: Path) -> list[InputVideo]:
+    """Videos of a csv, by names that can be those of files below a folder."""
+    videos = captioned_videos(path)
+    full = [video.id.lstrip("/") for video in videos]
+    names = unique_names([without_suffix(name) for name in full], full)
+    return [replace(video, id=name) for video, name in zip(videos, names, strict=True)]
 
 
 class Generated(DataSet):

@@ -1,26 +1,41 @@
 """One command from the internet to clips: obtain a data set, count its videos, write each part, say what is missing.
 
-`prepare` does it, `plan` says what it would do; `add_commands` and `run_command` are the command line around them.
+`prepare` does it, `plan` says what it would do; `add_commands` and `run_command` are the command line around them, and
+`prepare_share` is a share of a command line, for an engine that calls it on many machines.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from training.cli import fraction, nonnegative_int, positive_int
+from training.cli import byte_count, fraction, make_parser, nonnegative_int, number, positive_int
+from training.cli import command_line as pasted
 from videodata.datasets import data_sets
-from videodata.datasets.dataset import DataSet, Place, Selection, Shard
+from videodata.datasets.dataset import MOST_SHARES, DataSet, Place, Selection, Shard
+from videodata.datasets.engines import ENGINES, run_shares
 from videodata.errors import UserError, one_line
 from videodata.files import has_suffix, readable_size
 from videodata.journal import read_sidecar, sidecar_path
 from videodata.prepare import FORMATS, SequenceSettings, check_derived, expected_sequences, prepare_videos
 from videodata.resize import RESIZE_RULES
 from videodata.sources import merge_parts
+from videodata.storage import divided, is_address, joined, open_storage
+from videodata.tar_writer import MEMBERS, Packing, check_packing
 from videodata.video_folder import InputVideo
+
+WHOLE = "1/1"  # the share that is everything
+_turn = threading.Condition()
+_inside: list[tuple[str, str]] = []  # of each share that this process works on: its folder, and the one before all
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class Job:
     selection: Selection = Selection()
     clips_per_video: int = 0  # 0: all windows
     incomplete: bool = False  # do not mind when there are fewer videos than published
+    packing: Packing = Packing()  # of tars; their address is that of `out`
 
     def outputs(self) -> list[tuple[Path, tuple[str | None, ...]]]:
         """Where which parts go."""
@@ -77,6 +93,19 @@ class Job:
             return self.expected_sequences() * self.settings.sequence_bytes
         frames = self.expected_videos() * self.dataset.mean_frames / self.settings.stride
         return round(frames) * self.settings.height * self.settings.width * 3
+
+    def packed(self, path: Path, listed: Sequence[InputVideo]) -> Packing:
+        """How the videos of an output are packed. listed: all that there are of its parts, chosen or not."""
+        address = self.packing.address
+        if address is not None and path != self.out:
+            address = joined(address, path.name)
+        classes: tuple[str, ...] = ()
+        if self.format == "tar" and self.sees_all:  # or each share would have numbers of its own
+            if len(self.outputs()) > 1:
+                parts = (self.dataset.videos(self.place, split, self.shard) for split in self.splits)
+                listed = [video for part in parts for video in part]
+            classes = tuple(sorted({video.label for video in listed if video.label is not None}))
+        return replace(self.packing, address=address, classes=classes)
 
 
 def obtain(job: Job) -> None:
@@ -127,7 +156,8 @@ def prepare(job: Job, **options: object) -> Iterator[str]:
         described = job.dataset.describe(videos)
         summary = prepare_videos(
             videos, path, job.settings, job.format, decode=_decoder(job, splits),
-            description={**described, "split": only, **found} if described else {}, **options,
+            description={**described, "split": only, **found} if described else {},
+            packing=job.packed(path, listed), **options,
         )  # fmt: skip
         yield from summary.lines(job.settings)
         if found:
@@ -201,16 +231,131 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         for name, options in kind.flags.items():
             command.add_argument(name, **options)
         command.set_defaults(kind=kind, **kind.defaults)
+    add_index_command(commands, parser.formatter_class)
     merge = commands.add_parser("merge", help="write the index of the parts that --shard made")
-    merge.add_argument("out", help="the folder that was --out")
+    merge.add_argument("out", help="the folder or address that was --out")
 
 
-def run_command(args: argparse.Namespace) -> None:
-    """Do what the flags of `add_commands` say, and print what was done."""
+def run_command(args: argparse.Namespace, words: Sequence[str]) -> None:
+    """Do what the flags of `add_commands` say, and print what was done. words: the command line that they stood on."""
     if args.dataset == "merge":
-        for path, content in merge_parts(Path(args.out)):
-            _say(f"{path}: {len(content['parts'])} parts, {content['videos']} videos, {content['sequences']} items")
-        return
+        lines = _merged(args.out)
+    elif args.dataset == "index":
+        lines = run_index(args)
+    elif args.engine != "local" or args.shares > 1:
+        lines = _on_engine(args, words)
+    else:
+        lines = _performed(args)
+    for line in lines:
+        _say(line)
+
+
+def prepare_share(
+    command_line: str | Sequence[str], k: int, n: int, folder: str | os.PathLike | None = None
+) -> list[str]:
+    """Do share k (1 to n) of what `python scripts/prepare_data.py COMMAND_LINE` does; gives its report, line by line.
+
+    A unit of work for any engine: its arguments are texts and numbers, and it runs wherever the files are seen. Called
+    again, after a kill too, it continues; `prepare_data.py merge` joins what the shares wrote. folder: where relative
+    paths of the command line begin, by default the present one. Raises UserError.
+    """
+    words = shlex.split(command_line) if isinstance(command_line, str) else list(command_line)
+    parser = make_parser("")
+    add_commands(parser)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as stop:  # which would end the process of the engine; what is wrong stands on its stderr
+        raise UserError(f"prepare_data.py {pasted(words)}: no such command") from stop
+    if args.dataset in ("merge", "index"):
+        raise UserError(f"prepare_data.py {args.dataset}: is no work that shares divide")
+    args.shard = f"{k}/{n}"
+    with _working_in(folder):
+        return list(_performed(args))
+
+
+def _share(words: Sequence[str], n: int, folder: str, k: int) -> list[str]:
+    """`prepare_share` with its number last, as engines give it."""
+    return prepare_share(words, k, n, folder)
+
+
+@contextmanager
+def _working_in(folder: str | os.PathLike | None) -> Iterator[None]:
+    """Work in a folder: engines start their processes somewhere else than where the command was given.
+
+    A process has one working folder, and some engines have threads: those of another folder wait for their turn.
+    """
+    here = os.path.abspath(folder or os.getcwd())
+    with _turn:
+        _turn.wait_for(lambda: not _inside or _inside[0][0] == here)
+        before = _inside[0][1] if _inside else os.getcwd()
+        try:
+            os.chdir(here)
+        except OSError as error:
+            raise UserError(
+                f"{here}: cannot be entered on {platform.node()} ({error.strerror}); all machines must see the folder "
+                "that the command is given in"
+            ) from error
+        _inside.append((here, before))
+    try:
+        yield
+    finally:
+        with _turn:
+            _inside.pop()
+            if not _inside:
+                os.chdir(before)
+                _turn.notify_all()
+
+
+def _on_engine(args: argparse.Namespace, words: Sequence[str]) -> Iterator[str]:
+    """All shares on an engine, then the index of what they wrote; yields the report."""
+    if args.shares == 1 or args.dry_run or args.shard != WHOLE:
+        raise UserError(
+            f"--engine {args.engine} does all of --shares N, of which N is two or more, such as four for each core; "
+            "--shard and --dry_run go without both"
+        )
+    failed = []
+    share = partial(_share, list(words), args.shares, os.getcwd())
+    for outcome in run_shares(args.engine, share, args.shares, args.workers or 1):
+        yield from outcome.lines
+        if outcome.error is not None:
+            failed.append(f"share {outcome.number} of {args.shares}: {outcome.error}")
+    others = f" (and {len(failed) - 1} other shares)" if len(failed) > 1 else ""
+    try:
+        if not getattr(args, "download_only", False):
+            yield from _merged(args.out)
+    except UserError as error:
+        if not failed:
+            raise
+        raise UserError(f"{failed[0]}{others}") from error  # why parts are missing
+    if failed:
+        raise UserError(f"{failed[0]}{others}")
+
+
+def _merged(out: str) -> Iterator[str]:
+    """Write the index of each group of parts; yields the report."""
+    folder, address = place_of(out)
+    for path, content in merge_parts(folder):
+        written = path
+        if address is not None:
+            written = joined(address, path.name)
+            for sent in (path.with_suffix(".index"), path):
+                open_storage(address).write(sent.name, sent)
+        yield f"{written}: {len(content['parts'])} parts, {content['videos']} videos, {content['sequences']} items"
+
+
+def place_of(out: str) -> tuple[Path, str | None]:
+    """Where output grows on this machine, and the address that it is sent to, if that is what `out` is.
+
+    What goes to s3://bucket/data grows in data.upload/data, so that names are the same here and there.
+    """
+    if not is_address(out):
+        return Path(out), None
+    name = divided(out.rstrip("/"))[1]
+    return Path(f"{name}.upload", name), out.rstrip("/")
+
+
+def _performed(args: argparse.Namespace) -> Iterator[str]:
+    """Do what the flags of a data set say; yields the report."""
     dataset, shard = args.kind.from_args(args), Shard.parse(args.shard)
     if args.split not in ("all", *dataset.splits):
         parts = ", ".join(split or "no parts" for split in dataset.splits)
@@ -222,41 +367,81 @@ def run_command(args: argparse.Namespace) -> None:
         share=shard.count > 1,
         delete_archives=getattr(args, "delete_archives", False),
     )
+    out, address = place_of(args.out)
     job = Job(
-        dataset, place, Path(args.out), args.format, sequence_settings(args),
+        dataset, place, out, args.format, sequence_settings(args),
         dataset.splits if args.split == "all" else (args.split,), shard,
         Selection.from_args(args), args.clips_per_video, args.keep_going,
+        Packing(args.members, args.shard_size, address=address),
     )  # fmt: skip
+    check_packing(job.packing, job.format)
     if getattr(args, "download_only", False) and not args.dry_run:
         obtain(job)
-        _say(f"{place.root}: {args.dataset} is there")
+        yield f"{place.root}: {args.dataset} is there"
     else:
-        run_job(job, args)
+        yield from job_lines(job, args)
+
+
+def add_index_command(commands: argparse._SubParsersAction, formatter: type) -> None:
+    index = commands.add_parser("index", help="index tar shards, so that clips of them can be read in any order",
+        formatter_class=formatter)  # fmt: skip
+    add = index.add_argument
+    add("shards", help="a folder of tars, one tar, braces such as data/x-{000000..000999}.tar, or the JSON of wids; on "
+        "this machine or at an address such as s3://bucket/x-{000..099}.tar")  # fmt: skip
+    add("--out", help="the index, where it cannot lie beside the shards; what is opened is then its name in .index")
+    add("--workers", type=nonnegative_int, default=0, help="processes; 0: one per core")
+    add("--max_bad_fraction", type=fraction, default=0.5, help="exit with status 2 if more than this part of the "
+        "videos cannot be read (the others are indexed)")  # fmt: skip
+    add("--restart", action="store_true", help="read all shards again")
+
+
+def run_index(args: argparse.Namespace) -> list[str]:
+    """Index the shards; what was done, for people."""
+    from videodata.tar_scan import index_shards
+
+    if args.out and not args.out.endswith(".index"):
+        raise UserError(f"--out {args.out}: the name of an index ends in .index")
+    options = {"workers": args.workers, "restart": args.restart, "max_bad_fraction": args.max_bad_fraction}
+    return index_shards(args.shards, args.out, **options).lines()
 
 
 def run_job(job: Job, args: argparse.Namespace) -> None:
     """Plan or prepare, by the flags of `add_run_flags`."""
-    if args.dry_run:
-        _say(*plan(job))
-        return
-    allowed = 1.0 if args.keep_going else args.max_bad_fraction
-    for line in prepare(job, workers=args.workers or None, max_bad_fraction=allowed, restart=args.restart):
+    for line in job_lines(job, args):
         _say(line)
 
 
-def _say(*lines: str) -> None:
-    sys.stdout.writelines(f"{one_line(line)}\n" for line in lines)  # the name of a folder may be no text
+def job_lines(job: Job, args: argparse.Namespace) -> Iterator[str]:
+    """The same; yields the report."""
+    if args.dry_run:
+        yield from plan(job)
+        return
+    allowed = 1.0 if args.keep_going else args.max_bad_fraction
+    yield from prepare(job, workers=args.workers or None, max_bad_fraction=allowed, restart=args.restart)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{one_line(line)}\n")  # the name of a folder may be no text
     sys.stdout.flush()  # a part can take hours
 
 
 def _add_flags(command: argparse.ArgumentParser, downloads: bool) -> None:
     add = command.add_argument
-    add("--out", required=True, help="folder of the result; or, with --format npy, the name of one .npy for all parts")
+    add("--out", required=True, help="folder of the result; with --format npy also the name of one .npy for all parts, "
+        "with --format tar also an address such as s3://bucket/data, to which finished shards are sent")  # fmt: skip
     add("--format", choices=FORMATS, default="npy", help="npy: sequences of --num_frames; hdf5, frames: whole videos; "
-        "river: HDF5 as RIVER and Neural SDE read it; videos: mp4")  # fmt: skip
+        "river: HDF5 as RIVER and Neural SDE read it; videos: mp4; tar: shards of WebDataset")  # fmt: skip
+    add("--members", choices=MEMBERS, default=Packing.members, help="of tars: videos, copied where they are wanted as "
+        "they are and else H.264; npy: uint8 arrays (T, H, W, 3)")  # fmt: skip
+    add("--shard_size", type=byte_count, default=Packing.shard_size, metavar="BYTES",
+        help="of tars, such as 1GB; the video that reaches it is the shard's last")  # fmt: skip
     add("--split", default="all", help="one part of the data set (train, val, test)")
-    add("--shard", default="1/1", metavar="I/N",
+    add("--shard", default=WHOLE, metavar="I/N",
         help="do the I-th of N shares; when all are done: prepare_data.py merge")  # fmt: skip
+    add("--shares", type=number(int, 1, MOST_SHARES), default=1,
+        help="do all shares of so many, each by one call, and merge them")  # fmt: skip
+    add("--engine", choices=ENGINES, default="local", help="what calls the shares: this machine, or the cluster that "
+        "Ray, Dask or Spark finds, where all see the same files; --workers are those of a share, 0: one")  # fmt: skip
     add("--clips_per_video", type=nonnegative_int, default=0, help="take the first n sequences of each video; 0: all")
     add_sequence_flags(command)
     add_selection_flags(command)

@@ -295,6 +295,10 @@ class CaptionedClips(Dataset):
     def provenance(self) -> dict[str, Any]:
         return self.clips.provenance()
 
+    def blocks(self) -> Any:
+        """Where tars begin, of clips that lie in them."""
+        return self.clips.blocks() if hasattr(self.clips, "blocks") else None
+
 
 def caption_embedder(model: Any) -> Embed:
     """A function that embeds one caption with the model's T5; a missing T5 is an error that says what to do."""
