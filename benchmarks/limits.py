@@ -6,9 +6,10 @@
 The limit of a call is the longer of two times: its arithmetic, as torch counts it, at the speed of a float32 matrix
 product, and its weights read from memory at the speed of a sum over a long tensor: once in a forward pass, nine times
 in a training step (forward, backward, and what AdamW reads and writes), once for each position of a sampler.
-Activations are not counted, so that nothing reaches the limit. That of preparing videos is decoding alone. Both
-references are measured again beside each call, and the fraction is the median over the rounds. Seconds are CPU time of
-this process, which other programs on the machine disturb less; sizes are small: those of large inputs are better.
+Activations are not counted, and convolutions of oneDNN can be faster than the product (both are printed), so that
+networks of wide convolutions come near 1, or above. The limit of preparing videos is decoding alone. References are
+measured again beside each call, and the fraction is the median over the rounds. Seconds are CPU time of this process,
+which other programs on the machine disturb less; sizes are small, so fractions of large inputs can be better.
 """
 
 from __future__ import annotations
