@@ -210,7 +210,7 @@ def continuations(
     codes = encode_codes(tokenizer, given[None]).repeat(count, 1, 1, 1, 1)
     classes = asked_class(transformer, args)
     classes = None if classes is None else codes.new_full((count,), classes)
-    with tqdm(unit="call", leave=False, disable=None) as bar:
+    with tqdm(unit="step", leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             if done < bar.n or total != bar.total:  # the clip, or its next window, begins

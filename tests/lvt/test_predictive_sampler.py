@@ -49,7 +49,8 @@ def test_a_window_changes_nothing(name, options):
 
 
 @pytest.mark.parametrize(
-    ("batch", "given"), [(8, 7), (32, 7), pytest.param(8, 0, marks=pytest.mark.exhaustive), (2, 3)]
+    ("batch", "given"),
+    [(8, 7), (32, 7), *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in ((8, 0), (2, 3)))],
 )
 @pytest.mark.parametrize("name", ["whole frame", "whole, several frames"])
 def test_nor_does_a_batch(name, batch, given):
