@@ -86,7 +86,8 @@ def go_back(run_dir: Path, step: int | None) -> None:
     """
     if step is None:
         return
-    kept = {checkpoint.step: checkpoint for checkpoint in checkpoints_in(run_dir / "checkpoints")}
+    there = checkpoints_in(run_dir / "checkpoints")
+    kept = {checkpoint.step: checkpoint for checkpoint in there}
     if not kept:
         raise UserError(f"{run_dir}: holds no checkpoint to resume from; leave --resume-step out to start")
     if step == -1:
@@ -96,8 +97,8 @@ def go_back(run_dir: Path, step: int | None) -> None:
     if damage := kept[step].damage():
         raise UserError(f"{kept[step].path}: damaged, it {damage}; choose another step")
     with lock_file(run_dir, "training in", lock=run_dir / "run.lock"):
-        for newer in sorted(number for number in kept if number > step):
-            aside, checkpoint = run_dir / "checkpoints" / f"newer-than-{step}", kept[newer]
+        for checkpoint in (entry for entry in reversed(there) if entry.step > step):
+            aside = run_dir / "checkpoints" / f"newer-than-{step}"
             aside.mkdir(exist_ok=True)
             for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):  # manifest first
                 if path.exists():

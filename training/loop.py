@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from training import distributed
-from training.checkpoint import Saver
+from training.checkpoint import Saver, ShardedSaver
 from training.cli import LESS_MEMORY, is_out_of_memory
 from training.data import PositionSampler, batches
 from training.evaluation import Evaluator, write_pictures
@@ -112,6 +112,7 @@ def train(
         state = build_state(recipe, settings, device)
         run = Run(state, dataset, validation, settings, config, folder, device, stop)
         run.start()
+        stack.callback(run.saver.close)
         if distributed.is_main():
             run.log = stack.enter_context(closing(RunLog(folder, state.step, settings, run.config, run.saver.attempts)))
         updater = Updater(state, settings, device)
@@ -137,7 +138,7 @@ def train(
         # Finish.
         if run.log is not None:
             run.log.flush()
-        run.saver.attempts.finish()
+        run.saver.finish()
         digest = state.digest()
         logger.info("final weights sha256=%s", digest)
         finished = state.step >= settings.steps and not run.evaluator.broken_off
@@ -250,11 +251,8 @@ class Run:
     def start(self) -> None:
         """Resume, see that all processes start alike and that the disk has room, write config.yaml."""
         resume(self.state, self.folder, self.settings, self.facts)
-        if distributed.any_process(
-            self.state.step != int(distributed.all_mean(torch.tensor(self.state.step).double()))
-        ):
-            raise UserError(f"{self.folder}: the processes see different checkpoints; use a folder that all share")
-        self.saver = Saver(
+        saver = ShardedSaver if self.state.sharded else Saver
+        self.saver = saver(
             self.folder / "checkpoints", self.state.step, self.settings.keep, self.state.recipe.best_metric
         )
         if distributed.is_main():
@@ -312,22 +310,22 @@ class Run:
 
     def end_epoch(self) -> None:
         """Let the recipe write its own files."""
-        sharded = self.collect() if self.state.sharded else None  # gathering needs all processes
+        gathered = None
+        if self.state.sharded and self.state.recipe.writes_epoch(self.epoch):
+            gathered = self.collect()  # needs all processes
         if distributed.is_main():
             hook = self.state.recipe.on_epoch_end
             attempt = self.saver.attempts.attempt
-            attempt("files of the epoch", lambda: hook(self.epoch, lambda: sharded or self.collect()))
+            attempt("files of the epoch", lambda: hook(self.epoch, lambda: gathered or self.collect()))
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
         self.improved = False
         if distributed.is_main() or self.state.sharded:
-            state = self.collect()
-            if distributed.is_main():
-                self.saver.save(state)
+            self.saver.save(self.collect(whole=not self.state.sharded))
 
-    def collect(self) -> dict[str, Any]:
-        return {**self.state.collect(), **self.facts}
+    def collect(self, whole: bool = True) -> dict[str, Any]:
+        return {**self.state.collect(whole), **self.facts}
 
     def say_what_was_written(self) -> None:
         """The last line of the log."""
