@@ -116,29 +116,25 @@ def test_read_whole_it_is_what_the_processes_gather(finished, a_copy):
     assert recipe_of(step) == recipe_of(a_copy) == "tiny_gan"
 
 
-def test_a_script_makes_one_file_of_it(a_copy, tmp_path):
+def test_a_script_makes_one_file_of_it(tmp_path):
     """Like that of a run with DDP; the run goes on from it when the folder is gone."""
-    launch(tmp_path, 2, tmp_path / "ddp", 8, None, *(), function=replicated)
-    command = [sys.executable, "scripts/consolidate.py", str(a_copy)]
+    for name, fsdp in (("parts", True), ("whole", False)):
+        launch(tmp_path, 2, function=lambda: run(tmp_path / name, steps=4, save_every=2, fsdp=fsdp).digest)  # noqa: B023
+    command = [sys.executable, "scripts/consolidate.py", str(tmp_path / "parts")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    path = a_copy / "checkpoints" / "step-0000008.pt"
-    assert done.stdout == f"{path}\n"
-    one, two = load_checkpoint(path), load_checkpoint(tmp_path / "ddp" / "checkpoints" / path.name)
-    assert list(one) == list(two)
-    ones, twos = dict(flatten(one)), dict(flatten(two))
-    assert largest_difference({n: v.double() for n, v in ones.items()}, {n: v.double() for n, v in twos.items()}) < 1e-6
-    files = [path.with_suffix(".json"), tmp_path / "ddp" / "checkpoints" / "step-0000008.json"]
-    manifests = [json.loads(file.read_text()) for file in files]
+    paths = [tmp_path / name / "checkpoints" / "step-0000004.pt" for name in ("parts", "whole")]
+    assert done.stdout == f"{paths[0]}\n"
+    states = [load_checkpoint(path) for path in paths]
+    assert list(states[0]) == list(states[1])
+    tensors = [{name: value.double() for name, value in flatten(state)} for state in states]
+    assert largest_difference(*tensors) < 1e-6
+    manifests = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
     assert manifests[0].keys() == manifests[1].keys()
-    assert [entry.step for entry in checkpoints_in(path.parent)] == [8, 8, 4]
-    shutil.rmtree(path.with_suffix(""))
-    assert run(a_copy, Watched(), steps=9).finished
+    assert [entry.step for entry in checkpoints_in(paths[0].parent)] == [4, 4, 2]
+    shutil.rmtree(paths[0].with_suffix(""))
+    assert run(tmp_path / "parts", steps=5).finished
     with pytest.raises(UserError, match="is no checkpoint in parts"):
-        consolidate(path)
-
-
-def replicated(*arguments):
-    return go(*arguments, fsdp=False)
+        consolidate(paths[0])
 
 
 def test_it_goes_on_with_any_number_of_processes(tmp_path, caplog):
