@@ -211,6 +211,13 @@ def newest_checkpoint(folder: Path, together: bool = False) -> Checkpoint | None
     return None
 
 
+def checkpoint_of(path: Path) -> Checkpoint | None:
+    """What a folder stands for: the newest undamaged checkpoint of a run, or a checkpoint in parts that is named."""
+    if sharded.is_sharded(path):
+        return next((checkpoint for checkpoint in checkpoints_in(path.parent) if checkpoint.path == path), None)
+    return newest_checkpoint(path / "checkpoints")
+
+
 def newest_weights(folder: Path) -> Path | None:
     """The weights of the last step in a folder that never had a training state, as of a trained model."""
     return None if any(folder.glob("step-*")) else max(folder.glob("weights-*.safetensors"), default=None)

@@ -151,6 +151,8 @@ def train(
 def check_sizes(settings: TrainSettings, length: int) -> None:
     """Raises UserError when batch, processes, micro-batches and data do not fit together."""
     world, batch = distributed.world_size(), settings.batch_size
+    if settings.replicas > 1 and not settings.fsdp:
+        raise UserError("--replicas has no effect without --fsdp: leave it out")
     if settings.steps < 1 or batch < 1 or settings.accumulation < 1:
         raise UserError("steps, --batch_size and --accumulation must be at least 1")
     if batch % (world * settings.accumulation):

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from evaluation.report import default_place
 from tests.training import processes
 from tests.training.runs import largest_difference, run, weights
 from tests.training.tiny_gan import TinyGAN
 from training import checkpoint as checkpoints
 from training import distributed, sharded
-from training.checkpoint import checkpoints_in, consolidate, load_checkpoint, newest_checkpoint
+from training.checkpoint import checkpoint_of, checkpoints_in, consolidate, load_checkpoint, newest_checkpoint
+from training.folder import trained_on
 from training.state import flatten
 from training.tokenizer import recipe_of
 from videodata.errors import UserError
@@ -114,6 +116,9 @@ def test_read_whole_it_is_what_the_processes_gather(finished, a_copy):
     for (name, one), (other, two) in zip(sorted(flatten(shared["networks"])), sorted(flatten(averaged)), strict=True):
         assert name == other and torch.equal(one, two)
     assert recipe_of(step) == recipe_of(a_copy) == "tiny_gan"
+    assert checkpoint_of(step).manifest == checkpoint_of(a_copy).manifest
+    assert default_place(step) == default_place(a_copy) == a_copy / "evaluation.json"
+    assert trained_on(step) == trained_on(a_copy)
 
 
 def test_a_script_makes_one_file_of_it(tmp_path):
@@ -297,7 +302,9 @@ def test_foreign_folders_are_refused_and_never_run(a_copy, tmp_path):
 
 
 def test_what_cannot_be_sharded_is_one_line(tmp_path):
-    """Groups of unequal size."""
+    """Groups of unequal size, and groups of what is not sharded."""
+    with pytest.raises(UserError, match="--replicas has no effect without --fsdp"):
+        run(tmp_path, replicas=2)
     with pytest.raises(Exception, match="--replicas 3: 2 processes cannot be divided into so many groups"):
         launch(tmp_path, 2, tmp_path / "run", function=lambda folder: go(folder, replicas=3))
 
