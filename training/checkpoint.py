@@ -80,6 +80,7 @@ class Checkpoint:
         """Remove it. Raises OSError. The manifest goes first, or with a whole folder: none is ever without its file."""
         if self.path.is_dir():
             gone = sharded.unfinished(self.path.parent, self.path.name)
+            shutil.rmtree(gone, ignore_errors=True)  # what an attempt before has left
             replace(self.path, gone)
             shutil.rmtree(gone)
         else:
@@ -267,7 +268,7 @@ def check_manifest(path: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        damage = Checkpoint(path, parse_json(manifest.read_text(encoding="utf-8"))).damage()
+        damage = checkpoint_at(path).damage()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{manifest}: damaged; remove it to read {path.name} unverified") from error
     if damage:
@@ -515,7 +516,7 @@ class ShardedSaver(Saver):
         shards: dict[str, Any] = {}
         rest = sharded.divide(state, shards)
         facts = {name: rest[name] for name in MANIFEST_FACTS}
-        end = partial(publish_shards, unfinished, path, rest, facts)
+        end = partial(publish_shards, unfinished, path, rest, facts)  # in the main process
         self.pending = (path, sharded.save(shards, unfinished, self.group, end))
 
     def settle(self) -> None:
@@ -523,11 +524,10 @@ class ShardedSaver(Saver):
         if self.pending is None:
             return
         (path, future), self.pending = self.pending, None
-        saved = self.attempts.attempt("checkpoint", lambda: sharded.result_of(future))
+        unfinished = sharded.unfinished(self.folder, path.name)
+        saved = self.attempts.attempt("checkpoint", lambda: sharded.result_of(future, unfinished))
         if saved and distributed.is_main():
             self.take(checkpoint_at(path))
-        elif not saved and distributed.is_main():
-            shutil.rmtree(sharded.unfinished(self.folder, path.name), ignore_errors=True)
 
     def close(self) -> None:
         """Let the checkpoint that is being written come to its end: the processes need each other for it."""

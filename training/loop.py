@@ -312,13 +312,18 @@ class Run:
 
     def end_epoch(self) -> None:
         """Let the recipe write its own files."""
-        gathered = None
-        if self.state.sharded and self.state.recipe.writes_epoch(self.epoch):
+        recipe, gathered = self.state.recipe, None
+        if self.state.sharded and recipe.writes_epoch(self.epoch):
             gathered = self.collect()  # needs all processes
+
+        def checkpoint() -> dict[str, Any]:
+            if gathered is None and self.state.sharded:
+                raise RuntimeError(f"{type(recipe).__name__}.writes_epoch says that epoch {self.epoch} needs no state")
+            return gathered or self.collect()
+
         if distributed.is_main():
-            hook = self.state.recipe.on_epoch_end
             attempt = self.saver.attempts.attempt
-            attempt("files of the epoch", lambda: hook(self.epoch, lambda: gathered or self.collect()))
+            attempt("files of the epoch", lambda: recipe.on_epoch_end(self.epoch, checkpoint))
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""

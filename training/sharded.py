@@ -40,8 +40,8 @@ from videodata.files import parse_json, sha256_of, write_file, write_json
 INDEX, STATE, MANIFEST = "index.json", "state.pt", "manifest.json"
 SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 TYPES = {name: dtype for dtype, name in DTYPES.items()}
-# The processes meet in the background while one of them writes the weights of all: longer than a step may take.
-PATIENCE = timedelta(hours=2)
+# How long processes wait for each other in the background, while one of them writes the weights of all.
+PATIENCE = timedelta(minutes=30)
 
 Key = tuple[Any, ...]  # of a nested state, such as ("networks", "autoencoder", "encoder.weight")
 Files = dict[str, dict[str, Any]]  # name in the folder -> size, sha256
@@ -112,11 +112,14 @@ def save(shards: dict[str, DTensor], folder: Path, group: dist.ProcessGroup, end
     return dcp.async_save(shards, storage_writer=ShardWriter(folder, end), process_group=group)
 
 
-def result_of(future: Any) -> None:
-    """Wait for a save; the same in all processes. Raises OSError when the disk of any of them refused."""
+def result_of(future: Any, folder: Path) -> None:
+    """Wait for a save; the same in all processes. Raises OSError when the disk of any of them refused; then the folder
+    that it wrote to is removed.
+    """
     try:
         future.result()
     except dcp.CheckpointException as error:
+        shutil.rmtree(folder, ignore_errors=True)  # no process writes there any more
         causes = [failure[0] for failure in error.failures.values()]
         raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from error
 
