@@ -9,6 +9,8 @@ largest of all processes. Time: until all processes are free to train, medians o
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import shutil
 import sys
@@ -32,8 +34,10 @@ from training.checkpoint import MANIFEST_FACTS, ShardedSaver, save_checkpoint
 from training.cli import make_parser, number, positive_int, run
 from training.state import TrainState, build_state, flatten
 
-WIDTH = 1024
+WIDTH = 512
 MEGABYTE = 1e6
+LIBC = ctypes.CDLL(None)
+M_MMAP_THRESHOLD, LARGE = -3, 2**16  # of mallopt(3): memory of tensors goes back to the system when they do
 
 
 class Stack(Recipe):
@@ -72,6 +76,8 @@ def peak() -> int:
 
 def forget_peak() -> int:
     """Bytes that this process holds now, from which its peak is counted anew."""
+    gc.collect()
+    LIBC.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
@@ -101,6 +107,7 @@ def gather(state: TrainState, facts: dict[str, Any], folder: Path) -> None:
 
 def process(number: int, world: int, folder: Path, parameters: int, replicas: int, rounds: int) -> None:
     """One of the processes; writes its measurements."""
+    LIBC.mallopt(M_MMAP_THRESHOLD, LARGE)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=world)
     state = build(parameters, replicas, folder)
@@ -135,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=args.out) as name:
         folder = Path(name)
         sizes = (args.processes, folder, args.parameters * 10**6, args.replicas, args.rounds)
-        torch.multiprocessing.spawn(process, sizes, nprocs=args.processes)
+        torch.multiprocessing.start_processes(process, sizes, nprocs=args.processes, start_method="fork")
         found = [json.loads((folder / f"{number}.json").read_text()) for number in range(args.processes)]
     ways = ("gathered", "parts")
     memory = {way: max(median(e["bytes"] for e in own[way]) / own["shard"] for own in found) for way in ways}
