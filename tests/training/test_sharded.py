@@ -163,7 +163,13 @@ def test_it_goes_on_with_any_number_of_processes(tmp_path, caplog):
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize("place", ["shard:1", "index:0", "state:0", "manifest:0", "publish:0", "old:0"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("shard:1", "publish:0"),
+        *(pytest.param(place, marks=pytest.mark.exhaustive) for place in ("index:0", "state:0", "manifest:0", "old:0")),
+    ],
+)
 def test_killed_anywhere_in_a_save(tmp_path, finished, monkeypatch, place):
     """SIGKILL at any file of the second save: the first counts, the rest goes, and the run ends with the same bits."""
     name, rank = place.split(":")
