@@ -228,7 +228,8 @@ def identity(content: dict[str, Any]) -> str:
 def default_place(checkpoint: Path | str | None) -> Path:
     """Where the result of a checkpoint is written: into its run folder, where the gallery finds it, else here."""
     path = Path(checkpoint or "evaluation.json")
-    folder = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    whole_run = path.is_dir() and not (path.parent.name == "checkpoints" and path.name.startswith("step-"))
+    folder = path if whole_run else path.parent.parent if path.parent.name == "checkpoints" else path.parent
     if any((folder / name).exists() for name in ("checkpoints", "trained_on.json")):
         return folder / "evaluation.json"
     return Path("evaluation.json" if checkpoint is None or path.is_dir() else f"evaluation_{path.stem}.json")

@@ -26,7 +26,7 @@ from evaluation.report import Report, Score, merge_repetitions
 from evaluation.set_distance import open_distances
 from evaluation.subject import Batch, ClipSpec, Subject
 from training import distributed, trained_on
-from training.checkpoint import newest_checkpoint
+from training.checkpoint import checkpoint_of
 from training.distributed import gather_batches
 from training.writing import check_place
 from videodata.clips import ClipDataset, open_clips
@@ -281,9 +281,9 @@ def trained_on_of(runs: Sequence[Path | str], clips: ClipDataset) -> int | None:
 
 
 def checkpoint_facts(path: Path | str) -> dict[str, Any]:
-    """Which file was evaluated: its hash, and the step where it is a run's newest checkpoint."""
+    """Which file was evaluated: its hash, and the step where it is the checkpoint of a folder."""
     path = Path(path)
-    newest = newest_checkpoint(path / "checkpoints") if path.is_dir() else None
+    newest = checkpoint_of(path) if path.is_dir() else None
     if newest is not None:
         return {"checkpoint_sha256": newest.manifest["sha256"], "checkpoint_step": newest.step}
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]

@@ -26,7 +26,7 @@ from flow_pred.recipes import RECIPES, DiffusionRecipe, PredictorRecipe
 from training import TrainSettings, settings_from, train
 from training.checkpoint import checkpoints_in, strict_load
 from training.cli import relaunch
-from training.distributed import is_main, print0
+from training.distributed import is_main, made_on_main, print0
 from training.encoded import is_encoded
 from training.tokenizer import latent_frames, recorded_name
 from videodata.clips import open_clips
@@ -49,8 +49,9 @@ def train_flow_pred(args: argparse.Namespace) -> None:
         go_back(run_dir, args.resume_step)
     if args.device == "auto":
         spread_over_gpus(args.num_gpus)
-    recipe, data, validation = prepare(config, run_dir, args.seed)
-    result = train(recipe, data, engine_settings(args, config, run_dir), plain_config(config), validation)
+    settings = engine_settings(args, config, run_dir)
+    recipe, data, validation = prepare(config, run_dir, args.seed, settings.fsdp)
+    result = train(recipe, data, settings, plain_config(config), validation)
     facts = []
     if result.finished and is_main():
         facts = [f"{write_final(run_dir, recipe, config, result.step)} is the same in the original's format"]
@@ -86,7 +87,8 @@ def go_back(run_dir: Path, step: int | None) -> None:
     """
     if step is None:
         return
-    kept = {checkpoint.step: checkpoint for checkpoint in checkpoints_in(run_dir / "checkpoints")}
+    there = checkpoints_in(run_dir / "checkpoints")
+    kept = {checkpoint.step: checkpoint for checkpoint in there}
     if not kept:
         raise UserError(f"{run_dir}: holds no checkpoint to resume from; leave --resume-step out to start")
     if step == -1:
@@ -96,8 +98,8 @@ def go_back(run_dir: Path, step: int | None) -> None:
     if damage := kept[step].damage():
         raise UserError(f"{kept[step].path}: damaged, it {damage}; choose another step")
     with lock_file(run_dir, "training in", lock=run_dir / "run.lock"):
-        for newer in sorted(number for number in kept if number > step):
-            aside, checkpoint = run_dir / "checkpoints" / f"newer-than-{step}", kept[newer]
+        for checkpoint in (entry for entry in reversed(there) if entry.step > step):
+            aside = run_dir / "checkpoints" / f"newer-than-{step}"
             aside.mkdir(exist_ok=True)
             for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):  # manifest first
                 if path.exists():
@@ -147,10 +149,14 @@ def open_part(config: FlowPredConfig, split: str, seed: int) -> Dataset:
     )
 
 
-def build_recipe(config: FlowPredConfig, latent_space: LatentSpace) -> PredictorRecipe:
-    """The recipe of a configuration; the diffusion's loads its flow, and its denoiser where there is one."""
+def build_recipe(config: FlowPredConfig, latent_space: LatentSpace, sharded: bool = False) -> PredictorRecipe:
+    """The recipe of a configuration; the diffusion's loads its flow, and its denoiser where there is one.
+
+    sharded: only the main process needs the values of the network.
+    """
     model = config.model
-    regressor, recipe = build_regressor(model), RECIPES[model.role]
+    with made_on_main(sharded and model.role != "g" and not model.start_from):  # these look at the values
+        regressor, recipe = build_regressor(model), RECIPES[model.role]
     if model.start_from:
         strict_load(regressor, trained_part(model.start_from, model.role, config).state_dict(), model.start_from)
     if model.role != "g":
@@ -194,7 +200,9 @@ def measure_latents(
     return tuple(found if value == "auto" else value for value, found in zip(wanted, stored, strict=True))
 
 
-def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[PredictorRecipe, Dataset, Dataset | None]:
+def prepare(
+    config: FlowPredConfig, run_dir: Path, seed: int, sharded: bool = False
+) -> tuple[PredictorRecipe, Dataset, Dataset | None]:
     """Recipe, training data and validation data; sets the latent moments in `config`."""
     torch.manual_seed(seed)
     name_tokenizer(config)
@@ -210,7 +218,7 @@ def prepare(config: FlowPredConfig, run_dir: Path, seed: int) -> tuple[Predictor
     texts = pooled_texts(config.data.texts, config.model.classes) if config.data.texts else None
     if texts is not None:
         config.model.text_width = texts.shape[1]
-    recipe = build_recipe(config, latent_space)
+    recipe = build_recipe(config, latent_space, sharded)
     if config.model.classes:
         if config.data.texts:
             recipe.networks["regressor"].class_code.texts.copy_(texts)

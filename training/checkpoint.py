@@ -5,45 +5,42 @@ run_dir/checkpoints/step-0001000.json             manifest, written last: SHA-25
                                                   does not count
 run_dir/checkpoints/weights-0001000.safetensors   weights alone (averaged where there are averages), keys
                                                   "<network>.<key>", metadata recipe, step, config (JSON)
+
+Of a run with --fsdp, a folder step-0001000 is in place of the first two: training/sharded.py.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
-import pickle
-import struct
+import shutil
 import sys
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from training import distributed
+from training import distributed, sharded
+from training.tensors import DAMAGE, check_form, read_tensors, write_tensors
 from training.writing import Attempts
 from videodata.errors import UserError, said_by
-from videodata.files import HashingFile, parse_json, sha256_of, write_file, write_json
+from videodata.files import parse_json, replace, sha256_of, sync_folder, write_file, write_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n -> function to format n + 1
-DTYPES = {  # names of the format
-    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
-    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
-}
 METADATA = "run"  # the one entry of the file's metadata: a JSON object
 FACTS = ("recipe", "step", "config")
-# What safetensors, and torch for its three formats, raise for a file that is damaged.
-DAMAGE = (safetensors.SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, struct.error)
-DAMAGE += (TypeError, AttributeError, AssertionError, ArithmeticError)
 PARTS = {"recipe": str, "step": int, "config": dict, "networks": dict, "ema": dict}  # of every state, for who reads it
 MANIFEST_FACTS = ("recipe", "torch", "device_type", "world_size", "metrics", "metrics_step", "samples_seen")
 
@@ -52,7 +49,7 @@ MANIFEST_FACTS = ("recipe", "torch", "device_type", "world_size", "metrics", "me
 class Checkpoint:
     """A checkpoint that has its manifest; `damage` tells whether the bytes are still those that were written."""
 
-    path: Path
+    path: Path  # a file, or the folder of one in parts
     manifest: dict[str, Any]
 
     @property
@@ -63,19 +60,52 @@ class Checkpoint:
     def weights(self) -> Path:
         return weights_path(self.path.parent, self.step)
 
-    def damage(self) -> str | None:
-        """What is wrong with the file, or None."""
-        try:
-            size = self.path.stat().st_size
-            if size != self.manifest["size"]:
-                return f"has {size} bytes in place of {self.manifest['size']}"
-            return None if sha256_of(self.path) == self.manifest["sha256"] else "does not have its SHA-256"
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
+    @property
+    def files(self) -> sharded.Files:
+        """Where it is in parts, their names."""
+        if not self.path.is_dir():
+            return {self.path.name: self.manifest}
+        return self.manifest["files"]
+
+    def damage(self, share: int = 0, shares: int = 1) -> str | None:
+        """What is wrong with the file, or with a share of the files of one in parts; None where nothing is."""
+        for name, facts in sorted(self.files.items())[share::shares]:
+            file = self.path / name if self.path.is_dir() else self.path
+            found = difference(file, facts)
+            if found is not None:
+                return f"{found}" if file == self.path else f"has a file {name} that {found}"
+        return None
+
+    def remove(self) -> None:
+        """Remove it. Raises OSError. The manifest goes first, or with a whole folder: none is ever without its file."""
+        if self.path.is_dir():
+            gone = sharded.unfinished(self.path.parent, self.path.name)
+            shutil.rmtree(gone, ignore_errors=True)  # what an attempt before has left
+            replace(self.path, gone)
+            shutil.rmtree(gone)
+        else:
+            manifest_path(self.path).unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+
+
+def difference(path: Path, facts: Mapping[str, Any]) -> str | None:
+    """How a file differs from its size and SHA-256, or None."""
+    try:
+        size = path.stat().st_size
+        if size != facts["size"]:
+            return f"has {size} bytes in place of {facts['size']}"
+        return None if sha256_of(path) == facts["sha256"] else "does not have its SHA-256"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def weights_path(folder: Path, step: int) -> Path:
     return folder / f"weights-{step:07d}.safetensors"
+
+
+def manifest_path(path: Path) -> Path:
+    """The manifest of a checkpoint, which is a file or a folder."""
+    return path / sharded.MANIFEST if path.is_dir() else path.with_suffix(".json")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], facts: dict[str, Any]) -> Checkpoint:
@@ -92,6 +122,35 @@ def save_checkpoint(folder: Path, state: dict[str, Any], facts: dict[str, Any]) 
     manifest = {"format": FORMAT, "file": path.name, "step": step, "sha256": written, "size": path.stat().st_size}
     write_json(path.with_suffix(".json"), {**manifest, **facts})
     return Checkpoint(path, {**manifest, **facts})
+
+
+def publish_shards(
+    unfinished: Path,
+    path: Path,
+    state: dict[str, Any],
+    facts: dict[str, Any],
+    index: sharded.Index,
+    files: sharded.Files,
+) -> None:
+    """Complete the folder of a checkpoint whose shards are written, and give it its name. Raises OSError.
+
+    `state` has meta tensors in place of the divided ones; the weights file gets each of these from the shards, one at
+    a time.
+    """
+    step, content = state["step"], canonical({"format": FORMAT, **state})
+    write_weights(weights_path(path.parent, step), state, lambda key: sharded.whole_tensor(unfinished, key, index))
+    files[sharded.STATE] = sharded.written(unfinished / sharded.STATE, lambda file: torch.save(content, file))
+    sums = json.dumps([[name, files[name]["sha256"]] for name in sorted(files)])
+    manifest = {"format": FORMAT, "file": path.name, "step": step, "files": files}
+    manifest["sha256"] = hashlib.sha256(sums.encode()).hexdigest()  # what identifies it
+    manifest["size"] = sum(file["size"] for file in files.values())
+    write_json(unfinished / sharded.MANIFEST, {**manifest, **facts})
+    before = sharded.unfinished(path.parent, f"{path.name}.old")
+    if path.is_dir():  # one of the same step, which is damaged, or lacks the last evaluation
+        replace(path, before)
+    replace(unfinished, path)
+    sync_folder(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def canonical(value: Any) -> Any:
@@ -112,26 +171,52 @@ def canonical(value: Any) -> Any:
 def checkpoints_in(folder: Path) -> list[Checkpoint]:
     """All checkpoints of a folder that have a manifest, newest first. Others are reported and left alone."""
     found = []
-    for path in sorted(folder.glob("step-*.pt"), reverse=True):
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if path.suffix != ".pt" and not path.is_dir():
+            continue
         try:
-            manifest = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
-            numbers = {"step": int(manifest["step"]), "size": int(manifest["size"])}
-            found.append(Checkpoint(path, {**manifest, **numbers, "sha256": str(manifest["sha256"])}))
+            found.append(checkpoint_at(path))
         except FileNotFoundError:
             logger.warning("%s: ignored, its saving was interrupted (no manifest)", path)
-        except (ValueError, KeyError, TypeError, ArithmeticError):
+        except (ValueError, KeyError, TypeError, ArithmeticError, AttributeError):
             logger.warning("%s: ignored, its manifest is damaged", path)
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is undamaged; damaged ones are reported."""
+def checkpoint_at(path: Path) -> Checkpoint:
+    """A checkpoint by its file or folder. Raises FileNotFoundError without a manifest, and others for a damaged one."""
+    manifest = parse_json(manifest_path(path).read_text(encoding="utf-8"))
+    numbers = {"step": int(manifest["step"]), "size": int(manifest["size"])}
+    checkpoint = Checkpoint(path, {**manifest, **numbers, "sha256": str(manifest["sha256"])})
+    for name, facts in checkpoint.files.items():
+        if Path(name).name != name or not isinstance(facts["size"], int):
+            raise ValueError(f"{name} is no file of the checkpoint")
+        str(facts["sha256"])
+    return checkpoint
+
+
+def newest_checkpoint(folder: Path, together: bool = False) -> Checkpoint | None:
+    """The newest checkpoint that is undamaged; damaged ones are reported.
+
+    together: all processes of the run ask, each looks at its share of the files, and all get the same answer.
+    """
+    shares = distributed.world_size() if together else 1
     for checkpoint in checkpoints_in(folder):
-        damage = checkpoint.damage()
+        if shares > 1:
+            damage = distributed.first_found(checkpoint.damage(distributed.rank(), shares))
+        else:
+            damage = checkpoint.damage()
         if damage is None:
             return checkpoint
         logger.warning("WARN %s: damaged, it %s; the previous checkpoint is used", checkpoint.path, damage)
     return None
+
+
+def checkpoint_of(path: Path) -> Checkpoint | None:
+    """What a folder stands for: the newest undamaged checkpoint of a run, or a checkpoint in parts that is named."""
+    if sharded.is_sharded(path):
+        return next((checkpoint for checkpoint in checkpoints_in(path.parent) if checkpoint.path == path), None)
+    return newest_checkpoint(path / "checkpoints")
 
 
 def newest_weights(folder: Path) -> Path | None:
@@ -140,15 +225,15 @@ def newest_weights(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The training state of a checkpoint file, or of the newest valid checkpoint of a run folder.
+    """The training state of a checkpoint, or of the newest valid checkpoint of a run folder.
 
     Keys: format, recipe, step, samples_seen, networks {name: state dict}, optimizers, ema {name: state dict}, config
-    and more; tensors on the CPU. A weights .safetensors, also the one of a run folder without training states, gives
-    recipe, step, networks and config alone.
+    and more; tensors whole and on the CPU. A weights .safetensors, also the one of a run folder without training
+    states, gives recipe, step, networks and config alone.
     Raises UserError for a missing, damaged, foreign or newer file.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not sharded.is_sharded(path):
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         newest = newest_checkpoint(folder)
         weights = newest_weights(folder)
@@ -157,82 +242,64 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         if newest is None:
             return load_weights(weights)
         path = newest.path
-    elif not path.is_file():
+    elif not path.exists():
         raise UserError(f"{path}: no such checkpoint; train first, or name another file")
     elif path.suffix == ".safetensors":
         return load_weights(path)
     else:
         check_manifest(path)
-    return migrate(read_tensors(path), path)
+    return read_state(path)
+
+
+def read_state(path: Path, example: Callable[[sharded.Key], Tensor | None] | None = None) -> dict[str, Any]:
+    """The training state of a checkpoint, which is not verified. Raises UserError.
+
+    example: gives the sharded tensors of this run, whose processes all read together. Of a checkpoint in parts, each
+    reads its own shards; what a file holds stays on the disk until it is used.
+    """
+    if not path.is_dir():
+        return migrate(read_tensors(path, mapped=example is not None), path)
+    if example is None:
+        return migrate(sharded.read_whole(path), path)
+    from training.shard_storage import read_sharded
+
+    return migrate(read_sharded(path, example), path)
 
 
 def check_manifest(path: Path) -> None:
-    """Compare a checkpoint file with the manifest beside it, where there is one."""
-    manifest = path.with_suffix(".json")
+    """Compare a checkpoint with its manifest, where there is one."""
+    manifest = manifest_path(path)
     if not manifest.is_file():
         return
     try:
-        damage = Checkpoint(path, parse_json(manifest.read_text(encoding="utf-8"))).damage()
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        damage = checkpoint_at(path).damage()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{manifest}: damaged; remove it to read {path.name} unverified") from error
     if damage:
         raise UserError(f"{path}: damaged, it {damage}; use another checkpoint of {path.parent}")
 
 
-def read_tensors(path: str | Path, mapped: bool = False) -> dict[str, Any]:
-    """What a .pt, .pth, .ckpt or .safetensors holds: tensors on the CPU and plain types by name, nested as in the file.
+def consolidate(path: str | Path, out: str | Path | None = None) -> Path:
+    """Write a checkpoint in parts as one file, beside it under the name of its step unless `out` is given, with its
+    manifest; gives its path. The whole state must fit in memory.
 
-    mapped: tensors stay on the disk until they are used, where the file's form allows it, for large files of which a
-    part is wanted. Nothing in it is ever executed. Raises UserError for a file that is missing, damaged, or holds
-    anything else.
+    path: the folder of the checkpoint, or a run folder, for its newest one. Raises UserError.
     """
     path = Path(path)
-    check_form(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; train first, or name another one") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: not a checkpoint of tensors and plain types, or cut off; nothing was loaded, it might run code: "
-            "keep only its weights"
-        ) from error
-    except DAMAGE as error:
-        reason = said_by(error)
-        raise UserError(f"{path}: not a readable weight file, or cut off ({reason}); nothing was loaded") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
-    return content
-
-
-FORMS = {  # what is found in place of weights, by its first bytes
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
-    b"<!doctype": "a web page: what was downloaded is the page of a login or an error; download the file itself",
-    b"<html": "a web page: what was downloaded is the page of a login or an error; download the file itself",
-    b"<?xml": "an XML document, such as the error of a server; download the file again",
-    b"{": "a text, such as the error of a server; download the file again",
-    b"rar!": "a RAR archive: unpack it, and name the file in it",
-    b"7z\xbc\xaf": "a 7z archive: unpack it, and name the file in it",
-    b"\x1f\x8b\x08": "a gzip file: unpack it, and name the file in it",
-}
-
-
-def check_form(path: Path) -> None:
-    """Raises UserError for a file that is plainly something else than weights, with what it is."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError:
-        return  # whoever reads it says why it cannot be read
-    if not start and path.is_file():
-        raise UserError(f"{path}: is empty; download or copy it again")
-    if start[8:9] == b"{" and b"\0" in start[:8]:
-        return  # .safetensors, whose first bytes are the length of its header
-    for first, form in FORMS.items():
-        if start.lstrip().lower().startswith(first):
-            raise UserError(f"{path}: is {form}")
+    if path.is_dir() and not sharded.is_sharded(path):
+        newest = newest_checkpoint(path / "checkpoints")
+        path = path if newest is None else newest.path
+    if not sharded.is_sharded(path):
+        raise UserError(f"{path}: is no checkpoint in parts; name a folder such as runs/NAME/checkpoints/step-0001000")
+    out = path.with_suffix(".pt") if out is None else Path(out)
+    if out.suffix != ".pt":
+        raise UserError(f"{out}: a checkpoint of one file is a .pt; name it so")
+    check_manifest(path)
+    state = read_state(path)
+    digest = write_file(out, lambda file: torch.save(canonical(state), file))
+    manifest = {"format": FORMAT, "file": out.name, "step": state["step"], "sha256": digest, "size": out.stat().st_size}
+    write_json(manifest_path(out), {**manifest, **{name: state[name] for name in MANIFEST_FACTS}})
+    return out
 
 
 def migrate(state: dict[str, Any], source: object) -> dict[str, Any]:
@@ -274,33 +341,18 @@ def model_settings(config: Mapping[str, Any] | None, source: object) -> dict[str
     return settings
 
 
-def write_weights(path: Path, state: dict[str, Any]) -> None:
+def write_weights(path: Path, state: dict[str, Any], load: Callable[[str], Tensor] | None = None) -> None:
     """Write the weights of a training state atomically, the averaged ones where there are averages.
 
-    Raises OSError when the disk refuses.
+    load: gives what meta tensors stand for, by the key "<networks or ema>/<network>/<key>". Raises OSError when the
+    disk refuses.
     """
     facts = {"averaged": sorted(state["ema"]), **{key: state.get(key) for key in FACTS}}
     metadata = {METADATA: json.dumps(facts)}
-    write_file(path, lambda file: write_tensors(file, tensors_to_share(state), metadata))
-
-
-def write_tensors(file: BinaryIO | HashingFile, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a .safetensors: the length of a JSON header, the header, the bytes of each tensor, wide types first.
-
-    Not by the library's save_file: it writes to a temporary file with a name of its own, as large as the weights, that
-    stays for ever when the process is killed, and whose final form only its owner may read.
-    """
-    ordered = sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0]))
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in ordered:
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
-    file.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in ordered:
-        file.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    kinds = {name: "ema" if name in state["ema"] else "networks" for name in state["networks"]}
+    keys = {f"{name}.{key}": f"{kinds[name]}/{name}/{key}" for name, own in state["networks"].items() for key in own}
+    loaded = None if load is None else (lambda name: load(keys[name]))
+    write_file(path, lambda file: write_tensors(file, tensors_to_share(state), metadata, loaded))
 
 
 def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -309,6 +361,9 @@ def tensors_to_share(state: dict[str, Any]) -> dict[str, Tensor]:
     seen: set[int] = set()
     for name, weights in {**state["networks"], **state["ema"]}.items():
         for key, value in weights.items():
+            if value.is_meta:
+                tensors[f"{name}.{key}"] = value
+                continue
             tied = value.untyped_storage().data_ptr() in seen
             seen.add(value.untyped_storage().data_ptr())
             tensors[f"{name}.{key}"] = value.clone() if tied else value.contiguous()
@@ -346,15 +401,16 @@ def strict_load(module: nn.Module, state_dict: Mapping[str, Tensor], source: obj
     report = mismatch_report(module, state_dict)
     if report:
         raise UserError(f"{source} does not fit the model: {report}")
-    bad = [key for key, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
+    own = module.state_dict()
+    placed = {key: distributed.like(value, own[key]) for key, value in state_dict.items()}
+    bad = [key for key, value in placed.items() if not distributed.is_finite(value)]
     if bad:  # a clamp behind the last layer can hide them, and a training that starts from them learns nothing
         raise UserError(
             f"{source}: {len(bad)} of {len(state_dict)} weights are not finite, first {bad[0]}: the file is damaged, "
             "or its training has diverged; use another checkpoint"
         )
-    own = module.state_dict()
     with torch.no_grad():
-        module.load_state_dict({key: distributed.like(value, own[key]) for key, value in state_dict.items()})
+        module.load_state_dict(placed)
 
 
 def mismatch_report(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
@@ -395,16 +451,34 @@ class Saver:
         saved: list[Checkpoint] = []
         self.attempts.attempt("checkpoint", lambda: saved.append(save_checkpoint(self.folder, state, facts)))
         if saved:
-            self.kept = [saved[0], *(entry for entry in self.kept if entry.step != saved[0].step)]
-            self.attempts.attempt("folder without the older checkpoints", self.thin_out)
+            self.take(saved[0])
 
-    def thin_out(self) -> None:
-        """Remove the checkpoints that need not stay. Raises OSError."""
+    def take(self, saved: Checkpoint) -> None:
+        """Keep a new checkpoint, and remove those that need not stay."""
+        other_forms = [entry for entry in self.kept if entry.step == saved.step and entry.path != saved.path]
+        self.kept = [saved, *(entry for entry in self.kept if entry.step != saved.step)]
+        self.attempts.attempt("folder without the older checkpoints", lambda: self.thin_out(other_forms))
+
+    def settle(self) -> None:
+        """Wait for what is still being written."""
+
+    def close(self) -> None:
+        """Let nothing go on in the background, whatever ends the run."""
+
+    def finish(self) -> None:
+        """Raises UserError when the last attempt to write something failed."""
+        self.settle()
+        self.attempts.finish()
+
+    def thin_out(self, replaced: Sequence[Checkpoint] = ()) -> None:
+        """Remove the checkpoints that need not stay, and the other forms of the newest one. Raises OSError."""
+        for checkpoint in replaced:
+            checkpoint.remove()
         best = self.best()
         for checkpoint in self.kept[self.keep :]:
-            if checkpoint is not best:  # the manifest goes first, so that none is ever without its file
-                for path in (checkpoint.path.with_suffix(".json"), checkpoint.path, checkpoint.weights):
-                    path.unlink(missing_ok=True)
+            if checkpoint is not best:
+                checkpoint.remove()
+                checkpoint.weights.unlink(missing_ok=True)
         self.kept = [entry for number, entry in enumerate(self.kept) if number < self.keep or entry is best]
 
     def best(self) -> Checkpoint | None:
@@ -425,6 +499,51 @@ class Saver:
         name, direction = self.metric
         value = manifest["metrics"].get(name)
         return None if value is None else (value if direction == "max" else -value)
+
+
+class ShardedSaver(Saver):
+    """Saves the states of a run whose networks are sharded: every process writes its shards, while the training goes
+    on. All processes have one, and save together; the main one alone removes and reports.
+    """
+
+    def __init__(self, folder: Path, first_step: int, keep: int, metric: tuple[str, str] | None) -> None:
+        from training import shard_storage  # here: sharded trainings alone wait for its imports
+
+        super().__init__(folder, first_step, keep, metric)
+        self.storage = shard_storage
+        self.attempts.quiet = not distributed.is_main()
+        self.group = dist.new_group(backend="gloo", timeout=shard_storage.PATIENCE)  # they meet in the background
+        self.pending: tuple[Path, Any] | None = None  # the checkpoint that is being written, and its future
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Begin to write a checkpoint, once the one before is written: then the state may change."""
+        self.settle()
+        path = self.folder / f"step-{state['step']:07d}"
+        unfinished = sharded.unfinished(self.folder, path.name)
+        shards: dict[str, Any] = {}
+        rest = sharded.divide(state, shards)
+        facts = {name: rest[name] for name in MANIFEST_FACTS}
+        end = partial(publish_shards, unfinished, path, rest, facts)  # in the main process
+        self.pending = (path, self.storage.save(shards, unfinished, self.group, end))
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, and keep it."""
+        if self.pending is None:
+            return
+        (path, future), self.pending = self.pending, None
+        unfinished = sharded.unfinished(self.folder, path.name)
+        saved = self.attempts.attempt("checkpoint", lambda: self.storage.result_of(future, unfinished))
+        if saved and distributed.is_main():
+            self.take(checkpoint_at(path))
+
+    def close(self) -> None:
+        """Let the checkpoint that is being written come to its end: the processes need each other for it."""
+        if self.pending is not None:
+            self.pending[1].exception()
+
+    def improves(self, metrics: dict[str, float]) -> bool:
+        self.settle()  # what is being written may be the best so far
+        return super().improves(metrics)
 
 
 def best_checkpoint(run_dir: str | Path, metric: tuple[str, str]) -> Path | None:

@@ -8,11 +8,11 @@ import inspect
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ from training.optim import Muon
 from training.recipe import Recipe
 from training.settings import TrainSettings
 from videodata.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +217,22 @@ def any_process(flag: bool) -> bool:
     return bool(vote.item())
 
 
+def first_found(own: Entry | None) -> Entry | None:
+    """What the first process that has something has; the same in all processes."""
+    found: list[Entry | None] = [None] * world_size()
+    dist.all_gather_object(found, own)
+    return next((entry for entry in found if entry is not None), None)
+
+
+def all_agree(own: Any) -> bool:
+    """Whether all processes have an equal value."""
+    if world_size() == 1:
+        return True
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, own)
+    return all(value == own for value in values)
+
+
 def gather_batches(own: list[Entry]) -> list[Entry]:
     """The entries of all batches in their order: number b is entry b // processes of process b % processes."""
     if world_size() == 1:
@@ -242,22 +261,49 @@ def replicate(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Mo
     )
 
 
-def shard(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    """Shard the network in place: each module of a type in `recipe.shard_types` as one unit, the rest as another."""
-    from torch.distributed.device_mesh import init_device_mesh
+def shard(network: nn.Module, recipe: Recipe, mesh: DeviceMesh) -> None:
+    """Shard the network in place: each module of a type in `recipe.shard_types` as one unit, the rest as another.
+
+    The values are those of the main process, of which the others get their shards; their own networks may be on the
+    meta device. No device ever holds the whole network.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    with torch.no_grad():
-        for value in network.state_dict().values():
-            dist.broadcast(value, src=0)
-    mesh = init_device_mesh(device.type, (world_size(),))
+    values = network.state_dict() if is_main() else {}
     for module in reversed(list(network.modules())):  # the inner ones first, as FSDP2 wants it
         if module is not network and isinstance(module, recipe.shard_types):
             fully_shard(module, mesh=mesh)
     fully_shard(network, mesh=mesh)
+    device = torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else "cpu"
+    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
+        network.to_empty(device=device)
+    network.to(device)
+    set_model_state_dict(network, values, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    with torch.no_grad():
+        for buffer in network.buffers():  # also those that no state dict has
+            dist.broadcast(buffer, src=0)
     for method in recipe.forward_methods:
         if hasattr(network, method):
             register_fsdp_forward_method(network, method)
+
+
+def mesh_of(replicas: int, device: torch.device) -> DeviceMesh:
+    """All processes in a row, which divide the networks; or `replicas` rows, each of which divides a copy (HSDP)."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if replicas == 1:
+        return init_device_mesh(device.type, (world_size(),))
+    return init_device_mesh(device.type, (replicas, world_size() // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+@contextmanager
+def made_on_main(sharded: bool) -> Iterator[None]:
+    """Networks that are made in the block have values in the main process alone, if they will be sharded: the others
+    make them on the meta device, without memory, and get their shards from it. For code that looks at no values.
+    """
+    with torch.device("meta") if sharded and not is_main() else nullcontext():
+        yield
 
 
 def check_sharding(settings: TrainSettings, recipe: Recipe) -> None:
@@ -268,15 +314,19 @@ def check_sharding(settings: TrainSettings, recipe: Recipe) -> None:
         raise UserError("--fsdp needs several processes: start with torchrun --nproc-per-node N")
     if settings.precision == "fp16":
         raise UserError("--fsdp with --precision fp16 is not supported: use --precision bf16")
+    if world_size() % settings.replicas:
+        raise UserError(
+            f"--replicas {settings.replicas}: {world_size()} processes cannot be divided into so many groups"
+        )
 
 
 def shard_with_optimizers(
-    networks: dict[str, nn.Module], recipe: Recipe, device: torch.device, optimizers: dict[str, torch.optim.Optimizer]
+    networks: dict[str, nn.Module], recipe: Recipe, mesh: DeviceMesh, optimizers: dict[str, torch.optim.Optimizer]
 ) -> None:
     """Shard the networks and let the (still stateless) optimisers own the sharded parameters."""
     names = {id(p): (key, name) for key, network in networks.items() for name, p in network.named_parameters()}
     for network in networks.values():
-        shard(network, recipe, device)
+        shard(network, recipe, mesh)
     sharded = {(key, name): p for key, network in networks.items() for name, p in network.named_parameters()}
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
@@ -304,9 +354,13 @@ def is_sharded(value: Any) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """Nested state with each tensor complete, detached and on the CPU. All processes must call it when sharded."""
+    """Nested state with each tensor complete, detached and on the CPU.
+
+    All processes must call it when some are sharded; then only the main one keeps those, the others get meta tensors.
+    """
     if is_sharded(value):
-        value = value.full_tensor()
+        value = value.detach().full_tensor()
+        return value.cpu() if is_main() else value.to("meta")
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):
@@ -318,8 +372,15 @@ def whole(value: Any) -> Any:
 
 def like(value: Tensor, example: Tensor) -> Tensor:
     """A complete tensor, sharded as `example` is when that is sharded and has the same shape."""
-    if is_sharded(example) and value.shape == example.shape:
+    if is_sharded(example) and not is_sharded(value) and value.shape == example.shape:
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)
     return value
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no value is NaN or infinite, in any process; all must ask of a sharded tensor."""
+    own = value.to_local() if is_sharded(value) else value
+    bad = own.is_floating_point() and not bool(own.isfinite().all())
+    return not (any_process(bad) if is_sharded(value) else bad)

@@ -13,9 +13,10 @@ import torch
 import yaml
 
 from training import distributed
-from training.checkpoint import checkpoints_in, first_of, migrate, newest_checkpoint, read_tensors
+from training.checkpoint import checkpoints_in, first_of, newest_checkpoint, read_state
 from training.optim import learning_rate_scale
 from training.settings import FLAGS, TrainSettings
+from training.sharded import is_sharded, remove_unfinished
 from training.state import TrainState
 from training.writing import LogFile
 from videodata.errors import UserError
@@ -51,6 +52,8 @@ def open_run_folder(folder: Path) -> Iterator[None]:
             for place in (folder, checkpoints, *(folder / "samples").glob("*")):  # not below: there may be other runs
                 for name in remove_debris(place):
                     logger.info("removed unfinished file %s", name)
+            for name in remove_unfinished(checkpoints):
+                logger.info("removed unfinished checkpoint %s", name)
             yield
 
 
@@ -96,7 +99,7 @@ def trained_on(run: str | Path) -> dict[str, Any] | None:
     `run` is a run folder or one of its checkpoints.
     """
     run = Path(run)
-    folder = run if run.is_dir() else run.parent
+    folder = run if run.is_dir() and not is_sharded(run) else run.parent
     places = (folder, folder.parent) if folder.name == "checkpoints" else (folder,)
     record = next((found for place in places if (found := read_json(place / TRAINED_ON)) is not None), None)
     return None if record == UNKNOWN else record
@@ -117,9 +120,9 @@ def check_free_space(folder: Path, checkpoint_bytes: int, kept: int) -> None:
 FREE_KEYS = frozenset(
     {
         *("steps", "num_epochs", "epochs", "max_minutes", "run_dir", "device", "resume", "allow_config_change"),
-        *("accumulation", "compile", "fsdp", "workers", "loader_timeout", "process_timeout", "max_bad_steps"),
-        *("save_every", "keep", "log_every", "evaluate_every", "evaluate_batches", "pictures_every", "wandb"),
-        *("debug", "command"),
+        *("accumulation", "compile", "fsdp", "replicas", "workers", "loader_timeout", "process_timeout"),
+        *("max_bad_steps", "save_every", "keep", "log_every", "evaluate_every", "evaluate_batches", "pictures_every"),
+        *("wandb", "debug", "command"),
     }
 )  # the last part of a key; a resumed run may change these because the samples and the model stay the same
 
@@ -131,16 +134,19 @@ def resume(state: TrainState, folder: Path, settings: TrainSettings, facts: dict
     (resume=never), holds nothing but damaged checkpoints, or belongs to another recipe, model or configuration.
     """
     checkpoints = folder / "checkpoints"
+    there = [entry.step for entry in checkpoints_in(checkpoints)]
+    if not distributed.all_agree(there):
+        raise UserError(f"{folder}: the processes see different checkpoints; use a folder that all share")
     if settings.resume == "never":
-        if checkpoints_in(checkpoints) or (folder / "metrics.jsonl").exists():
+        if there or (folder / "metrics.jsonl").exists():
             raise UserError(f"{folder}: holds a run already; use --resume auto to continue it, or another folder")
         return False
-    newest = newest_checkpoint(checkpoints)
+    newest = newest_checkpoint(checkpoints, together=True)
     if newest is None:
-        if checkpoints_in(checkpoints):
+        if there:
             raise UserError(f"{checkpoints}: every checkpoint is damaged; remove them to start over, or restore one")
         return False
-    checkpoint = migrate(read_tensors(newest.path), newest.path)
+    checkpoint = read_state(newest.path, state.examples() if state.sharded else None)
     if checkpoint["recipe"] != state.recipe.name:
         raise UserError(
             f"{newest.path}: is of recipe {checkpoint['recipe']!r}, not {state.recipe.name!r}; use another folder"

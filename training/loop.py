@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from training import distributed
-from training.checkpoint import Saver
+from training.checkpoint import Saver, ShardedSaver
 from training.cli import LESS_MEMORY, is_out_of_memory
 from training.data import PositionSampler, batches, blocks_of
 from training.evaluation import Evaluator, write_pictures
@@ -112,6 +112,7 @@ def train(
         state = build_state(recipe, settings, device)
         run = Run(state, dataset, validation, settings, config, folder, device, stop)
         run.start()
+        stack.callback(run.saver.close)
         if distributed.is_main():
             run.log = stack.enter_context(closing(RunLog(folder, state.step, settings, run.config, run.saver.attempts)))
         updater = Updater(state, settings, device)
@@ -137,7 +138,7 @@ def train(
         # Finish.
         if run.log is not None:
             run.log.flush()
-        run.saver.attempts.finish()
+        run.saver.finish()
         digest = state.digest()
         logger.info("final weights sha256=%s", digest)
         finished = state.step >= settings.steps and not run.evaluator.broken_off
@@ -150,6 +151,8 @@ def train(
 def check_sizes(settings: TrainSettings, length: int) -> None:
     """Raises UserError when batch, processes, micro-batches and data do not fit together."""
     world, batch = distributed.world_size(), settings.batch_size
+    if settings.replicas > 1 and not settings.fsdp:
+        raise UserError("--replicas has no effect without --fsdp: leave it out")
     if settings.steps < 1 or batch < 1 or settings.accumulation < 1:
         raise UserError("steps, --batch_size and --accumulation must be at least 1")
     if batch % (world * settings.accumulation):
@@ -251,11 +254,8 @@ class Run:
     def start(self) -> None:
         """Resume, see that all processes start alike and that the disk has room, write config.yaml."""
         resume(self.state, self.folder, self.settings, self.facts)
-        if distributed.any_process(
-            self.state.step != int(distributed.all_mean(torch.tensor(self.state.step).double()))
-        ):
-            raise UserError(f"{self.folder}: the processes see different checkpoints; use a folder that all share")
-        self.saver = Saver(
+        saver = ShardedSaver if self.state.sharded else Saver
+        self.saver = saver(
             self.folder / "checkpoints", self.state.step, self.settings.keep, self.state.recipe.best_metric
         )
         if distributed.is_main():
@@ -313,22 +313,27 @@ class Run:
 
     def end_epoch(self) -> None:
         """Let the recipe write its own files."""
-        sharded = self.collect() if self.state.sharded else None  # gathering needs all processes
+        recipe, gathered = self.state.recipe, None
+        if self.state.sharded and recipe.writes_epoch(self.epoch):
+            gathered = self.collect()  # needs all processes
+
+        def checkpoint() -> dict[str, Any]:
+            if gathered is None and self.state.sharded:
+                raise RuntimeError(f"{type(recipe).__name__}.writes_epoch says that epoch {self.epoch} needs no state")
+            return gathered or self.collect()
+
         if distributed.is_main():
-            hook = self.state.recipe.on_epoch_end
             attempt = self.saver.attempts.attempt
-            attempt("files of the epoch", lambda: hook(self.epoch, lambda: sharded or self.collect()))
+            attempt("files of the epoch", lambda: recipe.on_epoch_end(self.epoch, checkpoint))
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
         self.improved = False
         if distributed.is_main() or self.state.sharded:
-            state = self.collect()
-            if distributed.is_main():
-                self.saver.save(state)
+            self.saver.save(self.collect(whole=not self.state.sharded))
 
-    def collect(self) -> dict[str, Any]:
-        return {**self.state.collect(), **self.facts}
+    def collect(self, whole: bool = True) -> dict[str, Any]:
+        return {**self.state.collect(whole), **self.facts}
 
     def say_what_was_written(self) -> None:
         """The last line of the log."""

@@ -91,3 +91,7 @@ class Recipe(ABC):
 
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:  # noqa: B027
         """Called on the main process after epoch 1, 2, ...; `checkpoint()` makes the complete training state."""
+
+    def writes_epoch(self, epoch: int) -> bool:
+        """Whether `on_epoch_end` needs the state of this epoch: only then is one that is sharded gathered for it."""
+        return type(self).on_epoch_end is not Recipe.on_epoch_end

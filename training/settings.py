@@ -47,6 +47,10 @@ class TrainSettings:
     )  # fmt: skip
     compile: bool = flag(False, "compile the networks with torch.compile")
     fsdp: bool = flag(False, "shard the parameters over the processes (FSDP2) in place of replicating them (DDP)")
+    replicas: int = flag(
+        1, "with --fsdp: groups of processes that hold a copy of the parameters each (HSDP), such as one per machine",
+        positive_int,
+    )  # fmt: skip
     deterministic: bool = flag(False, "ask torch for deterministic kernels")
 
     schedule: str = flag(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,28 +38,50 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     metrics_step: int = -1  # when that was
 
-    def collect(self) -> dict[str, Any]:
-        """The state as plain types and CPU tensors. All processes must call it when the networks are sharded."""
+    def collect(self, whole: bool = True) -> dict[str, Any]:
+        """The state as plain types and tensors: complete ones on the CPU, or, of sharded networks, this process's own.
+
+        All processes must call it when the networks are sharded; the main one alone gets the complete tensors.
+        """
+        form = distributed.whole if whole else (lambda value: value)
         return {
             "recipe": self.recipe.name,
             "step": self.step,
             "samples_seen": self.samples_seen,
             "bad_steps": self.bad_steps,
             "skipped_steps": self.skipped_steps,
-            "optimizers": {name: distributed.whole(opt.state_dict()) for name, opt in self.optimizers.items()},
+            "optimizers": {name: form(opt.state_dict()) for name, opt in self.optimizers.items()},
             "ema_updates": self.averaged.updates,
             "scaler": self.scaler.state_dict(),
             "metrics": dict(self.metrics),
             "metrics_step": self.metrics_step,
-            **self.weights(),
+            **form(self.weights()),
         }
 
     def weights(self) -> dict[str, dict[str, dict[str, Tensor]]]:
-        """The trained and the averaged weights, complete and on the CPU."""
+        """The trained and the averaged weights, as they are in this process."""
         return {
-            "networks": {name: distributed.whole(net.state_dict()) for name, net in self.networks.items()},
-            "ema": {name: distributed.whole(net.state_dict()) for name, net in self.averaged.networks.items()},
+            "networks": {name: net.state_dict() for name, net in self.networks.items()},
+            "ema": {name: net.state_dict() for name, net in self.averaged.networks.items()},
         }
+
+    def examples(self) -> Callable[[tuple[Any, ...]], Tensor | None]:
+        """A function of the place of an entry in a checkpoint: the tensor of this run that it becomes, or is like."""
+        networks = self.weights()
+        parameters = {
+            name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for name, optimizer in self.optimizers.items()
+        }
+
+        def example(key: tuple[Any, ...]) -> Tensor | None:
+            match key:
+                case "optimizers", name, "state", number, _ if number in range(len(parameters.get(name, ()))):
+                    return parameters[name][number]
+                case kind, name, entry:
+                    return networks.get(kind, {}).get(name, {}).get(entry)
+            return None
+
+        return example
 
     def load(self, checkpoint: dict[str, Any], source: object) -> None:
         """Take over a checkpoint. Raises UserError for one that does not fit."""
@@ -96,7 +119,9 @@ class TrainState:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def digest(self) -> str:
-        """SHA-256 over names, types, shapes and bytes of the trained and the averaged weights."""
+        """SHA-256 over names, types, shapes and bytes of the trained and the averaged weights, of which sharded ones
+        are gathered one by one: all processes must call it then.
+        """
         return weights_digest(self.weights())
 
 
@@ -141,7 +166,9 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
     for module in recipe.frozen:
         module.to(device).eval().requires_grad_(False)
     for network in recipe.networks.values():
-        network.to(device).train()
+        network.train()
+        if not settings.fsdp:  # which brings one unit after the other to the device
+            network.to(device)
     owned = {id(p) for optimizer in recipe.optimizers.values() for g in optimizer.param_groups for p in g["params"]}
     for network in recipe.networks.values():
         for parameter in network.parameters():
@@ -156,8 +183,9 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
     averaged = AveragedWeights(recipe, settings.ema)
     if settings.fsdp:
         distributed.check_sharding(settings, recipe)
-        distributed.shard_with_optimizers(recipe.networks, recipe, device, recipe.optimizers)
-        distributed.shard_with_optimizers(averaged.networks, recipe, device, {})
+        mesh = distributed.mesh_of(settings.replicas, device)
+        distributed.shard_with_optimizers(recipe.networks, recipe, mesh, recipe.optimizers)
+        distributed.shard_with_optimizers(averaged.networks, recipe, mesh, {})
     bare = dict(recipe.networks)
     wrapped = (
         bare if settings.fsdp else {name: distributed.replicate(net, recipe, device) for name, net in bare.items()}
@@ -186,7 +214,8 @@ def build_state(recipe: Recipe, settings: TrainSettings, device: torch.device) -
 def weights_digest(state: dict[str, Any]) -> str:
     """SHA-256 over the sorted names, types, shapes and bytes of nested tensors."""
     digest = hashlib.sha256()
-    for name, value in sorted(flatten(state)):
+    for name, value in sorted(flatten(state), key=lambda entry: entry[0]):
+        value = value.full_tensor() if distributed.is_sharded(value) else value
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from training.checkpoint import DAMAGE, METADATA, check_form, checkpoints_in, newest_weights
 from training.config import unknown_key
 from training.pretrained import file_of, is_pretrained, names, unpack
+from training.sharded import MANIFEST, is_sharded
 from training.state import weights_digest
 from videodata.errors import UserError, said_by
 from videodata.files import parse_json, read_json
@@ -339,6 +340,8 @@ def recipe_of(path: Path) -> str | None:
 
     For `tokenizer_type`; reads no weights.
     """
+    if is_sharded(path):
+        return (read_json(path / MANIFEST) or {}).get("recipe")
     if path.is_dir():
         checkpoints = checkpoints_in(path / "checkpoints")
         if checkpoints:

@@ -31,6 +31,7 @@ class Attempts:
         self.place = place
         self.failures: Counter[str] = Counter()  # in a row
         self.missing: dict[str, OSError] = {}  # what could not be written, at its last attempt
+        self.quiet = False  # another process of the run has the same writes, and says so
 
     def attempt(self, what: str, write: Callable[[], object], waits: bool = False) -> bool:
         """Whether something could be written. `waits`: it is kept and tried again, so that no number of failures ends
@@ -41,7 +42,7 @@ class Attempts:
         except OSError as error:
             self.failures[what] += 1
             self.missing[what] = error
-            if not waits or self.failures[what] == 1:
+            if not self.quiet and (not waits or self.failures[what] == 1):
                 logger.warning("WARN %s not saved: %s; training goes on", what, error)
             if not waits and self.failures[what] >= ATTEMPTS:
                 raise UserError(

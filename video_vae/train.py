@@ -147,8 +147,11 @@ class VideoVAERecipe(Recipe):
     def show_command(self, run_dir: Path) -> str:
         return command_line(["python", "scripts/generate_video_vae.py", "--checkpoint", str(run_dir), *self.shown])
 
+    def writes_epoch(self, epoch: int) -> bool:
+        return self.epoch_stem is not None and epoch % self.epoch_every == 0
+
     def on_epoch_end(self, epoch: int, checkpoint: Callable[[], dict[str, Any]]) -> None:
-        if self.epoch_stem is not None and epoch % self.epoch_every == 0:
+        if self.writes_epoch(epoch):
             write_epoch_file(self.epoch_stem, epoch + self.epoch_offset, checkpoint())
 
 

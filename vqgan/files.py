@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from losses.quantize import codebooks_of
 from training.checkpoint import (
+    checkpoint_of,
     load_checkpoint,
     model_settings,
-    newest_checkpoint,
     newest_weights,
     read_tensors,
     strict_load,
@@ -120,7 +120,7 @@ def model_identity(path: Path) -> str:
     """SHA-256 of a model's file, or of the newest checkpoint of a run folder. Raises UserError."""
     path = model_file(path)
     if path.is_dir():
-        newest = newest_checkpoint(path / "checkpoints")
+        newest = checkpoint_of(path)
         if newest is None and (weights := newest_weights(path / "checkpoints")):
             return sha256_of(weights)
         if newest is None:

@@ -25,6 +25,7 @@ from losses.adversarial import PatchGAN2D, PatchGAN3D, adaptive_weight, discrimi
 from losses.perceptual import LPIPS
 from training.cli import command_line, is_out_of_memory
 from training.config import from_dict, load_config
+from training.distributed import made_on_main
 from training.loop import train
 from training.optim import build_optimizer
 from training.randomness import derive_seed
@@ -252,14 +253,17 @@ def train_vvae(args: argparse.Namespace) -> str:
     engine = {name: value for name, value in config.engine.items() if name not in ("steps", "run_dir")}
     steps = args.steps or config.engine.get("steps", STEPS)
     settings = settings_from(args, args.run_dir or Path("runs") / args.run_name, steps, **engine)
-    recipe = build_recipe(config, settings.seed)
+    recipe = build_recipe(config, settings.seed, settings.fsdp)
     training, validation = open_data(config.data, recipe.networks["autoencoder"], settings.seed)
     result = train(recipe, training, settings, asdict(config), validation)
     return result.told(*result.scores())
 
 
-def build_recipe(config: VVAEConfig | dict[str, Any], seed: int = 0) -> VVAERecipe:
-    """The recipe of a configuration like those in configs/vvae. Raises UserError for what the user can put right."""
+def build_recipe(config: VVAEConfig | dict[str, Any], seed: int = 0, sharded: bool = False) -> VVAERecipe:
+    """The recipe of a configuration like those in configs/vvae. Raises UserError for what the user can put right.
+
+    sharded: only the main process needs the values of the autoencoder.
+    """
     config = config if isinstance(config, VVAEConfig) else from_dict(VVAEConfig, config)
     model, options = config.model, config.optimization
     given = next((key for key in ("ckpt_path", "ckpt_path_2d") if model["params"].get(key)), None)
@@ -268,7 +272,8 @@ def build_recipe(config: VVAEConfig | dict[str, Any], seed: int = 0) -> VVAEReci
     torch.manual_seed(derive_seed(seed, "weights"))
     with own_errors():
         objective = instantiate_from_config(model["params"]["lossconfig"])
-        autoencoder = instantiate_from_config(model, prune_unused=not options.keep_unused)
+        with made_on_main(sharded and not options.isometric_start):  # which computes with the values
+            autoencoder = instantiate_from_config(model, prune_unused=not options.keep_unused)
         if options.isometric_start:
             start_isometric(autoencoder)
     if options.checkpointing:

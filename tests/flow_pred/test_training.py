@@ -6,16 +6,20 @@ import pytest
 import torch
 
 from flow_pred.autoencoder import SimpleVQVAE
-from flow_pred.config import AutoencoderObjective
+from flow_pred.config import AutoencoderObjective, parse_config
+from flow_pred.files import build_autoencoder
+from flow_pred.latents import LatentSpace
 from flow_pred.neural_sde import log_diffusion
 from flow_pred.objectives import draw_state, times_of
 from flow_pred.recipes import frames_ahead, jitter_colors
+from flow_pred.train import build_recipe
 from flow_pred.train_autoencoder import AutoencoderRecipe
 from tests.contract import ModelContract
 from tests.flow_pred.test_autoencoder import TINY
-from tests.flow_pred.tiny import RandomClips, tiny_recipe
+from tests.flow_pred.tiny import RandomClips, tiny_recipe, tiny_values
 from tests.training import processes
 from training import SampleNoise, Step, TrainSettings, train
+from training.distributed import is_main
 from training.optim import learning_rate_scale
 
 SCHEDULE = {"schedule": "sqrt", "warmup_steps": 1, "warmup_start": 0.0, "final_rate": 1e-7}  # the original's
@@ -35,6 +39,23 @@ class TestRiver(ModelContract):
 
     def settings(self, folder, **changes):
         return super().settings(folder, **{**SCHEDULE, **changes})
+
+
+@pytest.mark.slow
+def test_made_with_values_in_one_process_it_trains_as_if_made_in_all(tmp_path):
+    """The network of the other process comes from the meta device."""
+
+    def go(sharded):
+        torch.manual_seed(0)
+        config = parse_config(tiny_values("river"))
+        made = build_recipe(config, LatentSpace(build_autoencoder(config.model.autoencoder)), sharded)
+        meta = all(parameter.is_meta for parameter in made.networks["regressor"].parameters())
+        assert meta == (sharded and not is_main())
+        settings = TrainSettings(tmp_path / str(sharded), steps=2, batch_size=2, device="cpu", fsdp=True, ema=0.9)
+        return train(made, RandomClips(), settings, {"model": {}}).digest
+
+    one, two = (processes.launch(go, 2, tmp_path / f"launch-{sharded}", sharded) for sharded in (True, False))
+    assert one == two
 
 
 class TestDiffusion(TestRiver):

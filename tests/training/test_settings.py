@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 OTHER = {  # another value than the default, for each flag
     **{"device": "cpu", "precision": "bf16", "schedule": "cosine", "warmup": "constant", "resume": "never"},
-    **{"milestones": (3, 5), "batch_size": 3, "accumulation": 3, "clip": 0.5},
+    **{"milestones": (3, 5), "batch_size": 3, "accumulation": 3, "clip": 0.5, "replicas": 2},
 }
 
 

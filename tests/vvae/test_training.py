@@ -17,6 +17,7 @@ from tests.vvae.test_files import smooth_clip
 from training import Step, TrainSettings, train, trained_on
 from training.checkpoint import load_checkpoint as load_state
 from training.config import load_config
+from training.distributed import is_main
 from training.randomness import SampleNoise
 from training.state import flatten
 from videodata.errors import UserError
@@ -31,7 +32,7 @@ from vvae.src.modules.t5 import CaptionCache
 from vvae.src.streaming import Streaming
 from vvae.src.tiling import Windows
 from vvae.src.video_io import write_video
-from vvae.train import Reconstructions, VVAERecipe, build_recipe, open_data
+from vvae.train import Reconstructions, VVAEConfig, VVAERecipe, build_recipe, open_data
 
 
 class Gradients(Dataset):
@@ -95,6 +96,22 @@ class TestVVAE(ModelContract):
         assert one.keys() == two.keys()
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=0, atol=self.tolerance)
+
+
+@pytest.mark.slow
+def test_made_with_values_in_one_process_it_trains_as_if_made_in_all(tmp_path):
+    """The autoencoder of the other process comes from the meta device."""
+    changes = ["optimization.optimizer=adam", "optimization.isometric_start=false"]  # the two that are against it
+    config = load_config("configs/vvae/tiny.yaml", changes, VVAEConfig)
+
+    def go(sharded):
+        made = build_recipe(config, sharded=sharded)
+        meta = all(parameter.is_meta for parameter in made.networks["autoencoder"].parameters())
+        assert meta == (sharded and not is_main())
+        return run(tmp_path / str(sharded), made, steps=1, fsdp=True).digest
+
+    one, two = (processes.launch(go, 2, tmp_path / f"launch-{sharded}", sharded) for sharded in (True, False))
+    assert one == two
 
 
 def run(folder, made: VVAERecipe, steps: int = 4, **changes):
