@@ -284,7 +284,7 @@ class ClipDataset(Dataset):
             else:  # of all that there is; then which of it, unless it is all
                 digest.update(known.encode())
                 if not self._is_all:
-                    digest.update(as_array(self._videos).astype("<i8"))
+                    digest.update(as_array(self._videos).astype("<i8", copy=False))
             self._fingerprint = f"{len(self._videos)}-{digest.hexdigest()[:16]}"
         return self._fingerprint
 
