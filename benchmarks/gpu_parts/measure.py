@@ -131,7 +131,8 @@ class Contestant:
     precision: str = "tf32"
     seconds: list[float] = field(default_factory=list)
     first: float = 0.0  # seconds of the first call
-    peak: int = 0  # bytes on the GPU, weights included; 0 on a CPU
+    peak: int = 0  # bytes on the GPU; 0 on a CPU
+    held: int = 0  # of them before a call: weights and moments, those of the other contestants too
     problem: str | None = None
 
     def warm_up(self, device: torch.device) -> None:
@@ -139,6 +140,7 @@ class Contestant:
         for number in range(WARM_UP):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
+                self.held = torch.cuda.memory_allocated(device)
             self.run(device)
             if number == 0 and self.seconds:
                 self.first = self.seconds[0]
@@ -178,7 +180,7 @@ class Contestant:
         if base is not None and base.seconds:
             row["times as fast"] = median(base.seconds) / seconds
         if self.peak:
-            row["peak GiB"] = self.peak / GIB
+            row |= {"peak GiB": self.peak / GIB, "held before": self.held / GIB}
         return {**row, **{key: value for key, value in more.items() if value is not None}}
 
 
