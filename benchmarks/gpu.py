@@ -135,7 +135,7 @@ def parts() -> dict[str, Part]:
     found["river"] = Part(generation.river, 10, 30)
     found["codecs"] = Part(generation.codecs, 10, 30)
     found["tests"] = Part(gpu_tests, 40, 150)
-    found["graphs"] = Part(generation.lvt_graphs, 40, 90)
+    found["graphs"] = Part(generation.lvt_graphs, 40, 150)
     for name in steps.MODELS:
         found[f"compiled-{name}"] = Part(partial(steps.compiled_step, name), 35, 120)
     return found

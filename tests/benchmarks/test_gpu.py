@@ -46,6 +46,16 @@ def test_utilization():
     assert utilization(1e12, 1.0, None) is None
 
 
+def test_steps_have_their_share_of_the_peak():
+    """Of ours, on a GPU that is known: two samples in two seconds, of half the FLOPs of its second each."""
+    contestants = [Contestant("original's way", list, "tf32", [4.0]), Contestant("bf16", list, "bf16", [2.0, 2.0])]
+    rows = list(steps.rows_of("model", contestants, 2, (494.5e12, None), "NVIDIA H200"))
+    assert "MFU" not in rows[0] and rows[1]["MFU"] == pytest.approx(0.5)
+    assert (rows[1]["times as fast"], rows[1]["samples per second"]) == (2.0, 1.0)
+    (row,) = steps.rows_of("model", contestants[1:], 2, (494.5e12, None), "another")
+    assert "MFU" not in row and row["GFLOP per sample"] == 494.5e3
+
+
 class Net(nn.Module):
     """Two convolutions in a row in a block, and a layer that is called twice and writes into its input."""
 
