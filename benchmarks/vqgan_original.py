@@ -63,7 +63,7 @@ class OneHotQuantizer(nn.Module):
         flat = vectors.reshape(-1, vectors.shape[-1])
         squares = flat.square().sum(1, keepdim=True) + self.embeddings.square().sum(1)
         indices = (squares - 2 * flat @ self.embeddings.T).argmin(dim=1)
-        one_hot = torch.zeros(len(flat), len(self.embeddings)).scatter_(1, indices[:, None], 1)
+        one_hot = flat.new_zeros(len(flat), len(self.embeddings)).scatter_(1, indices[:, None], 1)
         codes = (one_hot @ self.embeddings).view(vectors.shape)
         if self.training:
             self.update(one_hot, flat.detach())
