@@ -4,7 +4,7 @@
 
 Each row changes one thing of the row that it is compared with. "Plain" is what a row can be turned back to: optimisers
 with one pass for each operation, attention by torch's fused kernel, activations that are computed again, single
-precision. `of a product`: operations per second, those of the last row's forward and backward pass as torch counts them,
+precision. `of a product`: operations per second, those of the last row as torch counts them,
 as a share of what a product of two 1024 x 1024 matrices reaches in single precision.
 """
 
