@@ -5,7 +5,7 @@ Axes: B clips, T frames, H W pixels; h w tokens of a level, dim their width. Ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -34,7 +34,6 @@ Moment = tuple[int, int]  # frame t of T
 
 LOG_VAR_RANGE = (-10.0, 4.0)
 FIRST_LOG_VAR = -4.0  # so that the first reconstructions get signal through the noise
-PIXELS_AT_ONCE = 1 << 17  # that stem and head see together
 PRIOR_WIDTH = 64  # channels of the convolutions between the levels of the prior
 
 
@@ -128,26 +127,15 @@ class TransformerNetwork(nn.Module):
         frames, size = clip.shape[2], tuple(clip.shape[3:])
         clip = self.pad(clip)
         states = [clip.new_zeros(len(clip), *grid, level.dim) for grid, level in self.levels(size)]
-        for x, moment in zip(self.stems(clip), moments or all_moments(frames), strict=True):
-            states = self.recompute(self.read_frame, x, moment, states)
+        for index, moment in enumerate(moments or all_moments(frames)):
+            states = self.recompute(self.read_frame, clip[:, :, index], moment, states)
         if self.clip_encoder is None:
             return states, None
         return states, self.recompute(self.clip_encoder, clip if whole is None else self.pad(whole))
 
-    def stems(self, clip: Tensor) -> Iterator[Tensor]:
-        """The stem's map (B, h, w, dim) of each frame; it sees some frames at once, which nothing connects there."""
-        for part in clip.split(self.at_once(len(clip), clip.shape[3:]), dim=2):
-            maps = self.recompute(self.stem, part.transpose(1, 2).flatten(0, 1))  # (B k, h, w, dim)
-            yield from maps.unflatten(0, (len(clip), -1)).unbind(1)
-
-    def at_once(self, batch: int, size: Sequence[int]) -> int:
-        """How many frames go through stem or head together: small ones, which alone would be too little work."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return 1
-        return max(1, PIXELS_AT_ONCE // (batch * size[0] * size[1]))
-
-    def read_frame(self, x: Tensor, moment: Moment, states: Maps) -> Maps:
-        """One step of the encoder: the stem's map (B, h, w, dim) of a frame and states -> new states."""
+    def read_frame(self, frame: Tensor, moment: Moment, states: Maps) -> Maps:
+        """One step of the encoder: frame (B, 3, H, W) and states -> new states."""
+        x = self.stem(frame)
         x = self.encoder_time(x, *moment) + grid_embedding(*x.shape[1:], device=x.device)
         return self.encoder.step(x, states)[1]
 
@@ -159,28 +147,22 @@ class TransformerNetwork(nn.Module):
         states = generated = embedded
         coefficients = None if self.clip_decoder is None else self.recompute(self.clip_decoder, latents.levels[0])
         (height, width), clip = latents.size, []
-        order = list(reversed(moments or all_moments(latents.frames)))  # the last frame is freshest in the latents
-        at_once = self.at_once(len(embedded[0]), latents.size)
-        for start in range(0, len(order), at_once):
-            group, drawn = order[start : start + at_once], []
-            for moment in group:
-                canvas, states, generated = self.decode_frame(moment, embedded, states, generated)
-                drawn.append((canvas, generated[0]))
-            canvases, finest = (torch.cat(maps) for maps in zip(*drawn, strict=True))  # (k B, h, w, dim)
-            beside = None
-            if coefficients is not None:
-                beside = torch.cat([self.clip_decoder.frame(coefficients, *moment) for moment in group])
-            frames = self.recompute(self.draw, canvases, finest, beside)[..., :height, :width]
-            clip += frames.unflatten(0, (len(group), -1)).unbind(0)
+        for moment in reversed(moments or all_moments(latents.frames)):  # the last frame is freshest in the latents
+            beside = None if coefficients is None else self.clip_decoder.frame(coefficients, *moment)
+            states, generated, frame = self.decode_frame(moment, embedded, states, generated, beside)
+            clip.append(frame[..., :height, :width])
         return torch.stack(clip[::-1], dim=2)
 
-    def decode_frame(self, moment: Moment, embedded: Maps, states: Maps, generated: Maps) -> tuple[Tensor, Maps, Maps]:
-        """One step of the decoder and the generator's refinement: the frame's canvas (B, h, w, dim), and new states."""
+    def decode_frame(
+        self, moment: Moment, embedded: Maps, states: Maps, generated: Maps, beside: Tensor | None = None
+    ) -> tuple[Maps, Maps, Tensor]:
+        """One step of the decoder, the generator's refinement, and the frame (B, 3, H, W) that comes of it."""
         canvas, states = self.recompute(self.step_decoder, moment, embedded, states, generated)
         generated = states
         for _ in range(self.config.gen_iterations):
             canvas, generated = self.recompute(self.generator.step, canvas, generated, [states])
-        return canvas, states, generated
+        frame = self.recompute(self.draw, canvas, generated[0], beside)
+        return states, generated, frame
 
     def step_decoder(self, moment: Moment, embedded: Maps, states: Maps, generated: Maps) -> tuple[Tensor, Maps]:
         """Canvas with position and time through one step of the decoder pyramid."""
@@ -191,7 +173,7 @@ class TransformerNetwork(nn.Module):
         return self.decoder.step(canvas, states, [recalled, generated])
 
     def draw(self, canvas: Tensor, finest: Tensor, beside: Tensor | None = None) -> Tensor:
-        """Refined canvases, the generator's finest states, the clip path's frames -> frames (N, 3, H, W), float32."""
+        """Refined canvas, the generator's finest state and the clip path's frame -> frame (B, 3, H, W), float32."""
         return self.head(torch.cat([canvas, finest], dim=-1), beside).float()
 
     def generate(

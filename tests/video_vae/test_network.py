@@ -102,19 +102,6 @@ def test_checkpointing_repeats_dropout():
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_frames_go_through_stem_and_head_together_as_alone(monkeypatch):
-    """Grouping changes no number of the result, whatever the length of the last group and the size of the frames."""
-    for clip_path in ({}, {"times": 3, "width": 8, "depth": 1}):
-        network, clip = tiny_network(clip_path=clip_path), random_clip(2, 5, 17, 30)
-        assert network.at_once(2, (20, 32)) >= 5 and tiny_network(checkpointing=True).at_once(2, (20, 32)) == 1
-        results = []
-        for pixels in (1, 2 * 2 * 20 * 32, 1 << 17):
-            monkeypatch.setattr(model, "PIXELS_AT_ONCE", pixels)
-            results.append(network(clip)[0])
-        for result in results[1:]:
-            torch.testing.assert_close(result, results[0], rtol=0, atol=1e-6)
-
-
 def test_what_a_step_keeps_is_counted_without_running_it():
     """The count on tensors without values bounds that of a forward pass, for more frames than it looks at, closely."""
     network, held = tiny_network(), {}
