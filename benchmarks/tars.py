@@ -35,9 +35,9 @@ from training.settings import TrainSettings  # noqa: E402
 from videodata import open_clips, write_video  # noqa: E402
 from videodata.clips import ClipDataset  # noqa: E402
 from videodata.shapes import Shapes  # noqa: E402
-from videodata.shard_cache import FOLDER  # noqa: E402
-from videodata.tar_index import COLUMNS, INDEX_NAME, TarIndex, write_columns  # noqa: E402
-from videodata.tar_scan import index_shards  # noqa: E402
+from videodata.tars.cache import FOLDER  # noqa: E402
+from videodata.tars.index import COLUMNS, INDEX_NAME, TarIndex, write_columns  # noqa: E402
+from videodata.tars.scan import index_shards  # noqa: E402
 from videodata.video import _make_table  # noqa: E402
 
 FRAMES, SIDE, CLIP, SIZE = 64, 192, 16, 64

@@ -21,7 +21,7 @@ from videodata.folder_writer import FORMAT, FolderWriter, FrameWriter, Mp4Writer
 from videodata.journal import Writer, is_finished, partial_path, refuse_foreign, sidecar_path
 from videodata.npy import NpyWriter, npy_header
 from videodata.source import ClipSource
-from videodata.tar_writer import Packing, TarWriter, check_packing
+from videodata.tars.writer import Packing, TarWriter, check_packing
 from videodata.video import probe
 from videodata.video_folder import InputVideo, fingerprint
 

@@ -17,12 +17,12 @@ from videodata.frame_folder import IMAGE_SUFFIXES, FrameFolder
 from videodata.journal import PARTS_FORMAT, difference, partial_path, read_sidecar, sidecar_path
 from videodata.npy import NpySource
 from videodata.shapes import Shapes
-from videodata.shard_list import is_tars, is_wids
 from videodata.source import HDF5_SUFFIXES, ClipSource, JoinedSource, open_each
 from videodata.storage import is_address
-from videodata.tar_index import INDEX_NAME
-from videodata.tar_source import TarSource
-from videodata.tar_writer import join_parts
+from videodata.tars.index import INDEX_NAME
+from videodata.tars.names import is_tars, is_wids
+from videodata.tars.source import TarSource
+from videodata.tars.writer import join_parts
 from videodata.video import VIDEO_SUFFIXES
 from videodata.video_folder import VideoFolder
 
@@ -43,7 +43,7 @@ def open_source(path: str | os.PathLike, color: str | None = None) -> ClipSource
     """Open whatever lies at `path` by looking at it.
 
     A video file; a folder of videos, of frame images, of .hdf5 shards or of .npy arrays; a csv with columns path,text;
-    a .npy array; the .json index of a preparation that several machines shared; tar shards (shard_list.py), here or at
+    a .npy array; the .json index of a preparation that several machines shared; tar shards (tars/names.py), here or at
     an address such as s3://bucket/x-{000..099}.tar; "shapes:<n>" or "digits:<n>" for n generated videos.
     color="bgr" says that an array holds BGR pixels. Raises UserError.
     """

@@ -27,7 +27,7 @@ from videodata.journal import sidecar_path
 from videodata.source import ClipSource, Videos, as_array
 from videodata.sources import is_generated, is_index, open_source
 from videodata.storage import divided, is_address, open_storage
-from videodata.tar_index import INDEX_NAME
+from videodata.tars.index import INDEX_NAME
 
 SPLITS = ("train", "val", "test")
 NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}

@@ -38,8 +38,8 @@ from videodata.frame_folder import FrameFolder, read_image, write_frame_folder
 from videodata.hdf5 import Hdf5Source, Hdf5Writer
 from videodata.sources import merge_parts
 from videodata.storage import open_storage
-from videodata.tar_index import INDEX_NAME, write_index
-from videodata.tar_scan import index_shards, scan_shard
+from videodata.tars.index import INDEX_NAME, write_index
+from videodata.tars.scan import index_shards, scan_shard
 from videodata.video import count_frames, iter_frames
 from vqgan.data import open_frames
 from vvae.src.images import read_image as read_vvae_image

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tests.training.two_machines import Agent, free_port, machines, meeting
 from tests.videodata.local_ray import local_ray
 from tests.videodata.range_server import range_server
-from videodata.tar_source import TarSource
+from videodata.tars.source import TarSource
 
 STEPS = 12
 

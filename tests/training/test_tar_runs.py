@@ -10,8 +10,8 @@ from tests.training.test_process_faults import start
 from tests.videodata.range_server import range_server
 from tests.videodata.tars import make_shards
 from videodata import open_clips
-from videodata.shard_cache import FOLDER
-from videodata.tar_scan import index_shards
+from videodata.tars.cache import FOLDER
+from videodata.tars.scan import index_shards
 
 
 @pytest.fixture(scope="module")

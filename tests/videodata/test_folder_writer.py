@@ -16,7 +16,7 @@ from videodata.decode import End, Frames
 from videodata.errors import UserError
 from videodata.prepare import FORMATS, SequenceSettings, decode_source, prepare_videos
 from videodata.shapes import Shapes
-from videodata.tar_writer import Packing, TarWriter
+from videodata.tars.writer import Packing, TarWriter
 from videodata.video_folder import InputVideo
 
 ROOT = Path(__file__).resolve().parents[2]

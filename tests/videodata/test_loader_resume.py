@@ -16,7 +16,7 @@ from tests.videodata.tars import add, array
 from training.data import PositionSampler, batches, blocks_of
 from videodata import open_clips
 from videodata.shapes import Shapes
-from videodata.tar_scan import index_shards
+from videodata.tars.scan import index_shards
 
 STEPS, BATCH = 9, 4
 

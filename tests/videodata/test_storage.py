@@ -14,13 +14,14 @@ import pytest
 from scripts import prepare_data
 from tests.videodata.range_server import RangeServer, range_server
 from tests.videodata.tars import SIDE, SOURCE, make_shards
-from videodata import UserError, open_clips, shard_cache, storage
-from videodata.shard_cache import FOLDER, SIZE, ShardCache, cache_from_environment, name_of
+from videodata import UserError, open_clips, storage
 from videodata.sources import open_source
 from videodata.splits import declared_splits
 from videodata.storage import divided, is_address, joined, open_storage
-from videodata.tar_index import INDEX_NAME
-from videodata.tar_scan import index_shards
+from videodata.tars import cache
+from videodata.tars.cache import FOLDER, SIZE, ShardCache, cache_from_environment, name_of
+from videodata.tars.index import INDEX_NAME
+from videodata.tars.scan import index_shards
 
 pytest.importorskip("fsspec", reason="tars behind an address need fsspec")
 pytest.importorskip("aiohttp", reason="tars behind http need aiohttp")
@@ -214,7 +215,7 @@ def test_a_full_disk_and_a_false_shard(server, folder, tmp_path, monkeypatch, ca
     """Neither leaves anything behind: the first is a warning, the second is one line."""
     shards, place = open_source(folder).index.shards, open_storage(server.url)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_cache, "fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(cache, "fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         cache = ShardCache(tmp_path / "cache", 10**9)
         assert cache.path(place, shards[0], wait=True) is None
     assert "no room left" in caplog.text and cached(tmp_path / "cache") == []

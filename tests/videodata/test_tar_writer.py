@@ -18,10 +18,10 @@ from videodata import open_clips, read_video
 from videodata.errors import UserError
 from videodata.storage import Remote, StorageError
 from videodata.stream_copy import copy_stretch
-from videodata.tar_index import TEXTS, TarIndex
-from videodata.tar_scan import index_shards
-from videodata.tar_source import TarSource
-from videodata.tar_writer import Packing, key_of
+from videodata.tars.index import TEXTS, TarIndex
+from videodata.tars.scan import index_shards
+from videodata.tars.source import TarSource
+from videodata.tars.writer import Packing, key_of
 
 SMALL = ["--num_frames", "4", "--width", "32", "--height", "32", "--workers", "1", "--format", "tar"]
 DRAWN = ["digits", "--count", "20", "--frames", "6", "--size", "16", "--num_frames", "4", "--format", "tar"]

@@ -15,12 +15,12 @@ from scripts import prepare_data
 from tests.videodata.tars import FPS, FRAMES, SIDE, SOURCE, add, array, make_shards
 from videodata import UserError, VideoError, open_clips, read_video, tar_scan
 from videodata.provenance import overlap
-from videodata.shard_list import ShardList, expand_braces
 from videodata.sources import open_source
 from videodata.splits import divide, hashed_split
-from videodata.tar_index import INDEX_NAME, Sample, Shard, TarIndex, write_index
-from videodata.tar_scan import index_shards
-from videodata.tar_source import TarSource
+from videodata.tars.index import INDEX_NAME, Sample, Shard, TarIndex, write_index
+from videodata.tars.names import ShardList, expand_braces
+from videodata.tars.scan import index_shards
+from videodata.tars.source import TarSource
 
 
 @pytest.fixture(scope="module")

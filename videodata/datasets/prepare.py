@@ -30,7 +30,7 @@ from videodata.prepare import FORMATS, SequenceSettings, check_derived, expected
 from videodata.resize import RESIZE_RULES
 from videodata.sources import merge_parts
 from videodata.storage import divided, is_address, joined, open_storage
-from videodata.tar_writer import MEMBERS, Packing, check_packing
+from videodata.tars.writer import MEMBERS, Packing, check_packing
 from videodata.video_folder import InputVideo
 
 WHOLE = "1/1"  # the share that is everything
@@ -397,7 +397,7 @@ def add_index_command(commands: argparse._SubParsersAction, formatter: type) -> 
 
 def run_index(args: argparse.Namespace) -> list[str]:
     """Index the shards; what was done, for people."""
-    from videodata.tar_scan import index_shards
+    from videodata.tars.scan import index_shards
 
     if args.out and not args.out.endswith(".index"):
         raise UserError(f"--out {args.out}: the name of an index ends in .index")

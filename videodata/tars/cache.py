@@ -21,7 +21,7 @@ from pathlib import Path
 from videodata.errors import UserError, disk_errors
 from videodata.files import TEMPORARY, Busy, atomic_path, lock_file, readable_size, remove_debris
 from videodata.storage import ChangedShard, Storage
-from videodata.tar_index import Shard
+from videodata.tars.index import Shard
 
 logger = logging.getLogger(__name__)
 FOLDER, SIZE = "VIDEOGEN_CACHE", "VIDEOGEN_CACHE_SIZE"  # names of the settings

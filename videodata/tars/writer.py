@@ -28,7 +28,7 @@ from videodata.folder_writer import Mp4Writer
 from videodata.journal import Entry, sidecar_path
 from videodata.storage import divided, joined, open_storage
 from videodata.stream_copy import copy_stretch
-from videodata.tar_index import FRAMES, INDEX_NAME, Sample, Shard, TarIndex, write_index
+from videodata.tars.index import FRAMES, INDEX_NAME, Sample, Shard, TarIndex, write_index
 from videodata.video import probe
 
 SHARD_BYTES = 10**9  # large enough for fast sequential reading, small enough to be sent again

@@ -1,6 +1,6 @@
 """Videos in tar shards, on this disk or behind an address, as one numbered list.
 
-How they are named: shard_list.py. What is in them stands in the index beside them (tar_index.py), which is mapped: a
+How they are named: tars/names.py. What is in them stands in the index beside them (tars/index.py), which is mapped: a
 source of ten million videos opens like one of ten.
 """
 
@@ -22,12 +22,12 @@ import numpy as np
 from videodata.errors import UserError, VideoError, disk_errors, said_by
 from videodata.files import atomic_path, lock_file, sha256_of, user_cache, write_file
 from videodata.resize import Size
-from videodata.shard_cache import FOLDER, ShardCache, cache_from_environment, changed
-from videodata.shard_list import ShardList, how_to_index
 from videodata.source import ClipSource, PerProcess, Videos, as_array, frame_range
 from videodata.storage import Local, Storage, StorageError, divided, open_storage
 from videodata.stretch import Stretch
-from videodata.tar_index import FRAMES, NONE, REMEDY, Shard, TarIndex
+from videodata.tars.cache import FOLDER, ShardCache, cache_from_environment, changed
+from videodata.tars.index import FRAMES, NONE, REMEDY, Shard, TarIndex
+from videodata.tars.names import ShardList, how_to_index
 from videodata.video import read_video
 
 logger = logging.getLogger(__name__)

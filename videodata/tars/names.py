@@ -17,7 +17,7 @@ from pathlib import Path
 from videodata.errors import UserError, VideoError, said_by
 from videodata.files import has_suffix, parse_json
 from videodata.storage import divided, is_address, joined, open_storage
-from videodata.tar_index import INDEX_NAME
+from videodata.tars.index import INDEX_NAME
 
 WIDS = "wids-shard-index-v1"
 MOST_SHARDS = 1_000_000

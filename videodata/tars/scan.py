@@ -33,11 +33,11 @@ from videodata.errors import UserError, VideoError, disk_errors, said_by
 from videodata.files import has_suffix, is_hidden, lock_file, natural_key, parse_json, sha256_of, user_cache
 from videodata.npy import check_layout
 from videodata.prepare import available_cores
-from videodata.shard_list import ShardList
 from videodata.storage import Local, Storage, StorageError, divided, is_address, open_storage
 from videodata.stretch import Stretch
-from videodata.tar_index import FRAMES, INDEX_NAME, Sample, Shard, TarIndex, write_index
-from videodata.tar_source import open_index
+from videodata.tars.index import FRAMES, INDEX_NAME, Sample, Shard, TarIndex, write_index
+from videodata.tars.names import ShardList
+from videodata.tars.source import open_index
 from videodata.video import VIDEO_SUFFIXES, count_frames, probe
 from videodata.video_folder import parse_name
 
@@ -77,7 +77,7 @@ def index_shards(
     restart: bool = False,
     max_bad_fraction: float = 0.5,
 ) -> Summary:
-    """Write the index of the shards that `path` names (shard_list.py) beside them, or to `out`, and say what it holds.
+    """Write the index of the shards that `path` names (tars/names.py) beside them, or to `out`, and say what it holds.
 
     Shards that the index has already stay in it, and are read again where they changed. restart: read all of them.
     workers: processes; 0: one per core. Raises UserError for shards that cannot be read, before the index is written,
