@@ -18,7 +18,7 @@ from videodata import UserError, open_clips, storage
 from videodata.sources import open_source
 from videodata.splits import declared_splits
 from videodata.storage import divided, is_address, joined, open_storage
-from videodata.tars import cache
+from videodata.tars import cache as shard_cache
 from videodata.tars.cache import FOLDER, SIZE, ShardCache, cache_from_environment, name_of
 from videodata.tars.index import INDEX_NAME
 from videodata.tars.scan import index_shards
@@ -215,7 +215,7 @@ def test_a_full_disk_and_a_false_shard(server, folder, tmp_path, monkeypatch, ca
     """Neither leaves anything behind: the first is a warning, the second is one line."""
     shards, place = open_source(folder).index.shards, open_storage(server.url)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(shard_cache, "fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         cache = ShardCache(tmp_path / "cache", 10**9)
         assert cache.path(place, shards[0], wait=True) is None
     assert "no room left" in caplog.text and cached(tmp_path / "cache") == []

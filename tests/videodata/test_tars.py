@@ -13,10 +13,11 @@ import pytest
 
 from scripts import prepare_data
 from tests.videodata.tars import FPS, FRAMES, SIDE, SOURCE, add, array, make_shards
-from videodata import UserError, VideoError, open_clips, read_video, tar_scan
+from videodata import UserError, VideoError, open_clips, read_video
 from videodata.provenance import overlap
 from videodata.sources import open_source
 from videodata.splits import divide, hashed_split
+from videodata.tars import scan as tar_scan
 from videodata.tars.index import INDEX_NAME, Sample, Shard, TarIndex, write_index
 from videodata.tars.names import ShardList, expand_braces
 from videodata.tars.scan import index_shards
