@@ -142,23 +142,24 @@ def river_step(quick: bool, config: str) -> Work:
 
 def lvt_decoding(quick: bool) -> Work:
     """The first 64 positions of the last slice of one clip of 16x16x16 codes, one after the other with cache."""
-    from lvt.cached_decoder import SampleStreams, SamplingRule
+    from itertools import islice
+
     from lvt.config import load_config
     from lvt.files import build_transformer
-    from lvt.generate import ClipSampler
+    from lvt.predictive_sampler import PredictiveSampler
+    from lvt.sampling import SamplingRule
 
     model = build_transformer(load_config(ROOT / "configs/lvt" / f"{'VT_tiny' if quick else 'DSFVT'}.yaml")).eval()
     codes = torch.randint(model.config.nv, (1, model.config.nc, *((16, 8, 8) if quick else (16, 16, 16))))
     positions = 8 if quick else 64
     with torch.inference_mode():
-        sampler = ClipSampler(model, codes, 1, SamplingRule(), None, False)
-        uniform = SampleStreams([0]).uniform(positions, model.config.nc)
+        sampler = PredictiveSampler(model, codes, 1, SamplingRule(), None, [0], window=1)
         sampler.begin(model.config.n_slices - 1, 0)
 
     def call() -> None:
         with torch.inference_mode():
-            for position in range(positions):
-                sampler.decoder.sample(position, uniform[:, position])
+            for _ in islice(sampler.fill(0), positions):
+                pass
 
     return Work(call, weights_of(model.decoder, model.ch_predictor), positions)
 

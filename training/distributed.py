@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.optim import Muon
+from training.optim import Muon, fusible
 from training.recipe import Recipe
 from training.settings import TrainSettings
 from videodata.errors import UserError
@@ -98,14 +98,14 @@ def free_memory(device: torch.device) -> int | None:
         return None
     with suppress(OSError, ValueError):  # a container has less, and counts files that it has read as its own
         cached = number_after("inactive_file", CONTAINER / "memory.stat")
-        limit, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        limit, used = (int((CONTAINER / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
         free = min(free, max(0, limit - used + cached))
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def number_after(word: str, path: Path) -> int:
     """The number behind a word at the start of a line. Raises ValueError where there is none."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="ascii").splitlines():
         first, _, rest = line.partition(" ")
         if first == word:
             return int(rest.split()[0])
@@ -331,6 +331,8 @@ def shard_with_optimizers(
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
+            if "fused" in group:  # of parameters on the meta device it was False: all processes must step alike
+                group["fused"] = fusible([group])
 
 
 @contextmanager
