@@ -41,7 +41,7 @@ def tiny(name, changes, **more):
 class TestVQVAE(ModelContract):
     """The contract for the VQ-VAE, codebooks that start late, from the data, and restart unused codes included."""
 
-    tolerance = 3e-6  # Adam scales up the rounding errors of small gradients
+    tolerance = 2e-5  # Adam scales up the rounding errors of small gradients
 
     def build_recipe(self, **overrides):
         config = tiny("VQVAE_tiny.yaml", VQVAE_SIZES, **overrides)
