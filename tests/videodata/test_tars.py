@@ -231,12 +231,19 @@ def test_members_that_are_left_out(tmp_path, capsys):
         add(tar, "grey.json", b'{"label": 7, "fps": -1, "group": ["no text"]}')
         add(tar, "json.npy", array(SOURCE.read(1)))
         add(tar, "json.json", b"{")
-    with pytest.raises(UserError, match=r"complete, but 6 of 8 videos could not be read"):
+        add(tar, "rate.npy", array(SOURCE.read(1)))
+        add(tar, "rate.json", b'{"fps": "1e999999999"}')  # a number with as many digits would be computed
+        add(tar, "digits.npy", array(SOURCE.read(1)))
+        add(tar, "digits.json", b'{"fps": "1/30000000000000000000"}')
+        for key, sides in (("below", (-1, -1, 1, 3)), ("true", (True, 1, 1, 3))):
+            header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {sides}}}"
+            add(tar, f"{key}.npy", b"\x93NUMPY\x01\x00v\x00" + header.encode().ljust(117) + b"\n\0\0\0")
+    with pytest.raises(UserError, match=r"complete, but 10 of 12 videos could not be read"):
         prepare_data.main(["index", str(tmp_path), "--workers", "1"])
     prepare_data.main(["index", str(tmp_path), "--workers", "1", "--max_bad_fraction", "1", "--restart"])
     out = capsys.readouterr().out
-    assert "1 shards (1 read now), 2 videos, 6 unreadable" in out
-    for key in ("torn", "floats", "pickle", "text", "two", "json"):
+    assert "1 shards (1 read now), 2 videos, 10 unreadable" in out
+    for key in ("torn", "floats", "pickle", "text", "two", "json", "rate", "digits", "below", "true"):
         assert f"skipped {tmp_path}/x.tar#{key}: " in out
     source = open_source(tmp_path)
     assert [source.id(video) for video in range(2)] == ["good", "grey"] and source.label(1) == "7"
