@@ -332,6 +332,17 @@ def test_an_index_that_is_damaged(shards, tmp_path):
             broken.label(1), broken.fps(1), broken.read(1)
 
 
+def test_the_remedy_of_a_damaged_index(tmp_path):
+    """What the line says works; without its flag nothing is made of an index that cannot be read."""
+    folder = make_shards(tmp_path / "tars", 1, 2, films=False)
+    index_shards(folder, workers=1)
+    data = (folder / INDEX_NAME).read_bytes()
+    (folder / INDEX_NAME).write_bytes(data[:-9])
+    with pytest.raises(UserError, match=r"is no readable index .*; scripts/prepare_data.py index --restart makes it"):
+        index_shards(folder, workers=1)
+    assert index_shards(folder, workers=1, restart=True).read == 1 and (folder / INDEX_NAME).read_bytes() == data
+
+
 def test_an_index_is_written_without_a_tar(tmp_path):
     """What a program that writes shards knows is enough; parts join in natural order, whoever made them."""
     parts = [
