@@ -181,8 +181,11 @@ class Remote(Storage):
         return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})
 
     def write(self, name: str, file: Path) -> None:
-        self._ask(name, "_put_file", lambda system, path: system.put_file(str(file), path), file.stat().st_size,
-                  before=(str(file),))  # fmt: skip
+        def put(system: Any, path: str) -> None:
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)  # of file and sftp, which have folders
+            system.put_file(str(file), path)
+
+        self._ask(name, "_put_file", put, file.stat().st_size, before=(str(file),))
 
     def _ask(
         self, name: str, method: str, plain: Callable[[Any, str], Any], count: int, before: tuple = (),
