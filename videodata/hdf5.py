@@ -24,7 +24,16 @@ from h5py import h5d, h5s
 from videodata.errors import UserError, VideoError, one_line, said_by
 from videodata.files import Unreadable, files_in_folder, free_space, publish, sole_path
 from videodata.resize import Size
-from videodata.source import HDF5_SUFFIXES, ClipSource, JoinedSource, PerProcess, by_split, frame_range, open_each
+from videodata.source import (
+    HDF5_SUFFIXES,
+    ClipSource,
+    JoinedSource,
+    PerProcess,
+    by_split,
+    frame_range,
+    open_each,
+    stored_rate,
+)
 
 FORMAT = "videodata-hdf5"
 CHUNK_FRAMES = 8
@@ -79,7 +88,7 @@ class Hdf5File(ClipSource):
     def fps(self, index: int) -> Fraction | None:
         fps = self._fact("fps", index)
         try:
-            return Fraction(fps) if fps else None
+            return stored_rate(fps) if fps else None
         except ValueError as error:
             raise VideoError(f"{self.path}, video {index}", f"its fps is no number: {fps!r}") from error
 
@@ -130,7 +139,7 @@ class ChunkedFile(Hdf5File):
         for name in set(FACTS) & set(file):
             self._facts[name] = _read_texts(file[name], len(self))
         for fps in filter(None, self._facts.get("fps", ())):
-            Fraction(fps)
+            stored_rate(fps)
 
     def _size(self, file: h5py.File, index: int) -> Sequence[int]:
         return file["frames"].shape[1:3]

@@ -32,7 +32,7 @@ from videodata.errors import UserError, VideoError, disk_errors, one_line, said_
 from videodata.files import publish
 from videodata.journal import Entry, Writer, described, read_sidecar
 from videodata.resize import Size
-from videodata.source import ClipSource, PerProcess, by_split, frame_range
+from videodata.source import ClipSource, PerProcess, by_split, frame_range, stored_rate
 
 FORMAT, VERSION = "videodata-npy", 1
 LARGEST_COUNT = 10**12  # room that the header keeps for N
@@ -191,7 +191,7 @@ def _check_video(video: dict, first: int) -> None:
         raise ValueError("id, label, group and split are texts")
     if video["first_sequence"] != first or video["sequences"] < 0:
         raise ValueError(f"the sequences of {video['id']} begin at {video['first_sequence']}, not at {first}")
-    Fraction(video.get("fps") or 1)
+    stored_rate(video.get("fps") or 1)
 
 
 class NpyWriter(Writer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -21,6 +22,8 @@ Videos = Sequence[int] | np.ndarray  # numbers of videos
 GENERATED_FPS = Fraction(12)
 HDF5_SUFFIXES = (".hdf5", ".h5")
 LARGEST_SIDE = 4096  # pixels of a generated video
+LONGEST_RATE = 64  # characters
+_RATE = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(/\d+|[eE][+-]?\d\d?)?")
 
 
 class ClipSource(ABC):
@@ -294,6 +297,23 @@ def by_split(names: Sequence[str | None]) -> dict[str, list[int]] | None:
     for number, name in enumerate(names):
         found.setdefault(name or "train", []).append(number)
     return found
+
+
+def stored_rate(value: object) -> Fraction:
+    """Frames per second as a file states them, as a number or a text such as "30000/1001".
+
+    Raises ValueError for what is no number, or one that no index holds: 1e999999999 would be computed for hours.
+    """
+    text = str(value).strip()
+    if len(text) > LONGEST_RATE or not _RATE.fullmatch(text):
+        raise ValueError(f"{text[:LONGEST_RATE]!r} is no number of frames per second")
+    try:
+        rate = Fraction(text)
+    except ZeroDivisionError as error:
+        raise ValueError(f"{text!r} divides by zero") from error
+    if max(abs(rate.numerator), rate.denominator) >= 1 << 63:
+        raise ValueError(f"{text!r} has too many digits")
+    return rate
 
 
 def frame_range(path: object, length: int, start: int, count: int | None, step: int) -> range:

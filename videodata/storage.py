@@ -181,8 +181,11 @@ class Remote(Storage):
         return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})
 
     def write(self, name: str, file: Path) -> None:
-        self._ask(name, "_put_file", lambda system, path: system.put_file(str(file), path), file.stat().st_size,
-                  before=(str(file),))  # fmt: skip
+        def put(system: Any, path: str) -> None:
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)  # of file and sftp, which have folders
+            system.put_file(str(file), path)
+
+        self._ask(name, "_put_file", put, file.stat().st_size, before=(str(file),))
 
     def _ask(
         self, name: str, method: str, plain: Callable[[Any, str], Any], count: int, before: tuple = (),
@@ -221,13 +224,14 @@ def tried(path: str, attempt: Callable[[], Result], missing_is_none: bool = Fals
         except UserError:
             raise
         except Exception as error:  # each file system raises types of its own
-            status = status_of(error)
-            missing = status in (404, 410) or (isinstance(error, FileNotFoundError) and status is None)
+            met = unmasked(error)
+            status = status_of(met)
+            missing = status in (404, 410) or (isinstance(met, FileNotFoundError) and status is None)
             if missing and missing_is_none:
                 raise FileNotFoundError(path) from error
             reason = REFUSED.get(status, "no such file" if missing else "cannot be reached")
-            said = f"status {status}" if status else "no answer in time" if is_timeout(error) else said_by(error)
-            if missing or is_final(error, status) or number == TRIES:
+            said = f"status {status}" if status else "no answer in time" if is_timeout(met) else said_by(met)
+            if missing or is_final(met, status) or number == TRIES:
                 times = f" {number} times" if number > 1 else ""
                 remedy = "check it and your rights" if number == 1 else "run the same command again when it answers"
                 raise StorageError(f"{path}: {reason}{times} ({said}); {remedy}") from error
@@ -235,6 +239,13 @@ def tried(path: str, attempt: Callable[[], Result], missing_is_none: bool = Fals
             logger.warning("%s: %s (%s); next try in %.1f s", path, reason, said, pause)
             time.sleep(pause)
     raise AssertionError("the loop above ends")
+
+
+def unmasked(error: Exception) -> BaseException:
+    """What happened: fsspec calls a file of a web server missing whatever kept it from asking for it."""
+    cause = error.__cause__
+    is_mask = isinstance(error, FileNotFoundError) and cause is not None
+    return cause if is_mask and (is_timeout(cause) or type(cause).__module__.startswith("aiohttp")) else error
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -251,7 +262,7 @@ def is_timeout(error: BaseException) -> bool:
     return isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
 
 
-def is_final(error: Exception, status: int | None) -> bool:
+def is_final(error: BaseException, status: int | None) -> bool:
     """Whether the same request would fail again."""
     if status is not None:
         return status not in RETRY_STATUS

@@ -85,6 +85,8 @@ def test_a_share_that_cannot_be_done_says_so(tmp_path):
         prepare_share([*SMALL, "out"], 1, 2, tmp_path / "none")
     with pytest.raises(UserError, match="--shard 3/2"):
         prepare_share([*SMALL, "out"], 3, 2, tmp_path)
+    with pytest.raises(UserError, match=r"videos are no work for 99 shares; ask for fewer shares"):
+        prepare_share([*SMALL, "out"], 1, 99, tmp_path)
 
 
 @pytest.mark.parametrize("flags", [["--shard", "1/2", "--shares", "2"], ["--dry_run", "--shares", "2"], []])

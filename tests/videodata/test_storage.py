@@ -150,6 +150,8 @@ def test_what_does_not_pass_is_one_line(server, tmp_path, folder):
     server.server_close()
     with pytest.raises(UserError, match="x-000.tar: cannot be reached 5 times"):
         open_storage(server.url).read("x-000.tar", 0, 10)
+    with pytest.raises(UserError, match="shards.index: cannot be reached 5 times"):  # no word of a missing index
+        open_source(address)
     with range_server(folder, port):
         assert np.array_equal(source.read(1), SOURCE.read(1))
 
@@ -164,6 +166,22 @@ def test_a_shard_that_changed_on_the_server(tmp_path):
         os.utime(folder / "x-000.tar", (1, 1))
         with pytest.raises(UserError, match="x-000.tar: changed since it was indexed .its tag was"):
             open_source(f"{server.url}/x-000.tar").read(0)
+
+
+def test_a_copy_of_the_index_that_is_damaged(tmp_path, monkeypatch):
+    """It is fetched again; where the one on the server is damaged, its address is named."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
+    folder = make_shards(tmp_path / "tars", 1, 2, films=False)
+    index_shards(folder, workers=1)
+    with range_server(folder) as server:
+        open_source(f"{server.url}/{INDEX_NAME}")
+        (copy,) = (tmp_path / "cache").glob("*.index")
+        copy.write_bytes(bytes(copy.stat().st_size))
+        assert np.array_equal(open_source(f"{server.url}/{INDEX_NAME}").read(0), SOURCE.read(0))
+        assert copy.read_bytes() == (folder / INDEX_NAME).read_bytes()
+        (folder / INDEX_NAME).write_bytes(b"no index")
+        with pytest.raises(UserError, match=f"{server.url}/{INDEX_NAME}: is no readable index of tar shards"):
+            open_source(f"{server.url}/{INDEX_NAME}")
 
 
 def wait_for(place: Path, seconds: float = 60) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 import tarfile
 from dataclasses import replace
 from fractions import Fraction
@@ -260,6 +261,24 @@ def test_shares_at_an_address(tmp_path, monkeypatch):
     prepare_data.main(["merge", "memory://b/d"])
     source = TarSource("memory://b/d/val.index")
     assert len(source) == 2 and source.read(1).shape == (6, 16, 16, 3)
+
+
+def test_addresses_at_which_nothing_can_be_written(tmp_path, monkeypatch):
+    """One that names no place, or whose package is missing, is refused before anything is made here."""
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for out, line in (("s3://", "names no place"), ("s3:///", "names no place"), ("s3://b/d", "pip install s3fs")):
+        with pytest.raises(UserError, match=line):
+            prepare_data.main([*DRAWN, "--out", out])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_of_folders_that_are_not_there_yet(tmp_path, monkeypatch):
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    monkeypatch.chdir(tmp_path)
+    prepare_data.main([*DRAWN, "--split", "val", "--members", "npy", "--out", f"{tmp_path.as_uri()}/new/data"])
+    assert TarSource(f"{tmp_path.as_uri()}/new/data/val").read(0).shape == (6, 16, 16, 3)
 
 
 def test_flags_of_tars_alone(tmp_path):

@@ -231,12 +231,19 @@ def test_members_that_are_left_out(tmp_path, capsys):
         add(tar, "grey.json", b'{"label": 7, "fps": -1, "group": ["no text"]}')
         add(tar, "json.npy", array(SOURCE.read(1)))
         add(tar, "json.json", b"{")
-    with pytest.raises(UserError, match=r"complete, but 6 of 8 videos could not be read"):
+        add(tar, "rate.npy", array(SOURCE.read(1)))
+        add(tar, "rate.json", b'{"fps": "1e999999999"}')  # a number with as many digits would be computed
+        add(tar, "digits.npy", array(SOURCE.read(1)))
+        add(tar, "digits.json", b'{"fps": "1/30000000000000000000"}')
+        for key, sides in (("below", (-1, -1, 1, 3)), ("true", (True, 1, 1, 3))):
+            header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {sides}}}"
+            add(tar, f"{key}.npy", b"\x93NUMPY\x01\x00v\x00" + header.encode().ljust(117) + b"\n\0\0\0")
+    with pytest.raises(UserError, match=r"complete, but 10 of 12 videos could not be read"):
         prepare_data.main(["index", str(tmp_path), "--workers", "1"])
     prepare_data.main(["index", str(tmp_path), "--workers", "1", "--max_bad_fraction", "1", "--restart"])
     out = capsys.readouterr().out
-    assert "1 shards (1 read now), 2 videos, 6 unreadable" in out
-    for key in ("torn", "floats", "pickle", "text", "two", "json"):
+    assert "1 shards (1 read now), 2 videos, 10 unreadable" in out
+    for key in ("torn", "floats", "pickle", "text", "two", "json", "rate", "digits", "below", "true"):
         assert f"skipped {tmp_path}/x.tar#{key}: " in out
     source = open_source(tmp_path)
     assert [source.id(video) for video in range(2)] == ["good", "grey"] and source.label(1) == "7"
@@ -323,6 +330,17 @@ def test_an_index_that_is_damaged(shards, tmp_path):
         broken.index = TarIndex(opened.path, opened.shards, columns)
         with pytest.raises(VideoError, match="is damaged"):
             broken.label(1), broken.fps(1), broken.read(1)
+
+
+def test_the_remedy_of_a_damaged_index(tmp_path):
+    """What the line says works; without its flag nothing is made of an index that cannot be read."""
+    folder = make_shards(tmp_path / "tars", 1, 2, films=False)
+    index_shards(folder, workers=1)
+    data = (folder / INDEX_NAME).read_bytes()
+    (folder / INDEX_NAME).write_bytes(data[:-9])
+    with pytest.raises(UserError, match=r"is no readable index .*; scripts/prepare_data.py index --restart makes it"):
+        index_shards(folder, workers=1)
+    assert index_shards(folder, workers=1, restart=True).read == 1 and (folder / INDEX_NAME).read_bytes() == data
 
 
 def test_an_index_is_written_without_a_tar(tmp_path):

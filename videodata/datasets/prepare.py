@@ -183,7 +183,7 @@ def _collect(
     """
     chosen: list[InputVideo] = []
     found: dict = {}
-    problems = []
+    problems, selected = [], 0
     for split in splits:
         videos = job.dataset.videos(job.place, split, job.shard)
         if job.sees_all:
@@ -193,7 +193,11 @@ def _collect(
                 found[key] = found[key] + value if key in found else value
         listed += videos
         videos = job.selection.of(videos)
+        selected += len(videos)
         chosen += videos if job.dataset.shares_archives else job.shard.of(videos)
+    if selected and not chosen:
+        part = " ".join([job.dataset.name, *filter(None, splits)])
+        raise UserError(f"{part}: {selected} videos are no work for {job.shard.count} shares; ask for fewer shares")
     if not chosen:
         raise job.selection.refusal(job.dataset.name)
     if job.clips_per_video:  # only the frames that so many windows need
@@ -350,7 +354,9 @@ def place_of(out: str) -> tuple[Path, str | None]:
     """
     if not is_address(out):
         return Path(out), None
-    name = divided(out.rstrip("/"))[1]
+    name = divided(out.rstrip("/"))[1] if is_address(out.rstrip("/")) else ""
+    if not name:
+        raise UserError(f"--out {out}: names no place; an address such as s3://bucket/data is needed")
     return Path(f"{name}.upload", name), out.rstrip("/")
 
 
@@ -375,6 +381,8 @@ def _performed(args: argparse.Namespace) -> Iterator[str]:
         Packing(args.members, args.shard_size, address=address),
     )  # fmt: skip
     check_packing(job.packing, job.format)
+    if address is not None:
+        open_storage(address)  # says which package is missing before anything is made
     if getattr(args, "download_only", False) and not args.dry_run:
         obtain(job)
         yield f"{place.root}: {args.dataset} is there"

@@ -27,7 +27,7 @@ from videodata.files import HashingFile, natural_key, parse_json, write_file
 
 INDEX_NAME = "shards.index"  # the index of all shards of a folder, in it
 FORMAT, VERSION = "videodata-tars", "1"
-REMEDY = "scripts/prepare_data.py index makes it again"
+REMEDY = "scripts/prepare_data.py index --restart makes it again"  # without, it keeps what the old one says
 FRAMES = ".npy"  # frames as an array; `offset` and `bytes` are those of its pixels, behind the header
 NONE = -1  # of a text: there is none
 MOST_SHARED = 1_000_000  # texts that are kept only once; captions beyond this number are hardly ever alike

@@ -20,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -33,6 +32,7 @@ from videodata.errors import UserError, VideoError, disk_errors, said_by
 from videodata.files import has_suffix, is_hidden, lock_file, natural_key, parse_json, sha256_of, user_cache
 from videodata.npy import check_layout
 from videodata.prepare import available_cores
+from videodata.source import stored_rate
 from videodata.storage import Local, Storage, StorageError, divided, is_address, open_storage
 from videodata.stretch import Stretch
 from videodata.tars.index import FRAMES, INDEX_NAME, Sample, Shard, TarIndex, write_index
@@ -322,9 +322,9 @@ def _about(file: BinaryIO, own: dict[str, tarfile.TarInfo], name: str) -> dict:
     group, split = (facts.get(word) if isinstance(facts.get(word), str) else None for word in ("group", "split"))
     fps = facts.get("fps")
     try:
-        fps = Fraction(str(fps)) if isinstance(fps, (int, float, str)) else None
-    except (ValueError, ZeroDivisionError) as error:
-        raise VideoError(name, f"its .json has fps {fps!r}, which is no number") from error
+        fps = stored_rate(fps) if isinstance(fps, (int, float, str)) else None
+    except ValueError as error:
+        raise VideoError(name, f"its .json has an fps that cannot be: {error}") from error
     fps = fps if fps and fps > 0 else None
     return {"label": next(filter(None, texts), None), "group": group, "split": split, "fps": fps}
 
@@ -348,6 +348,8 @@ def _array(file: BinaryIO, info: tarfile.TarInfo, name: str) -> tuple[int, tuple
     offset = file.tell()
     if dtype.hasobject or in_columns or len(shape) != 4:
         raise VideoError(name, f"its .npy is no uint8 (T, H, W, 3) in C order, but {dtype} {shape}")
+    if any(type(side) is not int or side < 1 for side in shape):  # numpy takes True for a number
+        raise VideoError(name, f"its .npy has no frames or no pixels, but the shape {shape}")
     if int(np.prod(shape, dtype=object)) * dtype.itemsize != info.offset_data + info.size - offset:
         raise VideoError(name, "its .npy is shorter or longer than its header says")
     check_layout(name, np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * 4))

@@ -307,10 +307,17 @@ def open_index(shards: ShardList) -> TarIndex:
         return TarIndex.open(shards.index)
     known = hashlib.sha256(f"{shards.index} {status.bytes} {status.etag}".encode()).hexdigest()[:32]
     place = Path(os.environ.get(FOLDER) or user_cache()) / f"{known}.index"
-    if status.etag is None or not place.exists():
-        with disk_errors(place), lock_file(place, "fetching", wait=True):
-            if status.etag is None or not place.exists():
-                with atomic_path(place) as temporary, open(temporary, "wb") as file:
-                    for piece in storage.chunks(name, status.bytes):
-                        file.write(piece)
-    return TarIndex.open(place)
+    with suppress(VideoError):  # a copy that is not there, or was damaged, is fetched
+        if status.etag is not None:
+            return TarIndex.open(place)
+    with disk_errors(place), lock_file(place, "fetching", wait=True):
+        with suppress(VideoError):  # another process has fetched it by now
+            if status.etag is not None:
+                return TarIndex.open(place)
+        with atomic_path(place) as temporary, open(temporary, "wb") as file:
+            for piece in storage.chunks(name, status.bytes):
+                file.write(piece)
+    try:
+        return TarIndex.open(place)
+    except VideoError as error:
+        raise VideoError(shards.index, error.reason) from error
