@@ -70,16 +70,21 @@ def processors() -> float:
 
 
 def seconds(clips: ClipDataset, folder: Path, samples: int, workers: int) -> tuple[float, float]:
-    """What a loader takes for so many samples, from its start to its end: by the clock, and of the processors."""
+    """What a loader takes for so many samples, once it runs: by the clock, and of the processors.
+
+    The clock begins when every worker has given a batch, because what the start of a loader takes (a second more where
+    it imports what talks to a server) is of an epoch, however long that is; the processors count all of it.
+    """
     import torch
 
     settings = TrainSettings(run_dir=folder, steps=1, workers=workers, batch_size=BATCH, device="cpu")
     sampler = PositionSampler(len(clips), BATCH, 0, 0, samples // BATCH, 0, blocks=blocks_of(clips))
     begin, used = time.perf_counter(), processors()
     with batches(clips, sampler, settings, torch.device("cpu")) as feed:
-        for _ in feed:
-            pass
-    return time.perf_counter() - begin, processors() - used
+        for number, _ in enumerate(feed, 1):
+            begin = time.perf_counter() if number == workers else begin
+    share = 1 - workers * BATCH / samples  # of the batches, that came by the clock
+    return (time.perf_counter() - begin) / share, processors() - used
 
 
 def compare(folder: Path, rounds: int, shards: int, videos: int, workers: int) -> None:
