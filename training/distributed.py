@@ -331,7 +331,7 @@ def shard_with_optimizers(
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
-            if "fused" in group:  # of parameters on the meta device it was False: all processes must step alike
+            if group.get("fused") is not None:  # it was False of parameters on the meta device: all must step alike
                 group["fused"] = fusible([group])
 
 

@@ -48,7 +48,7 @@ class TestVQVAE(ModelContract):
         return VQVAERecipe(build_vqvae(config), config)
 
     def dataset(self):
-        return open_clips("shapes:4", frames=1, size=16, windows="first", dtype="uint8")
+        return open_clips("shapes:6", frames=1, size=16, windows="first", dtype="uint8")  # no latent between two codes
 
 
 def write_random_codes(path):
