@@ -98,7 +98,7 @@ class TestVVAE(ModelContract):
             torch.testing.assert_close(two[name], value, rtol=0, atol=self.tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # RIVER is trained so in any case
 def test_made_with_values_in_one_process_it_trains_as_if_made_in_all(tmp_path):
     """The autoencoder of the other process comes from the meta device."""
     changes = ["optimization.optimizer=adam", "optimization.isometric_start=false"]  # the two that are against it
