@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import limits
 
-
 FAST = ("lvt decoding", "river tiny step")
 
 
