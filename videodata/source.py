@@ -101,6 +101,10 @@ class ClipSource(ABC):
         """Changes when anything in the source does; None where that takes a look at each video."""
         return None
 
+    def scales_in_one_pass(self, interpolation: str | None = None, short_side: int | None = None) -> bool:
+        """Whether the scaling of `read_clip` is one that the decoder of a film can do itself."""
+        return (interpolation or self.interpolation) == "area" and short_side is None
+
     def read_clip(
         self,
         index: int,

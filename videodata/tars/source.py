@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from videodata.errors import UserError, VideoError, disk_errors, said_by
+from videodata.errors import VideoError, disk_errors, said_by
 from videodata.files import atomic_path, lock_file, sha256_of, user_cache, write_file
 from videodata.resize import Size
 from videodata.source import ClipSource, PerProcess, Videos, as_array, frame_range
@@ -28,7 +28,7 @@ from videodata.stretch import Stretch
 from videodata.tars.cache import FOLDER, ShardCache, cache_from_environment, changed
 from videodata.tars.index import FRAMES, NONE, REMEDY, Shard, TarIndex
 from videodata.tars.names import ShardList, how_to_index
-from videodata.video import read_video
+from videodata.video import read_scaled, read_video
 
 logger = logging.getLogger(__name__)
 OPEN_SHARDS = 64  # files that a process keeps open
@@ -183,16 +183,10 @@ class TarSource(ClipSource):
         **others: object,
     ) -> np.ndarray:
         row = self.row(index)
-        one_pass = (others.get("interpolation") or self.interpolation) == "area" and others.get("short_side") is None
-        if not one_pass or self.index.text("kind", row) == FRAMES:
+        if not self.scales_in_one_pass(**others) or self.index.text("kind", row) == FRAMES:
             return super().read_clip(index, start, count, step, size, resize, **others)
-        with self._film(row) as film:  # as in VideoFolder, by the decoder's scaler
-            try:
-                return read_video(film, start, count, step=step, size=size, resize=resize)[0]
-            except VideoError:
-                raise
-            except UserError as error:
-                raise VideoError(film, str(error)) from error
+        with self._film(row) as film:
+            return read_scaled(film, start, count, step, size, resize)
 
     @contextmanager
     def _film(self, row: int) -> Iterator[Stretch]:
