@@ -6,8 +6,8 @@ What scripts/encode.py writes is described in `training.encoded`. The layout of 
 <name>.json   which video begins where: {"format": "lvt-codes", "size": codes per codebook, "videos": [{"id", "label",
               "first_frame", "frames"}, ...], "provenance": the videos' source, split, fingerprint and ids}
 
-While an array is made it is <name>.npy.partial, and <name>.npy.progress says how many videos it holds. The original's
-layout, which is only read, is one folder per video with one int64 .npy (C, h, w) per frame.
+A killed call goes on where it was (videodata/growing_array.py). The original's layout, which is only read, is a folder
+per video with one int64 .npy (C, h, w) per frame.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from training.config import from_dict
 from training.encoded import Encoded, is_encoded
 from training.tokenizer import Tokenizer, decode_array, video_frames
 from videodata.errors import UserError, disk_errors, said_by
-from videodata.files import lock_file, natural_key, parse_json, publish, read_json, scan_files, write_json
-from videodata.npy import allocated_array, read_array
+from videodata.files import lock_file, natural_key, parse_json, scan_files, write_json
+from videodata.growing_array import GrowingArray
+from videodata.npy import read_array
 from videodata.pixels import as_float
 
 logger = logging.getLogger(__name__)
@@ -306,50 +307,36 @@ def write_codes(
     if not videos:
         raise UserError(f"{path}: there is no video to encode")
     with lock_file(path, "writing"), disk_errors(path):
-        fill(path, videos, codes_of, made_from)
+        array = fill(path, videos, codes_of, made_from)
         entries, first = [], 0
         for name, label, frames in videos:
             entries.append(asdict(CodedVideo(name, label, first, frames)))
             first += frames
         path.with_suffix(".json").unlink(missing_ok=True)  # it may be of other codes, which are replaced now
-        publish(partial(path), path)
+        array.publish()
         facts = {"format": FORMAT, "version": 1, "size": size, "videos": entries, "provenance": provenance}
         write_json(path.with_suffix(".json"), facts)
-        progress(path).unlink(missing_ok=True)
+        array.forget()
 
 
-def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], made_from: str) -> None:
-    """Encode the videos that the partial array does not hold yet."""
-    identity = {"made_from": made_from, "videos": [list(video) for video in videos]}
-    noted = read_json(progress(path)) or {}
-    same = partial(path).exists() and {key: noted.get(key) for key in identity} == identity
-    done = noted["done"] if same else 0
+def fill(path: Path, videos: list[Listed], codes_of: Callable[[int], np.ndarray], made_from: str) -> GrowingArray:
+    """Encode the videos that the array does not hold yet."""
+    array = GrowingArray(path, {"made_from": made_from, "videos": [list(video) for video in videos]})
+    done, lengths = array.done, [frames for _, _, frames in videos]
     if done:
         logger.info("%s: %d of %d videos are there already", path, done, len(videos))
-    if not done:  # a kill after the array got its name leaves the note, which would speak of the new one
-        progress(path).unlink(missing_ok=True)
-    array = np.lib.format.open_memmap(partial(path), "r+") if done else None
-    starts = np.cumsum([0, *(frames for _, _, frames in videos)])
+    axes = (len(videos), lengths[0]) if len(set(lengths)) == 1 else (sum(lengths),)
+    starts = np.cumsum([0, *lengths])
     bar = {"desc": path.parent.name, "total": len(videos), "initial": done, "unit": "video", "disable": None}
     for number in tqdm(range(done, len(videos)), **bar):
-        values, frames = codes_of(number), videos[number][2]
+        values, frames = codes_of(number), lengths[number]
         if len(values) != frames:
             raise UserError(f"{path}: video {videos[number][0]} has {len(values)} frames in place of {frames}")
-        if array is None:
-            lengths = [frames for _, _, frames in videos]
-            axes = (len(videos), lengths[0]) if len(set(lengths)) == 1 else (sum(lengths),)
-            array = allocated_array(partial(path), np.int16, (*axes, *values.shape[1:]))
-        array.reshape(-1, *values.shape[1:])[starts[number] : starts[number] + frames] = values
+        if array.values is None:
+            array.open(np.int16, (*axes, *values.shape[1:]))
+        array.values.reshape(-1, *values.shape[1:])[starts[number] : starts[number] + frames] = values
         if number % NOTE_EVERY == NOTE_EVERY - 1 or number == len(videos) - 1:
-            array.flush()
-            write_json(progress(path), {**identity, "done": number + 1})
+            array.note(number + 1)
         if number % LOG_EVERY == LOG_EVERY - 1:
             logger.info("encoded %d of %d videos", number + 1, len(videos))
-
-
-def partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def progress(path: Path) -> Path:
-    return path.with_name(path.name + ".progress")
+    return array

@@ -12,8 +12,7 @@ A clip is a whole video for a tokenizer of single frames, of whose array any win
 video. A tokenizer with a time factor sees clips of a fixed number of frames, which follow each other in the video, and
 a window begins where a clip does. `length` is its extent in the array, `frames` and `start` that in the video.
 
-While an array is made it is <split>.npy.partial, and <split>.npy.progress says how many clips it holds: a killed call
-goes on there, and ends with the same bytes.
+A killed call goes on where it was (videodata/growing_array.py), and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -48,8 +47,9 @@ from training.tokenizer import (
 from training.writing import check_place
 from videodata.clips import ClipDataset, spread
 from videodata.errors import UserError, disk_errors, said_by
-from videodata.files import lock_file, publish, read_json, write_json
-from videodata.npy import allocated_array, read_array
+from videodata.files import lock_file, read_json, write_json
+from videodata.growing_array import GrowingArray
+from videodata.npy import read_array
 from videodata.pixels import channels_first, normalize
 from videodata.source import ClipSource
 from videodata.splits import open_split
@@ -168,13 +168,14 @@ def encode_data(
     made_from |= plan.settings
     with lock_file(path, "writing"), disk_errors(path):
         check_folder(path.parent, record)
+        array = GrowingArray(path, made_from)
         if is_finished(path, made_from):
             logger.info("%s: exists already", path)
         else:
-            fill(path, plan, tokenizer, made_from, record)
-            write_json(path.with_suffix(".json"), plan.facts(path, tokenizer, made_from))
-            publish(partial(path), path)
-        progress(path).unlink(missing_ok=True)
+            fill(array, plan, tokenizer, record)
+            write_json(path.with_suffix(".json"), plan.facts(array, tokenizer))
+            array.publish()
+        array.forget()
     return path
 
 
@@ -238,13 +239,13 @@ class Plan:
             )  # fmt: skip
             yield channels_first(frames)
 
-    def facts(self, path: Path, tokenizer: Tokenizer, made_from: dict[str, Any]) -> dict[str, Any]:
+    def facts(self, array: GrowingArray, tokenizer: Tokenizer) -> dict[str, Any]:
         """The content of <split>.json."""
         entries = [asdict(clip) for clip in self.clips]
         facts = {"format": FORMAT, "version": 1, "clips": entries, "provenance": self.provenance}
         if tokenizer.kind == "latents":
-            facts["mean"], facts["std"] = moments(read_array(partial(path)))
-        return {**facts, "made_from": made_from}
+            facts["mean"], facts["std"] = moments(array.read())
+        return {**facts, "made_from": array.made_from}
 
 
 def takes(tokenizer: Tokenizer, frames: int) -> bool:
@@ -284,30 +285,22 @@ def is_finished(path: Path, made_from: dict[str, Any]) -> bool:
     return True
 
 
-def fill(
-    path: Path, plan: Plan, tokenizer: Tokenizer, made_from: dict[str, Any], record: dict[str, Any]
-) -> None:  # fmt: skip
-    """Encode the clips that the partial array does not hold yet. record: the content of tokenizer.json."""
-    noted, total = read_json(progress(path)) or {}, len(plan.clips)
+def fill(array: GrowingArray, plan: Plan, tokenizer: Tokenizer, record: dict[str, Any]) -> None:
+    """Encode the clips that the array does not hold yet. record: the content of tokenizer.json."""
+    path, done, total = array.path, array.done, len(plan.clips)
     ends = list(accumulate(clip.length for clip in plan.clips))
-    shape, goes_on = (ends[-1], *plan.cells), partial(path).exists() and noted.get("made_from") == made_from
-    done = noted["clips"] if goes_on else 0
     # Before anything is written: what cannot be encoded leaves no folder that is closed to all other tokenizers.
     first = encode_one(plan, done, tokenizer, path) if done < total else None
     write_json(path.parent / TOKENIZER_FILE, record)
-    if goes_on:
-        array = np.lib.format.open_memmap(partial(path), "r+")
+    array.open(plan.dtype, (ends[-1], *plan.cells))
+    if done:
         logger.info("%s: %d of %d clips are there already", path, done, total)
-    else:
-        progress(path).unlink(missing_ok=True)  # of an array that has its name, or is of something else
-        array = allocated_array(partial(path), plan.dtype, shape)
     bar = {"desc": path.stem, "total": total, "initial": done, "unit": "clip", "disable": None, "leave": False}
     for number in tqdm(range(done, total), **bar):
         values = first if number == done else encode_one(plan, number, tokenizer, path)
-        array[ends[number] - plan.clips[number].length : ends[number]] = values
+        array.values[ends[number] - plan.clips[number].length : ends[number]] = values
         if number % NOTE_EVERY == NOTE_EVERY - 1 or number == total - 1:
-            array.flush()
-            write_json(progress(path), {"made_from": made_from, "clips": number + 1})
+            array.note(number + 1)
 
 
 def encode_one(plan: Plan, number: int, tokenizer: Tokenizer, path: Path) -> np.ndarray:
@@ -330,14 +323,6 @@ def moments(array: np.ndarray) -> tuple[list[float], list[float]]:
     variance = np.maximum(squares / count - (total / count) ** 2, 0)
     deviation = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
     return [float(f"{x:.6g}") for x in total / count], [float(f"{x:.6g}") for x in deviation]
-
-
-def partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def progress(path: Path) -> Path:
-    return path.with_name(path.name + ".progress")
 
 
 def encode_splits(args: argparse.Namespace) -> Iterator[str]:

@@ -6,7 +6,7 @@
                         "frames"}, ...], "made_from": {...}, "grid": [rows, columns]}
 <folder>/codebook.npy   float32 (K, D): the latents that the indices stand for
 
-While an array is made it is <split>.npy.partial, and <split>.npy.progress says how many videos it holds.
+A killed call goes on where it was (videodata/growing_array.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videodata.errors import UserError, disk_errors
-from videodata.files import lock_file, publish, read_json, write_file, write_json
+from videodata.files import lock_file, read_json, write_file, write_json
 from videodata.finite import finite
-from videodata.npy import allocated_array
+from videodata.growing_array import GrowingArray
 from videodata.pixels import to_float
 from videodata.resize import Size
 from videodata.source import ClipSource
@@ -106,48 +106,32 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
             return path
         check_neighbours(folder, projection.made_from)
         codebook = finite(projection.model.quantizer.codebook.float(), "codebook").cpu().numpy()
-        array, done = open_partial(projection, path)
-        fill(projection, path, array, done)
+        array = fill(projection, path)
         write_file(folder / "codebook.npy", lambda file: np.save(file, codebook, allow_pickle=False))
-        del array  # Windows renames no file that is mapped
         write_json(path.with_suffix(".json"), describe(projection))
-        publish(partial(path), path)
-        progress(path).unlink(missing_ok=True)
+        array.publish()
+        array.forget()
     return path
 
 
-def fill(projection: Projection, path: Path, array: np.memmap, done: int) -> None:
-    """Encode the videos that the partial array does not hold yet; the first `done` are there."""
-    flat = array.reshape(-1, *array.shape[-3:])
-    starts, total = np.cumsum([0, *projection.lengths]), len(projection.videos)
-    for number in tqdm(range(done, total), initial=done, total=total, unit="video", leave=False, disable=None):
+def fill(projection: Projection, path: Path) -> GrowingArray:
+    """Encode the videos that the array does not hold yet."""
+    array, lengths = GrowingArray(path, projection.made_from), projection.lengths
+    height, width = projection.size or projection.source.size(projection.videos[0])
+    factor, total = projection.model.downsample_factor, len(lengths)
+    axes = (total, lengths[0]) if len(set(lengths)) == 1 else (sum(lengths),)
+    array.open(np.int16, (*axes, 1, height // factor, width // factor))
+    flat, starts = array.values.reshape(-1, *array.values.shape[-3:]), np.cumsum([0, *lengths])
+    if array.done:
+        logger.info("%s: %d of %d videos are there already", path, array.done, total)
+    for number in tqdm(
+        range(array.done, total), initial=array.done, total=total, unit="video", leave=False, disable=None
+    ):
         for start, codes in projection.codes_of(projection.videos[number]):
             first = starts[number] + start
             flat[first : first + len(codes)] = codes
-        array.flush()
-        write_json(progress(path), {"videos": number + 1, "made_from": projection.made_from})
-    if done:
-        logger.info("%s: %d of %d videos were there already", path, done, len(projection.videos))
-
-
-def open_partial(projection: Projection, path: Path) -> tuple[np.memmap, int]:
-    """The array that grows, and how many videos it holds."""
-    height, width = projection.size or projection.source.size(projection.videos[0])
-    factor, lengths = projection.model.downsample_factor, projection.lengths
-    frame = (1, height // factor, width // factor)
-    shape = (len(lengths), lengths[0], *frame) if len(set(lengths)) == 1 else (sum(lengths), *frame)
-    if partial(path).exists() and progress(path).exists():
-        noted = read_json(progress(path)) or {}
-        if noted.get("made_from") != projection.made_from:
-            raise UserError(
-                f"{partial(path)}: was begun from {noted.get('made_from')}; remove it, or name another folder"
-            )
-        array = np.lib.format.open_memmap(partial(path), "r+")
-        if array.shape != shape:
-            raise UserError(f"{partial(path)}: has shape {array.shape}, not {shape}; remove it to begin again")
-        return array, noted["videos"]
-    progress(path).unlink(missing_ok=True)  # of an array that has its name: it would speak of the new one
-    return allocated_array(partial(path), np.int16, shape), 0
+        array.note(number + 1)
+    return array
 
 
 def describe(projection: Projection) -> dict[str, Any]:
@@ -178,11 +162,3 @@ def check_neighbours(folder: Path, made_from: dict[str, Any]) -> None:
         noted = (read_json(array.with_suffix(".json")) or {}).get("made_from", {})
         if noted.get("model", made_from.get("model")) != made_from.get("model"):
             raise UserError(f"{array}: holds codes of another model, {noted['model']}; name another folder")
-
-
-def partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def progress(path: Path) -> Path:
-    return path.with_name(path.name + ".progress")

@@ -74,7 +74,7 @@ def test_two_kills_at_the_worst_moments(tmp_path, monkeypatch):
                       write_json(place, facts))  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             write_codes(path, listed(lengths), codes.__getitem__, 512)
-    assert path.exists() and codes_file.progress(path).exists()
+    assert path.exists() and path.with_name("codes.npy.progress").exists()
     with pytest.raises(KeyboardInterrupt):
         write_codes(path, listed(lengths), lambda number: killed() if number else codes[0], 512)
     write_codes(path, listed(lengths), codes.__getitem__, 512)

@@ -210,6 +210,14 @@ def test_tars_that_cannot_be_used(tmp_path):
         open_source(tmp_path / "x.tar")
 
 
+def test_tars_without_videos(tmp_path):
+    """They are refused, and leave no index that would say that there are none."""
+    tarfile.open(tmp_path / "x.tar", mode="w").close()
+    with pytest.raises(UserError, match=r"hold no videos, as \.mp4"):
+        index_shards(tmp_path, workers=1)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.tar"]
+
+
 def test_members_that_are_left_out(tmp_path, capsys):
     """Links and devices are not followed; samples without a readable video are counted and named."""
     secret = tmp_path / "secret.npy"

@@ -12,7 +12,7 @@ from videodata.errors import UserError
 from videodata.shapes import Shapes
 from vqgan import VQGAN, LDMVQModel
 from vqgan.data import merge_patches, split_patches
-from vqgan.project import Projection, progress, project
+from vqgan.project import Projection, project
 
 
 class Interrupted(Exception):
@@ -66,7 +66,7 @@ def test_an_interrupted_projection_goes_on(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Projection, "encode", interrupted)
     with pytest.raises(Interrupted):
         project(projection(model), tmp_path, "train")
-    assert json.loads(progress(tmp_path / "train.npy").read_text())["videos"] == 1
+    assert json.loads((tmp_path / "train.npy.progress").read_text())["done"] == 1
     assert not (tmp_path / "train.npy").exists()
     assert project(projection(model), tmp_path, "train").read_bytes() == straight
     assert sum(calls) == 3 + 3 + 6  # all of video 1, video 2 up to the interruption, videos 2 and 3
@@ -79,7 +79,8 @@ def test_a_note_of_an_earlier_array_says_nothing_of_a_new_one(model, tmp_path, m
     """A kill leaves the note beside a finished array; when that is removed and made again, killed, and made again."""
     path = project(projection(model), tmp_path, "train")
     straight = path.read_bytes()
-    progress(path).write_text(json.dumps({"videos": 3, "made_from": projection(model).made_from}))
+    noted = {"done": 3, "made_from": projection(model).made_from}
+    path.with_name("train.npy.progress").write_text(json.dumps(noted))
     path.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(Projection, "encode", lambda *_: (_ for _ in ()).throw(Interrupted))

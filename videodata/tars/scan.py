@@ -41,6 +41,7 @@ from videodata.tars.source import open_index
 from videodata.video import VIDEO_SUFFIXES, count_frames, probe
 from videodata.video_folder import parse_name
 
+NAMED = ".mp4, .mkv, .webm, .avi"  # among others
 LONGEST_TEXT = 1 << 20  # bytes of a .txt, .cls or .json
 SAID = 20  # skipped samples that are named
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -106,10 +107,14 @@ def index_shards(
         kept, again = [], set(names)
         if old is not None and shards.names is not None:  # else the folder has the others no longer
             kept = [old.of_shard(n) for n, shard in enumerate(old.shards) if shard.name not in again]
-        _publish([*kept, *parts], target, base, work)
         samples, bad = sum(map(len, parts)), sum(part.shards[0].skipped for part in parts)
+        holds_any = bool(samples + bad + sum(map(len, kept)))
+        if holds_any:
+            _publish([*kept, *parts], target, base, work)
         del old, kept, parts  # Windows removes only what is not mapped
         shutil.rmtree(work)
+    if not holds_any:
+        raise VideoError(path, f"its tar shards hold no videos, as {NAMED} or .npy; no index was written")
     reasons = [reason for result in results for reason in result.reasons]
     summary = Summary(target, len(names), samples, bad, sum(result.was_read for result in results), reasons)
     if bad > max_bad_fraction * (samples + bad):
