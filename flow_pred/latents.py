@@ -27,9 +27,9 @@ from torch.utils.data import Dataset
 
 from flow_pred.autoencoder import build_autoencoder
 from flow_pred.config import load_config
-from training.cli import command_line
+from training.cli import command_line, dtype_name
 from training.distributed import announced, print0, resolve_device
-from training.encoded import Encoded
+from training.encoded import DTYPES, Encoded
 from training.randomness import SampleNoise
 from training.state import weights_digest
 from training.tokenizer import Tokenizer, latent_frames, tokenizer_digest
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 FRAMES_AT_ONCE = 64  # through an autoencoder, so that memory does not grow with the length of a roll-out
 FORMAT = "flow-latents"
 BLOCK = 64  # frames encoded at a time
-DTYPES = ("float16", "float32")
 LATENTS = "latents of the autoencoder"
 
 
@@ -223,7 +222,7 @@ def encode_latents(
     *,
     size: int,
     short_side: int | None = None,
-    dtype: str = "float16",
+    dtype: str = "fp16",
     device: torch.device | str = "cpu",
     most: int | None = None,
 ) -> Path:
@@ -231,6 +230,7 @@ def encode_latents(
 
     most: videos of the split, evenly spread over it; None: all.
     """
+    dtype = dtype_name(dtype)
     if dtype not in DTYPES:
         raise UserError(f"dtype of cached latents must be one of {', '.join(DTYPES)}, found {dtype!r}")
     source, videos = open_split(data, split)
@@ -246,11 +246,11 @@ def encode_latents(
             for frames in blocks(source, video, size, short_side):
                 latents = finite(autoencoder.encode(normalize(frames.to(device))), f"{LATENTS} of {source.id(video)}")
                 moments.add(latents)
-                values = as_stored(latents, dtype)
+                values = as_stored(latents, DTYPES[dtype])
                 # at first for all frames: better now than after hours
                 check_room(path, values[0].nbytes * (int(offsets[-1]) if done == 0 else len(values)), SMALL_CACHE_BYTES)
                 if done == 0:
-                    file.create_dataset("latents", (int(offsets[-1]), *values.shape[1:]), dtype)
+                    file.create_dataset("latents", (int(offsets[-1]), *values.shape[1:]), DTYPES[dtype])
                 file["latents"][done : done + len(values)] = values
                 done += len(values)
         file["offset"] = offsets
@@ -271,11 +271,11 @@ def encode_latents(
     return path
 
 
-def as_stored(latents: Tensor, dtype: str) -> np.ndarray:
+def as_stored(latents: Tensor, dtype: type) -> np.ndarray:
     """Latents as they go to the disk. Raises UserError for those that are too large for the type."""
     values = latents.float().cpu()
-    if values.abs().max() > torch.finfo(getattr(torch, dtype)).max:
-        raise UserError(f"{LATENTS}: up to {values.abs().max():.3g}, too large for {dtype}; use --dtype float32")
+    if values.abs().max() > np.finfo(dtype).max:
+        raise UserError(f"{LATENTS}: up to {values.abs().max():.3g}, too large for {dtype.__name__}; use --dtype fp32")
     return values.numpy().astype(dtype)
 
 
@@ -314,7 +314,7 @@ class LatentClips(Dataset):
 
     def _check(self, dtype: np.dtype, texts: dict[str, list[str]]) -> None:
         """Raise ValueError or KeyError where the file does not say of its latents what it must."""
-        if dtype.name not in DTYPES or len(self.shape) != 3:
+        if dtype not in DTYPES.values() or len(self.shape) != 3:
             raise ValueError(f"its latents are {dtype} {self.shape}")
         if any(len(entries) != len(self._lengths) for entries in texts.values()):
             raise ValueError(f"its texts are not of {len(self._lengths)} videos")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, positive_int, run
+from training.cli import dtype_name, make_parser, positive_int, run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frames", type=positive_int, help="of a clip (default: whole videos; 16 or 17 where time is compressed)")
     add("--stride", type=positive_int, default=1, help="frames of the video from one frame of a clip to the next")
     add("--max-videos", type=positive_int, help="of each part at most, evenly spread (default: all)")
-    add("--dtype", choices=("float16", "float32"), default="float16", help="of latents")
+    add("--dtype", type=dtype_name, choices=("fp16", "fp32"), default="fp16", help="of latents")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
 

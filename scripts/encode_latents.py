@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import make_parser, positive_int, run
+from training.cli import dtype_name, make_parser, positive_int, run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,7 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--splits", nargs="+", choices=("train", "val", "test"), default=["train", "val"], help="parts of the data"
     )
     parser.add_argument("--max-videos", type=positive_int, help="of each part at most, evenly spread (default: all)")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored latents")
+    parser.add_argument(
+        "--dtype", type=dtype_name, choices=("fp16", "fp32"), default="fp16", help="of the stored latents"
+    )
     parser.add_argument("--autoencoder", "--vqvae-path", help="its checkpoint, in place of autoencoder.ckpt_path")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the configuration")

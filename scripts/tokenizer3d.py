@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python scripts/...` finds the packages
 
-from training.cli import HelpFormatter, make_parser, number, positive_int, run
+from training.cli import HelpFormatter, dtype_name, make_parser, number, positive_int, run
 
 if TYPE_CHECKING:
     from tokenizer3d import Tokenizer3D
@@ -47,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
         part.add_argument("--step_latents", type=positive_int, default=1, help="latents at a time: more memory, faster")
         part.add_argument("--tile", type=positive_int, help="side of exact tiles in latents, for large frames")
         if name == "encode":
-            part.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of stored latents")
+            part.add_argument(
+                "--dtype", type=dtype_name, choices=("fp32", "fp16", "bf16"), default="fp32", help="of stored latents"
+            )
         else:
             part.add_argument(
                 "--quality", type=number(int, 0, 51), default=6, help="rate factor of H.264; lower: better"

@@ -51,6 +51,7 @@ WORKER_DIED = "a DataLoader worker died, probably for lack of memory; use fewer 
 
 
 CHECKPOINTS = ("checkpoint", "ckpt_f")  # flags that take a trained model by its name
+DTYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)+")  # lvt-digits
 
 
@@ -116,6 +117,11 @@ def make_parser(description: str, **options: Any) -> Parser:
 OF_NO_INTEREST = 10**8  # as an upper limit
 MOST_BYTES = 10**15
 LARGEST_INT = 2**31 - 1  # of a count: more is a slip of the finger, and overflows somewhere inside
+
+
+def dtype_name(text: str) -> str:
+    """fp32, fp16 or bf16, also called float32, float16 or bfloat16; for argparse."""
+    return DTYPE_NAMES.get(text, text)
 
 
 def number(kind: type, least: float, most: float | None = None, above: bool = False) -> Callable[[str], Any]:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.cli import command_line
+from training.cli import command_line, dtype_name
 from training.config import from_dict
 from training.distributed import announced, resolve_device
 from training.tokenizer import (
@@ -61,7 +61,7 @@ BLOCK = 64  # frames that are read and encoded at a time by a tokenizer of singl
 CLIP_FRAMES = 16  # of a clip for a tokenizer with a time factor; or the next larger number that it takes
 NOTE_EVERY = 20  # clips between notes of the progress
 INTEGERS = (np.uint8, np.uint16, np.int32)
-DTYPES = ("float16", "float32")
+DTYPES = {"fp16": np.float16, "fp32": np.float32}  # of latents
 ENCODE = "encode the data again with scripts/encode.py"
 
 
@@ -146,7 +146,7 @@ def encode_data(
     frames: int | None = None,
     stride: int = 1,
     short_side: int | None = None,
-    dtype: str = "float16",
+    dtype: str = "fp16",
     device: torch.device | str = "cpu",
     most: int | None = None,
 ) -> Path:
@@ -157,6 +157,7 @@ def encode_data(
     of a clip to the next. dtype: of latents. most: videos of the split, evenly spread over it; None: all. Raises
     UserError, also where the folder holds something else.
     """
+    dtype = dtype_name(dtype)
     if dtype not in DTYPES:
         raise UserError(f"latents are stored as {' or '.join(DTYPES)}, found {dtype!r}")
     named = name if isinstance(name, TokenizerName) else tokenizer_name(name)
@@ -222,11 +223,12 @@ class Plan:
         provenance = opened.provenance(every_id=True)
         places = dict(zip(dict.fromkeys(videos), provenance["ids"], strict=True))
         provenance["ids"] = [places[video] for video in videos]
+        stored = DTYPES[dtype]
         if tokenizer.kind == "codes":
-            dtype = next(kind for kind in INTEGERS if tokenizer.size - 1 <= np.iinfo(kind).max)
+            stored = next(kind for kind in INTEGERS if tokenizer.size - 1 <= np.iinfo(kind).max)
         settings = {"size": size, "short_side": short_side, "frames": frames, "stride": stride, "clips": len(clips)}
-        settings["dtype"] = np.dtype(dtype).name
-        return cls(source, videos, clips, shape[1:], np.dtype(dtype), provenance, settings)
+        settings["dtype"] = np.dtype(stored).name
+        return cls(source, videos, clips, shape[1:], np.dtype(stored), provenance, settings)
 
     def pixels(self, clip: int) -> Iterator[Tensor]:
         """A clip uint8 (3, T, H, W), or pieces of it where each frame is encoded by itself anyway."""
@@ -310,7 +312,7 @@ def encode_one(plan: Plan, number: int, tokenizer: Tokenizer, path: Path) -> np.
     values = torch.cat(parts)
     if tokenizer.kind == "latents" and values.abs().max() > np.finfo(plan.dtype).max:
         most = float(values.abs().max())
-        raise UserError(f"{path}: latents up to {most:.3g}, too large for {plan.dtype}; use --dtype float32")
+        raise UserError(f"{path}: latents up to {most:.3g}, too large for {plan.dtype}; use --dtype fp32")
     return values.numpy().astype(plan.dtype)
 
 

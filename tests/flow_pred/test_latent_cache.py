@@ -21,7 +21,7 @@ def autoencoder():
     return build_autoencoder(TINY)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("fp16", 2e-3)])
 def test_cached_latents_are_those_of_the_frames(tmp_path, autoencoder, dtype, tolerance):
     """A window of the cache equals the encoded window of the pictures, also with a stride."""
     encode_latents(autoencoder, DATA, "train", tmp_path, size=16, dtype=dtype)

@@ -39,7 +39,7 @@ def contents(folder):
 def test_the_array_is_what_the_tokenizer_makes_of_each_video(stored, tmp_path, kind):
     """In the smallest type, with ids, labels, provenance and moments beside it."""
     count = 5 if kind in ("kl", "fsq") else 8
-    path = encode_data(stored[kind], DATA, "train", tmp_path, size=SIDE, dtype="float32", frames=count)
+    path = encode_data(stored[kind], DATA, "train", tmp_path, size=SIDE, dtype="fp32", frames=count)
     found, tokenizer = Encoded(path), open_tokenizer(tmp_path)
     source, videos = open_split(DATA, "train")
     clip = to_float(source.read_clip(videos[3], 0, count, 1, (SIDE, SIDE)))[None]
@@ -69,7 +69,7 @@ def test_whole_videos_and_clips(stored, tmp_path):
 
 
 def test_a_stride_leaves_out_frames(stored, tmp_path):
-    path = encode_data("identity", DATA, "val", tmp_path, size=SIDE, frames=3, stride=2, dtype="float32")
+    path = encode_data("identity", DATA, "val", tmp_path, size=SIDE, frames=3, stride=2, dtype="fp32")
     source, videos = open_split(DATA, "val")
     clip = to_float(source.read_clip(videos[0], 0, 3, 2, (SIDE, SIDE)))
     np.testing.assert_allclose(Encoded(path).read(0), clip.movedim(0, -1).numpy(), atol=1e-6)
@@ -173,7 +173,7 @@ def test_latents_that_do_not_fit_their_type_are_refused(tmp_path, monkeypatch):
     tokenizer = open_tokenizer("identity")
     monkeypatch.setattr(tokenizer, "encode_frames", lambda frames: frames * 1e6)
     monkeypatch.setattr(encoded, "open_tokenizer", lambda *others: tokenizer)
-    with pytest.raises(UserError, match="too large for float16; use --dtype float32"):
+    with pytest.raises(UserError, match="too large for float16; use --dtype fp32"):
         encode_data("identity", DATA, "val", tmp_path / "new", size=SIDE)
     assert not (tmp_path / "new").exists()  # whose tokenizer.json would keep every other tokenizer out
 
