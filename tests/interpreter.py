@@ -1,6 +1,6 @@
 """Scripts as the interpreter runs them, in processes that are forked and so have the large libraries already.
 
-A new interpreter spends seconds on importing torch; `forked_python` is a `python` for shells that does not.
+A new interpreter spends seconds on importing torch; `python_for_shells` is a `python` for shells that does not.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ def interpret(words: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def forked_python() -> Iterator[Path]:
-    """A folder for the PATH, with a `python` that forks from this process as it is now."""
+def python_for_shells() -> Iterator[Path]:
+    """The path of a program `python`: one that forks from this process as it is now, where there are forks."""
+    if not hasattr(os, "fork"):
+        yield Path(sys.executable)
+        return
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
         address, program = f"{folder}/socket", Path(folder, "python")
         listening.bind(address)
@@ -82,7 +85,7 @@ def forked_python() -> Iterator[Path]:
             _serve(listening, waiting)
         os.close(waiting)
         try:
-            yield Path(folder)
+            yield program
         finally:
             os.close(alive)  # which ends the server, as the end of this process does
             os.waitpid(server, 0)

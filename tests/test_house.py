@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interpreter import forked_python, interpret
+from tests.interpreter import interpret, python_for_shells
 from training.cli import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,18 +213,18 @@ def checkout(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def programs():
-    """A folder with the `python` of the blocks: a forked one where there are forks."""
-    with forked_python() if hasattr(os, "fork") else contextlib.nullcontext(Path(sys.executable).parent) as folder:
-        yield folder
+def python():
+    """The `python` of the blocks."""
+    with python_for_shells() as program:
+        yield program
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if quick_blocks(page)], ids=lambda page: page.name)
-def test_quick_blocks_run_as_pasted(page, tmp_path, checkout, programs):
+def test_quick_blocks_run_as_pasted(page, tmp_path, checkout, python):
     """In order, in a checkout that holds nothing else."""
     shutil.copytree(checkout, tmp_path, dirs_exist_ok=True)
-    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(python.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     for block in quick_blocks(page):
         run = subprocess.run(
             ["bash", "-e", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False,

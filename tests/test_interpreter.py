@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.interpreter import forked_python
+from tests.interpreter import python_for_shells
 
 SCRIPT = """
 import os, sys
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.posix
 
 @pytest.fixture(scope="module")
 def python():
-    with forked_python() as folder:
-        yield folder / "python"
+    with python_for_shells() as program:
+        yield program
 
 
 def run(program, *words, **options):

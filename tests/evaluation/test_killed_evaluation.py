@@ -5,18 +5,21 @@ processes.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from evaluation.protocols import named
 from scripts import evaluate, train_flow_autoencoder, train_flow_pred
+from tests.training.two_machines import free_port
 from tests.videodata.miniatures import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +39,6 @@ COMMAND = [
     *("--samples", "3", "--allow_random_features", "--force", "--batch_size", "1", "--device", "cpu"),
     *("--feature_cache", "none", "--out", "result.json"),
 ]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of more threads differ in the last bit
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +71,26 @@ def taken(folder: Path) -> bytes:
     return content
 
 
+def start(**environment: str) -> BaseProcess:
+    """The command in a forked process, with more variables in its environment."""
+
+    def command() -> None:
+        os.environ.update(environment)
+        evaluate.main(COMMAND)
+
+    process = multiprocessing.get_context("fork").Process(target=command)
+    process.start()
+    return process
+
+
 def killed_after(batches: int, folder: Path) -> None:
     """Run the command until it has kept so many batches, and kill it."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *COMMAND], cwd=folder,
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while process.poll() is None and len(list(folder.glob("result.json.*.partial/*.pt"))) < batches:
+    process = start()
+    while process.is_alive() and len(list(folder.glob("result.json.*.partial/*.pt"))) < batches:
         time.sleep(0.005)
     process.kill()
-    assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it was done before it could be killed"
 
 
 @pytest.mark.posix
@@ -121,12 +133,16 @@ def test_stopped_by_a_signal_it_says_that_the_same_command_goes_on(workplace):
 
 
 @pytest.mark.posix
-def test_two_processes_give_the_same_file(workplace, whole):
-    """Under torchrun: all but the number of processes, and the last bits of sums whose order is another."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = [*torchrun, str(ROOT / "scripts" / "evaluate.py"), *COMMAND]
-    ran = subprocess.run(command, cwd=workplace, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+def test_two_processes_give_the_same_file(workplace, whole, monkeypatch):
+    """Started as torchrun starts them: all but the number of processes, and the last bits of sums whose order is
+    another.
+    """
+    monkeypatch.chdir(workplace)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = [start(**shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
     one, two = json.loads(whole), json.loads(taken(workplace))
     assert (one["details"].pop("processes"), two["details"].pop("processes")) == (1, 2)
     for mine, other in zip(one["scores"], two["scores"], strict=True):
