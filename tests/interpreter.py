@@ -39,8 +39,9 @@ def interpret(words: list[str]) -> int:
 
     None of the project is imported before, and its folder is on the path only where the interpreter puts it there.
     """
-    for name in [name for name in sys.modules if name.split(".")[0] in PROJECT]:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in PROJECT or str(getattr(module, "__file__", "")).startswith(f"{ROOT / 'vvae'}/"):
+            del sys.modules[name]  # vvae's sources are known by short names, too
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
     try:
         if words[0] == "-c":

@@ -12,14 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from evaluation.protocols import named
 from scripts import evaluate, train_flow_autoencoder, train_flow_pred
-from tests.training.two_machines import free_port
+from tests.training import processes
 from tests.videodata.miniatures import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,21 +70,10 @@ def taken(folder: Path) -> bytes:
     return content
 
 
-def start(**environment: str) -> BaseProcess:
-    """The command in a forked process, with more variables in its environment."""
-
-    def command() -> None:
-        os.environ.update(environment)
-        evaluate.main(COMMAND)
-
-    process = multiprocessing.get_context("fork").Process(target=command)
-    process.start()
-    return process
-
-
 def killed_after(batches: int, folder: Path) -> None:
     """Run the command until it has kept so many batches, and kill it."""
-    process = start()
+    process = multiprocessing.get_context("fork").Process(target=evaluate.main, args=(COMMAND,))
+    process.start()
     while process.is_alive() and len(list(folder.glob("result.json.*.partial/*.pt"))) < batches:
         time.sleep(0.005)
     process.kill()
@@ -138,11 +126,7 @@ def test_two_processes_give_the_same_file(workplace, whole, monkeypatch):
     another.
     """
     monkeypatch.chdir(workplace)
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    both = [start(**shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
+    assert processes.launched(evaluate.main, 2, COMMAND) == [0, 0]
     one, two = json.loads(whole), json.loads(taken(workplace))
     assert (one["details"].pop("processes"), two["details"].pop("processes")) == (1, 2)
     for mine, other in zip(one["scores"], two["scores"], strict=True):
