@@ -9,7 +9,7 @@ demo: $(VENV)/runtime.installed
 	$(BIN)/python -m scripts.demo $(if $(DATA),--data "$(DATA)") $(if $(EFFORT),--effort $(EFFORT))
 
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

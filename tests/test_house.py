@@ -1,17 +1,16 @@
 """Rules that hold for the whole repository: who may import whom, sizes, safe loading, and a README that is true."""
 
 import ast
+import compileall
 import contextlib
 import importlib
 import io
 import multiprocessing
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-import traceback
 from datetime import date
 from functools import cache
 from multiprocessing.connection import Connection
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interpreter import interpret, python_for_shells
 from training.cli import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,31 +146,16 @@ def help_text(script: str, subcommand: str = "") -> str:
 
 
 def run_script(sender: Connection, script: str, arguments: list[str]) -> None:
-    """Run a script, or `-m module`, as the interpreter would: its folder on the path, none of the project imported.
+    """Run a script, or `-m module`, in the forked process.
 
     Its help must come without torch, whose import takes seconds, so there is none here.
     """
     if not script.startswith(("-m pytest", "benchmarks/")):  # these are no scripts of the users
         sys.modules["torch"] = None
-    for name in [name for name in sys.modules if name.split(".")[0] in {*PACKAGES, "scripts", "tests"}]:
-        del sys.modules[name]
     os.chdir(ROOT)
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
-    status, printed, errors = "no status", io.StringIO(), io.StringIO()
+    printed, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
-        try:
-            if script.startswith("-m "):
-                sys.path.insert(0, str(ROOT))
-                sys.argv = [script, *arguments]
-                runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
-            else:
-                sys.path.insert(0, str((ROOT / script).parent))
-                sys.argv = [script, *arguments]
-                runpy.run_path(script, run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code or 0
-        except BaseException:  # noqa: BLE001
-            errors.write(traceback.format_exc())
+        status = interpret([*script.split(), *arguments])
     sender.send((status, printed.getvalue(), errors.getvalue()))
 
 
@@ -214,16 +199,32 @@ def quick_blocks(page: Path) -> list[str]:
     return re.findall(r"<!-- run by the tests -->\n```bash\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if quick_blocks(page)], ids=lambda page: page.name)
-def test_quick_blocks_run_as_pasted(page, tmp_path):
-    """In order, in a checkout that holds nothing else."""
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """What git knows, without the tests; compiled once for all processes that run it."""
+    folder = tmp_path_factory.mktemp("checkout")
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in names:
         if name and not name.startswith("tests/") and (ROOT / name).is_file():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, tmp_path / name)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    assert compileall.compile_dir(folder, quiet=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python():
+    """The `python` of the blocks."""
+    with python_for_shells() as program:
+        yield program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if quick_blocks(page)], ids=lambda page: page.name)
+def test_quick_blocks_run_as_pasted(page, tmp_path, checkout, python):
+    """In order, in a checkout that holds nothing else."""
+    shutil.copytree(checkout, tmp_path, dirs_exist_ok=True)
+    path = os.pathsep.join([str(python.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     for block in quick_blocks(page):
         run = subprocess.run(
             ["bash", "-e", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -35,16 +35,16 @@ GIVEN = {"kl": 5, "fsq": 5, "vvae": 8}  # 2 of the others
 SETTINGS = {"fsq": ",codebooks=2"}  # beside the folder of a tokenizer
 CODES = ("vqgan", "ldm", "lvt-vqvae", "fsq")
 LATENTS = ("vqgan", "ldm", "vvae", "ours", "identity", "kl")
-FAST = {
-    *(("fsq", "causal"), ("lvt-vqvae", "causal"), ("vqgan", "masked")),
-    *(("vvae", "river"), ("ours", "river"), ("kl", "sde")),
+ALWAYS = {  # each tokenizer with one generator, each generator with two or more tokenizers
+    *(("fsq", "causal"), ("lvt-vqvae", "causal"), ("vqgan", "masked"), ("ldm", "masked")),
+    *(("vvae", "river"), ("ours", "river"), ("ldm", "river"), ("kl", "sde"), ("vqgan", "sde"), ("identity", "sde")),
 }
 
 
 def pairs(tokenizers, generators):
-    """All of them; those that are not among the fast ones are slow."""
+    """All of them, those that are not tested in any case as exhaustive."""
     found = [(tokenizer, generator) for tokenizer in tokenizers for generator in generators]
-    return [pair if pair in FAST else pytest.param(*pair, marks=pytest.mark.slow) for pair in found]
+    return [pair if pair in ALWAYS else pytest.param(*pair, marks=pytest.mark.exhaustive) for pair in found]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,9 @@ def test_a_predictor_over_the_latents_of_any_tokenizer(stored, tmp_path, kind, p
     sampled_and_scored(run, predictor, kind, tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "predictor"), [("kl", "river"), pytest.param("vvae", "sde", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kind", "predictor"), [("kl", "river"), pytest.param("vvae", "sde", marks=pytest.mark.exhaustive)]
+)
 def test_a_predictor_over_pictures_encodes_whole_clips(stored, tmp_path, kind, predictor):
     """Of the same data it sees the same latents as one that reads them from the disk: the same weights come out."""
     latents = encoded(stored, kind, "latents", tmp_path / "latents")

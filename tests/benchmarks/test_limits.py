@@ -6,12 +6,12 @@ import pytest
 
 from benchmarks import limits
 
-FAST = ("lvt decoding", "river tiny step")
+ALWAYS = ("river tiny step",)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", [path if path in FAST else pytest.param(path, marks=pytest.mark.exhaustive) for path in limits.PATHS]
+    "path", [path if path in ALWAYS else pytest.param(path, marks=pytest.mark.exhaustive) for path in limits.PATHS]
 )
 def test_every_path_is_measured(tmp_path, capsys, path):
     """With its arithmetic or its least; nothing is faster than its limit but for the noise of a short measurement."""

@@ -5,6 +5,7 @@ processes.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from evaluation.protocols import named
 from scripts import evaluate, train_flow_autoencoder, train_flow_pred
+from tests.training import processes
 from tests.videodata.miniatures import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +38,6 @@ COMMAND = [
     *("--samples", "3", "--allow_random_features", "--force", "--batch_size", "1", "--device", "cpu"),
     *("--feature_cache", "none", "--out", "result.json"),
 ]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of more threads differ in the last bit
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +72,13 @@ def taken(folder: Path) -> bytes:
 
 def killed_after(batches: int, folder: Path) -> None:
     """Run the command until it has kept so many batches, and kill it."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *COMMAND], cwd=folder,
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while process.poll() is None and len(list(folder.glob("result.json.*.partial/*.pt"))) < batches:
+    process = multiprocessing.get_context("fork").Process(target=evaluate.main, args=(COMMAND,))
+    process.start()
+    while process.is_alive() and len(list(folder.glob("result.json.*.partial/*.pt"))) < batches:
         time.sleep(0.005)
     process.kill()
-    assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it was done before it could be killed"
 
 
 @pytest.mark.posix
@@ -121,12 +121,12 @@ def test_stopped_by_a_signal_it_says_that_the_same_command_goes_on(workplace):
 
 
 @pytest.mark.posix
-def test_two_processes_give_the_same_file(workplace, whole):
-    """Under torchrun: all but the number of processes, and the last bits of sums whose order is another."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = [*torchrun, str(ROOT / "scripts" / "evaluate.py"), *COMMAND]
-    ran = subprocess.run(command, cwd=workplace, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+def test_two_processes_give_the_same_file(workplace, whole, monkeypatch):
+    """Started as torchrun starts them: all but the number of processes, and the last bits of sums whose order is
+    another.
+    """
+    monkeypatch.chdir(workplace)
+    assert processes.launched(evaluate.main, 2, COMMAND) == [0, 0]
     one, two = json.loads(whole), json.loads(taken(workplace))
     assert (one["details"].pop("processes"), two["details"].pop("processes")) == (1, 2)
     for mine, other in zip(one["scores"], two["scores"], strict=True):

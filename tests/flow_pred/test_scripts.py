@@ -90,8 +90,14 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
         command("train_flow_pred.py", *arguments, *small)
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["pictures", "latents"])
-@pytest.mark.parametrize("texts", [False, True], ids=["classes", "texts"])
+@pytest.mark.parametrize(
+    ("texts", "cached"),
+    [
+        *((False, True), (True, False)),
+        *(pytest.param(*both, marks=pytest.mark.exhaustive) for both in ((False, False), (True, True))),
+    ],
+    ids=["classes-latents", "texts-pictures", "classes-pictures", "texts-latents"],
+)
 def test_river_is_trained_and_asked_by_class(tmp_path, capsys, cached, texts):
     """The classes are the data's, by a table or by cached embeddings of their names; flags ask for one of them."""
     config, folder = tmp_path / "tiny_river.yaml", tmp_path / "texts"

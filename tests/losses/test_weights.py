@@ -1,12 +1,9 @@
 import hashlib
 import http.server
 import socket
-import subprocess
-import sys
 import threading
 import urllib.request
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from losses.perceptual import FeatureNetwork
 from losses.weights import WEIGHT_FILES, find_lpips_heads, find_weights, read_state_dict
 from videodata.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 CONTENT = b"made-up weights" * 100
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
@@ -135,19 +131,18 @@ def test_without_network_one_line_says_what_is_needed(entry, monkeypatch, tmp_pa
             assert part in line
 
 
-@pytest.mark.slow
-def test_processes_that_start_together_download_once(entry, server, tmp_path):
+@pytest.mark.posix
+def test_processes_that_start_together_download_once(entry, server, monkeypatch):
     """Two processes that need the same missing file: one fetches it, the other waits for it."""
     folder, url, requests = server
     (folder / entry.filename).write_bytes(CONTENT)
-    code = (
-        "from dataclasses import replace; from losses.weights import WEIGHT_FILES, find_weights;"
-        f"WEIGHT_FILES['x'] = replace(WEIGHT_FILES['vgg16'], filename='made-up.pth', url='{url}/made-up.pth',"
-        f" sha256='{DIGEST}'); print(find_weights('x'))"
-    )
-    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [run.communicate()[1].decode() for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors
+    monkeypatch.setitem(WEIGHT_FILES, "x", replace(entry, url=f"{url}/{entry.filename}", sha256=DIGEST))
+    both = [torch.multiprocessing.get_context("fork").Process(target=find_weights, args=("x",)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
     assert len(requests) == 1
 
 

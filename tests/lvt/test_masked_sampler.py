@@ -3,9 +3,6 @@
 import itertools
 import logging
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from lvt.subscale import put_slice, slice_ids, take_slices
 from tests.lvt.masked_toys import rule_of_joint, toy_model
 from tests.lvt.test_generate import STRIDES
 from tests.lvt.test_masked import joint_of, masked_model
+from tests.training import processes
 from training.randomness import derive_seed
 from videodata.errors import UserError
 
@@ -105,17 +103,13 @@ def test_a_sample_depends_on_its_own_seed_alone(name, order):
     assert (generate_codes(model, codes, 2, seeds=[1, 2, 3, 4]) != together)[:, :, 2:].float().mean() > 0.2
 
 
-COMPILED = """
-import torch
-from lvt.generate import generate_codes
-from tests.lvt.test_masked_sampler import masked_model, random_codes
-compiler = torch.compile
-torch.compile = lambda function, **options: compiler(function, backend="eager", **options)
-model, clip = masked_model("single-frame", {"STEPS": 4})
-codes = random_codes(clip)
-plain, compiled = (generate_codes(model, codes, 6, seeds=[1, 2], compiled=way) for way in (False, True))
-assert torch.equal(plain, compiled)
-"""
+def codes_with_and_without_compiler():
+    compiler = torch.compile
+    torch.compile = lambda function, **options: compiler(function, backend="eager", **options)
+    model, clip = masked_model("single-frame", {"STEPS": 4})
+    codes = random_codes(clip)
+    plain, compiled = (generate_codes(model, codes, 6, seeds=[1, 2], compiled=way) for way in (False, True))
+    assert torch.equal(plain, compiled)
 
 
 @pytest.mark.slow
@@ -123,7 +117,7 @@ def test_a_compiled_decoder_gives_the_same_codes():
     """Traced, and run without the code generator, which takes a minute. In a process of its own: the compiler starts
     threads, after which no process can be forked that computes gradients.
     """
-    subprocess.run([sys.executable, "-c", COMPILED], cwd=Path(__file__).resolve().parents[2], check=True)
+    assert processes.status_of(codes_with_and_without_compiler) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,10 +43,10 @@ class TestMaskedTransformer(ModelContract):
 
     checkpointing_override = {"MODEL.GRADIENT_CHECKPOINTING": True}
 
-    @pytest.fixture(autouse=True)
-    def folder(self, tmp_path):
-        self.path = tmp_path / "codes.npy"
-        write_random_codes(self.path)
+    @pytest.fixture(autouse=True, scope="class")
+    def codes(self, request, tmp_path_factory):
+        request.cls.path = tmp_path_factory.mktemp("codes") / "codes.npy"
+        write_random_codes(request.cls.path)
 
     def build_recipe(self, **overrides):
         config = tiny("VT_masked_tiny.yaml", SIZES, **overrides)

@@ -1,9 +1,5 @@
 """Any window, in any batch, gives the clips that one position after the other gives."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,6 +9,7 @@ from lvt.predictive_sampler import PredictiveSampler, paying_window
 from lvt.sampling import SamplingRule
 from tests.lvt.test_classes import CLASSES
 from tests.lvt.test_generate import STRIDES, random_model
+from tests.training import processes
 from videodata.errors import UserError
 
 WHOLE = {  # attention blocks as wide and high as the slice, as in the published configurations: windows of any length
@@ -136,17 +133,15 @@ def test_windows_end_with_their_block():
     assert paying_window(1) > paying_window(1000) == 1
 
 
-COMPILED = """
-import torch
-from lvt.generate import generate_codes
-from tests.lvt.test_predictive_sampler import model_of
-compiler = torch.compile
-torch.compile = lambda function, **options: compiler(function, backend="eager", **options)
-model, codes = model_of("whole, several frames")
-for window in (1, 5):
-    made = [generate_codes(model, codes[:2], 7, seeds=[1, 2], compiled=way, at_once=window) for way in (False, True)]
-    assert torch.equal(*made)
-"""
+def codes_with_and_without_compiler():
+    compiler = torch.compile
+    torch.compile = lambda function, **options: compiler(function, backend="eager", **options)
+    model, codes = model_of("whole, several frames")
+    for window in (1, 5):
+        made = [
+            generate_codes(model, codes[:2], 7, seeds=[1, 2], compiled=way, at_once=window) for way in (False, True)
+        ]
+        assert torch.equal(*made)
 
 
 @pytest.mark.slow
@@ -154,7 +149,7 @@ def test_a_compiled_call_gives_the_same_codes():
     """Traced, and run without the code generator, which takes a minute; in a process of its own, because the compiler
     starts threads.
     """
-    subprocess.run([sys.executable, "-c", COMPILED], cwd=Path(__file__).resolve().parents[2], check=True)
+    assert processes.status_of(codes_with_and_without_compiler) == 0
 
 
 def test_autocast():

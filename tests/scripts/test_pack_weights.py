@@ -128,14 +128,31 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What puts the runs of a training into the working directory and gives its parts; each is trained once."""
+    done = {}
+
+    def runs_of(train):
+        if train not in done:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(tmp_path_factory.mktemp("trained"))
+                done[train] = Path("runs").absolute(), train()
+        runs, parts = done[train]
+        shutil.copytree(runs, "runs")
+        return parts
+
+    return runs_of
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_a_packed_model_is_the_model_that_was_trained(folder, name):
+def test_a_packed_model_is_the_model_that_was_trained(folder, trained, name):
     """Under its name, without its run folders: the same scores, and none of the clips trained on; in half precision
     nearly the same.
     """
     model, train, flags = KINDS[name]
-    parts = train()
+    parts = trained(train)
     expected = scores(next(iter(parts.values())), model, *flags, *sde_flags(parts))[1]
     pack(name, parts, "--dtype", "fp32", "--evaluation", "report.json", "--command", "make it", "--cpu_seconds", 7)
     half = folder / "weights" / "half.safetensors"
@@ -163,10 +180,10 @@ def sde_flags(parts):
 
 
 @pytest.mark.slow
-def test_generation_takes_a_name(folder):
+def test_generation_takes_a_name(folder, trained):
     """Continuations of the transformer and of both predictors, without their run folders."""
     for name in ("lvt-test", "river-test", "sde-test"):
-        pack(name, KINDS[name][1]())
+        pack(name, trained(KINDS[name][1]))
         shutil.rmtree("runs")
     call("scripts.generate_videos", "--checkpoint", "lvt-test", "--given", 0, "--samples", 2, "--out", "lvt")
     assert {"video.mp4", "sample_1"} <= {path.name for path in Path("lvt").iterdir()}
@@ -178,9 +195,9 @@ def test_generation_takes_a_name(folder):
 
 
 @pytest.mark.slow
-def test_the_second_stage_of_a_video_vae_comes_with_it(folder):
+def test_the_second_stage_of_a_video_vae_comes_with_it(folder, trained):
     """Its run lies inside that of the first; samples are the same as from the run folder."""
-    train_video_vae()
+    trained(train_video_vae)
     small = ["--width", 8, "--depth", 1, "--heads", 2, "--batch_size", 4, "--warmup_steps", 0, "--device", "cpu"]
     call("scripts.train_video_vae_prior", "--checkpoint", "runs/vae", "--steps", 2, *small)
     words = ["--prior", "flow", "--num_samples", 2, "--only", "samples", "--out"]
@@ -192,11 +209,11 @@ def test_the_second_stage_of_a_video_vae_comes_with_it(folder):
 
 
 @pytest.mark.slow
-def test_what_can_be_wrong_is_one_line(folder, monkeypatch):
+def test_what_can_be_wrong_is_one_line(folder, trained, monkeypatch):
     """Names that nobody knows, files of something else, parts that are missing, files that are too large."""
     with pytest.raises(UserError, match=r"vae-tset: no such file, and .*weights/; there are none"):
         scores("vae-tset", "video_vae")
-    parts = train_river()
+    parts = trained(train_river)
     with pytest.raises(UserError, match=re.escape("names the run runs/shapes_run-autoencoder: give it as a part")):
         pack("river-test", {"river": parts["river"]})
     with pytest.raises(UserError, match="lower-case"):

@@ -8,7 +8,8 @@ import pytest
 
 from scripts import evaluate, prepare_data
 from tests.conftest import ROOT
-from tests.training.two_machines import Agent, free_port, machines, meeting
+from tests.training.processes import free_port
+from tests.training.two_machines import Agent, machines, meeting
 from tests.videodata.local_ray import local_ray
 from tests.videodata.range_server import range_server
 from videodata.tars.source import TarSource

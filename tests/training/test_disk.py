@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.training import faults
+from tests.training import faults, processes
 from tests.training.runs import run, settings, weights
 from tests.training.tiny_gan import TinyClips, TinyGAN
 from training import checkpoint as checkpoints
@@ -27,12 +26,11 @@ from training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     write_tensors,
+    write_weights,
 )
 from training.folder import check_config, check_free_space
 from videodata.errors import UserError
-from videodata.files import remove_debris, write_file
-
-ROOT = Path(__file__).resolve().parents[2]
+from videodata.files import HashingFile, remove_debris, write_file
 
 
 def files(folder):
@@ -406,16 +404,18 @@ def test_tensors_are_written_as_the_library_reads_them(tmp_path):
 @pytest.mark.posix
 def test_a_kill_while_weights_are_written_leaves_what_the_next_run_removes(tmp_path):
     """No file as large as the weights stays for ever."""
-    code = (
-        "import os, sys, torch; from pathlib import Path; from training.checkpoint import write_weights\n"
-        "from videodata.files import HashingFile\n"
-        "write, calls = HashingFile.write, []\n"
-        "def killed(self, data):\n"
-        "    calls.append(len(calls) == 1 and os.kill(os.getpid(), 9)); return write(self, data)\n"
-        "HashingFile.write = killed\n"
-        "write_weights(Path(sys.argv[1]), {'networks': {'a': {'w': torch.zeros(9)}}, 'ema': {}})"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "weights.safetensors")], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
+
+    def killed_in_the_second_write(path):
+        write, calls = HashingFile.write, []
+
+        def killed(self, data):
+            calls.append(len(calls) == 1 and os.kill(os.getpid(), signal.SIGKILL))
+            return write(self, data)
+
+        HashingFile.write = killed
+        write_weights(path, {"networks": {"a": {"w": torch.zeros(9)}}, "ema": {}})
+
+    status = processes.status_of(killed_in_the_second_write, tmp_path / "weights.safetensors")
+    assert status == -signal.SIGKILL
     left = [path.name for path in tmp_path.iterdir()]
     assert len(left) == 1 and remove_debris(tmp_path) == left

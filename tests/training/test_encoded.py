@@ -1,17 +1,14 @@
 """Data that a tokenizer encoded: the format, its reading, and that a killed command goes on to the same bytes."""
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from scripts import encode
-from tests.conftest import ROOT
 from tests.training.tiny_tokenizers import CODES, SIDE, STORED, store_tokenizer
 from training import encoded
 from training.encoded import Encoded, encode_data, is_encoded
@@ -128,18 +125,19 @@ def test_a_process_that_is_killed_goes_on(stored, tmp_path):
     """kill -9 in the middle of the script."""
 
     def command(out):
-        arguments = ["--checkpoint", stored["lvt-vqvae"], "--data", "digits:160,frames=16,size=16", "--size", "16"]
-        return [sys.executable, ROOT / "scripts/encode.py", *arguments, "--splits", "train", "--out", out]
+        words = ["--checkpoint", stored["lvt-vqvae"], "--data", "digits:160,frames=16,size=16", "--size", "16"]
+        encode.main([*words, "--splits", "train", "--out", str(out)])
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(tmp_path / "killed"), env=environment, stderr=subprocess.DEVNULL)
+    process = multiprocessing.get_context("fork").Process(target=command, args=(tmp_path / "killed",))
+    process.start()
     while not (tmp_path / "killed/train.npy.progress").exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (tmp_path / "killed/train.npy").exists()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "killed/train.npy").exists()
     for name in ("killed", "straight"):
-        subprocess.run(command(tmp_path / name), env=environment, check=True, capture_output=True)
+        command(tmp_path / name)
     assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
 
 

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from evaluation.report import default_place
+from scripts import consolidate as script
 from tests.training import processes
 from tests.training.runs import largest_difference, run, weights
 from tests.training.tiny_gan import TinyGAN
@@ -25,7 +24,6 @@ from training.state import flatten
 from training.tokenizer import recipe_of
 from videodata.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -121,14 +119,14 @@ def test_read_whole_it_is_what_the_processes_gather(finished, a_copy):
     assert trained_on(step) == trained_on(a_copy)
 
 
-def test_a_script_makes_one_file_of_it(tmp_path):
+def test_a_script_makes_one_file_of_it(tmp_path, capsys):
     """Like that of a run with DDP; the run goes on from it when the folder is gone."""
     for name, fsdp in (("parts", True), ("whole", False)):
         launch(tmp_path, 2, function=lambda: run(tmp_path / name, steps=4, save_every=2, fsdp=fsdp).digest)  # noqa: B023
-    command = [sys.executable, "scripts/consolidate.py", str(tmp_path / "parts")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    capsys.readouterr()
+    script.main([str(tmp_path / "parts")])
     paths = [tmp_path / name / "checkpoints" / "step-0000004.pt" for name in ("parts", "whole")]
-    assert done.stdout == f"{paths[0]}\n"
+    assert capsys.readouterr().out == f"{paths[0]}\n"
     states = [load_checkpoint(path) for path in paths]
     assert list(states[0]) == list(states[1])
     tensors = [{name: value.double() for name, value in flatten(state)} for state in states]

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.training import processes
+from tests.training.processes import free_port
 from tests.training.runs import largest_difference, run, weights
 from tests.training.tiny_run import GATE
-from tests.training.two_machines import Agent, free_port, machines, meeting
+from tests.training.two_machines import Agent, machines, meeting
 from training import distributed
 from training.checkpoint import load_checkpoint
 

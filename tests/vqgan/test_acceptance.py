@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from evaluation.codebook import CodebookUsage
 from losses.quantize import AverageQuantizer
+from tests.interpreter import python_for_shells
 from training.checkpoint import load_checkpoint
 from training.cli import run
 from training.state import weights_digest
@@ -112,11 +113,12 @@ def test_02_documented_flags_have_their_defaults():
 @pytest.mark.slow
 def test_03_testing_script_trains_and_draws(tmp_path):
     """run_testing.sh trains both stages on generated data and draws all kinds of pictures; flags reach the training."""
-    result = subprocess.run(
-        ["bash", ROOT / "scripts" / "run_testing.sh", *SMALL],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHON": sys.executable, "DATA_PATH": f"shapes:4,frames=4,size={SIDE}"},
-    )  # fmt: skip
+    with python_for_shells() as python:
+        result = subprocess.run(
+            ["bash", ROOT / "scripts" / "run_testing.sh", *SMALL],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHON": str(python), "DATA_PATH": f"shapes:4,frames=4,size={SIDE}"},
+        )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     folder = tmp_path / "results" / "test_viz"
     for name in (

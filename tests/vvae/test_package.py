@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.interpreter import python_for_shells
 from vvae import instantiate_from_config, load_config
 from vvae.src.errors import VVAEError
 from vvae.src.video_io import write_video
@@ -19,17 +20,23 @@ PACKAGE = ROOT / "vvae"
 SMALLER = (("config_16z.yaml", "config_tiny.yaml"), ("256, 256", "32, 32"), ("64, 64", "32, 32"))
 
 
-def run_python(code: str, folder: Path, *arguments: str) -> str:
-    """Output of a fresh interpreter that starts in `folder` and knows nothing of the project."""
+@pytest.fixture(scope="module")
+def python():
+    with python_for_shells() as program:
+        yield program
+
+
+def run_python(python: Path | str, code: str, folder: Path, *arguments: str) -> str:
+    """Output of an interpreter that starts in `folder` and knows nothing of the project."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    command = [sys.executable, "-c", code, *arguments]
+    command = [python, "-c", code, *arguments]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout + result.stderr
 
 
 @pytest.mark.slow
-def test_the_code_blocks_of_the_readme_run_in_a_copied_folder(tmp_path):
+def test_the_code_blocks_of_the_readme_run_in_a_copied_folder(tmp_path, python):
     """Every Python block works as written, one after the other, with a smaller configuration and smaller clips."""
     shutil.copytree(PACKAGE, tmp_path / "vvae", ignore=shutil.ignore_patterns("__pycache__"))
     frames = np.random.default_rng(0).integers(0, 256, (18, 40, 36, 3), dtype=np.uint8)
@@ -49,7 +56,7 @@ assert not {"training", "losses", "videodata", "evaluation"} & set(sys.modules)
 print("all blocks ran")
 """
     code = f"import os\n{code}"
-    assert "all blocks ran" in run_python(code + checks, tmp_path)
+    assert "all blocks ran" in run_python(python, code + checks, tmp_path)
     assert np.load(tmp_path / "latent.npy").shape == (5, 16, 5, 5)
 
 
@@ -60,11 +67,11 @@ def _is_installed(name: str) -> bool:
 
 
 @pytest.mark.slow
-def test_the_example_runs_from_any_folder(tmp_path):
+def test_the_example_runs_from_any_folder(tmp_path, python):
     """example.py finds its configuration wherever it is started, and prints shapes and compression."""
     code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     arguments = (str(PACKAGE / "example.py"), "--config", "configs/config_tiny.yaml", "--size", "32", "--device", "cpu")
-    output = run_python(code, tmp_path, *arguments)
+    output = run_python(python, code, tmp_path, *arguments)
     assert "latent          (1, 16, 2, 4, 4)" in output and "48 values to 1" in output
 
 
@@ -88,11 +95,11 @@ with torch.device("meta"):
     model = instantiate_from_config(load_config("configs/config_16z.yaml").model)
 assert sum(p.numel() for p in model.parameters()) == 386_574_803
 """
-    assert "THE WEIGHTS ARE RANDOM" in run_python(code, tmp_path)
+    assert "THE WEIGHTS ARE RANDOM" in run_python(sys.executable, code, tmp_path)
 
 
 @pytest.mark.slow
-def test_another_package_called_src_does_not_matter(tmp_path):
+def test_another_package_called_src_does_not_matter(tmp_path, python):
     """The sources beside common_utils.py are used even when another `src` was imported first."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "__init__.py").write_text("stranger = True\n")
@@ -104,7 +111,7 @@ from utils.common_utils import instantiate_from_config, load_config
 model = instantiate_from_config(load_config("config_tiny.yaml").model)
 assert type(model).__module__ == "vvae.src.models.autoencoder2plus1d_1dcnn"
 """
-    run_python(code, tmp_path)
+    run_python(python, code, tmp_path)
 
 
 def test_configuration_nodes_are_data():
