@@ -74,22 +74,26 @@ class ModelContract:
         parameters = [p for group in next(iter(recipe.optimizers.values())).param_groups for p in group["params"]]
         return found | {str(number): p.grad for number, p in enumerate(parameters) if p.grad is not None}
 
-    @pytest.fixture(scope="class")
-    def straight(self, tmp_path_factory):
-        """A run in one go that several tests compare with: its folder and its digest."""
-        folder = tmp_path_factory.mktemp("straight")
-        return folder, self.train(folder)
+    def straight(self, factory: pytest.TempPathFactory) -> tuple[Path, str]:
+        """Folder and digest of a run in one go, which several tests compare with: made once for the class."""
+        cls = type(self)
+        if "run_in_one_go" not in vars(cls):
+            folder = factory.mktemp("straight")
+            cls.run_in_one_go = folder, self.train(folder)
+        return cls.run_in_one_go
 
-    def test_same_seed_gives_the_same_weights(self, tmp_path, straight):
+    def test_same_seed_gives_the_same_weights(self, tmp_path, tmp_path_factory):
         """Two runs with one seed end bit for bit alike; another seed does not."""
-        assert self.train(tmp_path / "second") == straight[1]
-        assert self.train(tmp_path / "third", seed=1) != straight[1]
+        _, first = self.straight(tmp_path_factory)
+        assert self.train(tmp_path / "second") == first
+        assert self.train(tmp_path / "third", seed=1) != first
 
-    def test_a_resumed_run_ends_with_the_same_bits(self, tmp_path, straight):
+    def test_a_resumed_run_ends_with_the_same_bits(self, tmp_path, tmp_path_factory):
         """Stopping half-way and continuing gives the weights of a straight run."""
+        _, straight = self.straight(tmp_path_factory)
         half = self.train(tmp_path / "resumed", steps=self.steps // 2)
-        assert half != straight[1]
-        assert self.train(tmp_path / "resumed") == straight[1]
+        assert half != straight
+        assert self.train(tmp_path / "resumed") == straight
 
     def test_saved_weights_load_unchanged_and_strictly(self, tmp_path):
         """Checkpoint and weights file give back every bit; a missing or unexpected key is named and refused."""
@@ -131,11 +135,12 @@ class ModelContract:
             assert value.dtype not in (torch.bfloat16, torch.float16), name
 
     @pytest.mark.slow
-    def test_two_processes_equal_one(self, tmp_path, straight):
+    def test_two_processes_equal_one(self, tmp_path, tmp_path_factory):
         """Two processes with half a batch each end with the weights of one process with the whole batch."""
+        alone, _ = self.straight(tmp_path_factory)
         digests = processes.launch(self.train, 2, tmp_path / "launch", tmp_path / "two")
         assert digests[0] == digests[1]
-        one = dict(flatten(load_checkpoint(straight[0])["networks"]))
+        one = dict(flatten(load_checkpoint(alone)["networks"]))
         two = dict(flatten(load_checkpoint(tmp_path / "two")["networks"]))
         assert one.keys() == two.keys()
         for name, value in one.items():

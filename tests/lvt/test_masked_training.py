@@ -43,10 +43,12 @@ class TestMaskedTransformer(ModelContract):
 
     checkpointing_override = {"MODEL.GRADIENT_CHECKPOINTING": True}
 
-    @pytest.fixture(autouse=True, scope="class")
-    def codes(self, request, tmp_path_factory):
-        request.cls.path = tmp_path_factory.mktemp("codes") / "codes.npy"
-        write_random_codes(request.cls.path)
+    @pytest.fixture(autouse=True)
+    def codes(self, tmp_path_factory):
+        cls = type(self)
+        if not hasattr(cls, "path"):
+            cls.path = tmp_path_factory.mktemp("codes") / "codes.npy"
+            write_random_codes(cls.path)
 
     def build_recipe(self, **overrides):
         config = tiny("VT_masked_tiny.yaml", SIZES, **overrides)

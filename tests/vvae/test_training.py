@@ -86,13 +86,14 @@ class TestVVAE(ModelContract):
     def dataset(self):
         return Gradients()
 
-    @pytest.mark.slow
-    def test_two_sharded_processes_equal_one(self, tmp_path, straight):
+    @pytest.mark.exhaustive  # tests/training shards networks in any case
+    def test_two_sharded_processes_equal_one(self, tmp_path, tmp_path_factory):
         """With --fsdp, two processes with a part of the weights each end with those of one process."""
+        alone, _ = self.straight(tmp_path_factory)
         train_sharded = partial(self.train, fsdp=True)
         digests = processes.launch(train_sharded, 2, tmp_path / "launch", tmp_path / "two")
         assert digests[0] == digests[1]
-        one, two = (dict(flatten(load_state(folder)["networks"])) for folder in (straight[0], tmp_path / "two"))
+        one, two = (dict(flatten(load_state(folder)["networks"])) for folder in (alone, tmp_path / "two"))
         assert one.keys() == two.keys()
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=0, atol=self.tolerance)
