@@ -64,6 +64,11 @@ def plain_optimizer() -> AbstractContextManager:
     return patch.object(optim, "fusible", lambda parameters: False)
 
 
+def clipped_before() -> AbstractContextManager:
+    """Gradients are clipped in a pass of their own."""
+    return patch.object(Updater, "divides", lambda self, optimizer: False)
+
+
 def one_by_one() -> AbstractContextManager:
     """Muon orthogonalises each matrix alone, and moves vectors operation by operation."""
     return contexts(patch.object(optim, "STACKED", 1), plain_optimizer())
@@ -133,7 +138,11 @@ def dsfvt() -> list[Way]:
         codes = torch.randint(512, (1, 4, 16, 16, 16))
         return TransformerRecipe(build_transformer(config), config), {"codes": codes}, 1
 
-    return [Way("adamw, not fused", build, plain=plain_optimizer), Way("adamw", build)]
+    return [
+        Way("not fused", build, plain=plain_optimizer),
+        Way("fused, clipped before", build, plain=clipped_before),
+        Way("fused", build, "fused, clipped before"),
+    ]
 
 
 def river() -> list[Way]:

@@ -126,7 +126,7 @@ class CachedDecoder:
             places = {}
             for block, layer in blocks.items():
                 slot, token = layer.places[first]
-                places[block] = (slot, token, token + self.window)
+                places[block] = (slot, token, token + self.window, [])
             return Window(slice(None), slice(first, first + self.window), places)
         device = self.cells.device
         rows = torch.arange(len(starts), device=device)[:, None]
@@ -134,8 +134,9 @@ class CachedDecoder:
         positions = firsts + torch.arange(self.window, device=device)
         places = {}
         for block, layer in blocks.items():
-            seen = layer.tokens if self.compiled else max(layer.places[start][1] for start in starts) + self.window
-            places[block] = (layer.slots_of[firsts], layer.tokens_of[positions], seen)
+            own = [] if self.compiled else [layer.places[start] for start in starts]
+            seen = max(token for _, token in own) + self.window if own else layer.tokens
+            places[block] = (layer.slots_of[firsts], layer.tokens_of[positions], seen, own)
         return Window(rows, positions, places)
 
     def compute(self, window: Window, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +157,7 @@ class CachedDecoder:
         for k, table in enumerate(self.decoder.ch_embedder):
             hidden = self.first_hidden[k](y)
             for earlier, code in enumerate(codes):
-                hidden = hidden + self.of_batch(self.picked_hidden[k][code + earlier * nv])
+                hidden = hidden + self.of_batch(F.embedding(code + earlier * nv, self.picked_hidden[k]))
             logits = self.head.logits(k, hidden, table.weight)
             # Logits are rounded once more when noise is added, which is after they are divided by the temperature.
             error = ROUNDING * logits.abs().amax(-1, keepdim=True).float().clamp(min=self.rule.temperature)
@@ -205,12 +206,13 @@ class Window:
     """W positions of every sample, as what has axes (B, n, ...) is indexed: x[rows, positions] is (B, W, ...).
 
     Slices where all samples are at the same place, else int64 (B, 1) and (B, W). places: for layers with these blocks,
-    slot and first token as numbers, else the slots (B, 1) and all tokens (B, W); and how many tokens to look at.
+    slot and first token as numbers, else the slots (B, 1) and all tokens (B, W); how many tokens to look at; and for
+    samples at several places, but not in a compiled graph, slot and first token of each.
     """
 
     rows: slice | Tensor
     positions: slice | Tensor
-    places: dict[Triple, tuple[int | Tensor, int | Tensor, int]]
+    places: dict[Triple, tuple[int | Tensor, int | Tensor, int, list[tuple[int, int]]]]
 
 
 def run_length(size: Triple, block: Triple) -> int:
@@ -255,8 +257,11 @@ class CachedLayer:
         if start < kept.shape[2]:
             self.cache.copy_(kept[:, :, start : start + self.slots])
 
-    def step(self, x: Tensor, rows: slice | Tensor, slot: int | Tensor, token: int | Tensor, seen: int) -> Tensor:
-        """Features (R, D) of windows through the layer; the last four as `Window` describes them."""
+    def step(
+        self, x: Tensor, rows: slice | Tensor, slot: int | Tensor, token: int | Tensor, seen: int,
+        firsts: list[tuple[int, int]],
+    ) -> Tensor:  # fmt: skip
+        """Features (R, D) of windows through the layer; the last five as `Window` describes them."""
         y = F.layer_norm(x, x.shape[-1:], *self.attention_norm)
         own = self.qkv(y).view(self.cache.shape[1], -1, 3, self.heads, self.head_width)  # (B, W, 3, M, A)
         query, new = own[:, :, 0].transpose(1, 2), own[:, :, 1:]
@@ -265,13 +270,23 @@ class CachedLayer:
             key, value = self.cache[:, :, slot, :, :seen].unbind(0)
             bias = self.bias[None, token:seen, :, :seen].transpose(1, 2)
         else:
-            self.cache[:, rows, slot, :, token] = new.to(self.cache.dtype)
+            self.write(new, rows, slot, token, firsts)
             cache = self.cache[:, :, 0] if self.slots == 1 else self.cache[:, rows[:, 0], slot[:, 0]]
             key, value = cache[..., :seen, :].unbind(0)
-            bias = self.bias[token][..., :seen].transpose(1, 2)
+            bias = self.bias[..., :seen][token].transpose(1, 2)
         x = x + self.proj(attend(query, key, value, bias).transpose(1, 2).reshape(len(x), -1))
         y = F.layer_norm(x, x.shape[-1:], *self.feed_forward_norm)
-        return x + self.narrow(F.relu(self.widen(y)))
+        return x + self.narrow(self.widen(y).relu_())
+
+    def write(self, new: Tensor, rows: Tensor, slot: Tensor, token: Tensor, firsts: list[tuple[int, int]]) -> None:
+        """Put new keys and values (B, W, 2, M, A) of samples at several places into the cache."""
+        if not firsts:
+            self.cache[:, rows, slot, :, token] = new.to(self.cache.dtype)
+            return
+        # A window's tokens follow each other: a copy for each sample is faster than writing by index.
+        for row, (place, first) in enumerate(firsts):
+            own = new[row].permute(1, 2, 0, 3)  # (2, M, W, A)
+            self.cache[:, row, place, :, first : first + own.shape[2]] = own
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:

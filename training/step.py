@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MINIMUM_SCALE = 1.0  # fp16: below this loss scale the gradients themselves overflow
+CLIP_EPSILON = 1e-6  # that of clip_grads_with_norm_
 MISSING = object()
 
 
@@ -183,14 +184,35 @@ class Updater:
         s = self.settings
         for name in active:
             optimizer = self.state.optimizers[name]
-            if s.clip > 0:
-                clip_grads_with_norm_(parameters_of(optimizer), s.clip, norms[name])
             for group, start in zip(optimizer.param_groups, self.state.groups[name], strict=True):
                 group["lr"] = start["lr"] * learning_rate_scale(
                     self.state.step, s.steps, s.warmup_steps, s.schedule, warmup=s.warmup, warmup_start=s.warmup_start,
                     milestones=s.milestones, gamma=s.gamma, final_rate=s.final_rate, base=start["lr"] or 1.0,
                 )  # fmt: skip
+            if s.clip > 0 and self.divides(optimizer):
+                divided_step(optimizer, ((norms[name] + CLIP_EPSILON) / s.clip).clamp(min=1.0))
+                continue
+            if s.clip > 0:
+                clip_grads_with_norm_(parameters_of(optimizer), s.clip, norms[name])
             self.state.scaler.step(optimizer)
+
+    def divides(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the optimiser can clip by itself: all is fused, and neither sharded nor scaled already for fp16."""
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        sharded = any(distributed.is_sharded(parameter) for parameter in parameters_of(optimizer))
+        return fused and not sharded and not self.state.scaler.is_enabled()
+
+
+def divided_step(optimizer: torch.optim.Optimizer, divisor: Tensor) -> None:
+    """A step of a fused optimiser with gradients divided by a scalar on the way, which saves a pass over them."""
+    if divisor.device.type == "cpu" and divisor == 1:
+        optimizer.step()  # without even writing them back
+        return
+    optimizer.grad_scale = divisor  # where torch's own GradScaler puts the scale that is to be taken away
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale
 
 
 def decided(precision: str, device: torch.device) -> str:

@@ -13,6 +13,7 @@ from training import Losses, cli, log
 from training.checkpoint import load_checkpoint
 from training.cli import NonFiniteAbort
 from training.log import CollapseWatch
+from training.optim import build_optimizer
 from training.state import build_state, flatten
 from training.step import Updater, persistent_buffers
 
@@ -168,6 +169,27 @@ def test_gradients_are_clipped_per_optimizer_after_the_norm_is_taken(tmp_path):
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         assert float(norm) == pytest.approx(1e-3, rel=1e-2)
         assert float(update.scalars[f"grad_norm/{name}"]) > 0.01
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+def test_a_fused_optimizer_clips_while_it_steps(tmp_path, clip):
+    """Weights and gradients are those of clipping first; to the last bit where nothing is clipped."""
+    found = []
+    for way in ("divided", "clipped"):
+        recipe = TinyGAN()
+        for name, network in recipe.networks.items():
+            recipe.optimizers[name] = build_optimizer("adamw", network.parameters(), 1e-2, eps=1e-4)
+        updater, feed = updater_for(recipe, tmp_path / way, clip=clip)
+        assert all(updater.divides(optimizer) for optimizer in updater.state.optimizers.values())
+        if way == "clipped":
+            updater.divides = lambda optimizer: False
+        with feed as batch:
+            for _ in range(3):
+                updater.step(batch)
+        parameters = [p for network in recipe.networks.values() for p in network.parameters()]
+        found.append([value for p in parameters for value in (p.detach(), p.grad)])
+    exact = {"rtol": 0, "atol": 0} if clip > 1 else {}
+    torch.testing.assert_close(*found, **exact)
 
 
 def test_an_exploding_gradient_skips_the_step(tmp_path, caplog):
