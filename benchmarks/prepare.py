@@ -132,10 +132,11 @@ def compare(folder: Path, out: Path, size: tuple[int, int], workers: int, rounds
 
 
 def main() -> None:
-    """Compare at both sizes."""
+    """Compare at both sizes, or at one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=[f"{width}x{height}" for width, height in VIDEOS], help="one of the sizes")
     parser.add_argument("--side", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -144,6 +145,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         for size, videos in VIDEOS.items():
+            if args.only not in (None, f"{size[0]}x{size[1]}"):
+                continue
             folder = Path(name, f"{videos} videos")
             make_videos(folder, videos)
             compare(folder, Path(name, "out.npy"), size, args.workers, args.rounds)

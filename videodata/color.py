@@ -99,6 +99,7 @@ def _convert(frame: av.VideoFrame, size: Size) -> np.ndarray:
     is_yuv = not frame.format.is_rgb and frame.format.name != "pal8"
     # Planar RGB on the way: the scaler has vector code for YUV to planes, and plain code, two to three times slower,
     # for YUV to packed pixels. At most a thousandth of the pixels differ, by one level.
+    # Its experimental code (SWS_UNSTABLE) packs the planes in less time, and crashes on pictures of up to 64 columns.
     converted = reformatter().reformat(
         frame,
         width=width,

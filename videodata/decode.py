@@ -175,7 +175,6 @@ def _start_program(theirs: Connection, settings: dict) -> tuple[subprocess.Popen
     """A worker that inherits its connection and its memory."""
     descriptor = _memory_file(bytes_of(settings))
     try:
-        memory = map_memory(descriptor, bytes_of(settings))
         program = [sys.executable, "-m", "videodata.decode"]
         process = subprocess.Popen(
             [*program, str(theirs.fileno()), str(descriptor), json.dumps(settings)],
@@ -183,6 +182,8 @@ def _start_program(theirs: Connection, settings: dict) -> tuple[subprocess.Popen
             stdin=subprocess.DEVNULL,
             env={**environment(), **ALLOCATOR},
         )
+        # After the start: taking the memory takes as long as several videos, in which the worker imports.
+        memory = map_memory(descriptor, bytes_of(settings))
     finally:
         os.close(descriptor)
     return process, memory
@@ -291,9 +292,10 @@ def decode(
         with open_video(path) as video:
             rate, promised = video.fps / stride, video.stream.frames or None  # as the header claims
             fps = f"{rate.numerator}/{rate.denominator}"
+            wanted = range(start, sys.maxsize, stride)
             # Damage is reported after the last frame, so whoever wants the rest of a damaged video has it by then.
-            for frame in islice(frames_of(video, size, resize), start, stop):
-                if frames % stride == 0:
+            for frame in islice(frames_of(video, size, resize, wanted=wanted), start, stop):
+                if frame is not None:
                     ring.put(frame)
                 frames += 1
         if stop is not None and start + frames < stop:

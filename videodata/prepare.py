@@ -22,7 +22,7 @@ from videodata.journal import Writer, is_finished, partial_path, refuse_foreign,
 from videodata.npy import NpyWriter, npy_header
 from videodata.source import ClipSource
 from videodata.tars.writer import Packing, TarWriter, check_packing
-from videodata.video import probe
+from videodata.video import promised_frames
 from videodata.video_folder import InputVideo, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -301,12 +301,9 @@ def _frames_to_expect(video: InputVideo) -> int | None:
     if video.error is not None:
         return 0
     try:
-        info = probe(video.path)
+        frames = promised_frames(video.path)
     except VideoError:
         return 0
-    frames = info.frames
-    if frames is None and info.seconds is not None:
-        frames = round(info.seconds * info.fps)
     return frames if frames is None or video.limit is None else min(frames, video.limit)
 
 

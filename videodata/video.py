@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ VIDEO_SUFFIXES = frozenset(
 ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "prores", "ffv1", "gif"}
 CHECKED = 4  # first frames of a file that are decoded to see whether they are those that its packets promise
 SAME_RATE = 0.01  # rates that differ by less are one: times are rounded to milliseconds in some containers
+EVERY_FRAME = range(sys.maxsize)
 GAP = 1.75  # of the usual time between two frames: more than this and one may be missing, or the rate varies
 
 
@@ -94,6 +96,17 @@ def count_frames(path: str | Path | Stretch) -> int:
             raise video.nothing_decoded()
         video.require_intact()
         return count
+
+
+def promised_frames(path: str | Path | Stretch) -> int | None:
+    """Number of frames by the header alone: as it counts them, or its length times its rate; None where it has neither.
+
+    `count_frames` knows; this is for estimates, and costs no decoding. Raises VideoError.
+    """
+    with open_video(path) as video:
+        if video.stream.frames:
+            return video.stream.frames
+        return None if video.seconds is None else round(video.seconds * video.fps)
 
 
 def read_video(
@@ -158,13 +171,22 @@ def iter_frames(
 
 
 def frames_of(
-    video: Video, size: int | Size | None = None, resize: str = "crop", keep_damaged: bool = False
-) -> Iterator[np.ndarray]:
-    """`iter_frames` of a file that is open, and stands at its beginning."""
-    pictures = _Pictures(video, as_size(size), resize)
-    for count, frame in enumerate(video.frames()):
-        yield pictures.rgb(frame, count)
-    if pictures.shape is None:
+    video: Video,
+    size: int | Size | None = None,
+    resize: str = "crop",
+    keep_damaged: bool = False,
+    wanted: range = EVERY_FRAME,
+) -> Iterator[np.ndarray | None]:
+    """`iter_frames` of a file that is open, and stands at its beginning.
+
+    None stands in the place of frames whose numbers are not `wanted`: they are decoded, but converting them would cost
+    more than that.
+    """
+    pictures, count = _Pictures(video, as_size(size), resize), 0
+    for frame in video.frames():
+        yield pictures.rgb(frame, count) if count in wanted else None
+        count += 1
+    if count == 0:
         raise video.nothing_decoded()
     if not keep_damaged:
         video.require_intact()

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from videodata import open_clips, read_video, write_video
-from videodata.decode import DecodePool, End
+from videodata.color import to_rgb
+from videodata.decode import DecodePool, End, decode
 from videodata.errors import UserError
-from videodata.prepare import SequenceSettings, prepare_videos
+from videodata.prepare import SequenceSettings, expected_sequences, prepare_videos
 from videodata.video_folder import list_videos
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +115,40 @@ def test_bytes_do_not_depend_on_the_workers(tmp_path, clips, monkeypatch):
     assert results[0] == results[1] == results[2]
 
 
+def test_only_frames_that_are_kept_are_converted(tmp_path, monkeypatch):
+    """A conversion costs more than the decoding of a frame: a stride and the frames before a stretch save it."""
+    film, converted = make_video(tmp_path / "film.mp4", 30), []
+    monkeypatch.setattr("videodata.video.to_rgb", lambda *args: converted.append(args) or to_rgb(*args))
+    whole, _ = read_video(film)
+    for stride, start, stop in ((1, 0, None), (4, 0, None), (3, 5, 21), (7, 29, None)):
+        converted.clear()
+        ring = Kept()
+        decode(str(film), ring, (16, 24), "squeeze", stride, start, stop)
+        right = whole[start:stop:stride]
+        assert len(converted) == len(right) and (np.stack(ring.frames) == right).all()
+        assert ring.outcome["frames"] == len(whole[start:stop]) and ring.outcome["error"] is None
+
+
+class Kept:
+    """What a worker hands over, in a list."""
+
+    def __init__(self) -> None:
+        self.frames: list[np.ndarray] = []
+
+    def put(self, frame: np.ndarray) -> None:
+        self.frames.append(frame)
+
+    def end(self, **outcome: object) -> None:
+        self.outcome = outcome
+
+
+def test_the_size_is_estimated_from_headers_alone(tmp_path, monkeypatch):
+    """It is told before the workers start, so that what it costs is not shared between them: it decodes nothing."""
+    videos = list_videos(make_folder(tmp_path / "in", [9, 12]))
+    monkeypatch.setattr("videodata.container.Video.frames", lambda video: pytest.fail("decodes"))
+    assert expected_sequences(videos, SMALL) == 5
+
+
 def test_odd_and_broken_files(tmp_path, clips):
     """Empty, damaged and text files are listed with a reason, odd ones are read; --keep_damaged keeps what decodes."""
     folder = tmp_path / "in"
@@ -205,7 +240,7 @@ import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from videodata.decode import DecodePool
-from videodata.prepare import SequenceSettings, prepare_videos
+from videodata.prepare import SequenceSettings, expected_sequences, prepare_videos
 from videodata.video_folder import list_videos
 peaks = []
 def peak(process):
