@@ -179,12 +179,12 @@ def frames_of(
 ) -> Iterator[np.ndarray | None]:
     """`iter_frames` of a file that is open, and stands at its beginning.
 
-    None stands in the place of frames whose numbers are not `wanted`: they are decoded, but converting them would cost
-    more than that.
+    None stands in the place of frames, but the first, whose numbers are not `wanted`: they are decoded, but converting
+    them would cost more than that.
     """
     pictures, count = _Pictures(video, as_size(size), resize), 0
     for frame in video.frames():
-        yield pictures.rgb(frame, count) if count in wanted else None
+        yield pictures.rgb(frame, count) if count in wanted or count == 0 else None  # the first settles the size of all
         count += 1
     if count == 0:
         raise video.nothing_decoded()
