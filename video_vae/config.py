@@ -12,7 +12,7 @@ from training.cli import nonnegative_float, nonnegative_int
 from training.config import from_dict
 from videodata.errors import UserError
 
-PRESETS = ("base", "small", "tiny", "clips32")
+PRESETS = ("base", "small", "tiny", "clips32", "clips8")
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "configs" / "video_vae"
 PRIORS = ("standard", "hierarchical")
 OPTIMIZERS = ("adamw", "muon")

@@ -125,7 +125,8 @@ def test_only_frames_that_are_kept_are_converted(tmp_path, monkeypatch):
         ring = Kept()
         decode(str(film), ring, (16, 24), "squeeze", stride, start, stop)
         right = whole[start:stop:stride]
-        assert len(converted) == len(right) and (np.stack(ring.frames) == right).all()
+        assert len(converted) == len(right) + (start > 0)  # the first settles the size of all
+        assert (np.stack(ring.frames) == right).all()
         assert ring.outcome["frames"] == len(whole[start:stop]) and ring.outcome["error"] is None
 
 
