@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvt.config import MASKED_FLAGS, Triple
+from lvt.config import MASKED_FLAGS, MaskedConfig, Triple
 from lvt.subscale import slice_frames, slice_size
 from lvt.transformer import VideoTransformer
 from training.randomness import SampleNoise, derive_seed
@@ -73,15 +73,26 @@ def lowest(scores: Tensor, maskable: Tensor, count: Tensor) -> Tensor:
     return (ranks < count[:, None]).view_as(scores)
 
 
-def training_mask(maskable: Tensor, ratio: Tensor, scores: Tensor) -> Tensor:
+def training_mask(maskable: Tensor, ratio: Tensor, scores: Tensor, settings: MaskedConfig) -> Tensor:
     """What a training hides: bool (B, t, h, w). maskable bool (B, t, h, w); ratio (B,) and scores uniform in [0, 1).
 
-    A share cos(pi ratio / 2) of the maskable positions, at least one: 0.64 of them in the mean, often nearly all. So it
-    is whatever VT.MASKED.SCHEDULE says, which is of the sampler and may be changed without another training.
+    MASKS any: a share cos(pi ratio / 2) of the maskable positions, at least one: 0.64 of them in the mean, often nearly
+    all. So it is whatever SCHEDULE says, which is of the sampler and may be changed without another training. MASKS
+    passes: as many as are masked at the beginning of one of the sampler's passes, all passes being alike.
     """
-    share = torch.cos(ratio.double() * (math.pi / 2))
-    count = (share * maskable.flatten(1).sum(1)).floor().clamp(min=1)
+    counts = maskable.flatten(1).sum(1)
+    if settings.masks == "any":
+        count = (torch.cos(ratio.double() * (math.pi / 2)) * counts).floor().clamp(min=1)
+    else:
+        before = [count_before(*row, settings) for row in zip(counts.tolist(), ratio.tolist(), strict=True)]
+        count = torch.tensor(before, device=counts.device)
     return lowest(scores, maskable, count)
+
+
+def count_before(positions: int, ratio: float, settings: MaskedConfig) -> int:
+    """How many of the positions are masked before the pass that a ratio in [0, 1) stands for."""
+    before = [positions, *masked_counts(positions, settings.steps, settings.schedule)[:-1]]
+    return before[int(ratio * len(before))]
 
 
 @dataclass
@@ -95,22 +106,26 @@ class Hidden:
     counted: Tensor  # bool (B, t, h, w)
 
 
-def hide(model: VideoTransformer, codes: Tensor, index: Tensor, noise: SampleNoise) -> Hidden:
+def hide(
+    model: VideoTransformer, codes: Tensor, index: Tensor, noise: SampleNoise, past: Tensor | None = None
+) -> Hidden:
     """Slices index (B, S) of clips (B, C, T, H, W) as a training step shows them; B S slices.
 
     All that is random comes from the noise of each clip. The slices have something after the first N_PRIME frames.
+    past: the clips as the encoder is to see what comes before a slice, where these are not the true ones.
     """
     config, masked, clip = model.config, model.config.masked, tuple(codes.shape[2:])
     repeats, size = index.shape[1], slice_size(clip, config.stride)
     given = given_frames(clip[0], size, config.stride[0], config.n_prime, noise).repeat_interleave(repeats)
-    noisy = with_random_codes(codes, config.nv, masked.token_dropout, noise).repeat_interleave(repeats, 0)
+    past = codes if past is None else past
+    past = with_random_codes(past, config.nv, masked.token_dropout, noise).repeat_interleave(repeats, 0)
     ratio, scores = noise.uniform(repeats).flatten(), noise.uniform(repeats, *size).flatten(0, 1)
     blind = noise.uniform(repeats).flatten() < masked.context_drop
     codes, index = codes.repeat_interleave(repeats, 0), index.flatten()
     maskable = slice_frames(index, clip, config.stride) >= given[:, None, None, None]  # (B, t, h, w)
-    mask = training_mask(maskable, ratio, scores)
+    mask = training_mask(maskable, ratio, scores, masked)
     _, targets = model.slice_inputs(codes, index)
-    context, shown = model.slice_inputs(noisy, index)
+    context, shown = model.slice_inputs(past, index)
     shown = torch.where(maskable[:, None], targets, shown)  # codes that are made here are seen as they are kept
     context = torch.where(blind[:, None, None, None, None], config.pad_value, context)
     counted = mask if masked.loss == "masked" else maskable

@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from lvt import config as configuration
+from lvt.config import MaskedConfig
 from lvt.files import build_transformer, load_transformer_weights
 from lvt.generate import generate_codes
 from lvt.masked import (
@@ -154,12 +155,27 @@ def test_a_training_hides_as_much_as_the_cosine_says():
     draws = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
     scores = torch.rand(10_000, 1, 10, 20, generator=torch.Generator().manual_seed(1))
     everywhere = torch.ones_like(scores, dtype=torch.bool)
-    shares = training_mask(everywhere, draws, scores).float().mean((1, 2, 3))
+    shares = training_mask(everywhere, draws, scores, MaskedConfig()).float().mean((1, 2, 3))
     assert abs(float(shares.mean()) - 2 / math.pi) < 0.01
     assert_close(shares * 200, (torch.cos(draws.double() * math.pi / 2) * 200).floor().clamp(min=1).float())
     for places in (1, 2):
-        some = training_mask(everywhere[:, :, :1, :places], draws, scores[:, :, :1, :places])
+        some = training_mask(everywhere[:, :, :1, :places], draws, scores[:, :, :1, :places], MaskedConfig())
         assert some.flatten(1).sum(1).min() == 1
+
+
+def test_a_training_hides_what_the_passes_leave():
+    """As many as the sampler finds masked before each of its passes, of every clip's own codes, each pass as often."""
+    draws = torch.rand(9_000, generator=torch.Generator().manual_seed(0))
+    scores = torch.rand(9_000, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    maskable = torch.ones_like(scores, dtype=torch.bool)
+    maskable[4_500:, :, 4:] = False
+    mask = training_mask(maskable, draws, scores, MaskedConfig(steps=3, masks="passes"))
+    assert not (mask & ~maskable).any()
+    counts = mask.flatten(1).sum(1)
+    for own, places in ((counts[:4_500], 64), (counts[4_500:], 32)):
+        found, often = own.unique(return_counts=True)
+        assert sorted(found.tolist()) == sorted([places, *masked_counts(places, 3, "cosine")[:-1]])
+        assert (often / 4_500 - 1 / 3).abs().max() < 0.03
 
 
 def test_the_noise_of_a_training_belongs_to_each_clip():
