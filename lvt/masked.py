@@ -29,7 +29,6 @@ from videodata.errors import UserError
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)  # of masked positions, at which predictions are scored
 DRAWS = 16  # masks per slice of the bound on the likelihood
-RANDOM_GIVEN = 0.5  # share of the clips whose given frames are so many as a draw says
 
 
 def masked_settings(args: Namespace, decoder: str) -> dict[str, Any]:
@@ -116,7 +115,8 @@ def hide(
     """
     config, masked, clip = model.config, model.config.masked, tuple(codes.shape[2:])
     repeats, size = index.shape[1], slice_size(clip, config.stride)
-    given = given_frames(clip[0], size, config.stride[0], config.n_prime, noise).repeat_interleave(repeats)
+    given = given_frames(clip[0], size, config.stride[0], config.n_prime, masked.random_given, noise)
+    given = given.repeat_interleave(repeats)
     past = codes if past is None else past
     past = with_random_codes(past, config.nv, masked.token_dropout, noise).repeat_interleave(repeats, 0)
     ratio, scores = noise.uniform(repeats).flatten(), noise.uniform(repeats, *size).flatten(0, 1)
@@ -132,14 +132,14 @@ def hide(
     return Hidden(context, shown, mask | (blind[:, None, None, None] & ~maskable), targets, counted)
 
 
-def given_frames(frames: int, size: Triple, stride: int, n_prime: int, noise: SampleNoise) -> Tensor:
-    """Given frames of each clip, int64 (B,): N_PRIME; where slices have several frames, of half of the clips any number
-    that leaves something of every slice, so that windows with any number of them can be continued.
+def given_frames(frames: int, size: Triple, stride: int, n_prime: int, share: float, noise: SampleNoise) -> Tensor:
+    """Given frames of each clip, int64 (B,): N_PRIME; where slices have several frames, of a share of the clips any
+    number that leaves something of every slice, so that windows with any number of them can be continued.
     """
     last = frames - stride  # a slice's last frame is this one or a later one
     uniform = noise.uniform(2)
     drawn = 1 + (uniform[:, 0] * last).long()
-    chosen = (uniform[:, 1] < RANDOM_GIVEN) & (size[0] > 1 and last > 0)
+    chosen = (uniform[:, 1] < share) & (size[0] > 1 and last > 0)
     return torch.where(chosen, drawn, n_prime)
 
 

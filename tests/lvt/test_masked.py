@@ -197,8 +197,11 @@ def test_token_dropout_and_given_frames():
     counts = torch.bincount(noisy.flatten(), minlength=8)[1:].float()
     assert (counts / counts.mean() - 1).abs().max() < 0.1
     assert with_random_codes(codes, 8, 0.0, SampleNoise(0, range(500))) is codes
-    assert given_frames(8, (1, 6, 8), 8, 0, SampleNoise(0, range(9))).tolist() == [0] * 9
-    assert set(given_frames(8, (4, 6, 8), 2, 1, SampleNoise(0, range(200))).tolist()) == set(range(1, 7))
+    assert given_frames(8, (1, 6, 8), 8, 0, 1.0, SampleNoise(0, range(9))).tolist() == [0] * 9
+    for share, often in ((0.0, 0), (0.5, 100), (1.0, 200)):
+        drawn = given_frames(8, (4, 6, 8), 2, 7, share, SampleNoise(0, range(200)))  # 7 is never drawn
+        assert abs(int((drawn < 7).sum()) - often) < 20 and set(drawn.tolist()) <= set(range(1, 8))
+        assert share < 1 or set(drawn.tolist()) == set(range(1, 7))
 
 
 def joint_of(places, codebooks, size, seed=0):
