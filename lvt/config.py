@@ -160,7 +160,7 @@ MASKED_CHOICES = {
 MASKED_RANGES: dict[str, tuple[float, float]] = {
     "STEPS": (1, math.inf),
     **dict.fromkeys(("CHOICE_TEMPERATURE", "GUIDANCE"), (0.0, math.inf)),
-    **dict.fromkeys(("LABEL_SMOOTHING", "CONTEXT_DROP", "TOKEN_DROPOUT", "RANDOM_GIVEN", "OWN_CONTEXT"), (0.0, 1.0)),
+    **dict.fromkeys(("LABEL_SMOOTHING", "CONTEXT_DROP", "TOKEN_DROPOUT", "RANDOM_GIVEN"), (0.0, 1.0)),
 }
 
 
@@ -180,7 +180,6 @@ class MaskedConfig:
     token_dropout: float = 0.1  # up to this share of the given codes is random in training
     random_given: float = 0.5  # share of the clips with any number of given frames, where slices have several of them
     masks: str = "any"  # of a training: any share of the codes, or those that the passes of STEPS and SCHEDULE leave
-    own_context: float = 0.0  # share of the clips whose earlier slices the model makes itself, see own_context.py
 
     def __post_init__(self) -> None:
         for key, choices in MASKED_CHOICES.items():

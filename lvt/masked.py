@@ -105,27 +105,23 @@ class Hidden:
     counted: Tensor  # bool (B, t, h, w)
 
 
-def hide(
-    model: VideoTransformer, codes: Tensor, index: Tensor, noise: SampleNoise, past: Tensor | None = None
-) -> Hidden:
+def hide(model: VideoTransformer, codes: Tensor, index: Tensor, noise: SampleNoise) -> Hidden:
     """Slices index (B, S) of clips (B, C, T, H, W) as a training step shows them; B S slices.
 
     All that is random comes from the noise of each clip. The slices have something after the first N_PRIME frames.
-    past: the clips as the encoder is to see what comes before a slice, where these are not the true ones.
     """
     config, masked, clip = model.config, model.config.masked, tuple(codes.shape[2:])
     repeats, size = index.shape[1], slice_size(clip, config.stride)
     given = given_frames(clip[0], size, config.stride[0], config.n_prime, masked.random_given, noise)
     given = given.repeat_interleave(repeats)
-    past = codes if past is None else past
-    past = with_random_codes(past, config.nv, masked.token_dropout, noise).repeat_interleave(repeats, 0)
+    noisy = with_random_codes(codes, config.nv, masked.token_dropout, noise).repeat_interleave(repeats, 0)
     ratio, scores = noise.uniform(repeats).flatten(), noise.uniform(repeats, *size).flatten(0, 1)
     blind = noise.uniform(repeats).flatten() < masked.context_drop
     codes, index = codes.repeat_interleave(repeats, 0), index.flatten()
     maskable = slice_frames(index, clip, config.stride) >= given[:, None, None, None]  # (B, t, h, w)
     mask = training_mask(maskable, ratio, scores, masked)
     _, targets = model.slice_inputs(codes, index)
-    context, shown = model.slice_inputs(past, index)
+    context, shown = model.slice_inputs(noisy, index)
     shown = torch.where(maskable[:, None], targets, shown)  # codes that are made here are seen as they are kept
     context = torch.where(blind[:, None, None, None, None], config.pad_value, context)
     counted = mask if masked.loss == "masked" else maskable

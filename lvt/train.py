@@ -42,7 +42,6 @@ from lvt.files import (
 )
 from lvt.generate import generate_frames
 from lvt.masked import hide, masked_loss, masked_nats, random_order_nats
-from lvt.own_context import own_share, slices_in_a_row, with_own_codes
 from lvt.scores import squared_error
 from lvt.solver import optimizer_of, precision_of, schedule
 from lvt.subscale import slice_frames, slice_of_position
@@ -187,17 +186,13 @@ class TransformerRecipe(LVTRecipe):
 
     def choose_slices(self, clip: tuple[int, int, int], step: Step) -> Tensor:
         """Numbers of different slices with something to predict, drawn per sample: int64 (B, slices)."""
-        useful, count = self.useful_slices(clip, step)
-        order = step.noise.uniform(len(useful)).argsort(1)
-        return useful[order[:, :count]]
-
-    def useful_slices(self, clip: tuple[int, int, int], step: Step) -> tuple[Tensor, int]:
-        """Numbers (N,) of the slices with something to predict, and how many of them a step trains."""
         config = self.networks["transformer"].config
         useful = slice_of_position(clip, config.stride)[config.n_prime :].unique().to(step.device)
         if not len(useful):
             raise UserError(f"clips of {clip[0]} frames have nothing after the first N_PRIME {config.n_prime}")
-        return useful, len(useful) if self.slices_per_clip < 0 else min(self.slices_per_clip, len(useful))
+        count = len(useful) if self.slices_per_clip < 0 else min(self.slices_per_clip, len(useful))
+        order = step.noise.uniform(len(useful)).argsort(1)
+        return useful[order[:, :count]]
 
     def evaluate(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> dict[str, Tensor]:
         model, (codes, classes) = networks["transformer"], self.unpack(batch)
@@ -223,34 +218,15 @@ class TransformerRecipe(LVTRecipe):
 
 
 class MaskedTransformerRecipe(TransformerRecipe):
-    """Trains a VideoTransformer with a masked decoder, likewise: it fills in what is hidden of the slices.
-
-    With MASKED.OWN_CONTEXT, the slices of a clip follow each other, and some clips have those of the model before them.
-    """
+    """Trains a VideoTransformer with a masked decoder, likewise: it fills in what is hidden of the slices."""
 
     name = "lvt-masked-transformer"
     best_metric = ("bits_bound", "min")
 
-    def choose_slices(self, clip: tuple[int, int, int], step: Step) -> Tensor:
-        if not self.networks["transformer"].config.masked.own_context:
-            return super().choose_slices(clip, step)
-        useful, count = self.useful_slices(clip, step)
-        if count < 2:
-            raise UserError(
-                "VT.MASKED.OWN_CONTEXT needs slices that follow each other: a VT.STRIDE with several of them in a "
-                "clip, and SOLVER.SLICES_PER_CLIP 2 or more"
-            )
-        return slices_in_a_row(useful, count, step.noise)
-
     def losses(self, batch: dict[str, Tensor], step: Step, networks: Networks) -> Iterator[Losses | None]:
         model = self.networks["transformer"]
         codes, index, classes = self.chosen(batch, step)
-        past, largest = codes, model.config.masked.own_context
-        if largest:
-            share = own_share(largest, step.index, step.total_steps)
-            of_clips = None if classes is None else classes.view_as(index)[:, 0]
-            past = with_own_codes(model, codes, index, share, step.noise, of_clips)
-        hidden = hide(model, codes, index, step.noise, past)
+        hidden = hide(model, codes, index, step.noise)
         logits = networks["transformer"](hidden.context, hidden.codes, index.flatten(), classes, hidden.mask)
         loss, nats = masked_loss(logits, hidden, model.config.masked.label_smoothing)
         yield Losses(loss, {"bits_per_masked_code": bits_per_code(nats, 1)})

@@ -31,7 +31,7 @@ SIZES = {
     "MODEL.AUTOREGRESSIVE.VT": {
         "N_PRIME": 1, "NC": 2, "NV": 16, "D": 24, "DA": 8, "DE": 12, "KERNEL": [3, 3, 3], "STRIDE": [2, 2, 2],
         "BLOCKS_E": [[2, 2, 2]], "N_HEAD_E": [2], "BLOCKS_D": [[2, 2, 2]], "N_HEAD_D": [2],
-        "MASKED": {"STEPS": 2, "CONTEXT_DROP": 0.2, "TOKEN_DROPOUT": 0.2, "MASKS": "passes", "OWN_CONTEXT": 0.7},
+        "MASKED": {"STEPS": 2, "CONTEXT_DROP": 0.2, "TOKEN_DROPOUT": 0.2, "MASKS": "passes"},
     },
     "SOLVER": {"SLICES_PER_CLIP": 2, "PRECISION": "fp32"},
 }  # fmt: skip
