@@ -155,11 +155,12 @@ MASKED_CHOICES = {
     "SCHEDULE": ("cosine", "uniform", "exp"),
     "ORDER": ("confidence", "random", "spread"),
     "LOSS": ("masked", "all"),
+    "MASKS": ("any", "passes"),
 }
 MASKED_RANGES: dict[str, tuple[float, float]] = {
     "STEPS": (1, math.inf),
     **dict.fromkeys(("CHOICE_TEMPERATURE", "GUIDANCE"), (0.0, math.inf)),
-    **dict.fromkeys(("LABEL_SMOOTHING", "CONTEXT_DROP", "TOKEN_DROPOUT"), (0.0, 1.0)),
+    **dict.fromkeys(("LABEL_SMOOTHING", "CONTEXT_DROP", "TOKEN_DROPOUT", "RANDOM_GIVEN"), (0.0, 1.0)),
 }
 
 
@@ -177,6 +178,8 @@ class MaskedConfig:
     loss: str = "masked"  # all: visible codes are targets, too
     context_drop: float = 0.1  # share of the samples that a training shows no context: what guidance by it needs
     token_dropout: float = 0.1  # up to this share of the given codes is random in training
+    random_given: float = 0.5  # share of the clips with any number of given frames, where slices have several of them
+    masks: str = "any"  # of a training: any share of the codes, or those that the passes of STEPS and SCHEDULE leave
 
     def __post_init__(self) -> None:
         for key, choices in MASKED_CHOICES.items():

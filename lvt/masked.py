@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvt.config import MASKED_FLAGS, Triple
+from lvt.config import MASKED_FLAGS, MaskedConfig, Triple
 from lvt.subscale import slice_frames, slice_size
 from lvt.transformer import VideoTransformer
 from training.randomness import SampleNoise, derive_seed
@@ -29,7 +29,6 @@ from videodata.errors import UserError
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)  # of masked positions, at which predictions are scored
 DRAWS = 16  # masks per slice of the bound on the likelihood
-RANDOM_GIVEN = 0.5  # share of the clips whose given frames are so many as a draw says
 
 
 def masked_settings(args: Namespace, decoder: str) -> dict[str, Any]:
@@ -73,15 +72,26 @@ def lowest(scores: Tensor, maskable: Tensor, count: Tensor) -> Tensor:
     return (ranks < count[:, None]).view_as(scores)
 
 
-def training_mask(maskable: Tensor, ratio: Tensor, scores: Tensor) -> Tensor:
+def training_mask(maskable: Tensor, ratio: Tensor, scores: Tensor, settings: MaskedConfig) -> Tensor:
     """What a training hides: bool (B, t, h, w). maskable bool (B, t, h, w); ratio (B,) and scores uniform in [0, 1).
 
-    A share cos(pi ratio / 2) of the maskable positions, at least one: 0.64 of them in the mean, often nearly all. So it
-    is whatever VT.MASKED.SCHEDULE says, which is of the sampler and may be changed without another training.
+    MASKS any: a share cos(pi ratio / 2) of the maskable positions, at least one: 0.64 of them in the mean, often nearly
+    all. So it is whatever SCHEDULE says, which is of the sampler and may be changed without another training. MASKS
+    passes: as many as are masked at the beginning of one of the sampler's passes, all passes being alike.
     """
-    share = torch.cos(ratio.double() * (math.pi / 2))
-    count = (share * maskable.flatten(1).sum(1)).floor().clamp(min=1)
+    counts = maskable.flatten(1).sum(1)
+    if settings.masks == "any":
+        count = (torch.cos(ratio.double() * (math.pi / 2)) * counts).floor().clamp(min=1)
+    else:
+        before = [count_before(*row, settings) for row in zip(counts.tolist(), ratio.tolist(), strict=True)]
+        count = torch.tensor(before, device=counts.device)
     return lowest(scores, maskable, count)
+
+
+def count_before(positions: int, ratio: float, settings: MaskedConfig) -> int:
+    """How many of the positions are masked before the pass that a ratio in [0, 1) stands for."""
+    before = [positions, *masked_counts(positions, settings.steps, settings.schedule)[:-1]]
+    return before[int(ratio * len(before))]
 
 
 @dataclass
@@ -102,13 +112,14 @@ def hide(model: VideoTransformer, codes: Tensor, index: Tensor, noise: SampleNoi
     """
     config, masked, clip = model.config, model.config.masked, tuple(codes.shape[2:])
     repeats, size = index.shape[1], slice_size(clip, config.stride)
-    given = given_frames(clip[0], size, config.stride[0], config.n_prime, noise).repeat_interleave(repeats)
+    given = given_frames(clip[0], size, config.stride[0], config.n_prime, masked.random_given, noise)
+    given = given.repeat_interleave(repeats)
     noisy = with_random_codes(codes, config.nv, masked.token_dropout, noise).repeat_interleave(repeats, 0)
     ratio, scores = noise.uniform(repeats).flatten(), noise.uniform(repeats, *size).flatten(0, 1)
     blind = noise.uniform(repeats).flatten() < masked.context_drop
     codes, index = codes.repeat_interleave(repeats, 0), index.flatten()
     maskable = slice_frames(index, clip, config.stride) >= given[:, None, None, None]  # (B, t, h, w)
-    mask = training_mask(maskable, ratio, scores)
+    mask = training_mask(maskable, ratio, scores, masked)
     _, targets = model.slice_inputs(codes, index)
     context, shown = model.slice_inputs(noisy, index)
     shown = torch.where(maskable[:, None], targets, shown)  # codes that are made here are seen as they are kept
@@ -117,14 +128,14 @@ def hide(model: VideoTransformer, codes: Tensor, index: Tensor, noise: SampleNoi
     return Hidden(context, shown, mask | (blind[:, None, None, None] & ~maskable), targets, counted)
 
 
-def given_frames(frames: int, size: Triple, stride: int, n_prime: int, noise: SampleNoise) -> Tensor:
-    """Given frames of each clip, int64 (B,): N_PRIME; where slices have several frames, of half of the clips any number
-    that leaves something of every slice, so that windows with any number of them can be continued.
+def given_frames(frames: int, size: Triple, stride: int, n_prime: int, share: float, noise: SampleNoise) -> Tensor:
+    """Given frames of each clip, int64 (B,): N_PRIME; where slices have several frames, of a share of the clips any
+    number that leaves something of every slice, so that windows with any number of them can be continued.
     """
     last = frames - stride  # a slice's last frame is this one or a later one
     uniform = noise.uniform(2)
     drawn = 1 + (uniform[:, 0] * last).long()
-    chosen = (uniform[:, 1] < RANDOM_GIVEN) & (size[0] > 1 and last > 0)
+    chosen = (uniform[:, 1] < share) & (size[0] > 1 and last > 0)
     return torch.where(chosen, drawn, n_prime)
 
 

@@ -68,6 +68,7 @@ FREE_KEYS = frozenset(
         *("WEIGHTS", "ENCODER_WEIGHTS", "GENERATOR_WEIGHTS", "CODEBOOK_WEIGHTS", "NUM_SAMPLES", "TEMPERATURE"),
         *("TOP_K", "TOP_P", "EXPECTED_RESULTS", "TABLE_START", "TOKENIZER", "TOKENIZER_DIGEST"),
         *("MASKED", "SCHEDULE", "CHOICE_TEMPERATURE", "ORDER", "GUIDANCE", "GUIDANCE_RAMP"),
+        *("MASKS", "RANDOM_GIVEN"),  # which runs of before do not have
     }
 )  # last parts of the configuration keys that a continued run may change
 

@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from lvt import config as configuration
+from lvt.config import MaskedConfig
 from lvt.files import build_transformer, load_transformer_weights
 from lvt.generate import generate_codes
 from lvt.masked import (
@@ -154,12 +155,27 @@ def test_a_training_hides_as_much_as_the_cosine_says():
     draws = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
     scores = torch.rand(10_000, 1, 10, 20, generator=torch.Generator().manual_seed(1))
     everywhere = torch.ones_like(scores, dtype=torch.bool)
-    shares = training_mask(everywhere, draws, scores).float().mean((1, 2, 3))
+    shares = training_mask(everywhere, draws, scores, MaskedConfig()).float().mean((1, 2, 3))
     assert abs(float(shares.mean()) - 2 / math.pi) < 0.01
     assert_close(shares * 200, (torch.cos(draws.double() * math.pi / 2) * 200).floor().clamp(min=1).float())
     for places in (1, 2):
-        some = training_mask(everywhere[:, :, :1, :places], draws, scores[:, :, :1, :places])
+        some = training_mask(everywhere[:, :, :1, :places], draws, scores[:, :, :1, :places], MaskedConfig())
         assert some.flatten(1).sum(1).min() == 1
+
+
+def test_a_training_hides_what_the_passes_leave():
+    """As many as the sampler finds masked before each of its passes, of every clip's own codes, each pass as often."""
+    draws = torch.rand(9_000, generator=torch.Generator().manual_seed(0))
+    scores = torch.rand(9_000, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    maskable = torch.ones_like(scores, dtype=torch.bool)
+    maskable[4_500:, :, 4:] = False
+    mask = training_mask(maskable, draws, scores, MaskedConfig(steps=3, masks="passes"))
+    assert not (mask & ~maskable).any()
+    counts = mask.flatten(1).sum(1)
+    for own, places in ((counts[:4_500], 64), (counts[4_500:], 32)):
+        found, often = own.unique(return_counts=True)
+        assert sorted(found.tolist()) == sorted([places, *masked_counts(places, 3, "cosine")[:-1]])
+        assert (often / 4_500 - 1 / 3).abs().max() < 0.03
 
 
 def test_the_noise_of_a_training_belongs_to_each_clip():
@@ -181,8 +197,11 @@ def test_token_dropout_and_given_frames():
     counts = torch.bincount(noisy.flatten(), minlength=8)[1:].float()
     assert (counts / counts.mean() - 1).abs().max() < 0.1
     assert with_random_codes(codes, 8, 0.0, SampleNoise(0, range(500))) is codes
-    assert given_frames(8, (1, 6, 8), 8, 0, SampleNoise(0, range(9))).tolist() == [0] * 9
-    assert set(given_frames(8, (4, 6, 8), 2, 1, SampleNoise(0, range(200))).tolist()) == set(range(1, 7))
+    assert given_frames(8, (1, 6, 8), 8, 0, 1.0, SampleNoise(0, range(9))).tolist() == [0] * 9
+    for share, often in ((0.0, 0), (0.5, 100), (1.0, 200)):
+        drawn = given_frames(8, (4, 6, 8), 2, 7, share, SampleNoise(0, range(200)))  # 7 is never drawn
+        assert abs(int((drawn < 7).sum()) - often) < 20 and set(drawn.tolist()) <= set(range(1, 8))
+        assert share < 1 or set(drawn.tolist()) == set(range(1, 7))
 
 
 def joint_of(places, codebooks, size, seed=0):

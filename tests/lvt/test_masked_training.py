@@ -16,13 +16,14 @@ from lvt.evaluators import evaluators_of
 from lvt.files import build_transformer
 from lvt.scores import COLLAPSED, Continuations
 from lvt.solver import kinds_of_weights
-from lvt.train import MaskedTransformerRecipe, build_recipe, shape_of_model
+from lvt.train import FREE_KEYS, MaskedTransformerRecipe, build_recipe, shape_of_model
 from scripts import evaluate, generate_videos, train_lvt
 from tests.contract import ModelContract
 from tests.lvt.test_config import CONFIGS
 from tests.lvt.test_masked import masked_model
 from tests.lvt.test_scripts import VQVAE, call
 from tests.lvt.test_train import tiny, write_random_codes
+from training.folder import check_config
 from training.recipe import Step
 from videodata import read_video
 from videodata.errors import UserError
@@ -31,7 +32,7 @@ SIZES = {
     "MODEL.AUTOREGRESSIVE.VT": {
         "N_PRIME": 1, "NC": 2, "NV": 16, "D": 24, "DA": 8, "DE": 12, "KERNEL": [3, 3, 3], "STRIDE": [2, 2, 2],
         "BLOCKS_E": [[2, 2, 2]], "N_HEAD_E": [2], "BLOCKS_D": [[2, 2, 2]], "N_HEAD_D": [2],
-        "MASKED": {"STEPS": 2, "CONTEXT_DROP": 0.2, "TOKEN_DROPOUT": 0.2},
+        "MASKED": {"STEPS": 2, "CONTEXT_DROP": 0.2, "TOKEN_DROPOUT": 0.2, "MASKS": "passes"},
     },
     "SOLVER": {"SLICES_PER_CLIP": 2, "PRECISION": "fp32"},
 }  # fmt: skip
@@ -92,6 +93,19 @@ def test_the_way_of_sampling_is_no_shape():
         shapes.append(shape_of_model(configuration.load_config(CONFIGS / f"{name}.yaml", pairs)))
     assert shapes[0] == shapes[1] != shapes[2] != shapes[3]
     assert "DECODER" not in shapes[2]["VT"] and "MASKED" not in shapes[2]["VT"]
+
+
+@pytest.mark.parametrize("name", ["VT_masked_tiny", "VT_tiny"])
+def test_runs_without_the_newer_keys_go_on(name, tmp_path):
+    """They were trained with what is the default now; another loss is another training."""
+    new = {**configuration.load_config(CONFIGS / f"{name}.yaml"), "engine": {}}
+    old = json.loads(json.dumps(new))
+    node = old["MODEL"]["AUTOREGRESSIVE"]["VT"]["MASKED"]
+    del node["MASKS"], node["RANDOM_GIVEN"]
+    check_config(old, new, False, FREE_KEYS, tmp_path)
+    node["LOSS"] = "all"
+    with pytest.raises(UserError, match=r"MASKED\.LOSS"):
+        check_config(old, new, False, FREE_KEYS, tmp_path)
 
 
 def test_evaluators_are_of_one_decoder():
