@@ -81,8 +81,7 @@ class Demo:
 
     def words(self, command: str) -> list[str]:
         """A command of the table as the words of a command line."""
-        common = self.table.get("common", {})
-        for name, text in common.items():
+        for name, text in {**self.table.get("common", {}), **self.words_of_source.get("flags", {})}.items():
             command = command.replace("{" + name + "}", text)
         return [self.fill(word) for word in shlex.split(command)]  # split first: a folder's name may hold spaces
 
