@@ -79,11 +79,16 @@ class Demo:
         values["clips_name"] = Path(values["clips"]).name
         return text.format(**values)
 
-    def words(self, command: str) -> list[str]:
-        """A command of the table as the words of a command line."""
+    def expanded(self, command: str) -> str:
+        """A command of the table with what stands under `common`, and under the `flags` of the source, in its place."""
         for name, text in {**self.table.get("common", {}), **self.words_of_source.get("flags", {})}.items():
             command = command.replace("{" + name + "}", text)
-        return [self.fill(word) for word in shlex.split(command)]  # split first: a folder's name may hold spaces
+        return command
+
+    def words(self, command: str) -> list[str]:
+        """A command of the table as the words of a command line."""
+        # split first: a folder's name may hold spaces
+        return [self.fill(word) for word in shlex.split(self.expanded(command))]
 
     def stages(self, commands: dict[str, dict[str, Any]], before: str | None = None) -> list[Stage]:
         """The commands of a model as stages, each after the one above it unless the table says otherwise.
@@ -97,7 +102,7 @@ class Demo:
             if not self.has_weights(entry):
                 continue
             above = () if before is None else (before,)
-            steps = entry["run"].partition("{steps:")[2].partition("}")[0]
+            steps = self.expanded(entry["run"]).partition("{steps:")[2].partition("}")[0]
             stages.append(
                 Stage(
                     name,
