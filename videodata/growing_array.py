@@ -29,16 +29,19 @@ logger = logging.getLogger(__name__)
 
 
 class GrowingArray:
-    """The array `path` while it is made; `done`: parts that an earlier call left in it."""
+    """The array `path` while it is made. done: parts that an earlier call left in it; begun_from: what that call made
+    it from, which may be something else.
+    """
 
     def __init__(self, path: Path, made_from: Any) -> None:
-        """made_from: what its values follow from, as JSON has it; an array of something else is begun again."""
+        """made_from: what its values follow from, as JSON has it; `open` begins an array of something else again."""
         self.path, self.made_from = path, made_from
         self.partial = path.with_name(path.name + ".partial")
         self.progress = path.with_name(path.name + ".progress")
         self.values: np.memmap | None = None
         noted = (read_json(self.progress) or {}) if self.partial.exists() else {}
-        self.done = noted["done"] if noted.get("made_from") == made_from else 0
+        self.begun_from = noted.get("made_from")
+        self.done = noted.get("done", 0) if self.begun_from == made_from else 0
 
     def open(self, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
         """Map `values`, whose room on the disk is taken at once. Raises OSError, and UserError for a damaged one."""

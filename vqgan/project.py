@@ -117,6 +117,8 @@ def project(projection: Projection, folder: Path, name: str) -> Path:
 def fill(projection: Projection, path: Path) -> GrowingArray:
     """Encode the videos that the array does not hold yet."""
     array, lengths = GrowingArray(path, projection.made_from), projection.lengths
+    if array.begun_from not in (None, projection.made_from):
+        raise UserError(f"{array.partial}: was begun from {array.begun_from}; remove it, or name another folder")
     height, width = projection.size or projection.source.size(projection.videos[0])
     factor, total = projection.model.downsample_factor, len(lengths)
     axes = (total, lengths[0]) if len(set(lengths)) == 1 else (sum(lengths),)

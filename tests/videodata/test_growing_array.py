@@ -51,6 +51,13 @@ def test_a_note_without_its_array_says_nothing(tmp_path):
     assert GrowingArray(path, {}).done == 0
 
 
+def test_a_note_without_a_count_is_begun_again(tmp_path):
+    """As earlier versions wrote them, which counted by other names."""
+    array = begun(tmp_path / "a.npy", {}, 2)
+    array.progress.write_text(json.dumps({"made_from": {}, "clips": 2}))
+    assert GrowingArray(tmp_path / "a.npy", {}).done == 0
+
+
 def test_a_damaged_array_is_refused(tmp_path):
     """One that the note speaks of, with another shape."""
     path = tmp_path / "a.npy"

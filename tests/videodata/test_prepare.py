@@ -241,7 +241,7 @@ import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from videodata.decode import DecodePool
-from videodata.prepare import SequenceSettings, expected_sequences, prepare_videos
+from videodata.prepare import SequenceSettings, prepare_videos
 from videodata.video_folder import list_videos
 peaks = []
 def peak(process):

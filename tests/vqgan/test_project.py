@@ -75,6 +75,20 @@ def test_an_interrupted_projection_goes_on(model, tmp_path, monkeypatch):
     assert sorted(entry.name for entry in tmp_path.glob("train*")) == ["train.json", "train.npy"]
 
 
+def test_an_array_that_another_model_began_is_kept(model, tmp_path, monkeypatch):
+    """What is there may have taken hours: it is refused, not replaced."""
+    with monkeypatch.context() as patch:
+        patch.setattr("vqgan.project.write_file", lambda *_: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            project(projection(model), tmp_path, "train")
+    before = (tmp_path / "train.npy.partial").read_bytes()
+    other = projection(model)
+    other.made_from = {**other.made_from, "model": "another"}
+    with pytest.raises(UserError, match="was begun from .*; remove it, or name another folder"):
+        project(other, tmp_path, "train")
+    assert (tmp_path / "train.npy.partial").read_bytes() == before
+
+
 def test_a_note_of_an_earlier_array_says_nothing_of_a_new_one(model, tmp_path, monkeypatch):
     """A kill leaves the note beside a finished array; when that is removed and made again, killed, and made again."""
     path = project(projection(model), tmp_path, "train")

@@ -123,7 +123,7 @@ def test_slices_of_a_batch_agree_with_the_pass_that_has_gradients(dtype, tiny, v
     latent = tiny.encode(batch).mode()
     expected = tiny.encode(batch.requires_grad_()).mode()
     decoded = tiny.decode(latent.detach().requires_grad_())
-    limit = 1e-4 if dtype == torch.float32 else 0.1  # bfloat16 rounds by 0.4 % after each of some fifty layers
+    limit = 1e-4 if dtype == torch.float32 else 0.075  # bfloat16 rounds by 0.4 % after each of some fifty layers
     assert (latent - expected).float().norm() < limit * expected.float().norm()
     assert (tiny.decode(latent) - decoded).float().norm() < limit * decoded.float().norm()
 
