@@ -13,6 +13,7 @@ a block), W positions of a window, R = B W rows, E embedding width, D width, M h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, lcm, prod
@@ -27,7 +28,7 @@ from lvt.sampling import SamplingRule
 from lvt.transformer import TAPS, TAPS_OF_ONE_FRAME, VideoTransformer
 
 # How much float32 sums of another order may change logits, as a share of the largest: ten times what was seen, which is
-# 1e-6 with DSFVT and with trained weights.
+# 1e-6 with DSFVT and with trained weights. In half precision it would be so much that most codes were in doubt.
 ROUNDING = 1e-5
 
 
@@ -64,6 +65,7 @@ class CachedDecoder:
             RowProduct(layer.weight[:, :width], layer.bias, rows, not compiled) for layer in self.head.U
         ]
         self.picked_hidden = [layer.weight[:, width:].t().contiguous() for layer in self.head.U]  # (k V, D)
+        self.rounding = 0.0 if dtype in (torch.bfloat16, torch.float16) else ROUNDING
         self.damage = torch.zeros((), device=device)  # NaN once a logit was none: NaN has a code, too
         self.forward = torch.compile(self.compute, dynamic=False) if compiled else self.compute
 
@@ -160,7 +162,7 @@ class CachedDecoder:
                 hidden = hidden + self.of_batch(F.embedding(code + earlier * nv, self.picked_hidden[k]))
             logits = self.head.logits(k, hidden, table.weight)
             # Logits are rounded once more when noise is added, which is after they are divided by the temperature.
-            error = ROUNDING * logits.abs().amax(-1, keepdim=True).float().clamp(min=self.rule.temperature)
+            error = self.rounding * logits.abs().amax(-1, keepdim=True).float().clamp(min=self.rule.temperature)
             if self.guidance != 1:  # what leads away from other logits multiplies the errors of both
                 error = (1 + 2 * abs(self.guidance)) * torch.maximum(*error.chunk(2))
             logits = self.led(logits)
@@ -292,10 +294,10 @@ class CachedLayer:
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """Attention (B, M, W, A) of queries (B, M, W, A) over keys and values (B, M, m, A); bias (B or 1, M, W, m).
 
-    Products of elements read the caches of several samples in a CPU's memory about twice as fast as
+    Products of elements read the float32 caches of several samples in a CPU's memory about twice as fast as
     scaled_dot_product_attention and matrix products with one row do.
     """
-    if query.is_cuda or len(query) == 1 or query.shape[2] > 1:
+    if query.is_cuda or len(query) == 1 or query.shape[2] > 1 or query.dtype != torch.float32:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     scores = (key * (query * query.shape[-1] ** -0.5)).sum(-1)  # (B, M, m)
     weights = (scores + bias[:, :, 0]).softmax(-1)
@@ -311,9 +313,8 @@ class RowProduct:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, packed: bool = True) -> None:
-        self.bias, self.matrix = bias, weight.contiguous()
-        plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self.packed = packed and plain and rows > 1 and torch.backends.mkldnn.is_available()
+        self.bias, self.matrix, self.dtype = bias, weight.contiguous(), weight.dtype
+        self.packed = packed and rows >= packed_from(weight)
         self.transposed = rows == 1 and len(weight) > weight.shape[1]
         if self.packed:
             self.matrix = torch.ops.mkldnn._reorder_linear_weight(self.matrix, rows)
@@ -324,7 +325,16 @@ class RowProduct:
         """(R, in) -> (R, out)."""
         if self.packed:
             # autocast, in which attention gives bf16, does not know this operator
-            return torch.ops.mkldnn._linear_pointwise(x.float(), self.matrix, self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.matrix, self.bias, "none", [], "")
         if self.transposed:
             return torch.mm(x, self.matrix) if self.bias is None else torch.addmm(self.bias, x, self.matrix)
         return F.linear(x, self.matrix, self.bias)
+
+
+def packed_from(weight: Tensor) -> float:
+    """The number of rows from which on a matrix is read faster in oneDNN's own layout; infinite where it has none."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return math.inf
+    if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return 1
+    return 2 if weight.dtype == torch.float32 else math.inf

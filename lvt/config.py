@@ -20,6 +20,7 @@ from videodata.errors import UserError
 OF_A_RUN = ("model", "engine")  # what the training loop adds to the config.yaml of a run
 DOWNSAMPLING = 4  # pixels per code, in height and in width
 Triple = tuple[int, int, int]  # (time, height, width)
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MASKED_FLAGS = {"passes": "STEPS", "schedule": "SCHEDULE", "order": "ORDER", "choice_temperature": "CHOICE_TEMPERATURE"}
 FLAGS = {  # of the scripts, and the keys that each stands for
     **{flag: (f"MODEL.AUTOREGRESSIVE.VT.MASKED.{key}",) for flag, key in MASKED_FLAGS.items()},
@@ -35,6 +36,7 @@ FLAGS = {  # of the scripts, and the keys that each stands for
     "seed": ("SEED",),
     "device": ("MODEL.DEVICE",),
     "precision": ("SOLVER.PRECISION",),
+    "sampler_precision": ("TEST.VT_SAMPLER.PRECISION",),
     "checkpoint": ("MODEL.GENERATOR.WEIGHTS",),
     "tokenizer": ("TEST.VT_SAMPLER.TOKENIZER",),
     "vqvae": tuple(f"TEST.VT_SAMPLER.VQ_VAE.{part}_WEIGHTS" for part in ("ENCODER", "GENERATOR", "CODEBOOK")),
@@ -51,6 +53,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of the numbers that would only fai
     "MODEL.AUTOREGRESSIVE.VT.CLASS_NUM": (-1, math.inf),
     **dict.fromkeys(("SOLVER.EMA", "TEST.VT_SAMPLER.TOP_P", "MODEL.CODEBOOK.START_AFTER"), (0.0, 1.0)),
 }
+CHOICES = dict.fromkeys(("SOLVER.PRECISION", "TEST.VT_SAMPLER.PRECISION"), PRECISIONS)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -112,6 +115,8 @@ def checked(key: str, value: Any, default: Any, source: str) -> Any:
         low, high = RANGES.get(key, (-math.inf, math.inf))
         if key in RANGES and not low <= value <= high:
             raise UserError(f"{source}: {key} must be {f'{low} .. {high}' if high < math.inf else f'at least {low}'}")
+        if value not in CHOICES.get(key, (value,)):
+            raise UserError(f"{source}: {key} must be one of {', '.join(CHOICES[key])}, found {value!r}")
         return value
     kinds = {list: "a tuple such as \"('a', 'b')\" or (7, 1, 1)"}
     expected = kinds.get(type(default), type(default).__name__)
@@ -306,6 +311,7 @@ DEFAULTS: dict[str, Any] = {
             "TEMPERATURE": 1.0,  # (new)
             "TOP_K": 0,  # (new) 0: all codes
             "TOP_P": 1.0,  # (new)
+            "PRECISION": "fp32",  # (new) of the transformer: bf16, fp16; auto: bf16 where that is faster
         },
     },
     "OUTPUT_DIR": "./output",

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lvt.config import MASKED_CHOICES
+from lvt.config import MASKED_CHOICES, PRECISIONS
 from training.cli import nonnegative_float, nonnegative_int, positive_float, positive_fraction, positive_int
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=positive_float, help="of the sampler (default: TEST.VT_SAMPLER.TEMPERATURE)")
     add("--top_k", type=nonnegative_int, help="of the sampler (default: TEST.VT_SAMPLER.TOP_K)")
     add("--top_p", type=positive_fraction, help="of the sampler (default: TEST.VT_SAMPLER.TOP_P)")
+    add("--precision", choices=PRECISIONS, help="of the transformer (default: TEST.VT_SAMPLER.PRECISION)")
     add_masked_arguments(parser)
 
 
@@ -77,7 +78,7 @@ def open_continuations(args: argparse.Namespace, config: dict[str, Any], transfo
         sampler["VQ_VAE"] |= {f"{node}_WEIGHTS": args.vqvae for node in WEIGHT_NODES.values()}
     if args.tokenizer or args.vqvae:
         sampler["TOKENIZER"] = args.tokenizer or ""
-    asked = {"TEMPERATURE": args.temperature, "TOP_K": args.top_k, "TOP_P": args.top_p}
+    asked = {"TEMPERATURE": args.temperature, "TOP_K": args.top_k, "TOP_P": args.top_p, "PRECISION": args.precision}
     sampler |= {key: value for key, value in asked.items() if value is not None}
     set_masked(transformer, args)
     tokenizer = load_sampler_tokenizer(config, device)

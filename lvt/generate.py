@@ -6,6 +6,7 @@ Axes: B samples, C codebooks, (T, H, W) clip of codes, (t, h, w) slice.
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 from collections.abc import Sequence
 from fractions import Fraction
@@ -28,6 +29,7 @@ from lvt.transformer import VideoTransformer
 from training.distributed import announced, resolve_device
 from training.folder import log_file, write_config
 from training.randomness import derive_seed
+from training.step import PRECISIONS, decided
 from training.tokenizer import Tokenizer, latent_frames, video_frames
 from videodata.encode import write_video
 from videodata.errors import UserError
@@ -55,6 +57,7 @@ def generate_codes(
     guidance: float = 1.0,
     seeds: Sequence[int] | None = None,
     compiled: bool = False,
+    precision: str = "fp32",
     at_once: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -64,11 +67,14 @@ def generate_codes(
     one per sample, or from seeds that are drawn from `generator`; a sample depends on its own seed alone. class_idx
     int64 (B,) for a class-conditional model; None: no class, where the model knows that. guidance: how far to lead the
     model to the class (1: not at all, at half the price). compiled: torch.compile the step (worth it for many clips).
+    precision: of weights and activations, fp32 (as the model is), bf16, fp16, or auto: bf16 where the device multiplies
+    it in hardware; in half precision a sample may also depend on its batch, and on `at_once`.
     A causal decoder goes through the positions of a slice, `at_once` of them in each call (None: as many as pay), which
     changes no code; a masked one makes it in as few passes as MASKED.STEPS says, and is led as MASKED.GUIDANCE says
     where `guidance` is 1. Raises UserError for sizes that do not fit the model.
     """
     rule = SamplingRule(temperature, top_k, top_p, greedy)
+    model = in_precision(model, decided(precision, codes.device))
     masked = model.config.decoder == "masked"
     guidance = guidance_of(model.config.masked, guidance) if masked else guidance
     check_codes(model, codes, n_prime)
@@ -125,6 +131,15 @@ def generate_frames(
     return decode_codes(tokenizer, generate_long(transformer, codes, n_prime, frames, window, **options))
 
 
+def in_precision(model: VideoTransformer, precision: str) -> VideoTransformer:
+    """A copy with weights of this precision; for fp32, the model itself. Raises UserError for an unknown name."""
+    if precision == "fp32":
+        return model
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}: use auto, fp32, {', '.join(PRECISIONS)}")
+    return copy.deepcopy(model).to(PRECISIONS[precision])
+
+
 def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
     """Options of `generate_codes` from a VT_SAMPLER node."""
     top_p = sampler["TOP_P"]
@@ -132,6 +147,7 @@ def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
         "temperature": sampler["TEMPERATURE"],
         "top_k": sampler["TOP_K"] or None,
         "top_p": top_p if top_p < 1 else None,
+        "precision": sampler["PRECISION"],
     }
 
 

@@ -67,10 +67,11 @@ FREE_KEYS = frozenset(
         *("LOG_PERIOD", "MAX_MINUTES", "EVALUATORS", "N_SAMPLES", "TEST", "GRADIENT_CHECKPOINTING", "COMPILE", "CFG"),
         *("WEIGHTS", "ENCODER_WEIGHTS", "GENERATOR_WEIGHTS", "CODEBOOK_WEIGHTS", "NUM_SAMPLES", "TEMPERATURE"),
         *("TOP_K", "TOP_P", "EXPECTED_RESULTS", "TABLE_START", "TOKENIZER", "TOKENIZER_DIGEST"),
+        "TEST.VT_SAMPLER.PRECISION",  # and not that of the solver
         *("MASKED", "SCHEDULE", "CHOICE_TEMPERATURE", "ORDER", "GUIDANCE", "GUIDANCE_RAMP"),
         *("MASKS", "RANDOM_GIVEN"),  # which runs of before do not have
     }
-)  # last parts of the configuration keys that a continued run may change
+)  # configuration keys that a continued run may change
 
 
 NEW_KEYS = {"KERNEL": 3, "STRIDED_KERNEL": 4, "CLASS_DROPOUT": 0.0, "DECODER": "causal"}  # of a network's shape

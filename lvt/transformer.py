@@ -275,8 +275,9 @@ class SliceDecoder(nn.Module):
 
     def conditions(self, encoded: Tensor) -> Tensor:
         """What is known before any code of the slice: position signal and the encoder's features (B, t, h, w, D)."""
+        weight = self.linear_projector.weight.flatten(1)
         signal = position_signal(tuple(encoded.shape[1:4]), encoded.shape[-1], encoded.device)
-        return signal + F.linear(encoded, self.linear_projector.weight.flatten(1))
+        return signal.to(weight.dtype) + F.linear(encoded, weight)
 
 
 class MaskedSliceDecoder(SliceDecoder):

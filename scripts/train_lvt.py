@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lvt.config import configure
+from lvt.config import PRECISIONS, configure
 from training.cli import make_parser, nonnegative_int, number, positive_int, relaunch, run
 
 
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=positive_int, help="same as SOLVER.IMS_PER_BATCH")
     add("--seed", type=number(int, -1), help="same as SEED")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
-    add("--precision", "--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="same as SOLVER.PRECISION")
+    add("--precision", "--dtype", choices=PRECISIONS, help="same as SOLVER.PRECISION")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change, at the very end")
     return parser
 

@@ -166,8 +166,8 @@ def resume(state: TrainState, folder: Path, settings: TrainSettings, facts: dict
 
 def check_config(old: dict[str, Any], new: dict[str, Any], allowed: bool, free: frozenset[str], folder: Path) -> None:
     """Refuse a changed configuration: always below "model", elsewhere unless `allowed` or the key is free."""
-    found = config_changes(with_engine(old), new)
-    changes = {key: values for key, values in found.items() if key.split(".")[-1] not in FREE_KEYS | free}
+    found, free = config_changes(with_engine(old), new), FREE_KEYS | free
+    changes = {key: values for key, values in found.items() if not free & {key, key.split(".")[-1]}}
     if not changes:
         return
     of_model = [key for key in changes if key == "model" or key.startswith("model.")]

@@ -51,7 +51,8 @@ class Recipe(ABC):
     find_unused_parameters: ClassVar[bool] = False  # for networks that skip parameters in some steps
     shard_types: ClassVar[tuple[type, ...]] = ()  # module types that --fsdp shards as one unit each, such as a block
     forward_methods: ClassVar[tuple[str, ...]] = ()  # methods beside forward that compute with weights (--fsdp)
-    free_keys: ClassVar[frozenset[str]] = frozenset()  # own configuration keys that a resumed run may change
+    # Own configuration keys that a resumed run may change: their last parts, or whole, as "a.b".
+    free_keys: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, networks: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> None:
         self.networks = networks

@@ -165,6 +165,7 @@ def test_long_clips_continue_window_by_window():
         ({"n_prime": 9}, "known frames"),
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
+        ({"precision": "fp8"}, "unknown precision 'fp8': use auto"),
         ({"seeds": [1, 2]}, "one per sample"),
         ({"class_idx": torch.tensor([3]), "model": {"CLASS_NUM": 3}}, "classes must be 0 .. 2"),
         ({"model": {"CLASS_NUM": 3}}, "one class index per clip"),

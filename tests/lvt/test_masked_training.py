@@ -101,8 +101,10 @@ def test_runs_without_the_newer_keys_go_on(name, tmp_path):
     new = {**configuration.load_config(CONFIGS / f"{name}.yaml"), "engine": {}}
     old = json.loads(json.dumps(new))
     node = old["MODEL"]["AUTOREGRESSIVE"]["VT"]["MASKED"]
-    del node["MASKS"], node["RANDOM_GIVEN"]
+    del node["MASKS"], node["RANDOM_GIVEN"], old["TEST"]["VT_SAMPLER"]["PRECISION"]
     check_config(old, new, False, FREE_KEYS, tmp_path)
+    with pytest.raises(UserError, match=r"SOLVER\.PRECISION"):
+        check_config({**old, "SOLVER": {**old["SOLVER"], "PRECISION": "bf16"}}, new, False, FREE_KEYS, tmp_path)
     node["LOSS"] = "all"
     with pytest.raises(UserError, match=r"MASKED\.LOSS"):
         check_config(old, new, False, FREE_KEYS, tmp_path)
@@ -213,7 +215,8 @@ def test_the_commands_work_with_masked_models(trained, tmp_path):
         place = tmp_path / f"{name}.json"
         command = ["lvt", "--checkpoint", run, "--data", "shapes:6", "--split", "val", "--device", "cpu"]
         command += ["--samples", 2, "--metrics", "energy", "masked-bits", "--out", place]
-        assert call(evaluate.main, *command, "--passes", 2, "--order", "spread", "--choice-temperature", 0) == 0
+        assert call(evaluate.main, *command, "--passes", 2, "--order", "spread", "--choice-temperature", 0,
+                    "--precision", "bf16") == 0  # fmt: skip
         stored = json.loads(place.read_text())
         assert stored["details"]["masked"]["steps"] == 2 and stored["details"]["masked"]["order"] == "spread"
         assert {"ES-clip", "bits bound", "masked bits 50% masked"} <= {score["name"] for score in stored["scores"]}

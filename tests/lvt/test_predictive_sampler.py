@@ -130,7 +130,7 @@ def test_samples_wait_for_no_other():
 def test_windows_end_with_their_block():
     """Raster positions of one block in a row: a frame's columns, its rows, or several frames."""
     assert [run_length((4, 6, 8), block) for block in ((1, 3, 4), (2, 3, 8), (2, 6, 8), (4, 6, 8))] == [4, 24, 96, 192]
-    assert paying_window(1) > paying_window(1000) == 1
+    assert paying_window(1, torch.float32) > paying_window(1000, torch.float32) == 1
 
 
 def codes_with_and_without_compiler():
@@ -159,6 +159,35 @@ def test_autocast():
         for batch, window in ((1, 1), (1, 9), (3, 1), (3, 9)):
             made = generate_codes(model, codes[:batch], 7, seeds=range(batch), at_once=window)
             assert int(made.min()) >= 0 and int(made.max()) < 11 and len(made[:, :, 7:].unique()) > 3
+
+
+@pytest.mark.parametrize("options", [{}, {"at_once": 1}, {"top_p": 0.9, "temperature": 0.8}])
+def test_half_precision(options):
+    """Rounding changes few codes as long as what is before them is the same; the model itself stays in float32."""
+    model, codes = model_of("whole frame")
+    found = {
+        precision: generate_codes(model, codes, 7, seeds=range(32), precision=precision, **options)
+        for precision in ("fp32", "bf16")
+    }
+    again = generate_codes(model, codes, 7, seeds=range(32), precision="bf16", **options)
+    assert torch.equal(again, found["bf16"]) and not torch.equal(again, found["fp32"])
+    assert torch.equal(again[:, :, :7], codes[:, :, :7])
+    first = found["fp32"][:, 0, 7, 0, 0] == again[:, 0, 7, 0, 0]
+    assert first.float().mean() > 0.9
+    assert model.encoder.conv.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_row_products(rows):
+    """In each layout, with and without a bias, as a linear layer gives them."""
+    torch.manual_seed(0)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        weight, bias, x = (torch.randn(*shape, dtype=dtype) for shape in ((96, 32), (96,), (rows, 32)))
+        for own in (None, bias):
+            made = RowProduct(weight, own, rows)(x)
+            assert made.dtype == dtype
+            true = torch.nn.functional.linear(x.double(), weight.double(), None if own is None else own.double())
+            assert (made.double() - true).abs().max() < tolerance * true.abs().max()
 
 
 def test_damaged_weights_are_told():

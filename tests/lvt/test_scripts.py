@@ -159,8 +159,10 @@ def test_given_frames_are_continued(trained, clips):
     assert read_video(folder / "samples.mp4")[0].shape == (4, 16, 48, 3)
     other = [np.asarray(Image.open(folder / "sample_2" / f"{number}.png")) for number in range(4)]
     assert all(np.array_equal(frames[number], other[number]) for number in range(3))
-    # One sample with the last one's seed, and longer than the model's clips.
-    assert call(generate_videos.main, *command, "--seed", 7, "--frames", 6, *options, 1, "OUTPUT_DIR", alone) == 0
+    # One sample with the last one's seed, longer than the model's clips, in half precision.
+    longer = ["--seed", 7, "--frames", 6, "--precision", "bf16"]
+    assert call(generate_videos.main, *command, *longer, *options, 1, "OUTPUT_DIR", alone) == 0
+    assert "PRECISION: bf16" in (alone / "config.yaml").read_text(encoding="utf-8")
     assert len(list(alone.glob("*.png"))) == 6
     assert all(np.array_equal(np.asarray(Image.open(alone / f"{number}.png")), other[number]) for number in range(3))
     # Nothing given: no folder is needed.
@@ -225,7 +227,8 @@ def test_a_digit_is_asked_for(tmp_path, monkeypatch, capsys):
         "--device",
         "cpu",
     ]
-    assert call(evaluate.main, "lvt", *common, "--metrics", "psnr", "bits", "--guidance", 2, "--out", "e.json") == 0
+    sampler = ["--guidance", 2, "--precision", "bf16"]
+    assert call(evaluate.main, "lvt", *common, "--metrics", "psnr", "bits", *sampler, "--out", "e.json") == 0
     assert json.loads((tmp_path / "e.json").read_text())["details"]["guidance"] == 2
 
 

@@ -41,7 +41,7 @@ def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch, bf16, amx):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert precision_of(tiny("SOLVER.PRECISION", "auto")) == ("bf16" if bf16 or amx else "fp32")
     assert precision_of(tiny("SOLVER.PRECISION", "fp32")) == "fp32"
-    with pytest.raises(UserError, match="use auto, fp32, bf16 or fp16"):
+    with pytest.raises(UserError, match="SOLVER.PRECISION must be one of auto, fp32, bf16, fp16, found 'fp8'"):
         precision_of(tiny("SOLVER.PRECISION", "fp8"))
 
 
