@@ -1,6 +1,6 @@
 """What fraction of the processor's limit each path of the project reaches, on one thread.
 
-    python benchmarks/limits.py --out limits.json         # all paths, about two minutes of one free core
+    python benchmarks/limits.py --out limits.json         # all paths, about three minutes of one free core
     python benchmarks/limits.py --only "vqgan step" "lvt decoding"
 
 The limit of a call is the longer of two times: its arithmetic, as torch counts it, at the speed of a float32 matrix
@@ -8,8 +8,9 @@ product, and its weights read from memory at the speed of a sum over a long tens
 in a training step (forward, backward, and what AdamW reads and writes), once for each position of a sampler.
 Activations are not counted, and convolutions of oneDNN can be faster than the product (both are printed), so that
 networks of wide convolutions come near 1, or above. The limit of preparing videos is decoding alone. References are
-measured again beside each call, and the fraction is the median over the rounds. Seconds are CPU time of this process,
-which other programs on the machine disturb less; sizes are small, so fractions of large inputs can be better.
+measured again beside each call, and the fraction is the median over the rounds; that of bfloat16 is of the float32
+product, too. Seconds are CPU time of this process, which other programs on the machine disturb less; sizes are small,
+so fractions of large inputs can be better.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from evaluation.report import format_table
 from training.cli import make_parser, positive_int, run
@@ -72,12 +73,13 @@ def forward(
     return Work(call, weights_of(part or network))
 
 
-def training_step(recipe: Recipe, batch: Any, count: int) -> Work:
+def training_step(recipe: Recipe, batch: Any, count: int, bf16: bool = False) -> Work:
     """Forward and backward pass and update of a recipe with one optimiser, on `count` samples."""
     step = Step(1, 2, SampleNoise(0, range(count)), CPU)
 
     def call() -> None:
-        (loss,) = recipe.losses(batch, step, recipe.networks)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            (loss,) = recipe.losses(batch, step, recipe.networks)
         loss.total.backward()
         for optimizer in recipe.optimizers.values():
             optimizer.step()
@@ -118,15 +120,17 @@ def vqgan_step(quick: bool) -> Work:
     return training_step(recipe, noise(1, 3, side, side), 1)
 
 
-def video_vae_step(quick: bool, preset: str) -> Work:
-    """A step of the video VAE on one clip of 2 frames of its own size."""
+def video_vae_step(quick: bool, preset: str, clips: int = 1, bf16: bool = False) -> Work:
+    """A step of the video VAE on clips of 2 frames of its own size, activations kept: `main.py` where they fit."""
     from video_vae.config import LossConfig, load_config
     from video_vae.model import TransformerNetwork
     from video_vae.train import VideoVAERecipe
 
     settings = load_config("tiny" if quick else preset)
-    recipe = VideoVAERecipe(TransformerNetwork.from_config(settings), LossConfig(perceptual_weight=0.0))
-    return training_step(recipe, torch.randint(256, (1, 3, 2, *settings["image_size"]), dtype=torch.uint8), 1)
+    network = TransformerNetwork.from_config(settings, checkpointing=False)
+    recipe = VideoVAERecipe(network, LossConfig(perceptual_weight=0.0))
+    batch = torch.randint(256, (clips, 3, 2, *settings["image_size"]), dtype=torch.uint8)
+    return training_step(recipe, batch, clips, bf16)
 
 
 def river_step(quick: bool, config: str) -> Work:
@@ -216,6 +220,8 @@ PATHS: dict[str, Callable[[bool], Work]] = {
     "vvae decode": lambda quick: vvae(quick, decode=True),
     "vqgan step": vqgan_step,
     "video_vae small step": lambda quick: video_vae_step(quick, "small"),
+    "video_vae small step, 4 clips": lambda quick: video_vae_step(quick, "small", 4),
+    "video_vae small step, 4 clips, bf16": lambda quick: video_vae_step(quick, "small", 4, bf16=True),
     "video_vae tiny step": lambda quick: video_vae_step(quick, "tiny"),
     "river KTH step": lambda quick: river_step(quick, "kth_river"),
     "river tiny step": lambda quick: river_step(quick, "digits_river_tiny"),
@@ -290,9 +296,15 @@ class Everything:
         pass
 
 
+def convolution_flop(x: list[int], weight: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+    """FLOP of a convolution, from shapes."""
+    return conv_flop_count(x, weight, out_shape)
+
+
 def counted(work: Work) -> float:
     """FLOP of a call."""
-    counter = FlopCounterMode(display=False)
+    # that of oneDNN, which VideoVAE+ names for small clips, is not among those that torch knows
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_convolution: convolution_flop})
     counter.mod_tracker = Everything()
     with sdpa_kernel(SDPBackend.MATH), counter:  # the fused kernels are not counted
         work.call()

@@ -130,13 +130,13 @@ class Way:
         return counted.get_total_flops()
 
 
-def dsfvt() -> list[Way]:
-    """The published video transformer that predicts a frame, and its AdamW."""
+def dsfvt(clips: int = 1) -> list[Way]:
+    """The published video transformer that predicts a frame, and its AdamW, on one slice of each clip."""
 
     def build() -> tuple[Recipe, Any, int]:
         config = lvt_config(ROOT / "configs/lvt/DSFVT.yaml", ["MODEL.DEVICE", "cpu"])
-        codes = torch.randint(512, (1, 4, 16, 16, 16))
-        return TransformerRecipe(build_transformer(config), config), {"codes": codes}, 1
+        codes = torch.randint(512, (clips, 4, 16, 16, 16))
+        return TransformerRecipe(build_transformer(config), config), {"codes": codes}, clips
 
     return [
         Way("not fused", build, plain=plain_optimizer),
@@ -186,7 +186,12 @@ def video_vae(preset: str = "small", frames: int = 4, size: int = 64, count: int
     ]
 
 
-MODELS: dict[str, Callable[[], list[Way]]] = {"dsfvt": dsfvt, "river": river, "video_vae": video_vae}
+MODELS: dict[str, Callable[[], list[Way]]] = {
+    "dsfvt": dsfvt,
+    "dsfvt4": lambda: dsfvt(4),
+    "river": river,
+    "video_vae": video_vae,
+}
 
 
 def product_rate() -> float:

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks import limits
+from vvae.src.modules.utils import Conv3d
 
 ALWAYS = ("river tiny step",)
 
@@ -22,3 +24,11 @@ def test_every_path_is_measured(tmp_path, capsys, path):
     assert 0 < result["fraction"] < 1.5 and result["seconds"] > 0
     assert (result["gflop"] > 0) == (path != "preparing 320x240")
     assert written["references"]["reading"]["unit"] == "GB/s"
+
+
+def test_convolutions_that_are_named_count_as_well():
+    """VideoVAE+ calls oneDNN's by name where a clip is small: multiplications and additions of each output."""
+    layer, clip = Conv3d(4, 8, 3, padding=1), torch.randn(1, 4, 2, 6, 6)
+    with torch.no_grad():
+        flop = limits.counted(limits.Work(lambda: layer(clip)))
+    assert flop == 2 * (8 * 2 * 6 * 6) * (4 * 27)
