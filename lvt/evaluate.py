@@ -71,6 +71,7 @@ def open_continuations(args: argparse.Namespace, config: dict[str, Any], transfo
     from lvt.files import WEIGHT_NODES, load_sampler_tokenizer
     from lvt.generate import sampling_options
     from lvt.scores import Continuations
+    from training.step import decided
     from training.tokenizer import video_frames
 
     sampler = config["TEST"]["VT_SAMPLER"]
@@ -80,6 +81,7 @@ def open_continuations(args: argparse.Namespace, config: dict[str, Any], transfo
         sampler["TOKENIZER"] = args.tokenizer or ""
     asked = {"TEMPERATURE": args.temperature, "TOP_K": args.top_k, "TOP_P": args.top_p, "PRECISION": args.precision}
     sampler |= {key: value for key, value in asked.items() if value is not None}
+    sampler["PRECISION"] = decided(sampler["PRECISION"], device)
     set_masked(transformer, args)
     tokenizer = load_sampler_tokenizer(config, device)
     given = video_frames(tokenizer, sampler["N_PRIME"]) if args.given is None else args.given

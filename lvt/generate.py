@@ -194,6 +194,7 @@ def generate_lvt(args: argparse.Namespace) -> Path:
     config = configure(args)
     folder = Path(config["OUTPUT_DIR"])
     sampler, device = config["TEST"]["VT_SAMPLER"], announced(resolve_device(config["MODEL"]["DEVICE"]))
+    sampler["PRECISION"] = decided(sampler["PRECISION"], device)  # for the config.yaml
     tokenizer = load_sampler_tokenizer(config, device)
     if args.given is not None:  # in frames, which are fewer codes where the tokenizer compresses time
         sampler["N_PRIME"] = latent_frames(tokenizer, args.given, "--given: a beginning")
