@@ -76,7 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--top_p", type=positive_fraction, default=1.0)
     add("--slices", type=positive_int, default=1, help="passes over all places")
     add("--compile", action="store_true", help="compile the calls of both cached ways of --config-file")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of both cached ways; the original's is fp32")
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of weights and caches; the original's way stays in fp32",
+    )
     add("--threads", type=positive_int, default=1)
     return parser
 
@@ -127,7 +132,8 @@ def trained_part(args: argparse.Namespace) -> dict[tuple[int, int], float]:
                 f"after the other, {mean(alike):.3f} of the codes the same; {reach[batch, window]:.2f} positions per "
                 f"call; {own / batch * 1000:.0f} ms against {plain / batch * 1000:.0f} ms per clip"
             )
-        print(f"{args.weights}, batch {batch}: the plain network decided {decisions} of {codes_made} codes", flush=True)
+        if args.precision == "fp32":
+            print(f"{args.weights}, batch {batch}: the plain network decided {decisions} of {codes_made} codes")
     return reach
 
 

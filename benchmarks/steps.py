@@ -2,10 +2,10 @@
 
     python benchmarks/steps.py --models dsfvt river video_vae
 
-Each row changes one thing of the row that it is compared with. "Plain" is what a row can be turned back to: optimisers
-with one pass for each operation, attention by torch's fused kernel, activations that are computed again, single
-precision. `of a product`: operations per second, those of the last row as torch counts them,
-as a share of what a product of two 1024 x 1024 matrices reaches in single precision.
+dsfvt4 is DSFVT with four clips in place of one. Each row changes one thing of the row that it is compared with. "Plain"
+is what a row can be turned back to: optimisers with one pass for each operation, attention by torch's fused kernel,
+activations that are computed again, single precision. `of a product`: operations per second, those of the last row as
+torch counts them, as a share of what a product of two 1024 x 1024 matrices reaches in single precision.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class PredictorRecipe(Recipe):
     """What all four trainings share; `terms` is what they differ in."""
 
     best_metric = ("loss", "min")
+    free_keys = frozenset({"num_training_steps"})
     ema_networks = ("regressor",)
     shard_types = (TransformerLayer, ConvBlock)
 

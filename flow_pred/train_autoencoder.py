@@ -71,6 +71,7 @@ class AutoencoderRecipe(Recipe):
 
     name = AUTOENCODER_RECIPE
     best_metric = ("psnr", "max")
+    free_keys = frozenset({"num_training_steps"})
     ema_networks = ("autoencoder",)
 
     def __init__(

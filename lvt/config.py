@@ -107,7 +107,7 @@ def checked(key: str, value: Any, default: Any, source: str) -> Any:
     """The value, with the type of the default. Raises UserError when it has another type, or is out of range."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if isinstance(default, str) and value is None:
+    if isinstance(default, str) and value is None and key not in CHOICES:
         return ""
     if isinstance(default, list) and all(isinstance(entry, str) for entry in default):
         value = {str: [value], type(None): []}.get(type(value), value)  # one name where several are allowed, or none

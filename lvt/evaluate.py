@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=positive_float, help="of the sampler (default: TEST.VT_SAMPLER.TEMPERATURE)")
     add("--top_k", type=nonnegative_int, help="of the sampler (default: TEST.VT_SAMPLER.TOP_K)")
     add("--top_p", type=positive_fraction, help="of the sampler (default: TEST.VT_SAMPLER.TOP_P)")
-    add("--precision", choices=PRECISIONS, help="of the transformer (default: TEST.VT_SAMPLER.PRECISION)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the sampler; in bf16 and fp16, --batch_size changes samples (default: TEST.VT_SAMPLER.PRECISION)",
+    )
     add_masked_arguments(parser)
 
 

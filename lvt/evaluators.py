@@ -264,7 +264,10 @@ def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
     """Note beside the folder what its samples are made from; those that were made from something else are removed."""
     note = folder.with_name(f"{folder.name}.json")
     note.parent.mkdir(parents=True, exist_ok=True)
-    if read_json(note) != made_from:
+    before = read_json(note)
+    if isinstance(before, dict) and isinstance(before.get("sampler"), dict):
+        before["sampler"] = {"PRECISION": "fp32", **before["sampler"]}  # which earlier notes do not name
+    if before != made_from:
         for stale in folder.glob("video_*_*"):
             shutil.rmtree(stale)
         write_json(note, made_from)

@@ -105,6 +105,7 @@ def generate_long(
     """
     if frames > window and not 1 <= hop < window:
         raise UserError(f"hop must be at least 1 and below the window of {window} frames, found {hop}")
+    model = in_precision(model, decided(options.pop("precision", "fp32"), codes.device))  # once for all windows
     seeds = sample_seeds(len(codes), options.pop("seeds", None), options.pop("generator", None))
     clip = codes[:, :, :n_prime]
     while clip.shape[2] < frames:
@@ -209,7 +210,8 @@ def generate_lvt(args: argparse.Namespace) -> Path:
             write_clip(folder if number == 0 else folder / f"sample_{number}", clip, args.fps)
         beside = np.concatenate([to_uint8(clip.cpu()) for clip in clips], axis=2)
         write_video(folder / "samples.mp4", beside, args.fps)
-        logger.info("%d sample(s) of %d frames in %s", len(clips), clips.shape[2], folder)
+        made = (len(clips), clips.shape[2], sampler["PRECISION"], folder)
+        logger.info("%d sample(s) of %d frames, made in %s, in %s", *made)
     return folder
 
 

@@ -44,7 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--temperature", type=positive_float, help="same as TEST.VT_SAMPLER.TEMPERATURE")
     add("--top-k", type=nonnegative_int, help="same as TEST.VT_SAMPLER.TOP_K")
     add("--top-p", type=positive_fraction, help="same as TEST.VT_SAMPLER.TOP_P")
-    add("--precision", choices=PRECISIONS, dest="sampler_precision", help="same as TEST.VT_SAMPLER.PRECISION")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        dest="sampler_precision",
+        help="of the transformer: same as TEST.VT_SAMPLER.PRECISION, whose default is fp32",
+    )
     add("--seed", type=number(int, -1), help="same as SEED; sample i uses SEED + i")
     add("--device", help="same as MODEL.DEVICE: auto, cpu, cuda, cuda:N")
     add("--checkpoint", metavar="RUN", help="same as MODEL.GENERATOR.WEIGHTS: run folder, file, or a name of weights/")

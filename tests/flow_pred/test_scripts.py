@@ -61,6 +61,9 @@ def test_the_documented_commands_train_and_predict(tmp_path, capsys):
             options.append(f"model.d_ckpt_path={runs}/shapes_run-d-01")
         arguments = ["--run-name", name, "--runs", runs, "--num-gpus", 0, "--random-seed", 3]
         command("train_flow_pred.py", "--config", configs / f"shapes_{name}_tiny.yaml", *arguments, *small, *options)
+    more = [word.replace("num_training_steps=2", "num_training_steps=3") for word in small]  # a finished run goes on
+    command("train_flow_pred.py", "--config", configs / "shapes_river_tiny.yaml", *arguments, *more)
+    assert (runs / "shapes_run-river" / "checkpoints" / "final_step_3.pth").is_file()
     sde = [f"--ckpt-{part[0]}={runs}/shapes_run-{part}" for part in ("f-01-mse", "d-01", "g-01-nll")]
     shared = ["--num-videos", 2, "--metrics", "--frames", 2]
     command("generate_flow_videos.py", *sde, *shared, "--res", 2, "--context", 4, "--out", tmp_path / "sde")

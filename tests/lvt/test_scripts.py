@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lvt.evaluators import begin_samples
 from lvt.train import VQVAERecipe
 from scripts import evaluate, generate_videos, train_lvt
 from tests.training import faults
@@ -310,3 +311,13 @@ def test_an_exception_that_nobody_expects_ends_with_a_status_other_than_0(tmp_pa
     arguments = ["--config-file", config("VQVAE_tiny.yaml"), *VQVAE, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path]
     assert in_a_process(monkeypatch, "", *arguments) == 1
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_samples_of_before_the_precision_stay(tmp_path):
+    """Its key is younger than they are; they were made in single precision."""
+    made_from = {"seed": 0, "sampler": {"TOP_K": 0}}
+    for name in ("fp32", "bf16"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(made_from))
+        (tmp_path / name / "video_0_0").mkdir(parents=True)
+        begin_samples(tmp_path / name, {"seed": 0, "sampler": {"TOP_K": 0, "PRECISION": name}})
+        assert (tmp_path / name / "video_0_0").exists() == (name == "fp32")

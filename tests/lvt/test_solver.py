@@ -43,6 +43,9 @@ def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch, bf16, amx):
     assert precision_of(tiny("SOLVER.PRECISION", "fp32")) == "fp32"
     with pytest.raises(UserError, match="SOLVER.PRECISION must be one of auto, fp32, bf16, fp16, found 'fp8'"):
         precision_of(tiny("SOLVER.PRECISION", "fp8"))
+    for key in ("SOLVER.PRECISION", "TEST.VT_SAMPLER.PRECISION"):
+        with pytest.raises(UserError, match=f"{key} must be str, found None"):
+            tiny(key, "null")
 
 
 def test_originals_keep_their_optimisers():
