@@ -14,6 +14,7 @@ a block), W positions of a window, R = B W rows, E embedding width, D width, M h
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, lcm, prod
@@ -54,6 +55,9 @@ class CachedDecoder:
         self.layers = [
             CachedLayer(layer, size, batch, rows, not compiled) for layer in model.decoder.block_local_attention
         ]
+        if self.window == 1 and not compiled and products_pay(self.layers[0].cache[:, :, 0]):
+            for layer in self.layers:
+                layer.attend = attend_by_products
         taps = model.decoder.conv.matrix(one_frame=size[0] == 1)  # (taps * E, D)
         width, device, dtype = self.config.d, taps.device, taps.dtype
         self.convolve = RowProduct(taps.t(), None, rows, not compiled)
@@ -244,6 +248,7 @@ class CachedLayer:
         self.cache = self.bias.new_zeros(2, batch, self.slots, self.heads, self.tokens, self.head_width)
         self.places = [self.place(position) for position in range(prod(size))]
         self.slots_of, self.tokens_of = torch.tensor(self.places, device=self.bias.device).unbind(1)
+        self.attend = attend
 
     def place(self, position: int) -> tuple[int, int]:
         """(slot, token) of a flat position of the slice."""
@@ -276,7 +281,7 @@ class CachedLayer:
             cache = self.cache[:, :, 0] if self.slots == 1 else self.cache[:, rows[:, 0], slot[:, 0]]
             key, value = cache[..., :seen, :].unbind(0)
             bias = self.bias[..., :seen][token].transpose(1, 2)
-        x = x + self.proj(attend(query, key, value, bias).transpose(1, 2).reshape(len(x), -1))
+        x = x + self.proj(self.attend(query, key, value, bias).transpose(1, 2).reshape(len(x), -1))
         y = F.layer_norm(x, x.shape[-1:], *self.feed_forward_norm)
         return x + self.narrow(self.widen(y).relu_())
 
@@ -292,16 +297,31 @@ class CachedLayer:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """Attention (B, M, W, A) of queries (B, M, W, A) over keys and values (B, M, m, A); bias (B or 1, M, W, m).
+    """Attention (B, M, W, A) of queries (B, M, W, A) over keys and values (B, M, m, A); bias (B or 1, M, W, m)."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
-    Products of elements read the float32 caches of several samples in a CPU's memory about twice as fast as
-    scaled_dot_product_attention and matrix products with one row do.
-    """
-    if query.is_cuda or len(query) == 1 or query.shape[2] > 1 or query.dtype != torch.float32:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """The same for one query each (W = 1), by products of elements."""
     scores = (key * (query * query.shape[-1] ** -0.5)).sum(-1)  # (B, M, m)
     weights = (scores + bias[:, :, 0]).softmax(-1)
     return (weights[..., None] * value).sum(-2, keepdim=True)
+
+
+def products_pay(cache: Tensor) -> bool:
+    """Whether `attend_by_products` is faster here with the keys and values (2, B, M, n, A) of several samples: on a CPU
+    in float32 that depends on the processor (twice as fast as the fused kernel on an EPYC, a fifth as fast on a Xeon).
+    """
+    if cache.device.type != "cpu" or cache.dtype != torch.float32 or cache.shape[1] == 1:
+        return False
+    key, value = cache.zero_()  # written, or all of it might be the one page of zeros that the system lends
+    query, bias = key[:, :, :1], key.new_zeros(1, key.shape[1], 1, key.shape[2])
+    spent = {attend: math.inf, attend_by_products: math.inf}
+    for way in (*spent, *spent):
+        start = time.perf_counter()
+        way(query, key, value, bias)
+        spent[way] = min(spent[way], time.perf_counter() - start)
+    return spent[attend_by_products] < spent[attend]
 
 
 class RowProduct:

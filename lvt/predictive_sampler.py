@@ -161,8 +161,8 @@ def paying_window(batch: int, dtype: torch.dtype) -> int:
 
     A call costs the time of reading the weights up to about 16 rows, and more with each row beyond, in bfloat16 with
     each row beyond 64. Caches of the samples, which are read once for a whole window, make windows worth their
-    arithmetic in larger batches too, but less and less: 3 times as fast for one clip, 1.2 times for 32, and for 128
-    1.05 times in float32, 0.9 in bfloat16.
+    arithmetic in larger batches too, but less and less: 3 times as fast for one clip, 1.2 times for 32, and for 64 0.9
+    times.
     """
     if batch > 32:
         return 1

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lvt import generate_codes
-from lvt.cached_decoder import RowProduct, run_length
+from lvt import cached_decoder, generate_codes
+from lvt.cached_decoder import RowProduct, products_pay, run_length
 from lvt.predictive_sampler import PredictiveSampler, paying_window
 from lvt.sampling import SamplingRule
 from tests.lvt.test_classes import CLASSES
@@ -188,6 +188,19 @@ def test_row_products(rows):
             assert made.dtype == dtype
             true = torch.nn.functional.linear(x.double(), weight.double(), None if own is None else own.double())
             assert (made.double() - true).abs().max() < tolerance * true.abs().max()
+
+
+@pytest.mark.parametrize("name", ["whole frame", "whole, several frames"])
+def test_both_ways_of_attention(name, monkeypatch):
+    """Whichever is faster here, the codes are the same."""
+    model, codes = model_of(name)
+    made = []
+    for pays in (True, False):
+        monkeypatch.setattr(cached_decoder, "products_pay", lambda cache, pays=pays: pays)
+        made.append(generate_codes(model, codes[:4], 7, seeds=range(4), at_once=1))
+    assert torch.equal(*made)
+    assert isinstance(products_pay(torch.zeros(2, 3, 2, 8, 8)), bool)
+    assert not products_pay(torch.zeros(2, 1, 2, 8, 8)) and not products_pay(torch.zeros(2, 3, 2, 8, 8).bfloat16())
 
 
 def test_damaged_weights_are_told():
