@@ -33,7 +33,7 @@ from lvt.sampling import SamplingRule
 from lvt.subscale import slice_size
 from training.cli import make_parser, nonnegative_int, positive_float, positive_fraction, positive_int, run
 from training.pretrained import open_pretrained
-from training.step import PRECISIONS
+from training.step import HALF
 from videodata import open_clips
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def windows_of(args: argparse.Namespace, batch: int) -> list[int]:
     """Windows that are compared with one position after the other."""
-    return args.at_once or [paying_window(batch, PRECISIONS.get(args.precision, torch.float32))]
+    return args.at_once or [paying_window(batch, HALF.get(args.precision, torch.float32))]
 
 
 def trained_part(args: argparse.Namespace) -> dict[tuple[int, int], float]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from training import config as yaml_files
 from training.config import from_dict
+from training.settings import PRECISIONS
 from videodata.errors import UserError
 
 COMPONENTS = ("river", "f_nll", "f_mse", "d", "g")
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 BACKBONES = ("transformer", "conv")
 CHOICES = {
     "diffusion_loss": ("nll", "reference"),

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from training import config as yaml_files
 from training.config import dotted_keys, from_dict, split_overrides, unknown_key
+from training.settings import PRECISIONS
 from videodata.errors import UserError
 
 OF_A_RUN = ("model", "engine")  # what the training loop adds to the config.yaml of a run
 DOWNSAMPLING = 4  # pixels per code, in height and in width
 Triple = tuple[int, int, int]  # (time, height, width)
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MASKED_FLAGS = {"passes": "STEPS", "schedule": "SCHEDULE", "order": "ORDER", "choice_temperature": "CHOICE_TEMPERATURE"}
 FLAGS = {  # of the scripts, and the keys that each stands for
     **{flag: (f"MODEL.AUTOREGRESSIVE.VT.MASKED.{key}",) for flag, key in MASKED_FLAGS.items()},

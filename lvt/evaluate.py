@@ -10,8 +10,9 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lvt.config import MASKED_CHOICES, PRECISIONS
+from lvt.config import MASKED_CHOICES
 from training.cli import nonnegative_float, nonnegative_int, positive_float, positive_fraction, positive_int
+from training.settings import PRECISIONS
 
 if TYPE_CHECKING:
     from evaluation.subject import Subject

@@ -29,7 +29,8 @@ from lvt.transformer import VideoTransformer
 from training.distributed import announced, resolve_device
 from training.folder import log_file, write_config
 from training.randomness import derive_seed
-from training.step import PRECISIONS, decided
+from training.settings import PRECISIONS
+from training.step import HALF, decided
 from training.tokenizer import Tokenizer, latent_frames, video_frames
 from videodata.encode import write_video
 from videodata.errors import UserError
@@ -74,7 +75,7 @@ def generate_codes(
     where `guidance` is 1. Raises UserError for sizes that do not fit the model.
     """
     rule = SamplingRule(temperature, top_k, top_p, greedy)
-    model = in_precision(model, decided(precision, codes.device))
+    model = in_precision(model, precision)
     masked = model.config.decoder == "masked"
     guidance = guidance_of(model.config.masked, guidance) if masked else guidance
     check_codes(model, codes, n_prime)
@@ -105,7 +106,7 @@ def generate_long(
     """
     if frames > window and not 1 <= hop < window:
         raise UserError(f"hop must be at least 1 and below the window of {window} frames, found {hop}")
-    model = in_precision(model, decided(options.pop("precision", "fp32"), codes.device))  # once for all windows
+    model = in_precision(model, options.pop("precision", "fp32"))  # once for all windows
     seeds = sample_seeds(len(codes), options.pop("seeds", None), options.pop("generator", None))
     clip = codes[:, :, :n_prime]
     while clip.shape[2] < frames:
@@ -134,11 +135,10 @@ def generate_frames(
 
 def in_precision(model: VideoTransformer, precision: str) -> VideoTransformer:
     """A copy with weights of this precision; for fp32, the model itself. Raises UserError for an unknown name."""
-    if precision == "fp32":
-        return model
     if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}: use auto, fp32, {', '.join(PRECISIONS)}")
-    return copy.deepcopy(model).to(PRECISIONS[precision])
+        raise UserError(f"unknown precision {precision!r}: use {', '.join(PRECISIONS)}")
+    precision = decided(precision, model.encoder.conv.weight.device)
+    return model if precision == "fp32" else copy.deepcopy(model).to(HALF[precision])
 
 
 def sampling_options(sampler: dict[str, Any]) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def generate_lvt(args: argparse.Namespace) -> Path:
             write_clip(folder if number == 0 else folder / f"sample_{number}", clip, args.fps)
         beside = np.concatenate([to_uint8(clip.cpu()) for clip in clips], axis=2)
         write_video(folder / "samples.mp4", beside, args.fps)
-        made = (len(clips), clips.shape[2], sampler["PRECISION"], folder)
-        logger.info("%d sample(s) of %d frames, made in %s, in %s", *made)
+        precision, frames = sampler["PRECISION"], clips.shape[2]
+        logger.info("%d sample(s) of %d frames, made in %s, in %s", len(clips), frames, precision, folder)
     return folder
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lvt.config import PRECISIONS
 from lvt.evaluate import add_masked_arguments
 from training.cli import (
     add_class_arguments,
@@ -24,6 +23,7 @@ from training.cli import (
     positive_int,
     run,
 )
+from training.settings import PRECISIONS
 from videodata.errors import UserError
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lvt.config import PRECISIONS, configure
+from lvt.config import configure
 from training.cli import make_parser, nonnegative_int, number, positive_int, relaunch, run
+from training.settings import PRECISIONS
 
 
 def build_parser() -> argparse.ArgumentParser:

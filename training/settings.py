@@ -22,6 +22,7 @@ from videodata.errors import UserError
 
 period = number(int, 0, 10**15)  # configurations say never by a number that no run reaches
 SCHEDULES = ("constant", "cosine", "cosine_full", "linear", "sqrt", "multistep")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DECAYS = ("cosine", "cosine_full", "linear", "sqrt")  # the schedules that end at final_rate
 
 
@@ -43,7 +44,7 @@ class TrainSettings:
     device: str = flag("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
     precision: str = flag(
         "fp32", "fp32, or autocast to bf16 or fp16; auto: bf16 where the device multiplies it in hardware",
-        choices=("fp32", "bf16", "fp16", "auto"),
+        choices=PRECISIONS,
     )  # fmt: skip
     compile: bool = flag(False, "compile the networks with torch.compile")
     fsdp: bool = flag(False, "shard the parameters over the processes (FSDP2) in place of replicating them (DDP)")

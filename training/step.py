@@ -23,7 +23,7 @@ from training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MINIMUM_SCALE = 1.0  # fp16: below this loss scale the gradients themselves overflow
 CLIP_EPSILON = 1e-6  # that of clip_grads_with_norm_
 MISSING = object()
@@ -229,7 +229,7 @@ def decided(precision: str, device: torch.device) -> str:
 
 def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
     """The precision of the forward passes, in training and in evaluation."""
-    dtype = PRECISIONS.get(settings.precision)
+    dtype = HALF.get(settings.precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
