@@ -102,7 +102,8 @@ def trained_part(args: argparse.Namespace) -> dict[tuple[int, int], float]:
     for batch in args.batch:
         windows = [1, *windows_of(args, batch)]
         spent, calls = {window: [] for window in windows}, {window: [] for window in windows}
-        decisions, codes_made, alike = 0, 0, []
+        alike = {window: [] for window in windows}
+        decisions, codes_made = 0, 0
         for number in range(args.rounds + 1):  # the first one touches all memory for the first time
             clips = torch.stack([videos[(number * batch + row) % len(videos)] for row in range(batch)])
             codes, made = encode_codes(tokenizer, clips), {}
@@ -117,11 +118,9 @@ def trained_part(args: argparse.Namespace) -> dict[tuple[int, int], float]:
                 spent[window].append(seconds(work))
                 calls[window].append(made[window].calls)
                 decisions, codes_made = decisions + made[window].decisions, codes_made + codes[:, :, given:].numel()
-                same = (made[window].clips == made[1].clips)[:, :, given:].float().mean().item()
-                if same < 1 and args.precision == "fp32":
+                alike[window].append((made[window].clips == made[1].clips)[:, :, given:].float().mean().item())
+                if alike[window][-1] < 1 and args.precision == "fp32":
                     raise SystemExit(f"batch {batch}, windows of {window}: other codes than one after the other")
-                if window > 1:
-                    alike.append(same)
         plain = median(spent[1][1:])
         for window in windows[1:]:
             reach[batch, window] = mean(calls[1]) / mean(calls[window])
@@ -129,11 +128,12 @@ def trained_part(args: argparse.Namespace) -> dict[tuple[int, int], float]:
             ratio = median(one / many for one, many in zip(spent[1][1:], spent[window][1:], strict=True))
             print(
                 f"{args.weights}, batch {batch}, windows of {window}: {ratio:.2f} times as fast as one position "
-                f"after the other, {mean(alike):.3f} of the codes the same; {reach[batch, window]:.2f} positions per "
-                f"call; {own / batch * 1000:.0f} ms against {plain / batch * 1000:.0f} ms per clip"
+                f"after the other, {mean(alike[window]):.3f} of the codes the same; {reach[batch, window]:.2f} "
+                f"positions per call; {own / batch * 1000:.0f} ms against {plain / batch * 1000:.0f} ms per clip"
             )
         if args.precision == "fp32":
-            print(f"{args.weights}, batch {batch}: the plain network decided {decisions} of {codes_made} codes")
+            decided = f"the plain network decided {decisions} of {codes_made} codes"
+            print(f"{args.weights}, batch {batch}: {decided}", flush=True)
     return reach
 
 

@@ -22,7 +22,7 @@ from evaluation.report import Score, beside_others
 from evaluation.runner import evaluate, trained_on_of
 from evaluation.subject import Batch, Subject
 from lvt.codes import CODES_NAME, decode_codes, write_codes
-from lvt.config import is_transformer
+from lvt.config import DEFAULTS, is_transformer
 from lvt.datasets import (
     known_classes,
     name_tokenizer,
@@ -266,7 +266,8 @@ def begin_samples(folder: Path, made_from: dict[str, Any]) -> None:
     note.parent.mkdir(parents=True, exist_ok=True)
     before = read_json(note)
     if isinstance(before, dict) and isinstance(before.get("sampler"), dict):
-        before["sampler"] = {"PRECISION": "fp32", **before["sampler"]}  # which earlier notes do not name
+        defaults = DEFAULTS["TEST"]["VT_SAMPLER"]  # that of a key which is younger than the note
+        before["sampler"] = {**{key: defaults[key] for key in made_from["sampler"]}, **before["sampler"]}
     if before != made_from:
         for stale in folder.glob("video_*_*"):
             shutil.rmtree(stale)
